@@ -1,0 +1,91 @@
+"""featstore keeps the vision features of videos, so that a video-language model need not compute them twice.
+
+>>> import featstore
+>>> featstore.__name__
+'featstore'
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from featstore.errors import (
+        CheckpointError,
+        FeatstoreError,
+        FeatureNotFound,
+        ListingError,
+        MissingExtra,
+        QuantizeError,
+        RecordError,
+        StoreError,
+        StoreFull,
+        StoreLocked,
+        StoreMismatch,
+        StoreNotFound,
+        VideoError,
+    )
+    from featstore.pipeline.run import IngestSummary, ingest
+    from featstore.record import Features, Header
+    from featstore.sampling import Sampling
+    from featstore.spec import EncoderIdentity, FeatureSpec
+    from featstore.store.reader import Dataset, FeatureStore, get
+    from featstore.store.reader import FeatureStore as open
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "Dataset",
+    "EncoderIdentity",
+    "FeatstoreError",
+    "FeatureNotFound",
+    "FeatureSpec",
+    "FeatureStore",
+    "Features",
+    "Header",
+    "IngestSummary",
+    "ListingError",
+    "MissingExtra",
+    "QuantizeError",
+    "RecordError",
+    "Sampling",
+    "StoreError",
+    "StoreFull",
+    "StoreLocked",
+    "StoreMismatch",
+    "StoreNotFound",
+    "VideoError",
+    "get",
+    "ingest",
+    "open",
+]
+
+# Where the names live; resolved when first named, so that `import featstore` loads nothing heavy.
+_HOMES = {
+    "Dataset": "featstore.store.reader",
+    "EncoderIdentity": "featstore.spec",
+    "FeatureSpec": "featstore.spec",
+    "FeatureStore": "featstore.store.reader",
+    "Features": "featstore.record",
+    "Header": "featstore.record",
+    "IngestSummary": "featstore.pipeline.run",
+    "Sampling": "featstore.sampling",
+    "get": "featstore.store.reader",
+    "ingest": "featstore.pipeline.run",
+    "open": "featstore.store.reader",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'featstore' has no attribute {name!r}")
+    home = import_module(_HOMES.get(name, "featstore.errors"))
+    value = getattr(home, "FeatureStore" if name == "open" else name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

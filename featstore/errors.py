@@ -1,0 +1,81 @@
+"""Every error featstore raises, as one tree.
+
+FeatstoreError
+├── CheckpointError        also ValueError; not a LongVA checkpoint, tensors missing
+├── ListingError           also ValueError; the videos asked for cannot be listed: duplicate ids, unreadable manifest
+├── StoreError
+│   ├── StoreNotFound      also FileNotFoundError
+│   ├── StoreLocked        another writer is at work
+│   ├── StoreFull          also OSError; the map, the disk or a stated limit
+│   └── StoreMismatch      also ValueError; made with another encoder, sampling or format
+├── FeatureNotFound        also KeyError
+├── RecordError            also ValueError; corrupt, truncated, from the future
+├── QuantizeError          also ValueError; features that are not finite
+├── VideoError             cannot be decoded; carries the path
+└── MissingExtra           also ImportError; names the pip command
+
+Each message says what was found, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+
+class FeatstoreError(Exception):
+    """Base of every error featstore raises on purpose."""
+
+    def __str__(self) -> str:
+        """Return the message itself, also where KeyError would quote it."""
+        return str(self.args[0]) if self.args else ""
+
+
+class CheckpointError(FeatstoreError, ValueError):
+    """A checkpoint is not LongVA's, or lacks what its vision side needs."""
+
+
+class ListingError(FeatstoreError, ValueError):
+    """The videos to ingest cannot be listed: duplicate ids, a manifest that cannot be read."""
+
+
+class StoreError(FeatstoreError):
+    """A store cannot be opened, read or written."""
+
+
+class StoreNotFound(StoreError, FileNotFoundError):
+    """No store, or no such dataset in it."""
+
+
+class StoreLocked(StoreError):
+    """Another process is ingesting into the dataset; the message names it."""
+
+
+class StoreFull(StoreError, OSError):
+    """The disk, the map or a limit the user set leaves no room for the next record."""
+
+
+class StoreMismatch(StoreError, ValueError):
+    """The store holds features of another encoder, sampling or format than the one asked for."""
+
+
+class FeatureNotFound(FeatstoreError, KeyError):
+    """The video's features were never finished in this feature set."""
+
+
+class RecordError(FeatstoreError, ValueError):
+    """The bytes of a record are damaged, truncated or of a format from the future."""
+
+
+class QuantizeError(FeatstoreError, ValueError):
+    """Features that cannot be stored as asked, because they are not finite."""
+
+
+class VideoError(FeatstoreError):
+    """A video cannot be decoded; `path` names the file."""
+
+    def __init__(self, message: str, path: str = "") -> None:
+        """Keep the path beside the message."""
+        super().__init__(message)
+        self.path = path
+
+
+class MissingExtra(FeatstoreError, ImportError):
+    """An optional library is not installed; the message holds the pip command."""

@@ -1,0 +1,178 @@
+"""What determines features: the spec, its digest, signature and record keys.
+
+Two runs whose specs have one digest make the same numbers, up to the float noise of batch sizes and devices; features
+made under one spec are never served for another. Names of checkpoints play no part: their weights do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from featstore.errors import StoreMismatch
+from featstore.preprocess import Preprocessing
+from featstore.sampling import Sampling
+
+QUANTIZATIONS = ("int8", "bf16", "fp16", "fp32")
+GRANULARITIES = ("channel", "token", "tensor", "none")
+DTYPES = ("fp16", "bf16", "fp32")
+
+
+@dataclass(frozen=True)
+class EncoderIdentity:
+    """Everything about an encoder that determines its features.
+
+    name: the encoder's name in featstore.encoders, as `longva`.
+    weights: sha256 of the values of the tensors that are used, 64 hex digits.
+    vision_tower: the name its config gives the tower; it enters the model signature, not the digest.
+    select_layer, select_feature: which hidden state is taken, and whether with the class token (`cls_patch`).
+    projector, pooling: `mlp2x_gelu`, and `average:2` for 2 x 2 averages; `none` where absent.
+    architecture: the tower's remaining numbers as one sorted line, as `heads=16 hidden=1024`.
+    dtype: what it computes in, one of DTYPES.
+    tokens_per_frame, hidden_dim: the last two axes of its features, (F, T, D).
+    """
+
+    name: str
+    weights: str
+    vision_tower: str
+    select_layer: int
+    select_feature: str
+    projector: str
+    pooling: str
+    architecture: str
+    preprocessing: Preprocessing
+    dtype: str
+    tokens_per_frame: int
+    hidden_dim: int
+
+    @property
+    def model_signature(self) -> str:
+        """Return `MD5(f"{vision_tower}:layer{select_layer}")[:8]`: a name for people, not an identity."""
+        return _md5(f"{self.vision_tower}:layer{self.select_layer}")[:8]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a feature set's row."""
+        row = {field.name: getattr(self, field.name) for field in fields(self)}
+        row["preprocessing"] = self.preprocessing.to_dict()
+        return row
+
+    @classmethod
+    def from_dict(cls, row: dict[str, Any]) -> EncoderIdentity:
+        """Rebuild from `to_dict`."""
+        return cls(**{**row, "preprocessing": Preprocessing.from_dict(row["preprocessing"])})
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What determines a video's stored features.
+
+    encoder: the encoder's identity.
+    sampling: which frames it saw.
+    decoder: who turned the file into frames; decoders proved byte-identical share one identity.
+    quantization: how values are stored, one of QUANTIZATIONS.
+    scale: granularity of the int8 scale, one of GRANULARITIES; `none` for floats.
+    """
+
+    encoder: EncoderIdentity
+    sampling: Sampling
+    decoder: str
+    quantization: str
+    scale: str
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that name no storage."""
+        if self.quantization not in QUANTIZATIONS:
+            raise ValueError(f"quantization is {self.quantization!r}; use one of {QUANTIZATIONS}")
+        if self.scale not in GRANULARITIES or (self.scale == "none") == (
+            self.quantization == "int8"
+        ):
+            raise ValueError(
+                f"scale is {self.scale!r} with quantization {self.quantization!r}; int8 takes channel, token or "
+                "tensor, floats take none"
+            )
+
+    @cached_property
+    def digest(self) -> str:
+        """Return 32 hex digits that name the feature set: sha256 over the canonical JSON of all but names."""
+        row = self.to_dict()
+        del row["encoder"]["vision_tower"]
+        text = json.dumps(row, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def record_key(self, dataset: str, video_id: str) -> str:
+        """Return `MD5(f"{dataset}:{video_id}:nframe{nframe}:model{model_signature}")`, 32 hex digits."""
+        return _md5(
+            f"{dataset}:{video_id}:nframe{self.sampling.nframe}:model{self.encoder.model_signature}"
+        )
+
+    def diff(self, other: FeatureSpec) -> list[tuple[str, str, str]]:
+        """Return `(field, here, there)` for each field that determines features and differs."""
+        mine, theirs = _flat(self.to_dict()), _flat(other.to_dict())
+        return [
+            (name, str(mine[name]), str(theirs[name]))
+            for name in mine
+            if mine[name] != theirs[name] and name != "encoder.vision_tower"
+        ]
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        stored = self.quantization if self.scale == "none" else f"{self.quantization}/{self.scale}"
+        return (
+            f"{self.digest[:8]}  {self.encoder.name} weights {self.encoder.weights[:8]}  "
+            f"{self.sampling}  {self.encoder.dtype} -> {stored}"
+        )
+
+    def ingest_options(self) -> str:
+        """Return the options of `featstore ingest` that make such features with the right checkpoint."""
+        rule = self.sampling.rule
+        scale = "" if self.scale == "none" else f" --scale {self.scale}"
+        return (
+            f"--nframe {self.sampling.nframe} --sampling {rule} --dtype {self.encoder.dtype} "
+            f"--quantize {self.quantization}{scale}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a feature set's row."""
+        return {
+            "encoder": self.encoder.to_dict(),
+            "sampling": self.sampling.to_dict(),
+            "decoder": self.decoder,
+            "quantization": self.quantization,
+            "scale": self.scale,
+        }
+
+    @classmethod
+    def from_dict(cls, row: dict[str, Any]) -> FeatureSpec:
+        """Rebuild from `to_dict`; raise StoreMismatch where the row is not one of this version's."""
+        try:
+            return cls(
+                encoder=EncoderIdentity.from_dict(row["encoder"]),
+                sampling=Sampling(**row["sampling"]),
+                decoder=row["decoder"],
+                quantization=row["quantization"],
+                scale=row["scale"],
+            )
+        except (KeyError, TypeError, ValueError) as exc:
+            raise StoreMismatch(
+                f"a feature set's row cannot be read ({exc!r}); it was written by another version of featstore "
+                "or is damaged: run featstore check"
+            ) from exc
+
+
+def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _md5(text: str) -> str:
+    # A key, not a safeguard: ids may hold the surrogates of undecodable file names.
+    data = text.encode("utf-8", "surrogateescape")
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()

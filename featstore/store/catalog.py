@@ -1,0 +1,211 @@
+"""What a dataset holds, without touching a payload: its manifest, feature sets, finished videos and failures.
+
+Rows are msgpack. The rows of one feature set share a key prefix, the spec's digest; a video's row and its record share
+a key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgpack
+
+from featstore.errors import StoreMismatch
+from featstore.quant import QuantError
+from featstore.record import Header, SourceFingerprint
+from featstore.spec import FeatureSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from featstore.store.env import Snapshot
+
+STORE_FORMAT = 1
+MANIFEST_KEY = b"manifest"
+MAX_ROW_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What kind of store a dataset's file is."""
+
+    dataset: str
+    created: float
+    format: int = STORE_FORMAT
+    engine: str = "lmdb-0.9"
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """One spec in a dataset, and the checkpoint it was first ingested from."""
+
+    spec: FeatureSpec
+    origin: str
+    created: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished video's row: enough to list, count and compare it."""
+
+    video_id: str
+    video_path: str
+    spec: str
+    shape: tuple[int, int]
+    frames: int
+    codec: str
+    record_bytes: int
+    raw_bytes: int
+    source: SourceFingerprint
+    error: QuantError
+    created: float
+
+    @classmethod
+    def of(cls, header: Header, record_bytes: int) -> Entry:
+        """Return the row of a record."""
+        return cls(
+            video_id=header.video_id,
+            video_path=header.video_path,
+            spec=header.spec,
+            shape=header.shape,
+            frames=len(header.frame_indices) // 4,
+            codec=header.codec,
+            record_bytes=record_bytes,
+            raw_bytes=header.raw_bytes,
+            source=header.source,
+            error=header.error,
+            created=header.created,
+        )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A video that could not be ingested, and why."""
+
+    video_id: str
+    video_path: str
+    spec: str
+    reason: str
+    created: float
+
+
+def set_key(digest: str) -> bytes:
+    """Return the key of a feature set's row, and the prefix of its videos' keys."""
+    return digest.encode()
+
+
+def video_key(spec: FeatureSpec, dataset: str, video_id: str) -> bytes:
+    """Return the 64-byte key of a video's record, row and failure."""
+    return set_key(spec.digest) + spec.record_key(dataset, video_id).encode()
+
+
+def pack_row(row: Manifest | FeatureSet | Entry | Failure) -> bytes:
+    """Return a row's bytes."""
+    if isinstance(row, FeatureSet):
+        plain = {"spec": row.spec.to_dict(), "origin": row.origin, "created": row.created}
+    else:
+        plain = asdict(row)
+    packed: bytes = msgpack.packb(plain, unicode_errors="surrogateescape")
+    return packed
+
+
+def read_manifest(snapshot: Snapshot) -> Manifest:
+    """Return the dataset's manifest; StoreMismatch where it is missing or of a newer format."""
+    data = snapshot.read("manifest", MANIFEST_KEY)
+    if data is None:
+        raise StoreMismatch(
+            f"{snapshot.environment.path} holds no featstore manifest; ingest into another --cache-dir"
+        )
+    plain = _unpack(data)
+    if plain.get("format") != STORE_FORMAT:
+        raise StoreMismatch(
+            f"{snapshot.environment.path} has store format {plain.get('format')!r}, this featstore reads format "
+            f"{STORE_FORMAT}; update featstore, or ingest into another --cache-dir"
+        )
+    return _build(Manifest, plain)
+
+
+def read_sets(snapshot: Snapshot) -> dict[str, FeatureSet]:
+    """Return the dataset's feature sets by digest, oldest first."""
+    sets = {}
+    for key, data in snapshot.rows("specs"):
+        found = _unpack_set(data)
+        if set_key(found.spec.digest) != key:
+            raise StoreMismatch(
+                f"{snapshot.environment.path}: the feature set {key.decode(errors='replace')} describes "
+                f"{found.spec.digest}; the row is damaged: remove the dataset and ingest it again"
+            )
+        sets[found.spec.digest] = found
+    return dict(sorted(sets.items(), key=lambda item: item[1].created))
+
+
+def read_entry(snapshot: Snapshot, key: bytes) -> Entry | None:
+    """Return the row of the finished video with `key`, or None."""
+    data = snapshot.read("catalog", key)
+    return None if data is None else unpack_entry(data)
+
+
+def read_entries(snapshot: Snapshot, digest: str = "") -> Iterator[Entry]:
+    """Yield the rows of the finished videos, of one feature set or of all."""
+    for _, data in snapshot.rows("catalog", set_key(digest)):
+        yield unpack_entry(data)
+
+
+def read_failures(snapshot: Snapshot, digest: str = "") -> Iterator[Failure]:
+    """Yield the rows of the videos that failed, of one feature set or of all."""
+    for _, data in snapshot.rows("failures", set_key(digest)):
+        yield _build(Failure, _unpack(data))
+
+
+def read_failure(snapshot: Snapshot, key: bytes) -> Failure | None:
+    """Return the row of the failed video with `key`, or None."""
+    data = snapshot.read("failures", key)
+    return None if data is None else _build(Failure, _unpack(data))
+
+
+def unpack_entry(data: bytes) -> Entry:
+    """Return a finished video's row; StoreMismatch where it cannot be one."""
+    plain = _unpack(data)
+    try:
+        plain["shape"] = tuple(plain["shape"])
+        plain["source"] = SourceFingerprint(**plain["source"])
+        plain["error"] = QuantError(**plain["error"])
+    except (KeyError, TypeError) as exc:
+        raise _unreadable(exc) from exc
+    return _build(Entry, plain)
+
+
+Row = TypeVar("Row", Manifest, FeatureSet, Entry, Failure)
+
+
+@lru_cache(maxsize=256)
+def _unpack_set(data: bytes) -> FeatureSet:
+    plain = _unpack(data)
+    plain["spec"] = FeatureSpec.from_dict(plain.get("spec", {}))
+    return _build(FeatureSet, plain)
+
+
+def _unpack(data: bytes) -> dict[str, Any]:
+    if len(data) > MAX_ROW_BYTES:
+        raise _unreadable(f"{len(data)} bytes")
+    try:
+        plain = msgpack.unpackb(data, unicode_errors="surrogateescape", strict_map_key=True)
+    except Exception as exc:  # msgpack raises a dozen unrelated types on damaged input
+        raise _unreadable(exc) from exc
+    if not isinstance(plain, dict):
+        raise _unreadable(f"a {type(plain).__name__}")
+    return plain
+
+
+def _build(kind: type[Row], plain: dict[str, Any]) -> Row:
+    if plain.keys() != {field.name for field in fields(kind)}:
+        raise _unreadable(f"fields {sorted(map(str, plain))}")
+    return kind(**plain)
+
+
+def _unreadable(found: object) -> StoreMismatch:
+    return StoreMismatch(
+        f"a row of the catalog cannot be read ({found!r}); it is damaged or of another version: run featstore check"
+    )

@@ -1,0 +1,59 @@
+"""Where things lie in a cache directory, and which names may become folders."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featstore.errors import StoreMismatch, StoreNotFound
+from featstore.record import MAX_ID_BYTES
+
+if TYPE_CHECKING:
+    import os
+
+DATA_FILE = "data.mdb"
+_DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def dataset_path(cache_dir: str | os.PathLike[str], dataset: str) -> Path:
+    """Return the folder of `dataset`; StoreMismatch where its name cannot be a folder's."""
+    if not _DATASET.fullmatch(dataset):
+        raise StoreMismatch(
+            f"a dataset cannot be called {dataset!r}; use letters, digits, '.', '_' and '-', at most 128 of them, "
+            "beginning with a letter or digit"
+        )
+    return Path(cache_dir) / dataset
+
+
+def dataset_names(cache_dir: str | os.PathLike[str]) -> list[str]:
+    """Return the datasets in `cache_dir`, sorted; StoreNotFound where there is no such folder."""
+    root = Path(cache_dir)
+    if not root.is_dir():
+        raise StoreNotFound(
+            f"there is no store in {root}: {'not a folder' if root.exists() else 'no such folder'}; "
+            "make one with featstore ingest"
+        )
+    return sorted(
+        path.name
+        for path in root.iterdir()
+        if _DATASET.fullmatch(path.name) and (path / DATA_FILE).is_file()
+    )
+
+
+def stored_bytes(cache_dir: str | os.PathLike[str]) -> int:
+    """Return the bytes that the datasets in `cache_dir` take on disk."""
+    return sum(
+        (Path(cache_dir) / name / DATA_FILE).stat().st_blocks * 512
+        for name in dataset_names(cache_dir)
+    )
+
+
+def check_video_id(video_id: str) -> None:
+    """Raise ValueError unless `video_id` can name a video: 1 to 4,096 bytes, no control characters."""
+    size = len(video_id.encode("utf-8", "surrogateescape"))
+    if not 0 < size <= MAX_ID_BYTES or any(ord(c) < 32 or ord(c) == 127 for c in video_id):
+        raise ValueError(
+            f"a video id of {size} bytes, {video_id[:40]!r}, cannot be used; it takes 1 to {MAX_ID_BYTES} bytes "
+            "without control characters"
+        )

@@ -1,0 +1,47 @@
+"""One video's features as a file other programs read: safetensors or npy."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from featstore.record import Features
+
+FORMATS = (".safetensors", ".npy")
+
+
+def save_features(features: Features, path: str | os.PathLike[str]) -> None:
+    """Write `features` to `path`, which appears whole or not at all.
+
+    .npy: the dequantized features, float32 (num_tokens, hidden_dim). .safetensors: `data` and `scale` as they are
+    stored (their product is the features; bf16 as its bits, uint16), with the header as metadata. Raises ValueError
+    for another suffix.
+    """
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    target = Path(path)
+    if target.suffix not in FORMATS:
+        raise ValueError(
+            f"{target} ends in {target.suffix!r}; features are written as {' or '.join(FORMATS)}"
+        )
+    fd, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    os.close(fd)
+    try:
+        if target.suffix == ".npy":
+            np.save(draft, features.dequantize())
+        else:
+            save_file({"data": features.data, "scale": features.scale}, draft, _metadata(features))
+        os.replace(draft, target)
+    except BaseException:
+        os.unlink(draft)
+        raise
+
+
+def _metadata(features: Features) -> dict[str, str]:
+    header = asdict(features.header) | {"frame_indices": features.header.frames}
+    return {name: str(value) for name, value in header.items()}

@@ -1,0 +1,141 @@
+"""Child processes: how they are started, spoken to, and share memory.
+
+Started as programs of their own rather than by multiprocessing, so that `featstore.ingest` works in any script or
+notebook without a guard around its main part, and nothing is ever pickled: messages are msgpack, frames and features
+lie in anonymous shared memory that is gone with the last process that holds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import IO, Any
+
+import msgpack
+
+MAX_MESSAGE_BYTES = 256 << 20  # a token scale of some million tokens fits
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Anonymous shared memory cut into equal slots."""
+
+    fd: int
+    count: int
+    slot_bytes: int
+    memory: memoryview
+
+    @classmethod
+    def create(cls, count: int, slot_bytes: int) -> Slots:
+        """Reserve the memory; pages are taken when first written."""
+        slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        if hasattr(os, "memfd_create"):
+            fd = os.memfd_create("featstore")
+        else:
+            with tempfile.TemporaryFile() as file:
+                fd = os.dup(file.fileno())
+        os.ftruncate(fd, count * slot_bytes)
+        return cls.attach(fd, count, slot_bytes)
+
+    @classmethod
+    def attach(cls, fd: int, count: int, slot_bytes: int) -> Slots:
+        """Map memory that another process created."""
+        return cls(fd, count, slot_bytes, memoryview(mmap.mmap(fd, count * slot_bytes)))
+
+    def slot(self, index: int) -> memoryview:
+        """Return the memory of one slot."""
+        return self.memory[index * self.slot_bytes : (index + 1) * self.slot_bytes]
+
+    def close(self) -> None:
+        """Let go of the descriptor; memory goes with its last view."""
+        os.close(self.fd)
+
+
+class Child:
+    """A running program `python -m <module>` with a pipe to it and shared memory."""
+
+    def __init__(self, module: str, slots: Slots, log: IO[bytes], first: dict[str, Any]) -> None:
+        """Start it and send the first message; `log` takes what it prints."""
+        here, there = Pipe()
+        package_root = str(Path(__file__).resolve().parents[1])
+        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, str(there.fileno()), str(os.getpid())],
+                pass_fds=(there.fileno(), slots.fd),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+                start_new_session=True,  # a terminal's Ctrl-C is for the parent to act on
+            )
+        finally:
+            there.close()
+        self.connection = here
+        memory = {"fd": slots.fd, "count": slots.count, "slot_bytes": slots.slot_bytes}
+        self.send({**first, "memory": memory})
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a message; a child that is gone shows itself when it is listened to."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            send(self.connection, message)
+
+    def receive(self) -> dict[str, Any]:
+        """Return the next message, waiting for it; EOFError if the child is gone."""
+        try:
+            return receive(self.connection)
+        except ConnectionResetError as exc:
+            raise EOFError from exc
+
+    def kill(self) -> None:
+        """End it at once, and wait until it is gone."""
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()
+
+    def describe_end(self, log: IO[bytes]) -> str:
+        """Return how the child ended and the last line it printed."""
+        code = self.process.wait()
+        log.seek(0)
+        lines = log.read().decode(errors="replace").strip().splitlines()
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"{how}{': ' + lines[-1] if lines else ''}"
+
+
+def send(connection: Connection, message: dict[str, Any]) -> None:
+    """Send one message."""
+    connection.send_bytes(msgpack.packb(message, unicode_errors="surrogateescape"))
+
+
+def receive(connection: Connection) -> dict[str, Any]:
+    """Return the next message; EOFError if the other side is gone."""
+    data = connection.recv_bytes(MAX_MESSAGE_BYTES)
+    message: dict[str, Any] = msgpack.unpackb(data, unicode_errors="surrogateescape")
+    return message
+
+
+def join_parent(*, die_with_parent: bool) -> tuple[Connection, dict[str, Any], Slots]:
+    """Return the pipe to the parent, its first message and the shared memory; called first in a child.
+
+    Interrupts are left to the parent. die_with_parent: be killed when the parent dies, where the system can do that.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    fd, parent = map(int, sys.argv[1:3])
+    if die_with_parent and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before we asked
+            raise SystemExit(1)
+    connection = Connection(fd)
+    first = receive(connection)
+    return connection, first, Slots.attach(**first.pop("memory"))

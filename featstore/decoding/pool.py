@@ -1,0 +1,143 @@
+"""The pool of decode workers: each one video at a time, killed and replaced when it takes too long or dies."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+from featstore.children import Child, Slots
+from featstore.decoding.video import Clip, Video
+from featstore.record import SourceFingerprint
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+MODULE = "featstore.decoding.worker"
+# decord leaks; a worker is replaced after so many videos.
+VIDEOS_A_WORKER = 64
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A video whose frames lie in a slot, or the reason why they do not."""
+
+    video: Video
+    slot: int
+    seconds: float
+    clip: Clip | None = None
+    source: SourceFingerprint | None = None
+    error: str = ""
+
+
+@dataclass
+class _Worker:
+    child: Child
+    video: Video | None = None
+    slot: int = -1
+    begun: float = 0.0
+    done: int = 0
+
+
+class DecoderPool:
+    """Decodes a queue of videos into slots, as many at once as there are workers and free slots.
+
+    timeout: seconds a video may take before its worker is killed.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        *,
+        workers: int,
+        timeout: float,
+        setup: dict[str, Any],
+        log: IO[bytes],
+    ) -> None:
+        """Start the workers; `setup` is their first message."""
+        self._slots = slots
+        self._timeout = timeout
+        self._setup = setup
+        self._log = log
+        self._queue: deque[Video] = deque()
+        self._free = deque(range(slots.count))
+        self._workers = [_Worker(self._start()) for _ in range(workers)]
+
+    def add(self, videos: list[Video]) -> None:
+        """Queue videos, and start on them."""
+        self._queue.extend(videos)
+        self._assign()
+
+    def release(self, slot: int) -> None:
+        """Give a slot back whose frames were encoded."""
+        self._free.append(slot)
+        self._assign()
+
+    @property
+    def connections(self) -> list[Connection]:
+        """Return what to wait for: readable when a worker has something to say, or died."""
+        return [worker.child.connection for worker in self._workers if worker.video]
+
+    @property
+    def idle(self) -> bool:
+        """Return whether nothing is queued and nothing is being decoded."""
+        return not self._queue and not self.connections
+
+    def collect(self) -> list[Decoded]:
+        """Return the videos that came out since the last call, good or bad, without waiting."""
+        done = []
+        for worker in self._workers:
+            if worker.video is None:
+                continue
+            seconds = time.monotonic() - worker.begun
+            if worker.child.connection.poll():
+                done.append(self._finish(worker, seconds))
+            elif seconds > self._timeout:
+                reason = f"decoding took longer than {self._timeout:g} s; raise --decode-timeout"
+                done.append(self._replace(worker, f"{worker.video.path}: {reason}", seconds))
+        self._assign()
+        return done
+
+    def kill(self) -> None:
+        """End all workers at once; what they were at is lost."""
+        for worker in self._workers:
+            worker.child.kill()
+        self._workers = []
+
+    def _start(self) -> Child:
+        return Child(MODULE, self._slots, self._log, self._setup)
+
+    def _assign(self) -> None:
+        for worker in self._workers:
+            if worker.video is None and self._queue and self._free:
+                worker.video, worker.slot = self._queue.popleft(), self._free.popleft()
+                worker.begun = time.monotonic()
+                worker.child.send({"path": worker.video.path, "slot": worker.slot})
+
+    def _finish(self, worker: _Worker, seconds: float) -> Decoded:
+        assert worker.video is not None
+        try:
+            answer = worker.child.receive()
+        except EOFError:
+            end = worker.child.describe_end(self._log)
+            return self._replace(worker, f"{worker.video.path}: the decoder died, {end}", seconds)
+        seconds = answer["seconds"]
+        if "error" in answer:
+            done = Decoded(worker.video, worker.slot, seconds, error=answer["error"])
+        else:
+            clip, source = Clip(**answer["clip"]), SourceFingerprint(**answer["source"])
+            done = Decoded(worker.video, worker.slot, seconds, clip, source)
+        worker.video = None
+        worker.done += 1
+        if worker.done >= VIDEOS_A_WORKER:
+            worker.child.kill()
+            worker.child, worker.done = self._start(), 0
+        return done
+
+    def _replace(self, worker: _Worker, error: str, seconds: float) -> Decoded:
+        assert worker.video is not None
+        done = Decoded(worker.video, worker.slot, seconds, error=error)
+        worker.child.kill()
+        worker.child, worker.video, worker.done = self._start(), None, 0
+        return done

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from featstore.errors import StoreMismatch, StoreNotFound
+from featstore.errors import StoreError, StoreMismatch, StoreNotFound
 from featstore.record import MAX_ID_BYTES
-
-if TYPE_CHECKING:
-    import os
 
 DATA_FILE = "data.mdb"
 _DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -24,6 +21,16 @@ def dataset_path(cache_dir: str | os.PathLike[str], dataset: str) -> Path:
             "beginning with a letter or digit"
         )
     return Path(cache_dir) / dataset
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder `path` and those above it; raise StoreError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StoreError(
+            f"the folder {path} cannot be made: {exc.strerror}; choose another --cache-dir"
+        ) from exc
 
 
 def dataset_names(cache_dir: str | os.PathLike[str]) -> list[str]:
@@ -47,6 +54,12 @@ def stored_bytes(cache_dir: str | os.PathLike[str]) -> int:
         (Path(cache_dir) / name / DATA_FILE).stat().st_blocks * 512
         for name in dataset_names(cache_dir)
     )
+
+
+def free_bytes(path: str | os.PathLike[str]) -> int:
+    """Return the bytes that this user may still write to the disk under `path`."""
+    stat = os.statvfs(path)
+    return stat.f_bavail * stat.f_frsize
 
 
 def check_video_id(video_id: str) -> None:

@@ -26,7 +26,7 @@ from featstore.store.catalog import (
     video_key,
 )
 from featstore.store.env import open_environment, store_error
-from featstore.store.layout import dataset_path, stored_bytes
+from featstore.store.layout import dataset_path, make_folder, stored_bytes
 
 if TYPE_CHECKING:
     from featstore.record import Header
@@ -58,7 +58,7 @@ class FeatureWriter:
         """Open the dataset, making it where it is not there yet."""
         self.dataset = dataset
         self.path = dataset_path(cache_dir, dataset)
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         self._cache_dir = cache_dir
         self._min_free = min_free
         self._max_size = max_size

@@ -1,0 +1,188 @@
+"""A listing of videos, minus what is stored already: the work of an ingest."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featstore.decoding.video import Video, fingerprint
+from featstore.errors import ListingError, VideoError
+from featstore.store.catalog import Entry, Failure, read_entry, read_failure, video_key
+from featstore.store.layout import check_video_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from featstore.spec import FeatureSpec
+    from featstore.store.env import Snapshot
+
+_NAMES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
+VIDEO_SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an ingest has to do.
+
+    todo: videos to encode, those whose file was replaced since among them. stored: done already. failed_before: left
+    out because an earlier ingest failed on them. replaced: how many of todo are stored from another file.
+    """
+
+    todo: list[Video] = field(default_factory=list)
+    stored: list[Video] = field(default_factory=list)
+    failed_before: list[Failure] = field(default_factory=list)
+    replaced: int = 0
+
+
+def list_videos(places: Iterable[str | os.PathLike[str]]) -> list[Video]:
+    """Return the videos in folders and files, by id; a folder's are named by their path in it, without the suffix.
+
+    Links to folders are not followed. Raises ListingError where a place is not there or holds no video.
+    """
+    videos: list[Video] = []
+    for place in map(Path, places):
+        if not place.exists():
+            raise ListingError(f"{place} does not exist; --videos takes folders and video files")
+        found = (
+            list(_walk(place)) if place.is_dir() else [Video(place.stem, os.path.abspath(place))]
+        )
+        if not found:
+            raise ListingError(
+                f"{place} holds no video: no name in it ends in {' '.join(sorted(VIDEO_SUFFIXES))}"
+            )
+        videos += found
+    return check_listing(videos)
+
+
+def read_listing(file: str | os.PathLike[str]) -> list[Video]:
+    """Return the videos of a manifest: JSONL, CSV or TSV with `video_id` and `path`, relative to the manifest's folder.
+
+    Raises ListingError, which names the line, where one cannot be read.
+    """
+    file = Path(file)
+    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_csv}
+    reader = readers.get(file.suffix.lower())
+    if reader is None:
+        raise ListingError(f"{file} ends in {file.suffix!r}; a manifest is .jsonl, .csv or .tsv")
+    try:
+        rows = list(reader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as exc:
+        raise ListingError(f"{file} cannot be read: {exc}") from exc
+    videos = []
+    for line, row in rows:
+        video_id, path = (row.get(name) for name in ("video_id", "path"))
+        if not (isinstance(video_id, str) and isinstance(path, str) and path):
+            raise ListingError(
+                f"{file}, line {line}: found {json.dumps(row)[:120]}; each row needs video_id and path, both strings"
+            )
+        videos.append(Video(video_id, os.path.abspath(file.parent / path)))
+    if not videos:
+        raise ListingError(f"{file} names no video")
+    return check_listing(videos)
+
+
+def check_listing(videos: list[Video]) -> list[Video]:
+    """Return `videos`; raise ListingError where ids repeat or cannot be ids."""
+    seen: dict[str, str] = {}
+    twice: list[str] = []
+    for video in videos:
+        try:
+            check_video_id(video.video_id)
+        except ValueError as exc:
+            raise ListingError(f"{video.path}: {exc}; give it an id in a manifest") from exc
+        if video.video_id in seen:
+            twice.append(f"\n  {video.video_id!r}: {seen[video.video_id]} and {video.path}")
+        seen[video.video_id] = video.path
+    if twice:
+        raise ListingError(
+            f"{len(twice)} video ids stand for more than one file; give each its own in a manifest "
+            f"(--manifest, columns video_id and path):{''.join(twice[:5])}"
+        )
+    return videos
+
+
+def make_plan(
+    videos: list[Video],
+    snapshot: Snapshot | None,
+    dataset: str,
+    spec: FeatureSpec,
+    *,
+    retry_failed: bool = False,
+    resume: bool = True,
+    limit: int | None = None,
+) -> Plan:
+    """Return the work that `videos` are, minus what `snapshot` holds under `spec`; nothing is decoded.
+
+    A stored video whose file has another size, or another modification time and content, is work again; one whose
+    file is gone stays stored. Without `resume` all are work.
+    """
+    plan, replaced = Plan(), 0
+    for video in videos:
+        key = video_key(spec, dataset, video.video_id)
+        entry = read_entry(snapshot, key) if snapshot and resume else None
+        failure = read_failure(snapshot, key) if snapshot and resume else None
+        if entry is not None and not was_replaced(entry, video.path):
+            plan.stored.append(video)
+        elif failure is not None and not retry_failed:
+            plan.failed_before.append(failure)
+        else:
+            replaced += entry is not None
+            plan.todo.append(video)
+    todo = plan.todo if limit is None else plan.todo[:limit]
+    return Plan(todo, plan.stored, plan.failed_before, replaced)
+
+
+def was_replaced(entry: Entry, path: str) -> bool:
+    """Return whether the file at `path` is another than the one `entry`'s features were made from."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False
+    if not stat.S_ISREG(found.st_mode) or found.st_size != entry.source.size:
+        return True
+    if found.st_mtime_ns == entry.source.mtime_ns:
+        return False
+    try:
+        return fingerprint(path).xxh3_128 != entry.source.xxh3_128
+    except VideoError:
+        return True
+
+
+def _walk(folder: Path) -> Iterator[Video]:
+    # A name that ends like a video's is one, whatever it is: a folder or FIFO called x.mp4 shall be reported.
+    for root, folders, files in os.walk(folder):
+        named = [name for name in folders if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+        folders[:] = sorted(set(folders) - set(named))
+        for name in sorted(files + named):
+            path = Path(root, name)
+            if path.suffix.lower() in VIDEO_SUFFIXES and not name.startswith("."):
+                video_id = path.relative_to(folder).with_suffix("").as_posix()
+                yield Video(video_id, os.path.abspath(path))
+
+
+def _read_jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as exc:
+                raise ListingError(f"{file}, line {number} is no JSON: {exc}") from exc
+            if not isinstance(row, dict):
+                raise ListingError(
+                    f"{file}, line {number}: found {line.strip()[:80]}, expected an object"
+                )
+            yield number, row
+
+
+def _read_csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        rows = csv.DictReader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
+        for row in rows:
+            yield rows.line_num, row

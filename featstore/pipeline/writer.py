@@ -1,0 +1,129 @@
+"""The parent's side of the writer process: a few slots to fill, and word of what was committed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from featstore import errors
+from featstore.children import Child, Slots
+from featstore.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.connection import Connection
+
+    from numpy.typing import NDArray
+
+    from featstore.record import Header
+    from featstore.store.catalog import Failure
+
+MODULE = "featstore.pipeline.writer_process"
+
+
+@dataclasses.dataclass
+class Committed:
+    """What one commit made durable: (video id, record bytes) of the stored, the failed, seconds of work."""
+
+    stored: list[tuple[str, int]]
+    failed: list[str]
+    busy: float
+
+
+class WriterProcess:
+    """Spawns the writer and hands it records through shared memory; at most `slots.count` wait.
+
+    prefix_room: bytes kept free before each payload, where the writer puts the record's prefix.
+    """
+
+    def __init__(
+        self, slots: Slots, *, prefix_room: int, setup: dict[str, Any], log: IO[bytes]
+    ) -> None:
+        """Start it and wait until it holds the dataset; raise what it could not do."""
+        self._slots = slots
+        self._room = prefix_room
+        self._log = log
+        self._free = deque(range(slots.count))
+        self._unanswered = 0
+        self._child = Child(MODULE, slots, log, setup)
+        self._receive()
+
+    @property
+    def connection(self) -> Connection:
+        """Return what to wait for: readable when a commit is done, or the writer died."""
+        return self._child.connection
+
+    @property
+    def full(self) -> bool:
+        """Return whether every slot waits to be written."""
+        return not self._free
+
+    @property
+    def idle(self) -> bool:
+        """Return whether everything handed over was answered for."""
+        return self._unanswered == 0
+
+    def payload(self, size: int) -> tuple[int, memoryview]:
+        """Return a free slot and the memory for a payload of `size` bytes in it."""
+        slot = self._free.popleft()
+        return slot, self._slots.slot(slot)[self._room : self._room + size]
+
+    def put(self, slot: int, header: Header, scale: NDArray[np.float32], codec: str) -> None:
+        """Hand over the record whose payload was written to `slot`."""
+        fields = dataclasses.asdict(header)
+        self._send(
+            {
+                "kind": "put",
+                "slot": slot,
+                "header": fields,
+                "scale": np.ascontiguousarray(scale, dtype="<f4").tobytes(),
+                "payload_start": self._room,
+                "codec": codec,
+            }
+        )
+
+    def fail(self, failure: Failure) -> None:
+        """Have a failure recorded."""
+        self._send({"kind": "fail", "failure": dataclasses.asdict(failure)})
+
+    def collect(self) -> Iterator[Committed]:
+        """Yield the commits since the last call, without waiting; raise what the writer could not do."""
+        while self.connection.poll():
+            yield self._committed(self._receive())
+
+    def finish(self) -> Iterator[Committed]:
+        """Yield commits until all that was handed over is in one; raise what the writer could not do."""
+        while not self.idle:
+            yield self._committed(self._receive())
+
+    def close(self) -> None:
+        """Let it end: it commits what it has, and goes."""
+        self._child.connection.close()
+        self._child.process.wait()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._unanswered += 1
+        self._child.send(message)
+
+    def _receive(self) -> dict[str, Any]:
+        try:
+            message = self._child.receive()
+        except EOFError:
+            end = self._child.describe_end(self._log)
+            self.close()
+            raise StoreError(
+                f"the writer process died, {end}; what it committed is stored: run the same command again"
+            ) from None
+        if message["kind"] == "error":
+            self.close()
+            raise getattr(errors, message["type"])(message["message"])
+        return message
+
+    def _committed(self, message: dict[str, Any]) -> Committed:
+        self._free.extend(message["slots"])
+        self._unanswered -= len(message["stored"]) + len(message["failed"])
+        stored = [(video, size) for video, size in message["stored"]]
+        return Committed(stored, message["failed"], message["busy"])

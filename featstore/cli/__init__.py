@@ -1,0 +1,40 @@
+"""The command line: each command parses, calls one function of the library and prints.
+
+Results go to stdout, progress and warnings to stderr. Exit codes: 0 done, 1 an error, 2 wrong usage, 3 some videos
+failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from featstore import __version__
+from featstore.cli.ingest import ingest
+from featstore.cli.maintain import check, rm
+from featstore.cli.show import get_features, info, list_store, shape
+from featstore.errors import FeatstoreError
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; a FeatstoreError becomes one message and exit code 1."""
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        try:
+            return super().invoke(ctx)
+        except FeatstoreError as exc:
+            click.echo(f"featstore: {exc}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="featstore")
+def main() -> None:
+    """Compute the vision features of videos once, store them, serve them at memory speed."""
+
+
+for command in (ingest, get_features, list_store, info, check, rm, shape):
+    main.add_command(command)

@@ -1,0 +1,238 @@
+"""featstore ingest."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featstore.cli.options import (
+    cache_dir_option,
+    json_option,
+    model_option,
+    nframe_option,
+    size,
+    tower_option,
+)
+from featstore.cli.printing import clock, gib, print_json
+from featstore.cli.progress import show_progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from featstore.decoding.video import Video
+    from featstore.pipeline.run import IngestSummary
+
+SOME_FAILED = 3
+INTERRUPTED = 130
+
+
+@click.command()
+@click.option(
+    "--videos", multiple=True, type=click.Path(), help="A folder of videos, or a video. Repeatable."
+)
+@click.option(
+    "--manifest",
+    type=click.Path(dir_okay=False),
+    help="JSONL, CSV or TSV with video_id and path, in place of --videos.",
+)
+@click.option("--dataset", required=True, help="The dataset to fill; made if it is not there.")
+@model_option
+@tower_option
+@cache_dir_option
+@click.option(
+    "--encoder",
+    "encoder_name",
+    type=click.Choice(["longva", "toy"]),
+    default="longva",
+    show_default=True,
+    help="What makes the features; toy needs no checkpoint and is for trying things out.",
+)
+@nframe_option
+@click.option(
+    "--sampling",
+    "rule",
+    default="linspace",
+    show_default=True,
+    help="Which frames: linspace (as LongVA), midpoint, vlmevalkit, or fps:R for R a second.",
+)
+@click.option(
+    "--quantize",
+    "quantization",
+    type=click.Choice(["int8", "bf16", "fp16", "fp32"]),
+    default="int8",
+    show_default=True,
+    help="How values are stored.",
+)
+@click.option(
+    "--scale",
+    type=click.Choice(["channel", "token", "tensor"]),
+    default="channel",
+    show_default=True,
+    help="What one int8 scale serves.",
+)
+@click.option(
+    "--codec",
+    type=click.Choice(["raw", "lz4"]),
+    default="raw",
+    show_default=True,
+    help="How records are compressed; raw alone is read without a copy.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "fp16", "bf16", "fp32"]),
+    default="auto",
+    show_default=True,
+    help="What the encoder computes in; auto is fp16 on CUDA, fp32 on a CPU.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--batch-frames",
+    type=click.IntRange(1),
+    help="Frames encoded at once.  [default: 128 on CUDA, 16 on a CPU]",
+)
+@click.option(
+    "--decode-workers", type=click.IntRange(1), help="Decode processes.  [default: one a core]"
+)
+@click.option(
+    "--decode-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=600.0,
+    show_default=True,
+    help="Seconds a video may take to decode.",
+)
+@click.option("--limit", type=click.IntRange(1), help="Ingest so many videos at most.")
+@click.option("--retry-failed", is_flag=True, help="Try again the videos that failed before.")
+@click.option(
+    "--min-free",
+    type=size,
+    default="1GiB",
+    show_default=True,
+    help="Bytes to leave free on the disk.",
+)
+@click.option("--max-size", type=size, help="Bytes the cache directory may take.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and end.")
+@json_option
+def ingest(**options: Any) -> None:
+    """Store the features of videos, leaving out those that are stored."""
+    from featstore.pipeline.run import ingest as run
+    from featstore.sampling import Sampling
+
+    try:
+        sampling = Sampling.parse(options["rule"], options["nframe"])
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), param_hint="--sampling") from exc
+    if bool(options["videos"]) == bool(options["manifest"]):
+        raise click.UsageError("name the videos with --videos, or with --manifest")
+    videos = _listing(options["videos"], options["manifest"])
+    encoder = _encoder(options)
+    if options["batch_frames"]:
+        encoder.batch_frames = options["batch_frames"]
+    with _stop_on_signals() as stop, show_progress() as on_progress:
+        summary = run(
+            videos,
+            options["cache_dir"],
+            options["dataset"],
+            encoder=encoder,
+            sampling=sampling,
+            quantization=options["quantization"],
+            scale=options["scale"],
+            codec=options["codec"],
+            workers=options["decode_workers"],
+            decode_timeout=options["decode_timeout"],
+            retry_failed=options["retry_failed"],
+            limit=options["limit"],
+            min_free=options["min_free"],
+            max_size=options["max_size"],
+            dry_run=options["dry_run"],
+            stop=stop,
+            on_plan=lambda plan: click.echo(_plan_line(plan, options["cache_dir"]), err=True),
+            on_progress=on_progress,
+        )
+    print_json(summary.to_dict()) if options["as_json"] else _print_summary(summary)
+    if summary.full:
+        click.echo(f"featstore: {summary.full}", err=True)
+        sys.exit(1)
+    if summary.interrupted:
+        sys.exit(INTERRUPTED)
+    if summary.failures or summary.failed_before:
+        sys.exit(SOME_FAILED)
+
+
+def _listing(videos: Sequence[str], manifest: str | None) -> list[Video]:
+    from featstore.pipeline.plan import list_videos, read_listing
+
+    return read_listing(manifest) if manifest else list_videos(videos)
+
+
+def _encoder(options: dict[str, Any]) -> Any:
+    from featstore.encoders import get_encoder
+
+    if options["encoder_name"] == "toy":
+        return get_encoder("toy")
+    if not options["model_path"]:
+        raise click.UsageError("name the checkpoint with --model-path")
+    return get_encoder(
+        "longva",
+        checkpoint=options["model_path"],
+        vision_tower=options["vision_tower"],
+        device=options["device"],
+        dtype=None if options["dtype"] == "auto" else options["dtype"],
+    )
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """Give an event that the first SIGINT or SIGTERM sets; a second one ends the program."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        click.echo("stopping: what is encoded is being stored; once more to end at once", err=True)
+
+    before = {
+        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _plan_line(plan: IngestSummary, cache_dir: str) -> str:
+    from featstore.store.layout import free_bytes
+
+    there = Path(cache_dir).absolute()
+    while not there.exists():
+        there = there.parent
+    parts = [f"{plan.planned} videos to ingest", f"{plan.skipped} stored already"]
+    if plan.replaced:
+        parts.append(f"{plan.replaced} replaced since")
+    if plan.failed_before:
+        parts.append(f"{len(plan.failed_before)} failed before (try again: --retry-failed)")
+    need = f"{gib(plan.needed_bytes)} needed, {gib(free_bytes(there))} free"
+    return f"{plan.dataset}: {', '.join(parts)}; {need}"
+
+
+def _print_summary(summary: IngestSummary) -> None:
+    click.echo(
+        f"{summary.dataset}: {summary.stored} stored, {summary.skipped} skipped, {len(summary.failures)} failed, "
+        f"{gib(summary.record_bytes)} in {clock(summary.seconds)}"
+    )
+    click.echo(f"  {summary.spec.describe()}")
+    if summary.stored and summary.seconds:
+        shares = {name: seconds / summary.seconds for name, seconds in summary.busy.items()}
+        shares["decode"] /= summary.workers
+        click.echo("  busy: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+    for failure in summary.failures:
+        click.echo(f"  failed: {failure.video_id}: {failure.reason}")
+    for failure in summary.failed_before:
+        click.echo(f"  failed before: {failure.video_id}: {failure.reason}")

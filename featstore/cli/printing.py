@@ -1,0 +1,61 @@
+"""Facts, tables and JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import click
+
+
+def gib(size: float) -> str:
+    """Return bytes for people: `63.0 MiB`, `1.20 GiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
+
+
+def clock(seconds: float) -> str:
+    """Return a duration for people: `0:42`, `2:03:59`."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def date(seconds: float) -> str:
+    """Return a time for people, in local time."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def print_json(value: Any) -> None:
+    """Print a value for scripts."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_facts(facts: dict[str, Any], indent: str = "") -> None:
+    """Print names and values, aligned."""
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        click.echo(f"{indent}{name:<{width}}  {value}")
+
+
+def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Print rows under the names of their columns, numbers to the right; or as JSON."""
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        return
+    names = list(rows[0])
+    cells = [names, *([str(row[name]) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    numeric = [isinstance(rows[0][name], (int, float)) for name in names]
+    for line in cells:
+        parts = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        ]
+        click.echo("  ".join(parts).rstrip())

@@ -1,0 +1,61 @@
+"""An ingest's progress on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from featstore.cli.printing import clock, gib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from featstore.pipeline.run import Progress
+
+_LINE_SECONDS = 10.0
+
+
+@contextmanager
+def show_progress() -> Iterator[Callable[[Progress], None]]:
+    """Give a function to call with each Progress; what it shows is gone, or ended, with the block."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    columns = (BarColumn(), TextColumn("{task.description}"))
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task("waiting for the first video", total=None)
+
+        def show(progress: Progress) -> None:
+            done = progress.done + progress.failed
+            bars.update(task, completed=done, total=progress.total, description=_line(progress))
+
+        yield show
+
+
+class _Lines:
+    """A line at most every ten seconds, and the last one."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._last >= _LINE_SECONDS or progress.done + progress.failed == progress.total:
+            self._last = now
+            print(_line(progress), file=sys.stderr, flush=True)
+
+
+def _line(progress: Progress) -> str:
+    ended = progress.done + progress.failed
+    rate = ended / progress.seconds if progress.seconds else 0.0
+    left = clock((progress.total - ended) / rate) if rate else "?"
+    return (
+        f"{ended}/{progress.total} videos, {progress.skipped} skipped, {progress.failed} failed, "
+        f"{rate:.2f} videos/s, {gib(progress.record_bytes)} written, {left} left"
+    )

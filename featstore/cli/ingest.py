@@ -21,6 +21,7 @@ from featstore.cli.options import (
 )
 from featstore.cli.printing import clock, gib, print_json
 from featstore.cli.progress import show_progress
+from featstore.errors import FeatstoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -177,13 +178,18 @@ def _encoder(options: dict[str, Any]) -> Any:
         return get_encoder("toy")
     if not options["model_path"]:
         raise click.UsageError("name the checkpoint with --model-path")
-    return get_encoder(
-        "longva",
-        checkpoint=options["model_path"],
-        vision_tower=options["vision_tower"],
-        device=options["device"],
-        dtype=None if options["dtype"] == "auto" else options["dtype"],
-    )
+    try:
+        return get_encoder(
+            "longva",
+            checkpoint=options["model_path"],
+            vision_tower=options["vision_tower"],
+            device=options["device"],
+            dtype=None if options["dtype"] == "auto" else options["dtype"],
+        )
+    except FeatstoreError:
+        raise
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from exc
 
 
 @contextlib.contextmanager

@@ -7,7 +7,9 @@ can kill.
 from __future__ import annotations
 
 import os
+import re
 import stat
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,20 +58,22 @@ def decode(path: str, sampling: Sampling, pre: Preprocessing, out: NDArray[np.ui
 
     check_is_file(path)
     decord.logging.set_level(decord.logging.QUIET)
-    try:
-        # One thread a video: workers are as many as there are cores.
-        reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
-        total, fps = len(reader), float(reader.get_avg_fps())
-    except (decord.DECORDError, RuntimeError, OSError) as exc:
-        raise VideoError(f"{path} cannot be opened as a video: {_reason(exc)}", path) from exc
-    try:
-        indices = sampling.indices(total, fps)
-    except ValueError as exc:
-        raise VideoError(f"{path}: {exc}", path) from exc
-    try:
-        _decode_into(out, reader, indices, pre)
-    except (decord.DECORDError, RuntimeError, ValueError) as exc:
-        raise VideoError(f"{path} cannot be decoded: {_reason(exc)}", path) from exc
+    with ExitStack() as stack:
+        try:
+            # One thread a video: workers are as many as there are cores.
+            name = _openable(path, stack)
+            reader = decord.VideoReader(name, ctx=decord.cpu(0), num_threads=1)
+            total, fps = len(reader), float(reader.get_avg_fps())
+        except (decord.DECORDError, RuntimeError, OSError) as exc:
+            raise VideoError(f"{path} cannot be opened as a video: {_reason(exc)}", path) from exc
+        try:
+            indices = sampling.indices(total, fps)
+        except ValueError as exc:
+            raise VideoError(f"{path}: {exc}", path) from exc
+        try:
+            _decode_into(out, reader, indices, pre)
+        except (decord.DECORDError, RuntimeError, ValueError) as exc:
+            raise VideoError(f"{path} cannot be decoded: {_reason(exc)}", path) from exc
     return Clip(total, fps, indices)
 
 
@@ -120,8 +124,23 @@ def _decode_into(
                 out[place] = out[first]
 
 
+def _openable(path: str, stack: ExitStack) -> str:
+    # decord takes UTF-8 names alone; a name in another encoding is reached through a descriptor.
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        file = stack.enter_context(open(path, "rb"))
+        return f"/dev/fd/{file.fileno()}"
+    return path
+
+
 def _reason(exc: BaseException) -> str:
-    # decord's errors carry a C++ stack trace; the first line that says something is enough.
+    """Return what a decord error says, without the C++ source line, the failed check and the stack it carries."""
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     text = lines[0] if lines else type(exc).__name__
-    return text.partition("] ")[2] or text
+    if "cannot find video stream" in text:
+        return "it has no video stream"
+    if text.startswith("Error reading"):
+        return "it is no video, or one cut short"
+    text = re.sub(r"^(\[[0-9:]+\] )?/\S+\.(cc|h):[0-9]+: ", "", text)
+    return re.sub(r"^Check failed: .*?\) ", "", text)

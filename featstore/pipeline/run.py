@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 WRITER_SLOTS = 2
 DECODE_TIMEOUT = 600.0
+LOCK_WAIT = 10.0  # an ingest that was just killed may still have its writer finishing a commit
 _POLL_SECONDS = 0.2
 # A header is a few hundred bytes, an id and a path; the frames' indices and the scale come on top.
 _HEADER_ROOM = 64 << 10
@@ -109,6 +110,7 @@ def ingest(
     limit: int | None = None,
     min_free: int = MIN_FREE_BYTES,
     max_size: int | None = None,
+    lock_wait: float = LOCK_WAIT,
     dry_run: bool = False,
     stop: threading.Event | None = None,
     on_plan: Callable[[IngestSummary], None] = lambda summary: None,
@@ -119,8 +121,8 @@ def ingest(
     videos: folders and video files, or `Video`s with ids of their own. encoder: see featstore.encoders.get_encoder.
     sampling: 128 frames, linspace, by default. workers: decode processes, one a core by default; `workers + 2`
     videos of resized frames are in flight (43 MB each at 128 frames of 336 x 336). decode_timeout: seconds. min_free,
-    max_size: bytes, of the disk and of the cache directory. stop: set it to end early; what was encoded is committed,
-    and the same call goes on later.
+    max_size: bytes, of the disk and of the cache directory. lock_wait: seconds to wait for another ingest.
+    stop: set it to end early; what was encoded is committed, and the same call goes on later.
 
     A video that cannot be ingested is recorded in the store with its reason and named in the summary. Raises
     ListingError before any work, StoreFull before any work where the plan cannot fit, StoreLocked while another
@@ -156,7 +158,7 @@ def ingest(
         return summary
     make_folder(dataset_path(cache_dir, dataset))
     _check_room(cache_dir, summary.needed_bytes, min_free, max_size)
-    limits = {"min_free": min_free, "max_size": max_size}
+    limits = {"min_free": min_free, "max_size": max_size, "lock_wait": lock_wait}
     with ExitStack() as stack:
         run = _Run(
             stack, encoder, summary, cache_dir, codec, limits, decode_timeout, stop, on_progress

@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
     from featstore.children import Slots
 
-# An ingest that was just killed may still have its writer finishing a commit.
-LOCK_WAIT = 10.0
-
-
 def main() -> None:
     """Serve the parent; tell it of any error, and end."""
     connection, first, slots = join_parent(die_with_parent=False)
@@ -45,7 +41,7 @@ def _serve(connection: Connection, first: dict[str, Any], slots: Slots) -> None:
     make_folder(folder)
     limits = {"min_free": first["min_free"], "max_size": first["max_size"]}
     with (
-        ingest_lock(folder, wait=LOCK_WAIT),
+        ingest_lock(folder, wait=first["lock_wait"]),
         FeatureWriter(cache_dir, dataset, **limits) as writer,
     ):
         writer.add_set(spec, first["origin"])

@@ -1,0 +1,42 @@
+"""Sample clips, and a cache directory that must be clean when a test is done with it."""
+
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from featstore.store.check import check_dataset
+from featstore.store.layout import dataset_names
+
+TOOLS = Path(__file__).parents[1] / "tools"
+
+
+@pytest.fixture(scope="session")
+def sample_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    spec = importlib.util.spec_from_file_location(
+        "make_sample_clips", TOOLS / "make_sample_clips.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    folder = tmp_path_factory.mktemp("clips")
+    tool.make_sample_clips(folder)
+    return folder
+
+
+@pytest.fixture
+def clips(sample_clips: Path, tmp_path: Path) -> Path:
+    """A folder of three clips that a test may change."""
+    return Path(shutil.copytree(sample_clips, tmp_path / "clips"))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "cache"
+    yield folder
+    if folder.is_dir():
+        for name in dataset_names(folder):
+            assert check_dataset(folder, name).problems == []

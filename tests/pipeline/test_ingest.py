@@ -1,0 +1,243 @@
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import featstore
+from featstore.decoding.video import Video, decode
+from featstore.encoders import ToyEncoder
+from featstore.errors import ListingError, StoreError, StoreFull, StoreLocked, StoreMismatch
+from featstore.pipeline import run
+from featstore.pipeline.run import ingest
+from featstore.sampling import Sampling
+from featstore.store.layout import stored_bytes
+from featstore.store.lock import ingest_lock
+
+SIX = Sampling(6)
+
+
+def toy_features(path: Path, encoder: ToyEncoder, sampling: Sampling) -> np.ndarray:
+    pre = encoder.identity.preprocessing
+    frames = np.zeros((sampling.nframe, *pre.frame_shape), np.uint8)
+    count = len(decode(str(path), sampling, pre, frames).indices)
+    return encoder.encode(frames[:count]).reshape(-1, encoder.identity.hidden_dim)
+
+
+def test_what_was_ingested_is_what_the_encoder_gives(clips, cache):
+    encoder = ToyEncoder()
+    summary = ingest(clips, cache, "demo", encoder=encoder, sampling=SIX, quantization="fp32")
+    assert (summary.stored, summary.skipped, summary.failures) == (3, 0, [])
+    for path in clips.iterdir():
+        features = featstore.get(cache, "demo", path.stem, nframe=6)
+        np.testing.assert_array_equal(features.data, toy_features(path, encoder, SIX))
+        assert features.header.frames == SIX.indices(features.header.total_frames, 1.0)
+        assert features.header.source.size == path.stat().st_size
+
+
+@pytest.mark.parametrize("codec", ["raw", "lz4"])
+@pytest.mark.parametrize("scale", ["channel", "token", "tensor"])
+def test_int8_is_within_half_a_step_of_the_encoder(clips, cache, codec, scale):
+    encoder = ToyEncoder()
+    ingest(clips, cache, "demo", encoder=encoder, sampling=SIX, scale=scale, codec=codec)
+    features = featstore.get(cache, "demo", "color_bars")
+    expected = toy_features(clips / "color_bars.mp4", encoder, SIX)
+    assert (np.abs(features.dequantize() - expected) <= features.scale * 0.5001).all()
+    assert features.header.error.max_abs <= features.scale.max() * 0.5001
+
+
+def test_a_second_ingest_decodes_nothing(clips, cache, monkeypatch):
+    ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    monkeypatch.setattr(run, "DecoderPool", None)
+    monkeypatch.setattr(run, "WriterProcess", None)
+    summary = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    assert (summary.stored, summary.skipped) == (0, 3)
+
+
+def test_another_encoder_makes_a_second_set_and_disturbs_none(clips, cache):
+    ingest(clips, cache, "demo", encoder=ToyEncoder(seed=0), sampling=SIX)
+    before = featstore.get(cache, "demo", "blink")
+    ingest(clips, cache, "demo", encoder=ToyEncoder(seed=1), sampling=SIX)
+    dataset = featstore.open(cache)["demo"]
+    assert len(dataset.sets()) == 2
+    assert len(dataset) == 3
+    assert sorted(dataset) == ["blink", "bouncing_ball", "color_bars"]
+    with pytest.raises(StoreMismatch, match=r"2 feature sets.*fit; name one with spec="):
+        dataset["blink"]
+    again = dataset.lookup("blink", spec=before.header.spec)
+    np.testing.assert_array_equal(again.data, before.data)
+
+
+def test_a_replaced_video_is_noticed_and_ingested_again(clips, cache):
+    encoder = ToyEncoder()
+    ingest(clips, cache, "demo", encoder=encoder, sampling=SIX, quantization="fp32")
+    old = featstore.get(cache, "demo", "blink").data
+    kept = old.copy()
+    shutil.copy(clips / "color_bars.mp4", clips / "blink.mp4")
+    summary = ingest(clips, cache, "demo", encoder=encoder, sampling=SIX, quantization="fp32")
+    assert (summary.stored, summary.skipped, summary.replaced) == (1, 2, 1)
+    new = featstore.get(cache, "demo", "blink").data
+    np.testing.assert_array_equal(new, toy_features(clips / "color_bars.mp4", encoder, SIX))
+    np.testing.assert_array_equal(old, kept)
+
+
+def test_a_touched_video_of_the_same_content_is_left_alone(clips, cache):
+    ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    os.utime(clips / "blink.mp4", (1, 1))
+    assert ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX).skipped == 3
+
+
+def test_a_video_whose_file_is_gone_stays_stored(clips, cache):
+    ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    videos = [Video("blink", str(clips / "gone.mp4"))]
+    assert ingest(videos, cache, "demo", encoder=ToyEncoder(), sampling=SIX).skipped == 1
+
+
+def test_bad_videos_are_recorded_with_their_reason_and_the_rest_is_stored(clips, cache):
+    (clips / "empty.mp4").touch()
+    (clips / "text.mp4").write_text("no video")
+    (clips / "folder.mp4").mkdir()
+    os.mkfifo(clips / "fifo.mp4")
+    whole = (clips / "color_bars.mp4").read_bytes()
+    (clips / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    summary = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    assert summary.stored == 3
+    reasons = {failure.video_id: failure.reason for failure in summary.failures}
+    expected = {
+        "empty": "0 bytes",
+        "text": "no video",
+        "folder": "is a folder",
+        "fifo": "no regular file",
+        "cut": "cut short",
+    }
+    assert reasons.keys() == expected.keys()
+    for name, part in expected.items():
+        assert part in reasons[name]
+    dataset = featstore.open(cache)["demo"]
+    assert {failure.video_id: failure.reason for failure in dataset.failures()} == reasons
+    with pytest.raises(featstore.FeatureNotFound, match=r"failed to be ingested.*0 bytes"):
+        dataset["empty"]
+
+
+def test_failed_videos_are_tried_again_only_when_asked(clips, cache):
+    (clips / "late.mp4").touch()
+    ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    shutil.copy(clips / "blink.mp4", clips / "late.mp4")
+    left = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    assert [failure.video_id for failure in left.failed_before] == ["late"]
+    done = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, retry_failed=True)
+    assert (done.stored, done.failures, done.failed_before) == (1, [], [])
+    assert list(featstore.open(cache)["demo"].failures()) == []
+
+
+def test_a_video_that_takes_too_long_is_killed_and_the_run_goes_on(clips, cache):
+    summary = ingest(
+        clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, decode_timeout=0.001, workers=2
+    )
+    assert [
+        failure.reason for failure in summary.failures if "took longer" not in failure.reason
+    ] == []
+    assert len(summary.failures) == 3
+
+
+def test_odd_names_and_ids_come_back(clips, cache, tmp_path):
+    odd = tmp_path / "sü b" / "水 日.mp4"
+    odd.parent.mkdir()
+    shutil.copy(clips / "blink.mp4", odd)
+    latin = os.fsdecode(os.path.join(os.fsencode(odd.parent), b"l\xe9.mp4"))
+    shutil.copy(clips / "blink.mp4", latin)
+    ingest([odd.parent], cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    dataset = featstore.open(cache)["demo"]
+    assert sorted(dataset) == sorted(["水 日", "l\udce9"])
+    assert dataset["l\udce9"].header.video_path == latin
+
+
+def test_features_that_are_not_finite_fail_their_video_alone(clips, cache):
+    class Overflowing(ToyEncoder):
+        def encode(self, frames):
+            features = super().encode(frames)
+            return features * np.inf if len(frames) == 1 else features  # blink lasts half a second
+
+    summary = ingest(clips, cache, "demo", encoder=Overflowing(), sampling=Sampling(9, "fps", 2.0))
+    assert [failure.video_id for failure in summary.failures] == ["blink"]
+    assert "NaN or infinite" in summary.failures[0].reason
+    assert summary.stored == 2
+
+
+def test_sampling_by_rate_stores_as_many_frames_as_the_clip_has_seconds(clips, cache):
+    ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=Sampling(128, "fps", 2.0))
+    features = featstore.get(cache, "demo", "bouncing_ball")
+    assert len(features.header.frames) == 16
+    assert features.shape == (16 * 4, 8)
+
+
+def test_limit_and_dry_run_do_what_they_say(clips, cache):
+    plan = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, dry_run=True)
+    assert (plan.planned, plan.stored) == (3, 0)
+    assert not cache.exists()
+    assert ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, limit=2).stored == 2
+    assert ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX).stored == 1
+
+
+@pytest.mark.parametrize("limits", [{"min_free": 1 << 60}, {"max_size": 1000}])
+def test_what_cannot_fit_is_refused_before_any_work(clips, cache, limits, monkeypatch):
+    monkeypatch.setattr(run, "WriterProcess", None)
+    with pytest.raises(StoreFull, match="the videos need"):
+        ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, **limits)
+
+
+def test_a_limit_reached_on_the_way_stops_cleanly_and_the_next_run_goes_on(
+    clips, cache, monkeypatch
+):
+    monkeypatch.setattr(run, "_check_room", lambda *args: None)  # as if the disk filled up since
+    ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, limit=1)
+    taken = stored_bytes(cache)
+    full = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, max_size=taken)
+    assert "raise --max-size" in full.full
+    assert (full.stored, full.skipped, full.failures) == (0, 1, [])
+    assert ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX).stored == 2
+
+
+def test_a_stop_keeps_what_was_encoded_and_the_next_run_goes_on(clips, cache):
+    stop = threading.Event()
+
+    class Stopping(ToyEncoder):
+        def encode(self, frames):
+            stop.set()
+            return super().encode(frames)
+
+    first = ingest(clips, cache, "demo", encoder=Stopping(), sampling=SIX, stop=stop)
+    assert first.interrupted
+    assert first.stored < 3
+    second = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    assert first.stored + second.stored == 3
+
+
+def test_a_second_ingest_at_the_same_time_is_refused_by_name(clips, cache):
+    (cache / "demo").mkdir(parents=True)
+    with ingest_lock(cache / "demo"), pytest.raises(StoreLocked, match=f"process {os.getpid()} "):
+        ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, lock_wait=0.1)
+
+
+def test_a_cache_directory_that_cannot_be_is_refused(clips, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot be made"):
+        ingest(clips, tmp_path / "file", "demo", encoder=ToyEncoder(), sampling=SIX)
+
+
+def test_duplicate_ids_are_refused_before_any_work(clips, cache):
+    videos = [Video("x", str(clips / name)) for name in ("blink.mp4", "color_bars.mp4")]
+    with pytest.raises(ListingError, match="more than one file"):
+        ingest(videos, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    assert not cache.exists()
+
+
+def test_cache_meta_names_the_signature(clips, cache):
+    ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    meta = json.loads((cache / "cache_meta.json").read_text())
+    found = meta["datasets"]["demo"]["feature_sets"][0]
+    assert found["model_signature"] == ToyEncoder().identity.model_signature
+    assert found["videos"] == meta["videos"] == 3

@@ -1,0 +1,103 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from featstore.errors import ListingError
+from featstore.pipeline.plan import list_videos, read_listing
+
+
+def ids(videos):
+    return [video.video_id for video in videos]
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def test_a_video_is_named_by_its_path_in_the_folder_without_the_suffix(tmp_path):
+    touch(tmp_path, "b.mp4", "a.MKV", "sub/deep/c d.webm", "notes.txt", ".hidden.mp4")
+    assert ids(list_videos([tmp_path])) == ["a", "b", "sub/deep/c d"]
+
+
+def test_files_and_folders_mix(tmp_path):
+    touch(tmp_path, "one/a.mp4", "b.mp4")
+    assert ids(list_videos([tmp_path / "one", tmp_path / "b.mp4"])) == ["a", "b"]
+
+
+def test_a_folder_named_like_a_video_is_listed_and_not_entered(tmp_path):
+    touch(tmp_path, "x.mp4/inside.mp4")
+    assert ids(list_videos([tmp_path])) == ["x"]
+
+
+def test_a_loop_of_links_ends(tmp_path):
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert ids(list_videos([tmp_path])) == ["a"]
+
+
+def test_a_file_name_that_is_no_text_is_listed(tmp_path):
+    with open(os.path.join(os.fsencode(tmp_path), b"l\xe9.mp4"), "wb") as file:
+        file.write(b"x")
+    assert ids(list_videos([tmp_path])) == ["l\udce9"]
+
+
+@pytest.mark.parametrize("missing", ["nowhere", "empty"])
+def test_a_place_without_videos_is_refused(tmp_path, missing):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ListingError, match=missing):
+        list_videos([tmp_path / missing])
+
+
+def test_two_files_of_one_id_are_refused_and_both_are_named(tmp_path):
+    touch(tmp_path, "a.mp4", "a.webm")
+    with pytest.raises(ListingError, match=r"'a': .*a\.mp4 and .*a\.webm"):
+        list_videos([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "m.jsonl",
+            '{"video_id": "x", "path": "v/x.mp4", "more": 1}\n\n{"video_id": "y", "path": "/y.mp4"}\n',
+        ),
+        ("m.csv", "\ufeffvideo_id,path\nx,v/x.mp4\ny,/y.mp4\n"),
+        ("m.tsv", "path\tvideo_id\nv/x.mp4\tx\n/y.mp4\ty\n"),
+    ],
+)
+def test_a_manifest_names_paths_relative_to_itself(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    videos = read_listing(tmp_path / name)
+    assert ids(videos) == ["x", "y"]
+    assert [video.path for video in videos] == [str(tmp_path / "v/x.mp4"), "/y.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("m.jsonl", "{\n", "line 1"),
+        ("m.jsonl", "[1]\n", "line 1"),
+        ("m.jsonl", '{"video_id": 3, "path": "x"}\n', "both strings"),
+        ("m.csv", "video_id,file\nx,y\n", "line 2"),
+        ("m.csv", "video_id,path\n", "names no video"),
+        ("m.txt", "x", "jsonl"),
+        ("m.jsonl", json.dumps({"video_id": "a\nb", "path": "x"}), "control characters"),
+        ("m.jsonl", json.dumps({"video_id": "a" * 5000, "path": "x"}), "5000 bytes"),
+        ("m.jsonl", json.dumps({"video_id": "", "path": "x"}), "0 bytes"),
+        ("m.csv", "video_id,path\na,x\na,y\n", "more than one file"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read_is_refused_with_the_place(tmp_path, name, text, said):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ListingError, match=said):
+        read_listing(tmp_path / name)
+
+
+def test_a_manifest_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ListingError, match="cannot be read"):
+        read_listing(tmp_path / "m.csv")

@@ -1,0 +1,204 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.numpy import load_file
+
+import featstore
+from featstore.cli import main
+from featstore.cli.options import size
+from featstore.store.layout import DATA_FILE
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def ingest(clips: Path, cache: Path, *more: object) -> Result:
+    return run(
+        *("ingest", "--encoder", "toy", "--videos", clips, "--dataset", "demo"),
+        *("--cache-dir", cache, "--nframe", 6, "--min-free", "1MB", *more),
+    )
+
+
+@pytest.fixture(scope="module")
+def stored(sample_clips, tmp_path_factory) -> Path:
+    """A cache with the three clips in it, for tests that only look."""
+    cache = tmp_path_factory.mktemp("cli") / "cache"
+    assert ingest(sample_clips, cache).exit_code == 0
+    return cache
+
+
+def test_the_command_works_through_its_real_entry_point(sample_clips, tmp_path):
+    words = [sys.executable, "-m", "featstore", "ingest", "--encoder", "toy", "--json"]
+    words += [
+        "--videos",
+        sample_clips,
+        "--dataset",
+        "demo",
+        "--cache-dir",
+        tmp_path,
+        "--nframe",
+        "4",
+    ]
+    words += ["--min-free", "1MB"]
+    done = subprocess.run(
+        [str(word) for word in words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["stored"], summary["failures"]) == (3, [])
+    assert "3/3 videos" in done.stderr
+
+
+def test_results_go_to_stdout_and_progress_to_stderr(sample_clips, tmp_path):
+    done = ingest(sample_clips, tmp_path)
+    assert done.exit_code == 0
+    assert done.stdout.startswith("demo: 3 stored, 0 skipped, 0 failed")
+    assert "3 videos to ingest" in done.stderr
+    again = ingest(sample_clips, tmp_path)
+    assert again.stdout.startswith("demo: 0 stored, 3 skipped, 0 failed")
+
+
+def test_a_failed_video_is_named_and_the_exit_code_is_3(sample_clips, tmp_path):
+    clips = Path(shutil.copytree(sample_clips, tmp_path / "clips"))
+    (clips / "bad.mp4").touch()
+    done = ingest(clips, tmp_path / "cache")
+    assert done.exit_code == 3
+    assert "failed: bad: " in done.stdout
+    again = ingest(clips, tmp_path / "cache")
+    assert again.exit_code == 3
+    assert "failed before: bad: " in again.stdout
+    listed = run("ls", "--cache-dir", tmp_path / "cache", "--dataset", "demo", "--failed")
+    assert "0 bytes" in listed.stdout
+
+
+def test_ls_lists_datasets_and_videos(stored):
+    assert run("ls", "--cache-dir", stored).stdout.split()[5:7] == ["demo", "3"]
+    rows = json.loads(run("ls", "--cache-dir", stored, "--dataset", "demo", "--json").stdout)
+    assert [row["video_id"] for row in rows] == ["blink", "bouncing_ball", "color_bars"]
+    assert {row["tokens"] for row in rows} == {24}
+
+
+def test_info_tells_of_the_feature_set_and_its_error(stored):
+    text = run("info", "--cache-dir", stored).stdout
+    assert "demo: 3 videos" in text
+    assert "6 frames, linspace" in text
+    assert "relative L2" in text
+    described = json.loads(run("info", "--cache-dir", stored, "--dataset", "demo", "--json").stdout)
+    assert described["demo"]["feature_sets"][0]["error"]["relative_l2_max"] < 0.01
+
+
+def test_get_shows_and_writes_what_is_stored(stored, tmp_path):
+    shown = run("get", "--cache-dir", stored, "--dataset", "demo", "blink", "--json")
+    assert json.loads(shown.stdout)["shape"] == [24, 8]
+    features = featstore.get(stored, "demo", "blink")
+    for name in ("x.npy", "x.safetensors"):
+        words = (
+            "get",
+            "--cache-dir",
+            stored,
+            "--dataset",
+            "demo",
+            "blink",
+            "--out",
+            tmp_path / name,
+        )
+        assert run(*words).exit_code == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), features.dequantize())
+    tensors = load_file(tmp_path / "x.safetensors")
+    np.testing.assert_array_equal(tensors["data"], features.data)
+    np.testing.assert_array_equal(tensors["scale"], features.scale)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npy", "x.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["get", "--dataset", "demo", "nobody"], 1, "'nobody' is not stored"),
+        (["get", "--dataset", "nowhere", "blink"], 1, "there is no dataset 'nowhere'"),
+        (["get", "--dataset", "../demo", "blink"], 1, "cannot be called"),
+        (["get", "--dataset", "demo", "blink", "--nframe", "7"], 1, "nframe=7"),
+        (["get", "--dataset", "demo", "blink", "--out", "x.txt"], 2, ".safetensors or .npy"),
+        (["ls", "--dataset", "nowhere"], 1, "there is no dataset 'nowhere'"),
+        (["info", "--dataset", "nowhere"], 1, "there is no dataset 'nowhere'"),
+        (["check", "--dataset", "nowhere"], 1, "there is no dataset"),
+        (["rm", "--dataset", "nowhere", "--yes"], 1, "there is no dataset"),
+    ],
+)
+def test_what_cannot_be_done_is_one_message_and_its_exit_code(stored, words, code, said):
+    done = run(*words, "--cache-dir", stored)
+    assert done.exit_code == code
+    assert said in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_a_cache_that_is_not_there_is_refused(tmp_path):
+    for words in (["ls"], ["info"], ["check"], ["get", "--dataset", "demo", "x"]):
+        done = run(*words, "--cache-dir", tmp_path / "nowhere")
+        assert done.exit_code == 1
+        assert "there is no store in" in done.stderr
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--sampling", "middle"],
+        ["--sampling", "fps"],
+        ["--sampling", "fps:0"],
+        ["--nframe", "0"],
+        ["--min-free", "much"],
+        ["--manifest", "m.csv"],
+    ],
+)
+def test_wrong_options_are_exit_code_2(sample_clips, tmp_path, words):
+    assert ingest(sample_clips, tmp_path, *words).exit_code == 2
+
+
+def test_check_finds_a_flipped_byte_and_exits_1(sample_clips, tmp_path):
+    ingest(sample_clips, tmp_path, "--quantize", "fp32")
+    clean = run("check", "--cache-dir", tmp_path)
+    assert (clean.exit_code, "clean" in clean.stdout) == (0, True)
+    payload = featstore.get(tmp_path, "demo", "blink").data.tobytes()
+    featstore.store.reader._shared.clear()
+    file = tmp_path / "demo" / DATA_FILE
+    data = bytearray(file.read_bytes())
+    at = data.index(payload) + 5
+    data[at] ^= 1
+    file.write_bytes(data)
+    damaged = run("check", "--cache-dir", tmp_path)
+    assert damaged.exit_code == 1
+    assert "'blink' is damaged" in damaged.stdout
+
+
+def test_rm_asks_and_removes(sample_clips, tmp_path):
+    ingest(sample_clips, tmp_path)
+    words = ["rm", "--cache-dir", str(tmp_path), "--dataset", "demo"]
+    refused = CliRunner().invoke(main, words, input="n\n")
+    assert refused.exit_code == 1
+    assert (tmp_path / "demo").is_dir()
+    done = CliRunner().invoke(main, words, input="y\n")
+    assert (done.exit_code, done.stdout[:12]) == (0, "removed demo")
+    assert not (tmp_path / "demo").exists()
+    assert json.loads((tmp_path / "cache_meta.json").read_text())["datasets"] == {}
+
+
+def test_dry_run_prints_the_plan_and_touches_nothing(sample_clips, tmp_path):
+    done = ingest(sample_clips, tmp_path / "cache", "--dry-run")
+    assert done.exit_code == 0
+    assert "3 videos to ingest" in done.stderr
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("5", 5), ("1k", 1000), ("500MB", 500_000_000), ("1.5GiB", 3 << 29), ("2 tib", 2 << 40)],
+)
+def test_sizes_are_read_as_people_write_them(text, expected):
+    assert size(text) == expected

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# All checks and tests, in .venv of this folder: lint, format, types, generated docs, tests.
+# Arguments go to pytest: tools/test.sh tests/store -k lifetime
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+tools/setup_venv.sh test
+export PATH="$PWD/.venv/bin:$PATH"
+
+ruff check .
+ruff format --check .
+mypy
+python tools/make_cli_docs.py --check
+python -m pytest --quiet "$@"

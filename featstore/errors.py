@@ -19,6 +19,8 @@ Each message says what was found, what was expected and what to do.
 
 from __future__ import annotations
 
+import errno
+
 
 class FeatstoreError(Exception):
     """Base of every error featstore raises on purpose."""
@@ -43,6 +45,8 @@ class StoreError(FeatstoreError):
 class StoreNotFound(StoreError, FileNotFoundError):
     """No store, or no such dataset in it."""
 
+    errno = errno.ENOENT
+
 
 class StoreLocked(StoreError):
     """Another process is ingesting into the dataset; the message names it."""
@@ -50,6 +54,8 @@ class StoreLocked(StoreError):
 
 class StoreFull(StoreError, OSError):
     """The disk, the map or a limit the user set leaves no room for the next record."""
+
+    errno = errno.ENOSPC
 
 
 class StoreMismatch(StoreError, ValueError):

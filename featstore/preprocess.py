@@ -39,15 +39,15 @@ class Preprocessing:
         return self.crop_height, self.crop_width, 3
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a feature set's row."""
+        """Return plain values for a feature set's row; 1 and 1.0 are one value and must have one digest."""
         return {
-            "shortest_edge": self.shortest_edge,
-            "crop_height": self.crop_height,
-            "crop_width": self.crop_width,
-            "resample": self.resample,
-            "rescale": self.rescale,
-            "mean": list(self.mean),
-            "std": list(self.std),
+            "shortest_edge": int(self.shortest_edge),
+            "crop_height": int(self.crop_height),
+            "crop_width": int(self.crop_width),
+            "resample": int(self.resample),
+            "rescale": float(self.rescale),
+            "mean": [float(value) for value in self.mean],
+            "std": [float(value) for value in self.std],
         }
 
     @classmethod

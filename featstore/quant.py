@@ -75,7 +75,8 @@ def quantize(
     stored: the dtype of STORED_DTYPES, same shape. scale: float32 of `scale_shape`, all > 0; empty for floats.
     Raises QuantizeError where a value is not finite, or too large for fp16.
     """
-    x = np.asarray(features, dtype=np.float32)
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused below
+        x = np.asarray(features, dtype=np.float32)
     if quantization == "int8":
         scale = _scale(x, granularity)
         stored = np.empty(x.shape, dtype=np.int8)
@@ -105,6 +106,10 @@ def dequantize(
     """Return float32 (num_tokens, hidden_dim) of what `quantize` returned, into `out` where given."""
     if out is None:
         out = np.empty(stored.shape, dtype=np.float32)
+    if out.shape != stored.shape or out.dtype != np.float32:
+        raise ValueError(
+            f"out is {out.dtype} of shape {out.shape}; it must be float32 of shape {stored.shape}"
+        )
     for rows in _blocks(len(stored)):
         if quantization == "int8":
             np.multiply(stored[rows], _part(scale, rows), out=out[rows], dtype=np.float32)

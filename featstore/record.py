@@ -30,7 +30,7 @@ PAGE = 4096
 LMDB_VALUE_OFFSET = 16  # engine 0.9 puts a large value 16 bytes into its first page
 MAX_PREFIX_BYTES = 64 << 20  # header, scale and padding: a token scale of 16 million tokens
 MAX_HEADER_BYTES = 1 << 20
-MAX_PAYLOAD_BYTES = (1 << 32) - 1  # what bin32 can say
+MAX_PAYLOAD_BYTES = (1 << 32) - 1 - MAX_PREFIX_BYTES  # LMDB takes no value of 4 GiB
 MAX_ID_BYTES = 4096
 
 _BIN32 = b"\xc6"
@@ -121,12 +121,13 @@ class Record:
 class Features:
     """One video's stored features.
 
-    header: what is known of them. The arrays are read-only and stay valid as long as they are referenced, whatever
-    happens to the store they came from.
+    header: what is known of them. owner: the object whose life is that of the map they lie in, if they lie in one. The
+    arrays are read-only and stay valid as long as they are referenced, whatever happens to the store they came from.
     """
 
     header: Header
     _record: Record = field(repr=False)
+    owner: object = field(default=None, repr=False)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -155,14 +156,21 @@ class Features:
 
 
 def pack_prefix(header: Header, scale: bytes, payload_bytes: int) -> bytes:
-    """Return all of a record before its payload, `len % PAGE == PAGE - LMDB_VALUE_OFFSET` bytes long."""
+    """Return all of a record before its payload, `len % PAGE == PAGE - LMDB_VALUE_OFFSET` bytes long.
+
+    Raises RecordError where `parse` would refuse the header, ValueError where scale or payload have another length
+    than it says.
+    """
+    _check(header)
     if len(scale) != header.scale_bytes:
         raise ValueError(f"the scale holds {len(scale)} bytes, expected {header.scale_bytes}")
+    if header.codec == "raw" and payload_bytes != header.raw_bytes:
+        raise ValueError(f"the payload holds {payload_bytes} bytes, expected {header.raw_bytes}")
     if payload_bytes > MAX_PAYLOAD_BYTES:
         raise RecordError(
             f"the payload holds {payload_bytes} bytes; a record takes 4 GiB at most: take fewer frames"
         )
-    packer = msgpack.Packer(unicode_errors="surrogateescape")
+    packer = msgpack.Packer(unicode_errors="surrogatepass")
     fields = _to_map(header)
     head = bytearray(b"\x93" + packer.pack_map_header(len(fields) + 4))
     for key, value in {
@@ -178,11 +186,13 @@ def pack_prefix(header: Header, scale: bytes, payload_bytes: int) -> bytes:
     )
     length = len(head) + len(b"\xa3pad\xc5..") + len(tail)
     pad = -(length + LMDB_VALUE_OFFSET) % PAGE
-    head += b"\xa3pad\xc5" + struct.pack(">H", pad) + bytes(pad) + tail
-    if len(head) > MAX_PREFIX_BYTES:
+    head += b"\xa3pad\xc5" + struct.pack(">H", pad) + bytes(pad)
+    if len(head) > MAX_HEADER_BYTES or len(head) + len(tail) > MAX_PREFIX_BYTES:
         raise RecordError(
-            f"header and scale hold {len(head)} bytes, at most {MAX_PREFIX_BYTES} fit"
+            f"the header holds {len(head)} bytes and the scale {len(scale)}; at most {MAX_HEADER_BYTES} and "
+            f"{MAX_PREFIX_BYTES} together fit"
         )
+    head += tail
     head[_LENGTH_AT : _LENGTH_AT + 4] = struct.pack(">I", len(head))
     head[_CHECKSUM_AT : _CHECKSUM_AT + 8] = xxhash.xxh3_64_digest(head)
     return bytes(head)
@@ -199,10 +209,32 @@ def parse(record: memoryview) -> Record:
     Raises RecordError where it is truncated, damaged before the payload, of a newer format, or says something that
     cannot be: every length and shape is checked before it is believed.
     """
-    prefix_bytes = _checked_prefix(record)
+    prefix_bytes, checksum = _checked_prefix(record)
+    known = _parsed.get(checksum)
+    header, scale_at = known or _parse_header(record, prefix_bytes)
+    scale = _bin32(record, scale_at, "scale")
+    payload = _bin32(record, scale_at + 5 + len(scale), "payload")
+    whole = scale_at + 5 + len(scale) + 5 == prefix_bytes
+    whole = whole and prefix_bytes + len(payload) == len(record)
+    _check_sizes(header, scale, payload, whole)
+    if known is None:
+        _check_scale(header, scale)
+        if len(_parsed) >= MAX_PARSED:
+            _parsed.clear()
+        _parsed[checksum] = header, scale_at
+    return Record(header, scale, payload)
+
+
+# Prefixes that were proved and checked before, by their checksum: a second look-up need not parse them again.
+MAX_PARSED = 4096
+_parsed: dict[bytes, tuple[Header, int]] = {}
+
+
+def _parse_header(record: memoryview, prefix_bytes: int) -> tuple[Header, int]:
+    """Return the header, checked, and where it ends."""
     unpacker = msgpack.Unpacker(
         strict_map_key=True,
-        unicode_errors="surrogateescape",
+        unicode_errors="surrogatepass",
         max_buffer_size=MAX_PREFIX_BYTES,
         max_str_len=MAX_HEADER_BYTES,
         max_bin_len=MAX_HEADER_BYTES,
@@ -212,22 +244,16 @@ def parse(record: memoryview) -> Record:
     unpacker.feed(record[: min(prefix_bytes, MAX_HEADER_BYTES)])
     try:
         unpacker.read_array_header()
-        fields = unpacker.unpack()
-        header = _from_map(fields)
+        return _from_map(unpacker.unpack()), unpacker.tell()
     except RecordError:
         raise
     except Exception as exc:  # msgpack raises a dozen unrelated types on damaged input
         raise RecordError(
             f"a record's header cannot be read ({exc!r}); ingest the video again"
         ) from exc
-    scale = _bin32(record, unpacker.tell(), "scale")
-    scale_end = unpacker.tell() + 5 + len(scale)
-    payload = _bin32(record, scale_end, "payload")
-    _check_sizes(header, scale, payload, scale_end + 5 == prefix_bytes)
-    return Record(header, scale, payload)
 
 
-def _checked_prefix(record: memoryview) -> int:
+def _checked_prefix(record: memoryview) -> tuple[int, bytes]:
     if len(record) < _CHECKSUM_AT + 8:
         raise RecordError(
             f"a record of {len(record)} bytes is too short to be one; ingest the video again"
@@ -253,7 +279,7 @@ def _checked_prefix(record: memoryview) -> int:
             f"a record's header is damaged: its xxh3 is {checksum.hexdigest()}, it says {head[_CHECKSUM_AT:].hex()}; "
             "ingest the video again"
         )
-    return int(prefix_bytes)
+    return prefix_bytes, head[_CHECKSUM_AT:]
 
 
 def _bin32(record: memoryview, start: int, what: str) -> memoryview:
@@ -267,12 +293,10 @@ def _bin32(record: memoryview, start: int, what: str) -> memoryview:
     return record[start + 5 : start + 5 + length]
 
 
-def _check_sizes(
-    header: Header, scale: memoryview, payload: memoryview, prefix_is_whole: bool
-) -> None:
-    if not prefix_is_whole:
+def _check_sizes(header: Header, scale: memoryview, payload: memoryview, whole: bool) -> None:
+    if not whole:
         raise RecordError(
-            "a record's parts do not lie where its prefix ends; ingest the video again"
+            "a record's parts do not end where its prefix and its value end; ingest the video again"
         )
     if len(scale) != header.scale_bytes:
         raise RecordError(
@@ -282,6 +306,9 @@ def _check_sizes(
         raise RecordError(
             f"the payload of {header.video_id!r} holds {len(payload)} bytes, its shape needs {header.raw_bytes}"
         )
+
+
+def _check_scale(header: Header, scale: memoryview) -> None:
     values = np.frombuffer(scale, dtype="<f4")
     if not (np.isfinite(values) & (values > 0)).all():
         raise RecordError(f"the scale of {header.video_id!r} holds values that are not above zero")
@@ -308,10 +335,18 @@ def _from_map(fields: Any) -> Header:
             "error": QuantError(**fields["error"]),
         }
     )
-    wrong = [name for name, kind in _KINDS.items() if type(getattr(header, name)) is not kind]
-    if wrong:
-        raise RecordError(f"a record's header has {wrong[0]} = {getattr(header, wrong[0])!r}")
-    tokens, dim = header.shape
+    _check(header)
+    return header
+
+
+def _check(header: Header) -> None:
+    values = {**vars(header), **vars(header.source), **vars(header.error)}
+    for name, kind in _KINDS.items():
+        if not _is(values[name], kind):
+            raise RecordError(
+                f"a record's header says {name} = {values[name]!r}, which is no {kind.__name__}; ingest the video again"
+            )
+    tokens, dim = header.shape if len(header.shape) == 2 else (0, 0)
     frames = len(header.frame_indices) // 4
     facts = {
         "quantization": header.quantization in QUANTIZATIONS,
@@ -321,15 +356,22 @@ def _from_map(fields: Any) -> Header:
         "codec": header.codec in CODECS,
         "shape": type(tokens) is type(dim) is int and 0 < tokens < 1 << 31 and 0 < dim < 1 << 24,
         "frame_indices": len(header.frame_indices) % 4 == 0 and 0 < frames <= header.nframe,
+        "total_frames": header.total_frames > 0,
     }
-    facts["tokens_per_frame"] = facts["shape"] and frames * header.tokens_per_frame == tokens
-    facts["shape"] = facts["shape"] and header.raw_bytes <= MAX_PAYLOAD_BYTES
+    facts["tokens_per_frame"] = frames * header.tokens_per_frame == tokens
+    if all(facts.values()):
+        facts["shape"] = header.raw_bytes <= MAX_PAYLOAD_BYTES
     for name, holds in facts.items():
         if not holds:
             raise RecordError(
                 f"a record's header says {name} = {getattr(header, name)!r}, which cannot be; ingest the video again"
             )
-    return header
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is int:
+        return type(value) is int and -(1 << 63) <= value < 1 << 64  # what msgpack can say
+    return isinstance(value, (int, float) if kind is float else kind) and type(value) is not bool
 
 
 _KINDS: dict[str, type] = {
@@ -350,4 +392,10 @@ _KINDS: dict[str, type] = {
     "created": float,
     "codec": str,
     "payload_xxh3": int,
+    "size": int,
+    "mtime_ns": int,
+    "xxh3_128": str,
+    "cosine": float,
+    "relative_l2": float,
+    "max_abs": float,
 }

@@ -42,6 +42,8 @@ class Sampling:
             raise ValueError("a rate belongs to the policy fps, and fps needs one: write fps:1")
         if self.rate is not None and not 0 < self.rate <= 1_000:
             raise ValueError(f"the rate is {self.rate} frames a second; it must lie in (0, 1000]")
+        if self.rate is not None:  # 1 and 1.0 are one rule and must have one digest
+            object.__setattr__(self, "rate", float(self.rate))
 
     @classmethod
     def parse(cls, text: str, nframe: int = 128) -> Sampling:
@@ -57,7 +59,7 @@ class Sampling:
 
         linspace: `numpy.linspace(0, n - 1, nframe, dtype=int)`, as LongVA and lmms-eval sample.
         midpoint: the middle frame of each of nframe equal stretches, `int((i + 0.5) * n / nframe)`.
-        vlmevalkit: `int(i * n / (nframe + 1))` for i = 1..nframe, as VLMEvalKit's frame mode samples.
+        vlmevalkit: `int(i * (n / (nframe + 1)))` for i = 1..nframe, as VLMEvalKit's frame mode samples.
         fps: every `1 / rate` seconds from the first frame on (VLMEvalKit's `_1fps` sets); where that gives
         more than nframe, those thinned evenly with both ends kept.
         """
@@ -69,25 +71,29 @@ class Sampling:
         if self.policy == "midpoint":
             return [int((i + 0.5) * n / k) for i in range(k)]
         if self.policy == "vlmevalkit":
-            return [int(i * n / (k + 1)) for i in range(1, k + 1)]
+            step = n / (
+                k + 1
+            )  # rounded once here: int(i * n / (k + 1)) differs on 1.5 % of lengths
+            return [int(i * step) for i in range(1, k + 1)]
         return self._by_rate(n, fps)
 
     def _by_rate(self, n: int, fps: float) -> list[int]:
-        if self.rate is None or not (math.isfinite(fps) and fps > 0):
+        count = n / fps * self.rate if self.rate is not None and fps > 0 else math.inf
+        if self.rate is None or not (math.isfinite(count) and math.isfinite(fps)):
             raise ValueError(
                 f"the clip states {fps} frames a second; sampling by time needs a rate"
             )
         step = fps / self.rate
-        wanted = max(1, int(n / fps * self.rate))
-        taken = [min(int(i * step), n - 1) for i in range(wanted)]
-        if wanted <= self.nframe:
-            return taken
-        return [taken[i] for i in _linspace(wanted, self.nframe)]
+        wanted = max(1, int(count))
+        ticks = range(wanted) if wanted <= self.nframe else _linspace(wanted, self.nframe)
+        return [min(int(i * step), n - 1) for i in ticks]
 
     @property
     def rule(self) -> str:
         """Return the policy as the command line writes it."""
-        return f"fps:{self.rate:g}" if self.rate is not None else self.policy
+        if self.rate is None:
+            return self.policy
+        return f"fps:{self.rate!r}".removesuffix(".0")  # every digit: the rule must parse back
 
     def __str__(self) -> str:
         """Return count and rule, for people."""

@@ -48,7 +48,7 @@ class EncoderIdentity:
     tokens_per_frame: int
     hidden_dim: int
 
-    @property
+    @cached_property
     def model_signature(self) -> str:
         """Return `MD5(f"{vision_tower}:layer{select_layer}")[:8]`: a name for people, not an identity."""
         return _md5(f"{self.vision_tower}:layer{self.select_layer}")[:8]
@@ -173,6 +173,6 @@ def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _md5(text: str) -> str:
-    # A key, not a safeguard: ids may hold the surrogates of undecodable file names.
-    data = text.encode("utf-8", "surrogateescape")
+    # A key, not a safeguard: any string has one, also one that holds the surrogates of an undecodable file name.
+    data = text.encode("utf-8", "surrogatepass")
     return hashlib.md5(data, usedforsecurity=False).hexdigest()

@@ -6,9 +6,9 @@ a key.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
 
 import msgpack
 
@@ -107,16 +107,16 @@ def pack_row(row: Manifest | FeatureSet | Entry | Failure) -> bytes:
         plain = {"spec": row.spec.to_dict(), "origin": row.origin, "created": row.created}
     else:
         plain = asdict(row)
-    packed: bytes = msgpack.packb(plain, unicode_errors="surrogateescape")
+    packed: bytes = msgpack.packb(plain, unicode_errors="surrogatepass")
     return packed
 
 
-def read_manifest(snapshot: Snapshot) -> Manifest:
-    """Return the dataset's manifest; StoreMismatch where it is missing or of a newer format."""
+def read_manifest(snapshot: Snapshot, dataset: str | None = None) -> Manifest:
+    """Return the manifest; StoreMismatch where it is missing, of a newer format or another dataset's than `dataset`."""
     data = snapshot.read("manifest", MANIFEST_KEY)
     if data is None:
         raise StoreMismatch(
-            f"{snapshot.environment.path} holds no featstore manifest; ingest into another --cache-dir"
+            f"{snapshot.environment.path} holds an LMDB file but no featstore dataset; ingest into another --cache-dir"
         )
     plain = _unpack(data)
     if plain.get("format") != STORE_FORMAT:
@@ -124,12 +124,31 @@ def read_manifest(snapshot: Snapshot) -> Manifest:
             f"{snapshot.environment.path} has store format {plain.get('format')!r}, this featstore reads format "
             f"{STORE_FORMAT}; update featstore, or ingest into another --cache-dir"
         )
-    return _build(Manifest, plain)
+    manifest = _build(Manifest, plain)
+    if dataset is not None and manifest.dataset != dataset:
+        raise StoreMismatch(
+            f"{snapshot.environment.path} holds the dataset {manifest.dataset!r}; its folder must have that name: "
+            "rename it back"
+        )
+    return manifest
+
+
+def stored_spec(snapshot: Snapshot, spec: FeatureSpec) -> FeatureSpec | None:
+    """Return the spec of the feature set that `spec` belongs to, as it was first ingested, or None.
+
+    The two may name the vision tower differently, and with it the record keys; the stored name is the one to use.
+    """
+    data = snapshot.read("specs", set_key(spec.digest))
+    return None if data is None else _unpack_set(data).spec
 
 
 def read_sets(snapshot: Snapshot) -> dict[str, FeatureSet]:
-    """Return the dataset's feature sets by digest, oldest first."""
-    sets = {}
+    """Return the dataset's feature sets by digest, oldest first; read once a snapshot."""
+    environment = snapshot.environment
+    as_of, known = environment.sets
+    if as_of == snapshot.txn_id:
+        return known
+    sets: dict[str, FeatureSet] = {}
     for key, data in snapshot.rows("specs"):
         found = _unpack_set(data)
         if set_key(found.spec.digest) != key:
@@ -138,7 +157,9 @@ def read_sets(snapshot: Snapshot) -> dict[str, FeatureSet]:
                 f"{found.spec.digest}; the row is damaged: remove the dataset and ingest it again"
             )
         sets[found.spec.digest] = found
-    return dict(sorted(sets.items(), key=lambda item: item[1].created))
+    sets = dict(sorted(sets.items(), key=lambda item: item[1].created))
+    environment.sets = snapshot.txn_id, sets
+    return sets
 
 
 def read_entry(snapshot: Snapshot, key: bytes) -> Entry | None:
@@ -191,7 +212,7 @@ def _unpack(data: bytes) -> dict[str, Any]:
     if len(data) > MAX_ROW_BYTES:
         raise _unreadable(f"{len(data)} bytes")
     try:
-        plain = msgpack.unpackb(data, unicode_errors="surrogateescape", strict_map_key=True)
+        plain = msgpack.unpackb(data, unicode_errors="surrogatepass", strict_map_key=True)
     except Exception as exc:  # msgpack raises a dozen unrelated types on damaged input
         raise _unreadable(exc) from exc
     if not isinstance(plain, dict):
@@ -200,9 +221,22 @@ def _unpack(data: bytes) -> dict[str, Any]:
 
 
 def _build(kind: type[Row], plain: dict[str, Any]) -> Row:
-    if plain.keys() != {field.name for field in fields(kind)}:
+    kinds = _KINDS[kind]
+    if plain.keys() != kinds.keys():
         raise _unreadable(f"fields {sorted(map(str, plain))}")
+    for name, wanted in kinds.items():
+        if not isinstance(plain[name], wanted):
+            raise _unreadable(f"{name} = {plain[name]!r}")
     return kind(**plain)
+
+
+_KINDS: dict[type, dict[str, tuple[type, ...]]] = {
+    row: {
+        name: (int, float) if hint is float else (get_origin(hint) or hint,)
+        for name, hint in get_type_hints(row).items()
+    }
+    for row in (Manifest, FeatureSet, Entry, Failure)
+}
 
 
 def _unreadable(found: object) -> StoreMismatch:

@@ -5,9 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from featstore.errors import FeatstoreError
+from featstore.errors import FeatstoreError, StoreError
 from featstore.record import parse
-from featstore.store.catalog import Entry, read_failures, read_manifest, read_sets, unpack_entry
+from featstore.store.catalog import (
+    Entry,
+    read_failures,
+    read_manifest,
+    read_sets,
+    unpack_entry,
+    video_key,
+)
 from featstore.store.env import open_environment
 from featstore.store.layout import dataset_path
 
@@ -15,6 +22,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
+    from featstore.spec import FeatureSpec
     from featstore.store.env import Snapshot
 
 
@@ -42,8 +50,14 @@ def check_dataset(
     report = CheckReport(dataset)
     snapshot = open_environment(dataset_path(cache_dir, dataset)).snapshot()
     try:
-        read_manifest(snapshot)
-        known = read_sets(snapshot).keys()
+        missing = snapshot.environment.missing_bytes()
+        if missing:  # to touch them would end the process
+            raise StoreError(
+                f"{snapshot.environment.path}: {missing} bytes are missing at the file's end, it was not copied whole; "
+                "copy it again, or remove the dataset and ingest it again"
+            )
+        read_manifest(snapshot, dataset)
+        known = {digest: found.spec for digest, found in read_sets(snapshot).items()}
         report.failures = sum(1 for _ in read_failures(snapshot))
         for key, row in snapshot.rows("catalog"):
             entry = _check_video(snapshot, key, row, known, report)
@@ -61,9 +75,14 @@ def check_dataset(
 
 
 def _check_video(
-    snapshot: Snapshot, key: bytes, row: bytes, known: object, report: CheckReport
+    snapshot: Snapshot,
+    key: bytes,
+    row: bytes,
+    known: dict[str, FeatureSpec],
+    report: CheckReport,
 ) -> Entry | None:
     report.videos += 1
+    name = f"row {key.decode(errors='replace')}"
     try:
         entry = unpack_entry(row)
         name = f"video {entry.video_id!r} of set {entry.spec[:8]}"
@@ -74,11 +93,13 @@ def _check_video(
         record = parse(value)
         if Entry.of(record.header, len(value)) != entry:
             report.problems.append(f"{name}: row and record differ; ingest it again")
-        if entry.spec not in known:  # type: ignore[operator]
+        if entry.spec not in known:
             report.problems.append(f"{name}: its feature set has no row; ingest it again")
+        elif video_key(known[entry.spec], report.dataset, entry.video_id) != key:
+            report.problems.append(f"{name} lies under another video's key; ingest it again")
         record.verify()
         report.record_bytes += len(value)
     except FeatstoreError as exc:
-        report.problems.append(str(exc))
+        report.problems.append(f"{name}: {exc}")
         return None
     return entry

@@ -8,10 +8,11 @@ closes an environment outright: the last reference does.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
+import tempfile
 import threading
 import weakref
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lmdb
@@ -20,12 +21,16 @@ import numpy as np
 
 from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
 from featstore.store.layout import DATA_FILE
+from featstore.store.pages import map_base, overflow_page, value_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-DATABASES = ("manifest", "specs", "catalog", "failures", "records")
+# All keys lie in one database, behind the name of their table: to open a database of its own for each, py-lmdb would
+# begin a write transaction, so a reader would wait for whoever is writing, and hold the interpreter lock meanwhile.
+TABLES = {
+    name: f"{name}/".encode() for name in ("manifest", "specs", "catalog", "failures", "records")
+}
 # Virtual address space, not disk: the file is as large as its records. Growing a map would kill its views.
 MAP_BYTES = 4 << 40
 MAX_READERS = 1022
@@ -35,42 +40,38 @@ _environments: weakref.WeakValueDictionary[tuple[int, int], Environment] = (
     weakref.WeakValueDictionary()
 )
 _inherited: list[Environment] = []
+_forked = False
 
 
 class Environment:
     """An open environment; `open_environment` gives the process's own."""
 
-    def __init__(self, path: Path, *, create: bool) -> None:
+    def __init__(self, path: Path) -> None:
         """Open the environment in folder `path`, for reading alone where the file may not be written."""
         self.path = path
-        self.pid = os.getpid()
-        self.writable = create or os.access(path / DATA_FILE, os.W_OK)
         self.verified: set[tuple[bytes, int]] = set()  # (record key, checksum) proved once
+        self.sets: tuple[int, dict[str, Any]] = (
+            -1,
+            {},
+        )  # a snapshot's number, the feature sets as of it
         self._snapshot: weakref.ref[Snapshot] | None = None
         self._snapshot_lock = threading.Lock()
         with translated(path), _beside_inherited():
-            self.lmdb = lmdb.open(
-                os.fspath(path),
-                map_size=MAP_BYTES,
-                max_dbs=len(DATABASES),
-                max_readers=MAX_READERS,
-                readonly=not self.writable,
-                create=create,
-                lib_version=0,
-            )
-            if self.lmdb.lib_version()[0] != 0:
-                raise StoreMismatch(
-                    f"{path / DATA_FILE} was written by LMDB engine 1.0, featstore's stores are of engine 0.9; "
-                    "ingest into another --cache-dir"
-                )
-            try:
-                self.dbs = {
-                    name: self.lmdb.open_db(name.encode(), create=create) for name in DATABASES
-                }
-            except (lmdb.NotFoundError, lmdb.ReadonlyError) as exc:
-                raise StoreMismatch(
-                    f"{path / DATA_FILE} is an LMDB file but no featstore dataset; ingest into another --cache-dir"
-                ) from exc
+            self.lmdb = _open(path, readonly=not os.access(path / DATA_FILE, os.W_OK))
+            self.page_bytes: int = self.lmdb.stat()["psize"]
+            self.base: int | None = None  # where the map begins, known after the first large value
+            self.lmdb.reader_check()  # clears the slots of readers that were killed
+
+    def missing_bytes(self) -> int:
+        """Return how many bytes the file lacks for the pages it speaks of; more than 0 where a copy was cut short."""
+        # The number is asked first: a file being written grows before its number does.
+        pages = self.last_page() + 1
+        return max(0, pages * self.page_bytes - os.stat(self.path / DATA_FILE).st_size)
+
+    def last_page(self) -> int:
+        """Return the number of the last page in use."""
+        last: int = self.lmdb.info()["last_pgno"]
+        return last
 
     def snapshot(self) -> Snapshot:
         """Return the newest snapshot; the one in use is shared for as long as nothing was committed since."""
@@ -92,42 +93,61 @@ class Snapshot:
         self.txn_id: int = self._txn.id()
         self._lock = threading.Lock()  # LMDB allows a read transaction one thread at a time
 
-    def get(self, database: str, key: bytes) -> memoryview | None:
-        """Return the value of `key` as a read-only view on the map that keeps this snapshot, or None."""
-        with self._lock, translated(self.environment.path):
-            value = self._txn.get(key, db=self.environment.dbs[database])
-        return None if value is None else _View(self, value).memory()
+    def get(self, table: str, key: bytes) -> memoryview | None:
+        """Return the value of `key` as a read-only view on the map that keeps this snapshot, or None.
 
-    def read(self, database: str, key: bytes) -> bytes | None:
+        Touches no page of a large value, once a first one has shown where the map begins.
+        """
+        with self._lock, translated(self.environment.path):
+            place = self._locate(TABLES[table] + key)
+        return None if place is None else _View(self, *place).memory()
+
+    def read(self, table: str, key: bytes) -> bytes | None:
         """Return a copy of the value of `key`, or None; for small rows."""
         with self._lock, translated(self.environment.path):
-            value = self._txn.get(key, db=self.environment.dbs[database])
+            value = self._txn.get(TABLES[table] + key)
             return None if value is None else bytes(value)
 
-    def keys(self, database: str, prefix: bytes = b"") -> Iterator[bytes]:
+    def keys(self, table: str, prefix: bytes = b"") -> Iterator[bytes]:
         """Yield the keys that begin with `prefix`, in order, touching no value."""
-        for key, _ in self._scan(database, prefix, values=False):
+        for key, _ in self._scan(table, prefix, values=False):
             yield key
 
-    def rows(self, database: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+    def rows(self, table: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Yield copies of the keys and values whose keys begin with `prefix`, in order."""
-        yield from self._scan(database, prefix, values=True)
+        yield from self._scan(table, prefix, values=True)
 
-    def count(self, database: str) -> int:
-        """Return the number of keys."""
-        with self._lock, translated(self.environment.path):
-            return int(self._txn.stat(self.environment.dbs[database])["entries"])
+    def count(self, table: str) -> int:
+        """Return the number of keys, touching no value."""
+        return sum(1 for _ in self.keys(table))
 
-    def _scan(self, database: str, prefix: bytes, *, values: bool) -> Iterator[tuple[bytes, bytes]]:
+    def _locate(self, name: bytes) -> tuple[int, int] | None:
+        """Return address and length of the value of the key `name`, or None."""
+        cursor = self._txn.cursor()
+        if not cursor.set_key(name):
+            return None
+        environment = self.environment
+        large = overflow_page(_address(cursor.key()), len(name))
+        if large and environment.base is not None and large[0] <= environment.last_page():
+            address = value_address(environment.base, *large, environment.page_bytes)
+            if address is not None:
+                return address, large[1]
+        value = cursor.value()
+        if large:
+            environment.base = map_base(_address(value), large[0], environment.page_bytes)
+        return _address(value), len(value)
+
+    def _scan(self, table: str, prefix: bytes, *, values: bool) -> Iterator[tuple[bytes, bytes]]:
+        name = TABLES[table]
         with self._lock, translated(self.environment.path):
-            cursor = self._txn.cursor(self.environment.dbs[database])
-            more = cursor.set_range(prefix)
+            cursor = self._txn.cursor()
+            more = cursor.set_range(name + prefix)
         while more:
             with self._lock, translated(self.environment.path):
                 key = bytes(cursor.key())
-                if not key.startswith(prefix):
+                if not key.startswith(name + prefix):
                     return
-                row = key, bytes(cursor.value()) if values else b""
+                row = key[len(name) :], bytes(cursor.value()) if values else b""
                 more = cursor.next()
             yield row
 
@@ -135,12 +155,11 @@ class Snapshot:
 class _View:
     """Memory inside the map, as numpy's array interface describes it: read-only, and it holds its snapshot."""
 
-    def __init__(self, snapshot: Snapshot, value: memoryview) -> None:
+    def __init__(self, snapshot: Snapshot, address: int, length: int) -> None:
         self._snapshot = snapshot
-        address = np.frombuffer(value, dtype=np.uint8).__array_interface__["data"][0]
         self.__array_interface__: dict[str, Any] = {
             "data": (address, True),
-            "shape": (len(value),),
+            "shape": (length,),
             "typestr": "|u1",
             "version": 3,
         }
@@ -149,26 +168,50 @@ class _View:
         return np.asarray(self).data
 
 
-def open_environment(path: Path, *, create: bool = False) -> Environment:
+def _address(memory: memoryview) -> int:
+    address: int = np.frombuffer(memory, dtype=np.uint8).__array_interface__["data"][0]
+    return address
+
+
+def make_file(path: Path, table: str, key: bytes, value: bytes) -> None:
+    """Make the LMDB file in the folder `path` with one first row, unless a file is there.
+
+    It is made aside and linked into place: whoever looks, whenever the maker is killed, sees it whole or not at all.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=path) as aside, translated(path):
+            draft = _open(Path(aside), readonly=False)
+            with draft.begin(write=True) as txn:
+                txn.put(TABLES[table] + key, value)
+            draft.close()
+            with contextlib.suppress(FileExistsError):
+                os.link(os.path.join(aside, DATA_FILE), path / DATA_FILE)
+    except StoreError:
+        raise
+    except OSError as exc:
+        raise StoreError(
+            f"no dataset can be made in {path}: {exc}; choose another --cache-dir"
+        ) from exc
+
+
+def open_environment(path: Path) -> Environment:
     """Return this process's environment for the folder `path`, opening it where it is not open yet.
 
-    Follows the file, not its name: after a dataset was removed and made again, or replaced by a compacted copy, the
-    new file is opened beside the old one, whose views stay good. Raises StoreNotFound without `create`.
+    Follows the file, not its name: after a dataset was removed and made again, the new file is opened beside the old
+    one, whose views stay good. Raises StoreNotFound where there is none.
     """
     with _lock:
         key = _identity(path)
         known = _environments.get(key) if key else None
         if known is not None:
             return known
-        if key is None and not create:
-            raise StoreNotFound(
-                errno.ENOENT, f"there is no dataset in {path}; make it with featstore ingest"
-            )
-        environment = Environment(path, create=create)
-        key = _identity(path)
-        if key is not None:
+        if key is None:
+            raise StoreNotFound(f"there is no dataset in {path}; make it with featstore ingest")
+        environment = Environment(path)
+        if _identity(path) == key:
             _environments[key] = environment
-        return environment
+            return environment
+    return open_environment(path)  # the file was replaced while it was opened
 
 
 @contextlib.contextmanager
@@ -188,8 +231,7 @@ def store_error(exc: lmdb.Error, path: Path) -> StoreError:
     # A full disk reaches us as a plain "Input/output error" or a short write as often as by its name.
     if isinstance(exc, lmdb.DiskError) or "space left" in str(exc) or _free_bytes(path) < 1 << 20:
         return StoreFull(
-            errno.ENOSPC,
-            f"{path}: the disk is full ({exc}); free some space and run the command again",
+            f"{path}: the disk is full ({exc}); free some space and run the command again"
         )
     return StoreError(
         f"{path}: LMDB refused: {exc}; run featstore check, and mend the disk if it fails again"
@@ -205,22 +247,65 @@ _MEANINGS: tuple[tuple[tuple[type[lmdb.Error], ...], type[StoreError], str], ...
         f"{MAX_READERS} readers are at work, no more fit; end some of them",
     ),
     (
-        (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.PanicError),
+        (
+            lmdb.BadChecksumError,
+            lmdb.CorruptedError,
+            lmdb.PageFullError,
+            lmdb.PageNotFoundError,
+            lmdb.PanicError,
+        ),
         StoreError,
         _DAMAGED,
     ),
     (
-        (lmdb.VersionMismatchError, lmdb.IncompatibleError),
+        (
+            lmdb.CryptoFailError,
+            lmdb.EnvEncryptionError,
+            lmdb.IncompatibleError,
+            lmdb.InvalidError,
+            lmdb.VersionMismatchError,
+        ),
         StoreMismatch,
-        "the file is of another LMDB version; featstore's are of engine 0.9",
+        "the file is not of LMDB engine 0.9 as featstore's are: of engine 1.0, of another program, or damaged; "
+        "put a copy of the right one there, or ingest into another --cache-dir",
     ),
     (
         (lmdb.LockError, lmdb.ReadonlyError),
         StoreError,
-        "the store may not be written here; give yourself write permission on its folder",
+        "LMDB's readers too must write lock.mdb; give yourself write permission on the folder and what is in it",
     ),
+    ((lmdb.MapResizedError,), StoreError, "another program changed the map; start again"),
     ((lmdb.MemoryError,), StoreError, "no memory for the map; lift the limit on address space"),
+    (
+        (
+            lmdb.BadDbiError,
+            lmdb.BadRslotError,
+            lmdb.BadTxnError,
+            lmdb.BadValsizeError,
+            lmdb.CursorFullError,
+            lmdb.DbsFullError,
+            lmdb.InvalidParameterError,
+            lmdb.KeyExistsError,
+            lmdb.NotFoundError,
+            lmdb.ProblemError,
+            lmdb.TlsFullError,
+            lmdb.TxnFullError,
+        ),
+        StoreError,
+        "featstore asked LMDB for what it cannot do; please report this with the traceback",
+    ),
 )
+
+
+def _open(folder: Path, *, readonly: bool) -> lmdb.Environment:
+    return lmdb.open(
+        os.fspath(folder),
+        map_size=MAP_BYTES,
+        max_readers=MAX_READERS,
+        readonly=readonly,
+        create=False,
+        lib_version=0,
+    )
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
@@ -228,6 +313,8 @@ def _identity(path: Path) -> tuple[int, int] | None:
         stat = os.stat(path / DATA_FILE)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as exc:
+        raise StoreError(f"{path} cannot be looked into: {exc.strerror}") from exc
     return stat.st_dev, stat.st_ino
 
 
@@ -243,7 +330,7 @@ def _free_bytes(path: Path) -> int:
 def _beside_inherited() -> Iterator[None]:
     # py-lmdb refuses a file twice in one process and takes an environment inherited through fork for the first time.
     # Closing that one instead was measured: it wipes the parent's reader slots and unmaps views the child still holds.
-    if not _inherited:
+    if not _forked:
         yield
         return
     guard = lmdb._envid.env_keys
@@ -256,7 +343,8 @@ def _beside_inherited() -> Iterator[None]:
 
 def _leave_inherited_alone() -> None:
     # In a forked child: keep the parent's environments as they are, for good, and open our own from now on.
-    global _lock
+    global _forked, _lock
+    _forked = True
     _lock = threading.Lock()
     _inherited.extend(_environments.values())
     _environments.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -36,35 +37,41 @@ def make_folder(path: Path) -> None:
 def dataset_names(cache_dir: str | os.PathLike[str]) -> list[str]:
     """Return the datasets in `cache_dir`, sorted; StoreNotFound where there is no such folder."""
     root = Path(cache_dir)
-    if not root.is_dir():
-        raise StoreNotFound(
-            f"there is no store in {root}: {'not a folder' if root.exists() else 'no such folder'}; "
-            "make one with featstore ingest"
+    try:
+        return sorted(
+            path.name
+            for path in root.iterdir()
+            if _DATASET.fullmatch(path.name) and (path / DATA_FILE).is_file()
         )
-    return sorted(
-        path.name
-        for path in root.iterdir()
-        if _DATASET.fullmatch(path.name) and (path / DATA_FILE).is_file()
-    )
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise StoreNotFound(
+            f"there is no store in {root}: {exc.strerror}; make one with featstore ingest"
+        ) from exc
+    except (OSError, ValueError) as exc:  # ValueError: a null byte in the path
+        raise StoreError(f"the store in {root} cannot be looked into: {exc}") from exc
 
 
 def stored_bytes(cache_dir: str | os.PathLike[str]) -> int:
     """Return the bytes that the datasets in `cache_dir` take on disk."""
-    return sum(
-        (Path(cache_dir) / name / DATA_FILE).stat().st_blocks * 512
-        for name in dataset_names(cache_dir)
-    )
+    taken = 0
+    for name in dataset_names(cache_dir):
+        with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+            taken += (Path(cache_dir) / name / DATA_FILE).stat().st_blocks * 512
+    return taken
 
 
 def free_bytes(path: str | os.PathLike[str]) -> int:
     """Return the bytes that this user may still write to the disk under `path`."""
-    stat = os.statvfs(path)
+    try:
+        stat = os.statvfs(path)
+    except OSError as exc:
+        raise StoreError(f"{path} cannot be looked into: {exc.strerror}") from exc
     return stat.f_bavail * stat.f_frsize
 
 
 def check_video_id(video_id: str) -> None:
     """Raise ValueError unless `video_id` can name a video: 1 to 4,096 bytes, no control characters."""
-    size = len(video_id.encode("utf-8", "surrogateescape"))
+    size = len(video_id.encode("utf-8", "surrogatepass"))
     if not 0 < size <= MAX_ID_BYTES or any(ord(c) < 32 or ord(c) == 127 for c in video_id):
         raise ValueError(
             f"a video id of {size} bytes, {video_id[:40]!r}, cannot be used; it takes 1 to {MAX_ID_BYTES} bytes "

@@ -1,4 +1,4 @@
-"""Who ingests into a dataset: a lock that dies with its holder and names it."""
+"""Who is at work on a dataset, and on which of its videos: locks that die with their holders."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ import fcntl
 import json
 import os
 import socket
+import struct
 import time
 from typing import TYPE_CHECKING
 
-from featstore.errors import StoreLocked
+import xxhash
+
+from featstore.errors import StoreError, StoreLocked, StoreNotFound
+from featstore.store.layout import make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 LOCK_FILE = "ingest.lock"
+FLIGHT_FILE = "flight.lock"
 _MAX_NOTE_BYTES = 4096
+# struct flock on 64-bit Linux: type, whence, start, length, pid (0, as such locks want it), padding to 8 bytes.
+_FLOCK = "hhqqi0q"
 
 
 @contextlib.contextmanager
@@ -28,7 +35,7 @@ def ingest_lock(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
     """
     deadline = time.monotonic() + wait
     while True:
-        fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fd = _open(folder / LOCK_FILE)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -40,7 +47,10 @@ def ingest_lock(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
                 ) from None
             time.sleep(0.05)
             continue
-        if _is_current(fd, folder):
+        except OSError as exc:
+            os.close(fd)
+            raise StoreError(f"{folder / LOCK_FILE} cannot be locked: {exc.strerror}") from exc
+        if _is_current(fd, folder / LOCK_FILE):
             break
         os.close(fd)  # the folder was removed while we waited: try again on the new one
     try:
@@ -52,9 +62,62 @@ def ingest_lock(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
         os.close(fd)
 
 
-def _is_current(fd: int, folder: Path) -> bool:
+@contextlib.contextmanager
+def flight_lock(folder: Path, key: bytes) -> Iterator[None]:
+    """Hold the right to make the record called `key` in the dataset in `folder`, waiting for whoever holds it.
+
+    A single flight: of all processes, and threads, that miss one video at once, one makes its features; the others wait
+    here and, once inside, look the video up again. Other keys are not waited for: each key is one byte of the file
+    `flight.lock`, far beyond its end, locked on an open file description (fcntl's F_OFD_SETLKW). Nothing is ever
+    written, and a lock is gone with its holder, SIGKILL included. Do not fork inside: the child would hold it too.
+    Systems without such locks lock the whole file, one video at a time.
+
+    Raises StoreNotFound where there is no such folder, StoreError where the file cannot be locked.
+    """
+    path = folder / FLIGHT_FILE
+    while True:
+        fd = _open(path)
+        try:
+            _lock_byte(fd, xxhash.xxh3_64_intdigest(key) >> 2)  # within what off_t can say
+            current = _is_current(fd, path)
+        except OSError as exc:
+            os.close(fd)
+            raise StoreError(f"{path} cannot be locked: {exc.strerror}") from exc
+        except BaseException:  # interrupted while it waited
+            os.close(fd)
+            raise
+        if current:
+            break
+        os.close(fd)
+        make_folder(folder)  # it was removed while we waited
     try:
-        there = os.stat(folder / LOCK_FILE)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _lock_byte(fd: int, offset: int) -> None:
+    if hasattr(fcntl, "F_OFD_SETLKW"):
+        lock = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, lock)
+    else:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise StoreNotFound(
+            f"there is no dataset in {path.parent}; make it with featstore ingest"
+        ) from exc
+    except OSError as exc:
+        raise StoreError(f"{path} cannot be locked: {exc.strerror}") from exc
+
+
+def _is_current(fd: int, path: Path) -> bool:
+    try:
+        there = os.stat(path)
     except FileNotFoundError:
         return False
     return os.path.samestat(os.fstat(fd), there)

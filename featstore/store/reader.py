@@ -18,10 +18,12 @@ from featstore.store.catalog import (
     read_failures,
     read_manifest,
     read_sets,
+    stored_spec,
     video_key,
 )
 from featstore.store.env import Environment, Snapshot, open_environment
 from featstore.store.layout import dataset_names, dataset_path
+from featstore.store.pages import read_ahead
 
 if TYPE_CHECKING:
     import os
@@ -99,11 +101,7 @@ class Dataset(Mapping[str, Features]):
         self.path = dataset_path(cache_dir, name)
         self._verify = verify
         self._environment: Environment | None = None
-        stored = read_manifest(self.snapshot()).dataset
-        if stored != name:
-            raise StoreMismatch(
-                f"{self.path} holds the dataset {stored!r}; its folder must have that name: rename it back"
-            )
+        read_manifest(self.snapshot(), name)
 
     def snapshot(self) -> Snapshot:
         """Return the newest snapshot of the dataset."""
@@ -151,7 +149,10 @@ class Dataset(Mapping[str, Features]):
         value = snapshot.get("records", key)
         if value is None:
             raise self._not_found(snapshot, video, chosen, key)
-        record = parse(value)
+        try:
+            record = parse(value)
+        except RecordError as exc:
+            raise RecordError(f"video {video!r} of {self.path}: {exc}") from exc
         header = record.header
         if (header.video_id, header.spec, header.dataset) != (video, chosen.digest, self.name):
             raise RecordError(
@@ -161,9 +162,20 @@ class Dataset(Mapping[str, Features]):
         verified = snapshot.environment.verified
         seen = (key, header.payload_xxh3)
         if self._verify == "always" or (self._verify == "first" and seen not in verified):
+            read_ahead(value)  # faults alone read a cold disk at half its speed
             record.verify()
             verified.add(seen)
-        return Features(header, record)
+        return Features(header, record, snapshot.environment)
+
+    def read_ahead(
+        self, video: str, *, nframe: int | None = None, spec: FeatureSpec | str | None = None
+    ) -> None:
+        """Have the system read the record of `video` into memory, without waiting; nothing where it is not stored."""
+        snapshot = self.snapshot()
+        key = video_key(self._choose(snapshot, nframe, spec).spec, self.name, video)
+        value = snapshot.get("records", key)
+        if value is not None:
+            read_ahead(value)
 
     def sets(self) -> list[FeatureSet]:
         """Return the feature sets, oldest first."""
@@ -177,7 +189,9 @@ class Dataset(Mapping[str, Features]):
 
     def entry(self, video: str, spec: FeatureSpec) -> Entry | None:
         """Return the row of a finished video, or None."""
-        return read_entry(self.snapshot(), video_key(spec, self.name, video))
+        snapshot = self.snapshot()
+        spec = stored_spec(snapshot, spec) or spec
+        return read_entry(snapshot, video_key(spec, self.name, video))
 
     def entries(self, spec: FeatureSpec | None = None) -> Iterator[Entry]:
         """Yield the rows of the finished videos, of one feature set or of all, in no promised order."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 
-from featstore.errors import StoreNotFound
+from featstore.errors import StoreError, StoreNotFound
 from featstore.store.layout import DATA_FILE, dataset_path
 from featstore.store.lock import ingest_lock
 
@@ -26,6 +27,10 @@ def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
     with ingest_lock(path):
         taken = (path / DATA_FILE).stat().st_blocks * 512
         shutil.rmtree(gone, ignore_errors=True)
-        os.rename(path, gone)
-    shutil.rmtree(gone)
+        try:
+            os.rename(path, gone)
+        except OSError as exc:
+            raise StoreError(f"{path} cannot be removed: {exc.strerror}") from exc
+    with contextlib.suppress(FileNotFoundError):  # another removal clears it too
+        shutil.rmtree(gone)
     return taken

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -23,12 +21,22 @@ from featstore.store.catalog import (
     pack_row,
     read_manifest,
     set_key,
+    stored_spec,
     video_key,
 )
-from featstore.store.env import open_environment, store_error
-from featstore.store.layout import dataset_path, make_folder, stored_bytes
+from featstore.store.env import TABLES, make_file, open_environment, store_error
+from featstore.store.layout import (
+    DATA_FILE,
+    check_video_id,
+    dataset_path,
+    free_bytes,
+    make_folder,
+    stored_bytes,
+)
 
 if TYPE_CHECKING:
+    import os
+
     from featstore.record import Header
     from featstore.spec import FeatureSpec
 
@@ -37,6 +45,7 @@ COMMIT_BYTES = 32 << 20
 MIN_FREE_BYTES = 1 << 30
 # Pages of the tree and of LMDB's free list that a commit may write beside its records.
 _SLACK_BYTES = 1 << 20
+MAX_REASON_CHARACTERS = 10_000
 
 
 class FeatureWriter:
@@ -63,14 +72,15 @@ class FeatureWriter:
         self._min_free = min_free
         self._max_size = max_size
         self._commit_bytes = commit_bytes
-        self._environment = open_environment(self.path, create=True)
+        if not (self.path / DATA_FILE).exists():
+            manifest = pack_row(Manifest(dataset, time.time()))
+            make_file(self.path, "manifest", MANIFEST_KEY, manifest)
+        self._environment = open_environment(self.path)
         self._txn: lmdb.Transaction | None = None
+        self._specs: dict[str, FeatureSpec] = {}  # by digest, as they were first ingested
         self._pending: list[Entry | Failure] = []
         self._pending_bytes = 0
-        if self._environment.snapshot().read("manifest", MANIFEST_KEY) is None:
-            self._put("manifest", MANIFEST_KEY, pack_row(Manifest(dataset, time.time())))
-            self.commit()
-        read_manifest(self._environment.snapshot())
+        read_manifest(self._environment.snapshot(), dataset)
 
     @property
     def due(self) -> bool:
@@ -78,11 +88,17 @@ class FeatureWriter:
         return self._pending_bytes >= self._commit_bytes
 
     def add_set(self, spec: FeatureSpec, origin: str) -> None:
-        """Make the feature set of `spec`, first ingested from `origin`, unless it is there."""
-        key = set_key(spec.digest)
-        if self._environment.snapshot().read("specs", key) is None:
-            self._put("specs", key, pack_row(FeatureSet(spec, origin, time.time())))
-            self.commit()
+        """Make the feature set of `spec`, first ingested from `origin`, unless it is there.
+
+        Visible at once, or with the next commit where something waits for one.
+        """
+        stored = self._specs.get(spec.digest) or stored_spec(self._environment.snapshot(), spec)
+        if stored is None:
+            row = pack_row(FeatureSet(spec, origin, time.time()))
+            self._put("specs", set_key(spec.digest), row)
+            if not self._pending:
+                self.commit()
+        self._specs[spec.digest] = stored or spec
 
     def put(
         self,
@@ -97,19 +113,29 @@ class FeatureWriter:
         """Put a record whose payload lies in `buffer[payload]`; visible after the next `commit`.
 
         The prefix is written before the payload, into the same buffer, so that LMDB's copy is the only one. `header`
-        is completed: codec, checksum. Raises StoreFull, leaving what was put before ready to be committed.
+        is completed: codec, checksum. Raises StoreFull, leaving what was put before ready to be committed, and
+        ValueError where spec, header and payload do not belong together.
         """
+        key = self._key(spec, header.video_id)
+        if (header.dataset, header.spec) != (self.dataset, spec.digest):
+            raise ValueError(
+                f"the header is of {header.dataset!r}, set {header.spec[:8]}; it is put into {self.dataset!r}, set "
+                f"{spec.digest[:8]}"
+            )
         codec, stored = compress(buffer[payload], codec)
         header = replace(header, codec=codec, payload_xxh3=xxhash.xxh3_64_intdigest(stored))
         prefix = pack_prefix(header, scale, len(stored))
         if codec == "raw":
+            if payload.start < len(prefix):
+                raise ValueError(
+                    f"{payload.start} bytes lie before the payload, the record's prefix needs {len(prefix)}"
+                )
             buffer[payload.start - len(prefix) : payload.start] = prefix
             record = buffer[payload.start - len(prefix) : payload.stop]
         else:
             record = memoryview(prefix + stored)
         self._check_room(len(record))
         entry = Entry.of(header, len(record))
-        key = video_key(spec, self.dataset, header.video_id)
         self._put("records", key, record)
         self._put("catalog", key, pack_row(entry))
         self._delete("failures", key)
@@ -118,8 +144,9 @@ class FeatureWriter:
         return entry
 
     def fail(self, spec: FeatureSpec, failure: Failure) -> None:
-        """Put the row of a video that could not be ingested."""
-        self._put("failures", video_key(spec, self.dataset, failure.video_id), pack_row(failure))
+        """Put the row of a video that could not be ingested; of a very long reason the beginning."""
+        failure = replace(failure, reason=failure.reason[:MAX_REASON_CHARACTERS])
+        self._put("failures", self._key(spec, failure.video_id), pack_row(failure))
         self._pending.append(failure)
 
     def commit(self) -> list[Entry | Failure]:
@@ -130,13 +157,14 @@ class FeatureWriter:
             try:
                 txn.commit()
             except lmdb.Error as exc:
+                self._specs = {}
                 raise store_error(exc, self.path) from exc
         return done
 
     def abort(self) -> None:
         """Drop what was not committed."""
         txn, self._txn = self._txn, None
-        self._pending, self._pending_bytes = [], 0
+        self._specs, self._pending, self._pending_bytes = {}, [], 0
         if txn is not None:
             txn.abort()
 
@@ -151,38 +179,47 @@ class FeatureWriter:
         else:
             self.abort()
 
-    def _put(self, database: str, key: bytes, value: bytes | memoryview) -> None:
+    def _key(self, spec: FeatureSpec, video_id: str) -> bytes:
+        check_video_id(video_id)
+        stored = self._specs.get(spec.digest) or stored_spec(self._environment.snapshot(), spec)
+        if stored is None:
+            raise ValueError(
+                f"{self.path} has no feature set {spec.digest[:8]}; call add_set before put and fail"
+            )
+        self._specs[spec.digest] = stored
+        return video_key(stored, self.dataset, video_id)
+
+    def _put(self, table: str, key: bytes, value: bytes | memoryview) -> None:
         try:
             if self._txn is None:
+                # A reader that was killed would keep the pages it saw from being used again.
+                self._environment.lmdb.reader_check()
                 self._txn = self._environment.lmdb.begin(write=True)
-            self._txn.put(key, value, db=self._environment.dbs[database])
+            self._txn.put(TABLES[table] + key, value)
         except lmdb.Error as exc:
             self.abort()
             raise store_error(exc, self.path) from exc
 
-    def _delete(self, database: str, key: bytes) -> None:
+    def _delete(self, table: str, key: bytes) -> None:
         try:
             if self._txn is not None:
-                self._txn.delete(key, db=self._environment.dbs[database])
+                self._txn.delete(TABLES[table] + key)
         except lmdb.Error as exc:
             self.abort()
             raise store_error(exc, self.path) from exc
 
     def _check_room(self, record_bytes: int) -> None:
         need = self._pending_bytes + record_bytes + PAGE + _SLACK_BYTES
-        stat = os.statvfs(self.path)
-        free = stat.f_bavail * stat.f_frsize
+        free = free_bytes(self.path)
         if free - need < self._min_free:
             raise StoreFull(
-                errno.ENOSPC,
                 f"{self.path}: {free / 2**30:.2f} GiB are free, the next record needs {need / 2**20:.0f} MiB and "
-                f"{self._min_free / 2**30:.2f} GiB are to stay free; make room, or lower --min-free",
+                f"{self._min_free / 2**30:.2f} GiB are to stay free; make room, or lower --min-free"
             )
         if self._max_size is not None:
             taken = stored_bytes(self._cache_dir)
             if taken + need > self._max_size:
                 raise StoreFull(
-                    errno.ENOSPC,
                     f"{self._cache_dir} takes {taken / 2**30:.2f} GiB, the next record needs "
-                    f"{need / 2**20:.0f} MiB, the limit is {self._max_size / 2**30:.2f} GiB; raise --max-size",
+                    f"{need / 2**20:.0f} MiB, the limit is {self._max_size / 2**30:.2f} GiB; raise --max-size"
                 )

@@ -6,11 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+from featstore.store import reader
 from featstore.store.check import check_dataset
 from featstore.store.layout import dataset_names
 
 TOOLS = Path(__file__).parents[1] / "tools"
+
+# An example that takes long on a busy machine is no failure.
+settings.register_profile("featstore", deadline=None)
+settings.load_profile("featstore")
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +46,10 @@ def cache(tmp_path: Path) -> Iterator[Path]:
     if folder.is_dir():
         for name in dataset_names(folder):
             assert check_dataset(folder, name).problems == []
+
+
+@pytest.fixture(autouse=True)
+def let_go_of_shared_readers() -> Iterator[None]:
+    """`featstore.get` keeps its stores for the life of the process, 4 TiB of address space for each dataset."""
+    yield
+    reader._shared.clear()

@@ -1,0 +1,214 @@
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import pytest
+from toys import expected, put_video, store_videos, toy_features, toy_spec
+
+from featstore.errors import RecordError, StoreMismatch, StoreNotFound
+from featstore.store.catalog import Failure, pack_row, read_manifest, video_key
+from featstore.store.check import check_dataset
+from featstore.store.env import TABLES, open_environment
+from featstore.store.reader import FeatureStore, get
+from featstore.store.writer import FeatureWriter
+
+SPEC = toy_spec()
+A, B = toy_features(1), toy_features(2)
+
+
+@pytest.fixture
+def damaged(tmp_path) -> Path:
+    """A cache that a test may damage: nobody looks whether it is clean afterwards."""
+    store_videos(tmp_path, "demo", {"a": A, "b": B})
+    return tmp_path
+
+
+def put_raw(cache: Path, table: str, key: bytes, value: bytes | None) -> None:
+    with open_environment(cache / "demo").lmdb.begin(write=True) as txn:
+        if value is None:
+            txn.delete(TABLES[table] + key)
+        else:
+            txn.put(TABLES[table] + key, value)
+
+
+def read_raw(cache: Path, table: str, key: bytes) -> bytes:
+    value = open_environment(cache / "demo").snapshot().read(table, key)
+    assert value is not None
+    return value
+
+
+def flip_in_file(cache: Path, found: bytes, at: int = 0) -> None:
+    """Flip a byte in the data file where these bytes lie."""
+    file = cache / "demo" / "data.mdb"
+    content = bytearray(file.read_bytes())
+    place = content.index(found)
+    with file.open("r+b") as handle:
+        handle.seek(place + at)
+        handle.write(bytes([content[place + at] ^ 0x10]))
+
+
+KEY_A = video_key(SPEC, "demo", "a")
+
+
+def test_a_clean_dataset_has_no_problems_and_is_counted(cache):
+    store_videos(cache, "demo", {"a": A, "b": B})
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        writer.fail(SPEC, Failure("c", "/c.mp4", SPEC.digest, "no frames", 0.0))
+    seen: list[str] = []
+    report = check_dataset(cache, "demo", lambda entry: seen.append(entry.video_id))
+    assert report.problems == []
+    assert (report.videos, report.failures, report.record_bytes) == (2, 1, 2 * (4080 + 128))
+    assert sorted(seen) == ["a", "b"]
+
+
+def test_a_dataset_that_is_not_there_raises(cache):
+    with pytest.raises(StoreNotFound, match="there is no dataset"):
+        check_dataset(cache, "demo")
+
+
+def test_a_flipped_byte_of_a_payload_is_found_at_get_and_at_check(damaged):
+    flip_in_file(damaged, expected(A, SPEC).tobytes(), at=77)
+    for verify in ("first", "always"):
+        with pytest.raises(RecordError, match="payload of video 'a' is damaged: its xxh3 is"):
+            FeatureStore(damaged, verify=verify)["demo"]["a"]
+    assert FeatureStore(damaged, verify="never")["demo"]["a"].shape == (16, 8)
+    [problem] = check_dataset(damaged, "demo").problems
+    assert "video 'a'" in problem
+    assert "ingest it again" in problem
+    assert get(damaged, "demo", "b").shape == (16, 8)
+
+
+def test_a_payload_is_proved_once_or_always_or_never(damaged):
+    def readable(verify: str) -> bool:
+        try:
+            stores[verify]["demo"]["a"]
+        except RecordError:
+            return False
+        return True
+
+    stores = {word: FeatureStore(damaged, verify=word) for word in ("first", "always", "never")}
+    assert all(map(readable, stores))
+    flip_in_file(damaged, expected(A, SPEC).tobytes())
+    assert [readable(word) for word in stores] == [True, False, True]
+
+
+def test_a_flipped_byte_of_a_header_is_found_and_names_its_video(damaged):
+    flip_in_file(damaged, b"prefix_bytes", at=40)
+    with pytest.raises(RecordError, match=r"video '[ab]' of .*/demo: a record's header is damaged"):
+        [get(damaged, "demo", video) for video in ("a", "b")]
+    [problem] = check_dataset(damaged, "demo").problems
+    assert problem.startswith(("video 'a' of set", "video 'b' of set"))
+
+
+@pytest.mark.parametrize("value", [b"", b"x", bytes(10_000), b"\x93\xde\xff\xff" + bytes(5000)])
+def test_a_record_that_is_none_is_found(damaged, value):
+    put_raw(damaged, "records", KEY_A, value)
+    with pytest.raises(RecordError):
+        get(damaged, "demo", "a")
+    [problem] = check_dataset(damaged, "demo").problems
+    assert problem.startswith("video 'a'")
+
+
+def test_a_record_of_another_video_is_found(damaged):
+    put_raw(damaged, "records", KEY_A, read_raw(damaged, "records", video_key(SPEC, "demo", "b")))
+    with pytest.raises(RecordError, match=r"record of 'a' in .* says it is 'b' of 'demo'"):
+        get(damaged, "demo", "a")
+    assert check_dataset(damaged, "demo").problems == [
+        f"video 'a' of set {SPEC.digest[:8]}: row and record differ; ingest it again"
+    ]
+
+
+def test_a_video_under_the_key_of_another_is_found(damaged):
+    key = video_key(SPEC, "demo", "c")
+    for table in ("catalog", "records"):
+        put_raw(damaged, table, key, read_raw(damaged, table, KEY_A))
+    [problem] = check_dataset(damaged, "demo").problems
+    assert "video 'a'" in problem
+    assert "another video's key" in problem
+
+
+def test_a_row_without_a_record_is_found(damaged):
+    put_raw(damaged, "records", KEY_A, None)
+    [problem] = check_dataset(damaged, "demo").problems
+    assert "'a' of set" in problem
+    assert "has a row but no record" in problem
+
+
+def test_a_record_without_a_row_is_found(damaged):
+    put_raw(damaged, "catalog", KEY_A, None)
+    [problem] = check_dataset(damaged, "demo").problems
+    assert problem.startswith(f"record {KEY_A.decode()} has no row")
+
+
+def test_a_set_without_a_row_is_found(damaged):
+    put_raw(damaged, "specs", SPEC.digest.encode(), None)
+    problems = check_dataset(damaged, "demo").problems
+    assert len(problems) == 2
+    assert all("its feature set has no row" in problem for problem in problems)
+
+
+def test_a_set_whose_row_describes_another_is_found(damaged):
+    row = read_raw(damaged, "specs", SPEC.digest.encode())
+    put_raw(damaged, "specs", SPEC.digest.encode(), row.replace(b"linspace", b"midpoint"))
+    [problem] = check_dataset(damaged, "demo").problems
+    assert f"the feature set {SPEC.digest} describes" in problem
+    with pytest.raises(StoreMismatch, match="the row is damaged"):
+        get(damaged, "demo", "a")
+
+
+@pytest.mark.parametrize("table", ["manifest", "specs", "catalog", "failures"])
+def test_any_flipped_byte_of_a_row_is_a_mismatch_or_another_row_and_nothing_else(damaged, table):
+    """Rows have no checksum of their own; what cannot be a row must not end in a traceback."""
+    with FeatureWriter(damaged, "demo", min_free=0) as writer:
+        writer.fail(SPEC, Failure("c", "/c.mp4", SPEC.digest, "no frames", 0.0))
+    key, row = next(iter(open_environment(damaged / "demo").snapshot().rows(table)))
+    dataset = FeatureStore(damaged)["demo"]
+    for at in range(len(row)):
+        flipped = bytearray(row)
+        flipped[at] ^= 0xFF if at % 2 else 0x41
+        put_raw(damaged, table, key, bytes(flipped))
+        problems = check_dataset(damaged, "demo").problems
+        assert problems or table in ("failures", "manifest", "specs"), at
+        for look in (
+            dataset.sets,
+            lambda: list(dataset.entries()),
+            lambda: list(dataset.failures()),
+        ):
+            with contextlib.suppress(StoreMismatch):
+                look()
+
+
+def test_a_dataset_from_the_future_says_so(damaged):
+    snapshot = open_environment(damaged / "demo").snapshot()
+    manifest = dataclasses.replace(read_manifest(snapshot), format=2)
+    put_raw(damaged, "manifest", b"manifest", pack_row(manifest))
+    with pytest.raises(
+        StoreMismatch, match="store format 2, this featstore reads format 1; update"
+    ):
+        FeatureStore(damaged)["demo"]
+    [problem] = check_dataset(damaged, "demo").problems
+    assert "store format 2" in problem
+
+
+def test_a_file_that_was_not_copied_whole_is_found_without_touching_its_end(damaged):
+    """To touch a page behind the file's end is a bus error, which no program survives."""
+    file = damaged / "demo" / "data.mdb"
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(content[:-5000])
+    [problem] = check_dataset(damaged, "demo").problems
+    assert "5000 bytes are missing at the file's end" in problem
+
+
+def test_a_check_sees_one_snapshot_while_a_writer_goes_on(cache):
+    store_videos(cache, "demo", {str(i): A for i in range(5)})
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+
+        def replace(entry) -> None:
+            put_video(writer, SPEC, entry.video_id, B)
+            put_video(writer, SPEC, f"more {entry.video_id}", B)
+            writer.commit()
+
+        report = check_dataset(cache, "demo", replace)
+    assert (report.problems, report.videos) == ([], 5)
+    assert len(FeatureStore(cache)["demo"]) == 10

@@ -1,0 +1,316 @@
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toys import expected, put_video, run_python, store_videos, toy_features, toy_spec
+
+import featstore
+from featstore.errors import FeatureNotFound, StoreError, StoreMismatch, StoreNotFound
+from featstore.store.catalog import Failure
+from featstore.store.reader import FeatureStore, get
+from featstore.store.writer import FeatureWriter
+
+A, B = toy_features(1), toy_features(2)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("codec", ["raw", "lz4"])
+def test_what_was_stored_is_what_is_read(cache, quantization, codec):
+    spec = toy_spec(quantization=quantization)
+    zeros = np.zeros_like(A)  # shrinks under lz4; noise does not
+    store_videos(cache, "demo", {"a": A, "zeros": zeros}, spec=spec, codec=codec)
+    for video, x in (("a", A), ("zeros", zeros)):
+        features = get(cache, "demo", video)
+        assert features.shape == (16, 8)
+        assert np.array_equal(features.data, expected(x, spec))
+        assert features.dequantize().dtype == np.float32
+    assert get(cache, "demo", "zeros").header.codec == codec
+
+
+def test_a_store_is_a_mapping_of_mappings(cache):
+    store_videos(cache, "one", {"a": A, "b": B})
+    store_videos(cache, "two", {})
+    with featstore.open(cache) as store:
+        assert sorted(store) == ["one", "two"]
+        assert len(store) == 2
+        assert "one" in store
+        assert "three" not in store
+        assert 1 not in store
+        assert set(store["one"]) == {"a", "b"}
+        assert len(store["one"]) == 2
+        assert "a" in store["one"]
+        assert "c" not in store["one"]
+        assert 1 not in store["one"]
+        assert store["one"].get("c") is None
+        assert np.array_equal(store["one"]["b"].data, expected(B, toy_spec()))
+        assert list(store["two"]) == []
+        assert store.specs == {"one": [toy_spec()], "two": [toy_spec()]}
+
+
+def test_other_files_and_folders_are_no_datasets(cache):
+    store_videos(cache, "demo", {"a": A})
+    (cache / "empty").mkdir()
+    (cache / "cache_meta.json").write_text("{}")
+    (cache / ".removed-demo").mkdir()
+    (cache / ".removed-demo" / "data.mdb").touch()
+    (cache / "file").touch()
+    assert list(FeatureStore(cache)) == ["demo"]
+
+
+def test_a_look_up_changes_nothing(cache):
+    store_videos(cache, "demo", {"a": A})
+
+    def times() -> dict[Path, int]:  # LMDB's readers sign in lock.mdb
+        files = [path for path in cache.rglob("*") if path.name != "lock.mdb"]
+        return {path: path.stat().st_mtime_ns for path in files}
+
+    before = times()
+    FeatureStore(cache)["demo"]["a"].dequantize()
+    assert times() == before
+    with pytest.raises(StoreNotFound):
+        FeatureStore(cache)["new"]
+    assert not (cache / "new").exists()
+
+
+def test_a_store_that_is_not_there_is_said_so_and_not_made(tmp_path):
+    with pytest.raises(StoreNotFound, match=r"there is no store in .*/nowhere: No such file"):
+        FeatureStore(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError):
+        get(tmp_path / "nowhere", "demo", "a")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreNotFound, match="Not a directory"):
+        FeatureStore(tmp_path / "file")
+
+
+@pytest.mark.parametrize("place", ["x" * 300, "null\0byte"])
+def test_a_path_that_cannot_be_is_a_store_error(tmp_path, place):
+    with pytest.raises(StoreError, match="cannot be looked into"):
+        FeatureStore(tmp_path / place)
+
+
+def test_a_dataset_that_is_not_there_lists_those_that_are(cache):
+    store_videos(cache, "demo", {})
+    with pytest.raises(
+        StoreNotFound, match=r"no dataset 'other' in .*, the datasets there are: demo;"
+    ):
+        FeatureStore(cache)["other"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "",
+            ".",
+            "..",
+            "../demo",
+            "demo/",
+            "demo/..",
+            "/demo",
+            "a/b",
+            "a\\b",
+            ".hidden",
+            "-x",
+            "_x",
+        ),
+        *("demo\n", "a b", "a\0b", "é", "a" * 129, "~", "$HOME", "*"),
+    ],
+)
+def test_a_name_that_could_leave_the_cache_is_refused(cache, name):
+    store_videos(cache, "demo", {"a": A})
+    for use in (FeatureStore(cache).__getitem__, lambda name: FeatureWriter(cache, name)):
+        with pytest.raises(StoreMismatch, match="a dataset cannot be called"):
+            use(name)
+    assert sorted(path.name for path in cache.iterdir()) == ["demo"]
+
+
+def test_a_video_that_is_not_stored_is_said_so(cache):
+    store_videos(cache, "demo", {"a": A})
+    with pytest.raises(
+        FeatureNotFound, match="video 'b' is not stored in dataset 'demo'"
+    ) as caught:
+        get(cache, "demo", "b")
+    assert isinstance(caught.value, KeyError)
+    assert not str(caught.value).startswith('"')
+
+
+def test_a_video_that_failed_is_not_found_with_its_reason(cache):
+    spec = toy_spec()
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        writer.add_set(spec, "toy")
+        writer.fail(spec, Failure("b", "/b.mp4", spec.digest, "it has no frames", 0.0))
+    with pytest.raises(FeatureNotFound, match=r"failed to be ingested .*: it has no frames; mend"):
+        get(cache, "demo", "b")
+
+
+@pytest.mark.parametrize("video", ["", "\ud800", "x" * 10_000, "a\0b", "../a", "\udcff.mp4"])
+def test_no_id_is_too_strange_to_ask_for(cache, video):
+    store_videos(cache, "demo", {"a": A})
+    dataset = FeatureStore(cache)["demo"]
+    assert video not in dataset
+    with pytest.raises(FeatureNotFound):
+        dataset[video]
+
+
+def test_one_set_of_several_is_chosen_by_nframe_spec_or_digest(cache):
+    four = store_videos(cache, "demo", {"a": A}, spec=toy_spec(4))
+    eight = store_videos(cache, "demo", {"a": B}, spec=toy_spec(8))
+    dataset = FeatureStore(cache)["demo"]
+    for choice, x in (
+        ({"nframe": 4}, A),
+        ({"nframe": 8}, B),
+        ({"spec": four}, A),
+        ({"spec": eight}, B),
+        ({"spec": eight.digest[:8]}, B),
+        ({"nframe": 8, "spec": eight}, B),
+    ):
+        assert np.array_equal(dataset.lookup("a", **choice).data, expected(x, four)), choice
+        assert dataset.select(**choice).origin == "toy"
+    assert len(dataset) == 1
+    assert list(dataset) == ["a"]
+    assert "a" in dataset
+    with pytest.raises(StoreMismatch, match="2 feature sets of dataset 'demo' fit; name one"):
+        dataset["a"]
+
+
+@pytest.mark.parametrize(
+    "choice", [{"nframe": 7}, {"spec": "0" * 32}, {"spec": ""}, {"spec": toy_spec().digest[:3]}]
+)
+def test_a_choice_that_fits_no_set_lists_those_there_are(cache, choice):
+    spec = store_videos(cache, "demo", {"a": A})
+    with pytest.raises(StoreMismatch, match=f"no feature set .*\n  {spec.digest[:8]}"):
+        FeatureStore(cache)["demo"].lookup("a", **choice)
+
+
+def test_a_dataset_without_a_set_says_so(cache):
+    FeatureWriter(cache, "demo", min_free=0)
+    with pytest.raises(StoreMismatch, match="it has 0: none"):
+        FeatureStore(cache)["demo"]["a"]
+
+
+def test_features_of_another_encoder_are_refused_with_what_differs_and_the_command(cache):
+    spec = store_videos(cache, "demo", {"a": A})
+    encoder = dataclasses.replace(spec.encoder, weights="9" * 64)
+    other = dataclasses.replace(spec, encoder=encoder)
+    with pytest.raises(StoreMismatch) as caught:
+        FeatureStore(cache)["demo"].lookup("a", spec=other)
+    message = str(caught.value)
+    assert f"encoder.weights: stored {spec.encoder.weights[:40]}, asked for {'9' * 40}" in message
+    assert "featstore ingest --videos VIDEOS --dataset demo" in message
+
+
+def test_features_are_found_whatever_the_vision_tower_is_called(cache):
+    """The name enters the record key but not the digest: what a renamed checkpoint stored could not be read."""
+    spec = store_videos(cache, "demo", {"a": A})
+    encoder = dataclasses.replace(spec.encoder, vision_tower="/models/other-name")
+    renamed = dataclasses.replace(spec, encoder=encoder)
+    store_videos(cache, "demo", {"b": B}, spec=renamed)
+    dataset = FeatureStore(cache)["demo"]
+    for either in (spec, renamed):
+        assert np.array_equal(dataset.lookup("a", spec=either).data, expected(A, spec))
+        assert np.array_equal(dataset.lookup("b", spec=either).data, expected(B, spec))
+        assert {entry.video_id for entry in dataset.entries(either)} == {"a", "b"}
+        assert [dataset.entry(video, either).video_id for video in "ab"] == ["a", "b"]
+    assert len(dataset) == 2
+
+
+def test_a_folder_under_another_name_is_refused(cache):
+    store_videos(cache, "demo", {"a": A})
+    os.rename(cache / "demo", cache / "renamed")
+    for use in (FeatureStore(cache).__getitem__, lambda name: FeatureWriter(cache, name)):
+        with pytest.raises(StoreMismatch, match=r"holds the dataset 'demo'; .* rename it back"):
+            use("renamed")
+    os.rename(cache / "renamed", cache / "demo")
+
+
+def test_a_reader_opens_while_a_writer_has_something_put(cache):
+    """The reader waited, with the interpreter lock held, until the writer committed."""
+    spec = store_videos(cache, "demo", {"a": A})
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        put_video(writer, spec, "b", B)
+        done = run_python(
+            "import sys, featstore; print(featstore.get(sys.argv[1], 'demo', 'a').shape)",
+            cache,
+            timeout=20,
+        )
+        assert done.stdout == "(16, 8)\n", done.stderr
+
+
+def test_a_store_of_this_process_sees_each_commit_of_another(cache):
+    store_videos(cache, "demo", {"a": A})
+    dataset = FeatureStore(cache)["demo"]
+    assert "b" not in dataset
+    program = (
+        "import sys; from toys import *; store_videos(sys.argv[1], 'demo', {'b': toy_features(2)})"
+    )
+    assert run_python(program, cache).returncode == 0
+    assert "b" in dataset
+    assert np.array_equal(dataset["b"].data, expected(B, toy_spec()))
+
+
+def test_a_closed_store_opens_again_at_the_next_look_up(cache):
+    store_videos(cache, "demo", {"a": A})
+    store = FeatureStore(cache)
+    before = store["demo"]["a"]
+    store.close()
+    assert np.array_equal(store["demo"]["a"].data, before.data)
+
+
+def test_the_shared_reader_finds_a_store_by_any_path(cache):
+    store_videos(cache, "demo", {"a": A})
+    (cache.parent / "link").symlink_to(cache)
+    for place in (cache, str(cache), cache / ".." / cache.name, cache.parent / "link"):
+        assert get(place, "demo", "a").header.video_id == "a"
+
+
+def test_verify_is_one_of_three_words(cache):
+    store_videos(cache, "demo", {})
+    with pytest.raises(ValueError, match="verify is 'sometimes'"):
+        FeatureStore(cache, verify="sometimes")
+
+
+READ_AS_NOBODY = """
+import os, sys
+from featstore.errors import StoreError
+from featstore.store import reader, remove, writer
+import lmdb, fcntl, xxhash, msgpack
+if os.geteuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+for use in (
+    lambda: reader.get(sys.argv[1], "demo", "a"),
+    lambda: writer.FeatureWriter(sys.argv[1], "demo"),
+    lambda: writer.FeatureWriter(sys.argv[1], "new"),
+    lambda: remove.remove_dataset(sys.argv[1], "demo"),
+    lambda: reader.FeatureStore(sys.argv[2]),
+    lambda: reader.get(sys.argv[2], "demo", "a"),
+):
+    try:
+        use()
+    except StoreError as exc:
+        print(type(exc).__name__, exc)
+    else:
+        print("went through")
+"""
+
+
+def test_what_may_not_be_written_or_seen_is_a_store_error():
+    """LMDB's readers write into lock.mdb, so a folder that may only be read is refused in words."""
+    with tempfile.TemporaryDirectory() as place:
+        store_videos(f"{place}/seen", "demo", {"a": A})
+        store_videos(f"{place}/unseen", "demo", {"a": A})
+        for folder, mode in (("", 0o755), ("seen", 0o555), ("seen/demo", 0o555), ("unseen", 0)):
+            os.chmod(f"{place}/{folder}", mode)
+        for file in ("data.mdb", "lock.mdb"):
+            os.chmod(f"{place}/seen/demo/{file}", 0o444)
+        done = run_python(READ_AS_NOBODY, f"{place}/seen", f"{place}/unseen")
+        for folder in ("seen/demo", "seen", "unseen"):
+            os.chmod(f"{place}/{folder}", 0o755)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["StoreError"] * 6
+    assert "write permission" in lines[0]

@@ -1,0 +1,377 @@
+import dataclasses
+import os
+
+import lmdb
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from strategies import video_ids
+from toys import (
+    expected,
+    put_video,
+    run_python,
+    store_videos,
+    toy_features,
+    toy_header,
+    toy_spec,
+)
+
+from featstore.errors import FeatureNotFound, RecordError, StoreError, StoreFull
+from featstore.quant import quantize
+from featstore.store import layout
+from featstore.store.catalog import Entry, Failure
+from featstore.store.check import check_dataset
+from featstore.store.env import open_environment
+from featstore.store.layout import stored_bytes
+from featstore.store.reader import FeatureStore, get
+from featstore.store.writer import MAX_REASON_CHARACTERS, FeatureWriter
+
+SPEC = toy_spec()
+A, B = toy_features(1), toy_features(2)
+
+
+@pytest.fixture
+def writer(cache):
+    writer = FeatureWriter(cache, "demo", min_free=0)
+    writer.add_set(SPEC, "toy")
+    return writer
+
+
+def failure(video: str, reason: str = "no frames") -> Failure:
+    return Failure(video, f"/{video}.mp4", SPEC.digest, reason, 0.0)
+
+
+def test_a_video_is_invisible_until_its_commit(cache, writer):
+    put_video(writer, SPEC, "a", A)
+    with pytest.raises(FeatureNotFound):
+        get(cache, "demo", "a")
+    [entry] = writer.commit()
+    assert entry.video_id == "a"
+    assert np.array_equal(get(cache, "demo", "a").data, expected(A, SPEC))
+
+
+def test_what_is_aborted_never_appears(cache, writer):
+    put_video(writer, SPEC, "a", A)
+    writer.fail(SPEC, failure("b"))
+    writer.abort()
+    assert writer.commit() == []
+    assert list(FeatureStore(cache)["demo"]) == []
+
+
+def test_leaving_the_block_commits_and_an_exception_drops(cache):
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        writer.add_set(SPEC, "toy")
+        put_video(writer, SPEC, "a", A)
+
+    def interrupted() -> None:
+        with FeatureWriter(cache, "demo", min_free=0) as writer:
+            put_video(writer, SPEC, "b", B)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert list(FeatureStore(cache)["demo"]) == ["a"]
+
+
+def test_a_commit_returns_the_rows_it_made_durable(cache, writer):
+    put_video(writer, SPEC, "a", A)
+    writer.fail(SPEC, failure("b"))
+    assert [row.video_id for row in writer.commit()] == ["a", "b"]
+    assert writer.commit() == []
+
+
+def test_a_set_added_between_two_puts_loses_no_row_of_the_commit(cache, writer):
+    """`add_set` committed what waited, and nobody was told of it."""
+    other = toy_spec(8)
+    put_video(writer, SPEC, "a", A)
+    writer.add_set(other, "toy")
+    put_video(writer, other, "b", B)
+    assert [row.video_id for row in writer.commit()] == ["a", "b"]
+    assert get(cache, "demo", "b", spec=other).shape == (16, 8)
+
+
+def test_a_set_dropped_with_an_abort_must_be_added_again(cache, writer):
+    other = toy_spec(8)
+    put_video(writer, SPEC, "a", A)
+    writer.add_set(other, "toy")
+    writer.abort()
+    with pytest.raises(ValueError, match="call add_set before put"):
+        put_video(writer, other, "b", B)
+
+
+def test_a_set_keeps_the_origin_it_was_first_ingested_from(cache, writer):
+    writer.add_set(SPEC, "another checkpoint")
+    assert [found.origin for found in FeatureStore(cache)["demo"].sets()] == ["toy"]
+
+
+def test_a_video_put_again_replaces_the_first(cache, writer):
+    for x in (A, B):
+        put_video(writer, SPEC, "a", x)
+        writer.commit()
+    put_video(writer, SPEC, "a", A)
+    put_video(writer, SPEC, "a", B)
+    writer.commit()
+    assert np.array_equal(get(cache, "demo", "a").data, expected(B, SPEC))
+    assert len(FeatureStore(cache)["demo"]) == 1
+
+
+def test_a_video_that_is_stored_after_all_is_no_failure_any_more(cache, writer):
+    writer.fail(SPEC, failure("a"))
+    writer.commit()
+    put_video(writer, SPEC, "a", A)
+    writer.commit()
+    dataset = FeatureStore(cache)["demo"]
+    assert list(dataset.failures()) == []
+    assert list(dataset.failures(SPEC)) == []
+    assert list(dataset) == ["a"]
+
+
+def test_the_row_says_what_the_record_holds(cache, writer):
+    put_video(writer, SPEC, "a", A)
+    writer.commit()
+    dataset = FeatureStore(cache)["demo"]
+    header = dataset["a"].header
+    [entry] = dataset.entries()
+    assert entry == Entry.of(header, 4080 + 128)
+    assert entry.frames == 4
+    assert (entry.raw_bytes, entry.codec) == (128, "raw")
+
+
+def test_commits_are_due_by_bytes(cache):
+    with FeatureWriter(cache, "demo", min_free=0, commit_bytes=5_000) as writer:
+        writer.add_set(SPEC, "toy")
+        assert not writer.due
+        put_video(writer, SPEC, "a", A)
+        assert not writer.due
+        put_video(writer, SPEC, "b", B)
+        assert writer.due
+        writer.commit()
+        assert not writer.due
+
+
+@given(video=video_ids)
+@settings(
+    max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+def test_any_id_without_control_characters_can_be_stored_and_read(cache, video):
+    store_videos(cache, "demo", {video: A, "é": B})
+    dataset = FeatureStore(cache)["demo"]
+    assert np.array_equal(dataset[video].data, expected(B if video == "é" else A, SPEC))
+    assert video in set(dataset)
+    assert check_dataset(cache, "demo").problems == []
+
+
+@pytest.mark.parametrize(
+    "video", ["", "a\nb", "a\0", "\x7f", "x" * 4097, "é" * 2049, "\udcff" * 1366]
+)
+def test_an_id_that_cannot_name_a_video_is_refused(cache, writer, video):
+    with pytest.raises(ValueError, match="a video id of"):
+        put_video(writer, SPEC, video, A)
+    with pytest.raises(ValueError, match="a video id of"):
+        writer.fail(SPEC, failure(video))
+
+
+def test_an_id_may_have_4096_bytes(cache, writer):
+    put_video(writer, SPEC, "é" * 2048, A)
+    writer.commit()
+    assert get(cache, "demo", "é" * 2048).shape == (16, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"dataset": "other"}, ValueError),
+        ({"spec": "0" * 32}, ValueError),
+        ({"shape": (12, 8)}, RecordError),
+        ({"shape": (32, 4)}, RecordError),
+        ({"frame_indices": bytes(8)}, RecordError),
+        ({"quantization": "fp32", "scale": "none"}, ValueError),
+    ],
+)
+def test_a_header_that_does_not_fit_is_refused_and_leaves_nothing(cache, writer, changes, error):
+    """It would be a record that nobody can read."""
+    put_video(writer, SPEC, "a", A)
+    with pytest.raises(error):
+        put_video(writer, SPEC, "b", B, **changes)
+    assert [row.video_id for row in writer.commit()] == ["a"]
+
+
+def test_a_buffer_without_room_before_the_payload_is_refused(cache, writer):
+    stored, scale = quantize(A, "int8", "channel")
+    buffer = memoryview(bytearray(100) + stored.tobytes())
+    with pytest.raises(ValueError, match=r"100 bytes lie before the payload, .* needs 4080"):
+        writer.put(
+            SPEC,
+            toy_header(SPEC, "demo", "a", A),
+            scale.tobytes(),
+            buffer,
+            slice(100, len(buffer)),
+        )
+
+
+def test_a_failure_with_an_endless_reason_can_be_read_again(cache, writer):
+    """A reason of a megabyte made a row that could not be read, and with it the whole listing."""
+    writer.fail(SPEC, failure("a", "x" * (2 << 20)))
+    writer.commit()
+    [found] = FeatureStore(cache)["demo"].failures()
+    assert found.reason == "x" * MAX_REASON_CHARACTERS
+
+
+def test_a_failure_may_tell_of_names_that_are_no_text(cache, writer):
+    writer.fail(SPEC, dataclasses.replace(failure("a"), video_path="\ud800", reason="no \udcff"))
+    writer.commit()
+    [found] = FeatureStore(cache)["demo"].failures()
+    assert (found.video_path, found.reason) == ("\ud800", "no \udcff")
+
+
+def test_a_full_disk_is_noticed_before_the_put_and_keeps_what_was_put(cache, monkeypatch):
+    with FeatureWriter(cache, "demo", min_free=1 << 30) as writer:
+        writer.add_set(SPEC, "toy")
+        put_video(writer, SPEC, "a", A)
+        real = os.statvfs(cache)
+        full = os.statvfs_result((real.f_bsize, real.f_frsize, *([1000] * 8), 0))
+        monkeypatch.setattr(layout.os, "statvfs", lambda path: full)
+        with pytest.raises(
+            StoreFull, match=r"GiB are free, .* make room, or lower --min-free"
+        ) as caught:
+            put_video(writer, SPEC, "b", B)
+        assert isinstance(caught.value, OSError)
+        monkeypatch.undo()
+    assert list(FeatureStore(cache)["demo"]) == ["a"]
+
+
+def test_a_limit_on_the_cache_counts_all_datasets(cache):
+    store_videos(cache, "one", {"a": A})
+    limit = stored_bytes(cache) + (2 << 20)
+    with FeatureWriter(cache, "two", min_free=0, max_size=limit) as writer:
+        writer.add_set(SPEC, "toy")
+        put_video(writer, SPEC, "b", B)
+    writer = FeatureWriter(cache, "two", min_free=0, max_size=stored_bytes(cache))
+    with pytest.raises(StoreFull, match=r"the limit is .* GiB; raise --max-size"):
+        put_video(writer, SPEC, "c", B)
+    assert list(FeatureStore(cache)["two"]) == ["b"]
+
+
+def test_a_writer_whose_folder_was_taken_away_says_so(cache, tmp_path):
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        writer.add_set(SPEC, "toy")
+        os.rename(cache / "demo", tmp_path / "elsewhere")
+        with pytest.raises(StoreError, match="cannot be looked into"):
+            put_video(writer, SPEC, "a", A)
+
+
+class FailingTransaction:
+    """Stands before a transaction and fails where a full disk would."""
+
+    def __init__(self, txn: lmdb.Transaction, method: str, error: lmdb.Error) -> None:
+        self._txn, self._method, self._error = txn, method, error
+
+    def __getattr__(self, name):
+        if name == self._method:
+            self._txn.abort()
+            raise self._error
+        return getattr(self._txn, name)
+
+
+def put_and_commit(writer: FeatureWriter, video: str) -> None:
+    put_video(writer, SPEC, video, B)
+    writer.commit()
+
+
+@pytest.mark.parametrize("method", ["put", "delete", "commit"])
+@pytest.mark.parametrize(
+    ("error", "there"),
+    [
+        (lmdb.DiskError("No space left on device"), StoreFull),
+        (lmdb.MapFullError("MDB_MAP_FULL"), StoreFull),
+        (lmdb.Error("Input/output error"), StoreError),
+    ],
+)
+def test_an_error_of_lmdb_drops_the_commit_and_the_writer_goes_on(
+    cache, writer, method, error, there
+):
+    put_video(writer, SPEC, "a", A)
+    writer._txn = FailingTransaction(writer._txn, method, error)
+    with pytest.raises(there) as caught:
+        put_and_commit(writer, "b")
+    assert caught.value.__cause__ is error
+    put_video(writer, SPEC, "c", A)
+    assert [row.video_id for row in writer.commit()] == ["c"]
+    assert list(FeatureStore(cache)["demo"]) == ["c"]
+
+
+def test_a_foreign_lmdb_file_is_refused_and_not_written_to(tmp_path):
+    """The writer made its own databases beside the stranger's."""
+    folder = tmp_path / "cache" / "demo"
+    folder.mkdir(parents=True)
+    with lmdb.open(str(folder), max_dbs=2, lib_version=0) as foreign:
+        database = foreign.open_db(b"theirs")
+        with foreign.begin(write=True) as txn:
+            txn.put(b"key", b"value", db=database)
+    before = (folder / "data.mdb").read_bytes()
+    with pytest.raises(StoreError, match="no featstore dataset; ingest into another --cache-dir"):
+        FeatureWriter(tmp_path / "cache", "demo")
+    assert (folder / "data.mdb").read_bytes() == before
+
+
+def test_a_dataset_is_made_whole_or_not_at_all(cache, monkeypatch):
+    """Killed while it was made it was an LMDB file that no reader took for a dataset."""
+
+    def killed(*names):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "link", killed)
+    with pytest.raises(KeyboardInterrupt):
+        FeatureWriter(cache, "demo")
+    assert list(FeatureStore(cache)) == []
+    monkeypatch.undo()
+    FeatureWriter(cache, "demo")
+    assert check_dataset(cache, "demo").problems == []
+    assert sorted(path.name for path in (cache / "demo").iterdir()) == ["data.mdb", "lock.mdb"]
+
+
+def test_a_dataset_made_by_two_at_once_is_one(cache, monkeypatch):
+    link = os.link
+
+    def beaten(source, target):
+        monkeypatch.undo()
+        store_videos(cache, "demo", {"a": A})
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", beaten)
+    store_videos(cache, "demo", {"b": B})
+    assert set(FeatureStore(cache)["demo"]) == {"a", "b"}
+
+
+def test_a_cache_that_cannot_be_made_is_a_store_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="cannot be made"):
+        FeatureWriter(tmp_path / "file", "demo")
+
+
+def test_a_disk_too_full_to_make_a_dataset_is_a_store_full(cache, monkeypatch):
+    def full(*arguments, **options):
+        raise lmdb.DiskError("No space left on device")
+
+    monkeypatch.setattr(lmdb, "open", full)
+    with pytest.raises(StoreFull):
+        FeatureWriter(cache, "demo")
+
+
+KILLED_READER = """
+import os, signal, sys, featstore
+features = featstore.get(sys.argv[1], "demo", "a")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_reader_that_was_killed_keeps_no_pages_from_the_writer(cache, writer):
+    put_video(writer, SPEC, "a", A)
+    writer.commit()
+    run_python(KILLED_READER, cache)
+    environment = open_environment(cache / "demo").lmdb
+    dead = environment.readers()
+    assert len(dead.splitlines()) > 1
+    put_video(writer, SPEC, "b", B)
+    assert environment.readers() != dead
+    writer.commit()

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-
 from toys import store_videos, toy_features, toy_spec
 
 import featstore

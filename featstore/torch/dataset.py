@@ -1,0 +1,81 @@
+"""A dataset's features for training and probing.
+
+Read them in the trainer's own process, with `FeatureDataset.batches` or `prefetch`: sending tensors of 66 MB out of
+DataLoader workers was measured 6 times slower. The Dataset itself works in workers too, forked or spawned.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.data import Dataset
+
+import featstore
+from featstore.torch.convert import to_tensor
+from featstore.torch.prefetch import prefetch
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Sequence
+
+    from featstore.record import Features
+    from featstore.spec import FeatureSpec
+
+
+class FeatureDataset(Dataset[torch.Tensor]):
+    """The videos of one feature set, by number; holds names alone, so that it can be pickled and forked.
+
+    videos: ids in the order wanted, by default all of them, sorted.
+    """
+
+    def __init__(
+        self,
+        cache_dir: str | os.PathLike[str],
+        dataset: str,
+        *,
+        videos: Sequence[str] | None = None,
+        nframe: int | None = None,
+        spec: FeatureSpec | str | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        """Choose the feature set; raise StoreMismatch unless exactly one fits."""
+        self.cache_dir = Path(cache_dir).absolute()
+        self.dataset = dataset
+        self.dtype = dtype
+        with featstore.open(cache_dir) as store:
+            chosen = store[dataset].select(nframe=nframe, spec=spec).spec
+            self.digest = chosen.digest
+            stored = (entry.video_id for entry in store[dataset].entries(chosen))
+            self.videos = list(videos) if videos is not None else sorted(stored)
+
+    def __len__(self) -> int:
+        """Return the number of videos."""
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """Return the features of a video on the CPU, (num_tokens, hidden_dim)."""
+        return to_tensor(self.lookup(self.videos[index]), dtype=self.dtype)
+
+    def lookup(self, video: str) -> Features:
+        """Return the stored features of `video`."""
+        return featstore.get(self.cache_dir, self.dataset, video, spec=self.digest)
+
+    def read_ahead(self, video: str) -> None:
+        """Have the system read the record of `video` into memory, without waiting."""
+        featstore.open(self.cache_dir)[self.dataset].read_ahead(video, spec=self.digest)
+
+    def batches(
+        self,
+        *,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+        ahead: int = 2,
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield `(video, tensor)` on `device`, read ahead in a thread; in random order where a generator is given."""
+        order = list(range(len(self)))
+        if generator is not None:
+            order = torch.randperm(len(self), generator=generator).tolist()
+        names = [self.videos[i] for i in order]
+        yield from prefetch(self, names, device=device, dtype=self.dtype, ahead=ahead)

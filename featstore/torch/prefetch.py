@@ -1,0 +1,138 @@
+"""Tensors of the next videos while the model works on this one, and of the last ones again."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from featstore.errors import FeatstoreError
+from featstore.torch.convert import to_tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from featstore.record import Features
+
+
+class Source(Protocol):
+    """What videos are fetched from: a Dataset of the store, or a FeatureDataset."""
+
+    def lookup(self, video: str) -> Features:
+        """Return the stored features of `video`."""
+        ...
+
+    def read_ahead(self, video: str) -> None:
+        """Have the system read the record of `video` into memory, without waiting."""
+        ...
+
+
+def prefetch(
+    source: Source,
+    videos: Iterable[str],
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    ahead: int = 2,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield `(video, tensor)` in order; a thread looks up, reads and uploads the next `ahead` videos meanwhile.
+
+    source: as `store["demo"]`, or a FeatureDataset. At most `ahead + 1` tensors exist that the caller has not seen.
+    What a look-up raises is raised in its turn. Closing the iterator ends the thread.
+    """
+    ready: queue.Queue[tuple[str, torch.Tensor | BaseException | None]] = queue.Queue(max(1, ahead))
+    ended = threading.Event()
+
+    def offer(item: tuple[str, torch.Tensor | BaseException | None]) -> bool:
+        while not ended.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        try:
+            stream = _side_stream(device)
+            for video in _reading_ahead(source, videos, ahead):
+                with torch.cuda.stream(stream):
+                    tensor = to_tensor(source.lookup(video), device=device, dtype=dtype)
+                if stream is not None:
+                    stream.synchronize()
+                if not offer((video, tensor)):
+                    return
+        except BaseException as exc:  # raised again where it can be heard
+            offer(("", exc))
+        else:
+            offer(("", None))
+
+    thread = threading.Thread(target=work, name="featstore-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            video, item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                return
+            if item.is_cuda:  # made on the thread's stream, used on the caller's
+                item.record_stream(torch.cuda.current_stream(item.device))
+            yield video, item
+    finally:
+        ended.set()
+        thread.join()
+
+
+class TensorCache:
+    """The tensors used last, up to `max_bytes`: several questions on one video look it up once."""
+
+    def __init__(self, max_bytes: int) -> None:
+        """Begin empty."""
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._tensors: OrderedDict[object, torch.Tensor] = OrderedDict()
+
+    def get(self, key: object, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return the tensor of `key`, made by `make` unless it is here; do not write to it.
+
+        A tensor larger than the whole cache is returned and not kept.
+        """
+        if key in self._tensors:
+            self._tensors.move_to_end(key)
+            return self._tensors[key]
+        tensor = make()
+        if tensor.nbytes <= self._max_bytes:
+            self._tensors[key] = tensor
+            self._bytes += tensor.nbytes
+            while self._bytes > self._max_bytes:
+                _, gone = self._tensors.popitem(last=False)
+                self._bytes -= gone.nbytes
+        return tensor
+
+    def clear(self) -> None:
+        """Let go of every tensor."""
+        self._tensors.clear()
+        self._bytes = 0
+
+
+def _reading_ahead(source: Source, videos: Iterable[str], ahead: int) -> Iterator[str]:
+    """Yield `videos`, each after the disk was asked for the `ahead` next ones."""
+    asked: deque[str] = deque()
+    for video in videos:
+        with contextlib.suppress(FeatstoreError):  # its look-up will say so in its turn
+            source.read_ahead(video)
+        asked.append(video)
+        if len(asked) > ahead:
+            yield asked.popleft()
+    yield from asked
+
+
+def _side_stream(device: torch.device | str | None) -> torch.cuda.Stream | None:
+    if device is None or torch.device(device).type != "cuda":
+        return None
+    return torch.cuda.Stream(torch.device(device))  # type: ignore[no-untyped-call]

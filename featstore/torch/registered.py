@@ -1,0 +1,133 @@
+"""Store maps registered with CUDA, so that the GPU reads records straight out of the page cache.
+
+A map is registered in windows, each when a record in it is first wanted: 21 ms a GB on an H200, and the window's pages
+are read and stay in memory until the map goes. Windows are unregistered before that.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import logging
+import os
+import threading
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+log = logging.getLogger("featstore.torch")
+
+WINDOW_BYTES = 256 << 20
+# A map larger than this share of the machine's memory is not registered: its pages could not leave again.
+MEMORY_SHARE = 0.5
+_PORTABLE = 0x01  # for every GPU
+_READ_ONLY = 0x08  # the map is
+
+
+@dataclass
+class _Map:
+    """The registered spans of one map, sorted and disjoint."""
+
+    starts: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    refused: str = ""
+
+
+_lock = threading.Lock()
+_maps: weakref.WeakKeyDictionary[object, _Map] = weakref.WeakKeyDictionary()
+
+
+def refusal(owner: object, address: int) -> str:
+    """Return why the map of `owner`, which holds `address`, is not registered; nothing where it is or may be."""
+    known = _maps.get(owner)
+    return known.refused if known else _too_large(_mapped_span(address))
+
+
+def registered_spans(owner: object, address: int, size: int) -> list[tuple[int, int]]:
+    """Return `(offset, length)` pieces that cover `size` bytes at `address`, each in one registered span.
+
+    Registers what is not yet. Returns nothing where CUDA refuses; `refusal` then says why.
+    """
+    with _lock:
+        known = _maps.get(owner)
+        if known is None:
+            known = _maps[owner] = _Map()
+            weakref.finalize(owner, _unregister, known, os.getpid())
+        spans = []
+        at, end = address, address + size
+        while at < end and not known.refused:
+            index = bisect.bisect_right(known.starts, at) - 1
+            if index < 0 or known.ends[index] <= at:
+                _register_window(known, at)
+                continue
+            stop = min(end, known.ends[index])
+            spans.append((at - address, stop - at))
+            at = stop
+        return [] if known.refused else spans
+
+
+def _register_window(known: _Map, at: int) -> None:
+    mapped = _mapped_span(at)
+    known.refused = _too_large(mapped)
+    if mapped is None or known.refused:
+        return
+    index = bisect.bisect_right(known.starts, at)
+    window = at - at % WINDOW_BYTES
+    start = max(window, mapped[0], known.ends[index - 1] if index else 0)
+    following = known.starts[index] if index < len(known.starts) else mapped[1]
+    stop = min(window + WINDOW_BYTES, mapped[1], following)
+    code = int(_cudart().cudaHostRegister(start, stop - start, _PORTABLE | _READ_ONLY))
+    if code != 0:
+        _clear_error()
+        known.refused = f"CUDA refused to register {stop - start} bytes of it (error {code})"
+        log.info("not registering a store's map: %s", known.refused)
+        return
+    known.starts.insert(index, start)
+    known.ends.insert(index, stop)
+
+
+def _clear_error() -> None:
+    # A refused registration stays the runtime's last error until a launch reports it: let that be ours.
+    with contextlib.suppress(RuntimeError):
+        torch.zeros(1, device="cuda")
+
+
+def _too_large(mapped: tuple[int, int] | None) -> str:
+    if mapped is None:
+        return "the map is not in /proc/self/maps"
+    size, limit = mapped[1] - mapped[0], MEMORY_SHARE * _memory_bytes()
+    if size <= limit:
+        return ""
+    return f"its {size >> 20} MiB exceed {MEMORY_SHARE:.0%} of memory ({int(limit) >> 20} MiB)"
+
+
+def _unregister(known: _Map, pid: int) -> None:
+    if os.getpid() != pid:  # a forked child holds no registrations of its own
+        return
+    for start in known.starts:
+        _cudart().cudaHostUnregister(start)
+
+
+def _cudart() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+def _mapped_span(address: int) -> tuple[int, int] | None:
+    """Return where the file that is mapped at `address` begins and ends in memory: its bytes, not its address space."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
+            for line in lines:
+                span, _, offset, _, _, *name = line.split(maxsplit=5)
+                start, stop = (int(bound, 16) for bound in span.split("-"))
+                if start <= address < stop and name:
+                    file_bytes = os.stat(name[0].rstrip("\n")).st_size - int(offset, 16)
+                    return start, min(stop, start + file_bytes)
+    except OSError:
+        pass
+    return None
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

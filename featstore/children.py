@@ -114,13 +114,13 @@ class Child:
 
 def send(connection: Connection, message: dict[str, Any]) -> None:
     """Send one message."""
-    connection.send_bytes(msgpack.packb(message, unicode_errors="surrogateescape"))
+    connection.send_bytes(msgpack.packb(message, unicode_errors="surrogatepass"))
 
 
 def receive(connection: Connection) -> dict[str, Any]:
     """Return the next message; EOFError if the other side is gone."""
     data = connection.recv_bytes(MAX_MESSAGE_BYTES)
-    message: dict[str, Any] = msgpack.unpackb(data, unicode_errors="surrogateescape")
+    message: dict[str, Any] = msgpack.unpackb(data, unicode_errors="surrogatepass")
     return message
 
 

@@ -35,7 +35,13 @@ storages = st.sampled_from(
 int8_granularities = st.sampled_from(["channel", "token", "tensor"])
 # Any string Python can hold, the surrogates of undecodable file names included.
 texts = st.text(st.characters(exclude_categories=[]), max_size=20)
-video_ids = st.text(st.characters(exclude_categories=["Cc"]), min_size=1, max_size=20)
+# Text, or the bytes of a file name that is none.
+video_ids = st.one_of(
+    st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=20),
+    st.binary(min_size=1, max_size=20)
+    .map(lambda name: name.decode("utf-8", "surrogateescape"))
+    .filter(lambda video: not any(ord(c) < 32 or ord(c) == 127 for c in video)),
+)
 
 
 def feature_arrays(largest: float = LARGEST) -> st.SearchStrategy[NDArray[np.float32]]:

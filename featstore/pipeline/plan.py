@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from featstore.decoding.video import Video, fingerprint
 from featstore.errors import ListingError, VideoError
-from featstore.store.catalog import Entry, Failure, read_entry, read_failure, video_key
+from featstore.store.catalog import Entry, Failure, read_entry, read_failure, stored_spec, video_key
 from featstore.store.layout import check_video_id
 
 if TYPE_CHECKING:
@@ -122,6 +122,8 @@ def make_plan(
     file is gone stays stored. Without `resume` all are work.
     """
     plan, replaced = Plan(), 0
+    if snapshot:
+        spec = stored_spec(snapshot, spec) or spec  # keys hold the tower's name as it was first ingested
     for video in videos:
         key = video_key(spec, dataset, video.video_id)
         entry = read_entry(snapshot, key) if snapshot and resume else None

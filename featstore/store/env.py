@@ -20,11 +20,13 @@ import lmdb._envid
 import numpy as np
 
 from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
+from featstore.readin import is_resident, read_in
 from featstore.store.layout import DATA_FILE
 from featstore.store.pages import map_base, overflow_page, value_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import Future
 
 # All keys lie in one database, behind the name of their table: to open a database of its own for each, py-lmdb would
 # begin a write transaction, so a reader would wait for whoever is writing, and hold the interpreter lock meanwhile.
@@ -101,6 +103,13 @@ class Snapshot:
         with self._lock, translated(self.environment.path):
             place = self._locate(TABLES[table] + key)
         return None if place is None else _View(self, *place).memory()
+
+    def read_in(self, value: memoryview) -> list[Future[None]]:
+        """Begin to read the pages of `value`, which `get` gave, from disk; nothing where they are in memory."""
+        base, address = self.environment.base, _address(value)
+        if base is None or is_resident(address, len(value)):
+            return []
+        return read_in(self.environment.path / DATA_FILE, address - base, len(value))
 
     def read(self, table: str, key: bytes) -> bytes | None:
         """Return a copy of the value of `key`, or None; for small rows."""

@@ -70,10 +70,21 @@ def free_bytes(path: str | os.PathLike[str]) -> int:
 
 
 def check_video_id(video_id: str) -> None:
-    """Raise ValueError unless `video_id` can name a video: 1 to 4,096 bytes, no control characters."""
+    """Raise ValueError unless `video_id` can name a video: 1 to 4,096 bytes, no control characters.
+
+    Surrogates may stand only where Python puts them: for bytes of a file name that are no UTF-8.
+    """
     size = len(video_id.encode("utf-8", "surrogatepass"))
-    if not 0 < size <= MAX_ID_BYTES or any(ord(c) < 32 or ord(c) == 127 for c in video_id):
+    control = any(ord(c) < 32 or ord(c) == 127 for c in video_id)
+    if not 0 < size <= MAX_ID_BYTES or control or not _survives(video_id):
         raise ValueError(
-            f"a video id of {size} bytes, {video_id[:40]!r}, cannot be used; it takes 1 to {MAX_ID_BYTES} bytes "
-            "without control characters"
+            f"a video id of {size} bytes, {video_id[:40]!r}, cannot be used; it takes 1 to {MAX_ID_BYTES} bytes, "
+            "text or a file name's, without control characters"
         )
+
+
+def _survives(name: str) -> bool:
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape") == name
+    except UnicodeEncodeError:
+        return False

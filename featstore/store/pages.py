@@ -10,14 +10,7 @@ Structures: MDB_node and MDB_page in LMDB's mdb.c (0.9), as on machines with 64 
 from __future__ import annotations
 
 import ctypes
-import mmap
 import struct
-from typing import TYPE_CHECKING
-
-import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 # mn_lo, mn_hi: the value's size; mn_flags; mn_ksize. The key follows, then the value or its page number.
 _NODE = struct.Struct("=HHHH")
@@ -49,23 +42,3 @@ def value_address(base: int, page: int, value_bytes: int, page_bytes: int) -> in
 def map_base(value_address: int, page: int, page_bytes: int) -> int:
     """Return where the map begins that holds a value at `value_address`, of which the first page is `page`."""
     return value_address - _PAGE.size - page * page_bytes
-
-
-def read_ahead(memory: memoryview) -> None:
-    """Have the system read the pages under `memory`, a view on a map, without waiting for them."""
-    if _madvise is None or not len(memory):
-        return
-    address = np.frombuffer(memory, dtype=np.uint8).__array_interface__["data"][0]
-    start = address - address % mmap.PAGESIZE
-    _madvise(start, address + len(memory) - start, mmap.MADV_WILLNEED)
-
-
-def _find_madvise() -> Callable[[int, int, int], int] | None:
-    if not hasattr(mmap, "MADV_WILLNEED"):
-        return None
-    function = ctypes.CDLL(None).madvise
-    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return function
-
-
-_madvise = _find_madvise()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from concurrent.futures import wait
 from typing import TYPE_CHECKING
 
 from featstore.errors import FeatureNotFound, RecordError, StoreMismatch, StoreNotFound
@@ -23,7 +24,6 @@ from featstore.store.catalog import (
 )
 from featstore.store.env import Environment, Snapshot, open_environment
 from featstore.store.layout import dataset_names, dataset_path
-from featstore.store.pages import read_ahead
 
 if TYPE_CHECKING:
     import os
@@ -162,7 +162,7 @@ class Dataset(Mapping[str, Features]):
         verified = snapshot.environment.verified
         seen = (key, header.payload_xxh3)
         if self._verify == "always" or (self._verify == "first" and seen not in verified):
-            read_ahead(value)  # faults alone read a cold disk at half its speed
+            wait(snapshot.read_in(value))  # faults alone read a cold disk at half its speed
             record.verify()
             verified.add(seen)
         return Features(header, record, snapshot.environment)
@@ -175,7 +175,7 @@ class Dataset(Mapping[str, Features]):
         key = video_key(self._choose(snapshot, nframe, spec).spec, self.name, video)
         value = snapshot.get("records", key)
         if value is not None:
-            read_ahead(value)
+            snapshot.read_in(value)
 
     def sets(self) -> list[FeatureSet]:
         """Return the feature sets, oldest first."""

@@ -12,10 +12,13 @@ import logging
 import os
 import threading
 import weakref
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from featstore.readin import is_resident, read_in
 
 log = logging.getLogger("featstore.torch")
 
@@ -42,7 +45,7 @@ _maps: weakref.WeakKeyDictionary[object, _Map] = weakref.WeakKeyDictionary()
 def refusal(owner: object, address: int) -> str:
     """Return why the map of `owner`, which holds `address`, is not registered; nothing where it is or may be."""
     known = _maps.get(owner)
-    return known.refused if known else _too_large(_mapped_span(address))
+    return known.refused if known else _too_large(_find_mapping(address))
 
 
 def registered_spans(owner: object, address: int, size: int) -> list[tuple[int, int]]:
@@ -69,15 +72,17 @@ def registered_spans(owner: object, address: int, size: int) -> list[tuple[int, 
 
 
 def _register_window(known: _Map, at: int) -> None:
-    mapped = _mapped_span(at)
+    mapped = _find_mapping(at)
     known.refused = _too_large(mapped)
     if mapped is None or known.refused:
         return
     index = bisect.bisect_right(known.starts, at)
     window = at - at % WINDOW_BYTES
-    start = max(window, mapped[0], known.ends[index - 1] if index else 0)
-    following = known.starts[index] if index < len(known.starts) else mapped[1]
-    stop = min(window + WINDOW_BYTES, mapped[1], following)
+    start = max(window, mapped.start, known.ends[index - 1] if index else 0)
+    following = known.starts[index] if index < len(known.starts) else mapped.stop
+    stop = min(window + WINDOW_BYTES, mapped.stop, following)
+    if not is_resident(start, stop - start):  # pinning would fault its pages in one by one
+        wait(read_in(mapped.path, mapped.offset + start - mapped.start, stop - start))
     code = int(_cudart().cudaHostRegister(start, stop - start, _PORTABLE | _READ_ONLY))
     if code != 0:
         _clear_error()
@@ -94,10 +99,10 @@ def _clear_error() -> None:
         torch.zeros(1, device="cuda")
 
 
-def _too_large(mapped: tuple[int, int] | None) -> str:
+def _too_large(mapped: _Mapping | None) -> str:
     if mapped is None:
         return "the map is not in /proc/self/maps"
-    size, limit = mapped[1] - mapped[0], MEMORY_SHARE * _memory_bytes()
+    size, limit = mapped.stop - mapped.start, MEMORY_SHARE * _memory_bytes()
     if size <= limit:
         return ""
     return f"its {size >> 20} MiB exceed {MEMORY_SHARE:.0%} of memory ({int(limit) >> 20} MiB)"
@@ -114,16 +119,26 @@ def _cudart() -> Any:
     return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
-def _mapped_span(address: int) -> tuple[int, int] | None:
-    """Return where the file that is mapped at `address` begins and ends in memory: its bytes, not its address space."""
+@dataclass(frozen=True)
+class _Mapping:
+    """Where a file is mapped: its bytes, not its address space."""
+
+    start: int
+    stop: int
+    path: str
+    offset: int
+
+
+def _find_mapping(address: int) -> _Mapping | None:
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
             for line in lines:
                 span, _, offset, _, _, *name = line.split(maxsplit=5)
                 start, stop = (int(bound, 16) for bound in span.split("-"))
                 if start <= address < stop and name:
-                    file_bytes = os.stat(name[0].rstrip("\n")).st_size - int(offset, 16)
-                    return start, min(stop, start + file_bytes)
+                    path, begin = name[0].rstrip("\n"), int(offset, 16)
+                    stop = min(stop, start + os.stat(path).st_size - begin)
+                    return _Mapping(start, stop, path, begin)
     except OSError:
         pass
     return None

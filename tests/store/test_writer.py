@@ -162,7 +162,8 @@ def test_any_id_without_control_characters_can_be_stored_and_read(cache, video):
 
 
 @pytest.mark.parametrize(
-    "video", ["", "a\nb", "a\0", "\x7f", "x" * 4097, "é" * 2049, "\udcff" * 1366]
+    "video",
+    ["", "a\nb", "a\0", "\x7f", "x" * 4097, "é" * 2049, "\udcff" * 1366, "\ud800", "\udcc3\udca9"],
 )
 def test_an_id_that_cannot_name_a_video_is_refused(cache, writer, video):
     with pytest.raises(ValueError, match="a video id of"):

@@ -1,0 +1,62 @@
+"""What the docs show is true: examples run, commands and options exist."""
+
+import doctest
+import importlib
+import re
+import shlex
+
+import click
+import pytest
+from toys import REPOSITORY
+
+from featstore.cli import main
+
+MODULES = sorted(
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+    for path in (REPOSITORY / "featstore").rglob("*.py")
+    if ">>> " in path.read_text(encoding="utf-8")
+)
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+
+
+def shell_lines(text: str) -> list[str]:
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.strip() for line in lines if line.strip().startswith("featstore ")]
+
+
+def test_there_are_examples():
+    assert "featstore.sampling" in MODULES
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_in_docstrings_run(name):
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_on_the_page_exists_with_its_options(page):
+    for line in shell_lines(page.read_text(encoding="utf-8")):
+        words = shlex.split(line, comments=True)[1:]
+        command = main.commands[words[0]]
+        known = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
+        ours = words[: words.index("--")] if "--" in words else words
+        for word in ours[1:]:
+            if word.startswith("--"):
+                assert word in known, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_file_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_command_says_what_it_does():
+    for command in main.commands.values():
+        assert command.help
+        for param in command.params:
+            if isinstance(param, click.Option):
+                assert param.help, (command.name, param.name)

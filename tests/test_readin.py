@@ -1,0 +1,35 @@
+import mmap
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from featstore.readin import PIECE_BYTES, is_resident, read_in
+
+
+def test_what_was_dropped_from_the_page_cache_is_there_again(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(PIECE_BYTES * 2 + 5))
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    memory = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+    os.close(fd)
+    address = np.frombuffer(memory, dtype=np.uint8).ctypes.data
+    if is_resident(address, len(memory)):
+        pytest.skip("the file system keeps its pages")
+    for future in read_in(path, 0, len(memory)):
+        future.result()
+    assert is_resident(address, len(memory))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs mincore as Linux has it")
+def test_memory_in_use_is_resident():
+    values = np.ones(100_000, np.uint8)
+    assert is_resident(values.ctypes.data, len(values))
+
+
+def test_a_file_that_is_gone_is_no_error(tmp_path):
+    for future in read_in(tmp_path / "nowhere", 0, 100):
+        assert future.result() is None

@@ -1,6 +1,6 @@
-"""LongVA's vision side: the part of the model whose results are stored.
+"""LongVA: its vision side, whose results are stored, and the model that answers from them.
 
-`checkpoint`, `clip` and `shape` read configs without torch; `weights`, `tower` and `vision` bring it in.
+`checkpoint`, `clip` and `shape` read configs without torch; the others bring it in.
 """
 
 from __future__ import annotations
@@ -9,11 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featstore.longva.cached import CachedLongVA
+    from featstore.longva.statistics import CacheStatistics
     from featstore.longva.vision import LongVAEncoder
 
-__all__ = ["LongVAEncoder"]
+__all__ = ["CacheStatistics", "CachedLongVA", "LongVAEncoder"]
 
-_HOMES = {"LongVAEncoder": "featstore.longva.vision"}
+_HOMES = {
+    "CacheStatistics": "featstore.longva.statistics",
+    "CachedLongVA": "featstore.longva.cached",
+    "LongVAEncoder": "featstore.longva.vision",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,6 @@ features on the encoder's device.
 from __future__ import annotations
 
 import os
-import struct
 import tempfile
 import threading
 import time
@@ -24,10 +23,15 @@ from featstore.decoding.pool import Decoded, DecoderPool
 from featstore.decoding.video import DECODER, Video
 from featstore.errors import QuantizeError, StoreFull, StoreNotFound
 from featstore.pipeline.plan import Plan, check_listing, list_videos, make_plan
-from featstore.pipeline.quantizing import quantize_into
 from featstore.pipeline.writer import Committed, WriterProcess
-from featstore.quant import STORED_DTYPES, scale_shape
-from featstore.record import Header
+from featstore.quantizing import (
+    HEADER_ROOM,
+    feature_shape,
+    make_header,
+    payload_bytes,
+    quantize_into,
+    record_room,
+)
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.catalog import Failure
@@ -45,8 +49,6 @@ WRITER_SLOTS = 2
 DECODE_TIMEOUT = 600.0
 LOCK_WAIT = 10.0  # an ingest that was just killed may still have its writer finishing a commit
 _POLL_SECONDS = 0.2
-# A header is a few hundred bytes, an id and a path; the frames' indices and the scale come on top.
-_HEADER_ROOM = 64 << 10
 
 
 @dataclass
@@ -178,8 +180,8 @@ def default_workers() -> int:
 
 def record_bytes(spec: FeatureSpec) -> int:
     """Return the most bytes a record of `spec` takes, uncompressed."""
-    room, payload = _sizes(spec)
-    return room - _HEADER_ROOM + 4096 + payload
+    room, payload = record_room(spec)
+    return room - HEADER_ROOM + 4096 + payload
 
 
 class _Run:
@@ -207,7 +209,7 @@ class _Run:
         self._ready: list[Decoded] = []
         self._shape = (spec.sampling.nframe, *spec.encoder.preprocessing.frame_shape)
         log = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
-        room, payload = _sizes(spec)
+        room, payload = record_room(spec)
         records = Slots.create(WRITER_SLOTS, room + payload)
         stack.callback(records.close)
         self._writer = WriterProcess(
@@ -296,31 +298,13 @@ class _Run:
         assert decoded.clip is not None
         assert decoded.source is not None
         spec, clip = self._summary.spec, decoded.clip
-        tokens = len(clip.indices) * spec.encoder.tokens_per_frame
-        shape = (tokens, spec.encoder.hidden_dim)
-        item = np.dtype(STORED_DTYPES[spec.quantization]).itemsize
+        shape = feature_shape(spec, clip)
         begun = time.perf_counter()
-        slot, payload = self._writer.payload(tokens * shape[1] * item)
+        slot, payload = self._writer.payload(payload_bytes(spec, shape))
         scale, error = quantize_into(payload, parts, shape, spec.quantization, spec.scale)
         self._summary.busy["encode"] += time.perf_counter() - begun
-        header = Header(
-            video_id=decoded.video.video_id,
-            video_path=decoded.video.path,
-            dataset=self._summary.dataset,
-            nframe=spec.sampling.nframe,
-            frame_indices=struct.pack(f"<{len(clip.indices)}I", *clip.indices),
-            total_frames=clip.total_frames,
-            fps=clip.fps,
-            shape=shape,
-            tokens_per_frame=spec.encoder.tokens_per_frame,
-            quantization=spec.quantization,
-            scale=spec.scale,
-            dtype=spec.encoder.dtype,
-            model_signature=spec.encoder.model_signature,
-            spec=spec.digest,
-            source=decoded.source,
-            error=error,
-            created=time.time(),
+        header = make_header(
+            spec, self._summary.dataset, decoded.video, clip, decoded.source, error
         )
         self._writer.put(slot, header, scale, self._codec)
 
@@ -369,15 +353,6 @@ def _plan(
     return make_plan(
         listing, snapshot, dataset, spec, retry_failed=retry_failed, resume=resume, limit=limit
     )
-
-
-def _sizes(spec: FeatureSpec) -> tuple[int, int]:
-    """Return the bytes to reserve for the prefix and for the payload of one record."""
-    tokens = spec.sampling.nframe * spec.encoder.tokens_per_frame
-    dim = spec.encoder.hidden_dim
-    rows, columns = scale_shape(spec.scale, tokens, dim)
-    room = _HEADER_ROOM + 4 * spec.sampling.nframe + 4 * rows * columns
-    return room, tokens * dim * np.dtype(STORED_DTYPES[spec.quantization]).itemsize
 
 
 def _check_room(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from featstore.children import Slots
 
+
 def main() -> None:
     """Serve the parent; tell it of any error, and end."""
     connection, first, slots = join_parent(die_with_parent=False)

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from featstore.longva import statistics
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -26,6 +29,22 @@ def reference() -> Path:
     if not (folder / "golden").is_dir():
         pytest.skip(f"no golden outputs in {folder}; name their folder in FEATSTORE_REFERENCE")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny models run on one core: on two that others use as well, waiting made them 25 times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_report_at_the_end() -> Iterator[None]:
+    """What the tests' models asked of their stores is no news."""
+    yield
+    statistics._of_this_process.clear()
 
 
 @pytest.fixture(scope="session")

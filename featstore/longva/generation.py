@@ -1,0 +1,96 @@
+"""Generating: what is kept of the checkpoint's habits, what the caller changes, and the call itself."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import GenerationConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from featstore.longva.language import Language
+
+MAX_NEW_TOKENS = 1024
+# Options that only mean something when tokens are drawn; transformers warns of them beside do_sample=False.
+_DRAWING = {
+    "temperature",
+    "top_k",
+    "top_p",
+    "top_h",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+}
+# Arguments of transformers' generate that are no part of its config and of use here.
+_HOOKS = {"logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer"}
+# What these say of a prompt given as embeddings is how the original does it, too.
+_EXPECTED = "Passing `(repetition_penalty|no_repeat_ngram_size)` with `inputs_embeds`"
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How to generate: transformers' config, and objects that take part in it."""
+
+    config: GenerationConfig
+    hooks: dict[str, Any]
+
+
+def read_options(stated: Mapping[str, Any], options: Mapping[str, Any]) -> Manner:
+    """Return how to generate: as the checkpoint has `stated`, but greedily, with `options` on top of both.
+
+    Without do_sample=True the temperature and its like are left out, whoever named them. Raises TypeError for options
+    transformers does not know.
+    """
+    unknown = sorted(options.keys() - config_fields() - _HOOKS)
+    if unknown:
+        raise TypeError(
+            f"{unknown[0]!r} is no option of generate; it takes those of transformers' GenerationConfig, "
+            f"{', '.join(sorted(_HOOKS))}"
+        )
+    values = {**stated, "do_sample": False, "max_new_tokens": MAX_NEW_TOKENS, **options}
+    hooks = {name: values.pop(name) for name in _HOOKS & values.keys()}
+    if not values["do_sample"]:
+        values = {name: value for name, value in values.items() if name not in _DRAWING}
+    if values["max_new_tokens"] is not None:
+        values.pop("max_length", None)
+    if values.get("pad_token_id") is None:
+        ends = values.get("eos_token_id")
+        values["pad_token_id"] = ends[0] if isinstance(ends, list) else ends
+    return Manner(GenerationConfig(**values), hooks)  # type: ignore[no-untyped-call]
+
+
+def config_fields() -> set[str]:
+    """Return the names of the fields of transformers' GenerationConfig."""
+    return {name for name in vars(plain_config()) if not name.startswith("_")}
+
+
+def plain_config() -> GenerationConfig:
+    """Return transformers' defaults."""
+    config: GenerationConfig = GenerationConfig()  # type: ignore[no-untyped-call]
+    return config
+
+
+def generate(
+    language: Language, embeds: torch.Tensor, manner: Manner, cache: Any = None
+) -> list[int]:
+    """Return the ids that follow the prompt `embeds` (1, L, D), without those of the prompt.
+
+    cache: keys and values of the prompt's first rows, not computed again; it grows by the rest and the answer.
+    """
+    hooks = dict(manner.hooks)
+    if cache is not None:
+        hooks["past_key_values"] = cache
+    if manner.config.stop_strings is not None:
+        hooks["tokenizer"] = language.tokenizer
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.filterwarnings("ignore", message=_EXPECTED)
+        found = language.model.generate(
+            inputs_embeds=embeds, generation_config=manner.config, **hooks
+        )
+    ids: list[int] = found[0].tolist()
+    return ids

@@ -1,0 +1,203 @@
+"""Where a video's features come from: the store, another process that is just making them, or the encoder.
+
+A miss that is stored is answered from the store as well: what the model sees then is what it will see at the next
+question, quantized and back, so the answers of a first and a second run are the same. Features that are not stored are
+used as the encoder gave them.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from featstore.decoding.video import Video
+from featstore.errors import (
+    FeatstoreError,
+    FeatureNotFound,
+    QuantizeError,
+    RecordError,
+    StoreError,
+)
+from featstore.longva.live import Encoded, LiveEncoder, store_features
+from featstore.longva.lookup import Lookup
+from featstore.store.info import write_cache_meta
+from featstore.store.layout import dataset_path, make_folder
+from featstore.store.lock import flight_lock
+from featstore.torch import to_tensor
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Hashable
+
+    import torch
+
+    from featstore.encoders import Encoder
+    from featstore.longva.lookup import Wanted
+    from featstore.longva.statistics import CacheStatistics
+    from featstore.record import Features
+
+ON_MISS = ("encode", "encode-only", "error")
+
+
+@dataclass(frozen=True)
+class Visual:
+    """Features on their way into the prompt.
+
+    rows: how many. load: brings them to the device, (rows, D). identity: equal for equal features, None where unknown.
+    """
+
+    rows: int
+    load: Callable[[], torch.Tensor]
+    identity: Hashable = None
+
+
+class FeatureSource:
+    """Looks features up, and on a miss does what `on_miss` says, one of ON_MISS."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        cache_dir: str | os.PathLike[str] | None,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        on_miss: str,
+        decode_timeout: float,
+        statistics: CacheStatistics,
+    ) -> None:
+        """Open nothing yet. cache_dir: None to encode each time. device, dtype: of what `Visual.load` returns."""
+        if on_miss not in ON_MISS:
+            raise ValueError(f"on_miss is {on_miss!r}; use one of {', '.join(ON_MISS)}")
+        self.live = LiveEncoder(encoder, timeout=decode_timeout)
+        self._origin = encoder.origin
+        self._stores = on_miss == "encode" and cache_dir is not None
+        self._lookup = None if cache_dir is None else Lookup(cache_dir)
+        self._device, self._dtype = device, dtype
+        self._on_miss = on_miss
+        self._statistics = statistics
+        self._damaged: set[Wanted] = set()
+        self._describe: weakref.finalize[[str | os.PathLike[str]], FeatureSource] | None = None
+
+    def get(self, wanted: Wanted) -> Visual:
+        """Return the features; on a miss raise what `on_miss` says, or VideoError where its file cannot be decoded."""
+        if self._lookup is None:
+            with self._statistics.timed("seconds_encoding"):
+                return self._unstored(self._encode(wanted))
+        with self._statistics.timed("seconds_reading"):
+            features = self._find(wanted)
+        if features is None and self._on_miss == "error":
+            self._statistics.misses += 1
+            self._lookup.refuse(wanted, self._origin)
+        return self._make(wanted) if features is None else self._stored(features)
+
+    def close(self) -> None:
+        """End the decoder and let go of the store."""
+        self.live.close()
+        if self._describe is not None:
+            self._describe()
+        if self._lookup is not None:
+            self._lookup.close()
+
+    def _find(self, wanted: Wanted) -> Features | None:
+        assert self._lookup is not None
+        try:
+            return self._lookup.find(wanted)
+        except RecordError as exc:
+            if self._on_miss == "error":
+                self._statistics.misses += 1
+                raise
+            if wanted not in self._damaged:
+                self._damaged.add(wanted)
+                _say(f"{exc}; its features are made again")
+            return None
+
+    def _make(self, wanted: Wanted) -> Visual:
+        """Return the features of a video that is not stored, having stored them where that is wanted and can be."""
+        with self._statistics.timed("seconds_encoding"), ExitStack() as flight:
+            if self._stores and self._take_off(flight, wanted):
+                features = self._find(wanted)  # another process may have made them while we waited
+                if features is not None:
+                    return self._stored(features)
+            self._statistics.misses += 1
+            encoded = self._encode(wanted)
+            if self._stores:
+                features = self._store(encoded, wanted)
+                if features is not None:
+                    return self._visual(features)
+        return self._unstored(encoded)
+
+    def _take_off(self, flight: ExitStack, wanted: Wanted) -> bool:
+        assert self._lookup is not None
+        key = f"{wanted.spec.digest}:{wanted.video}".encode("utf-8", "surrogatepass")
+        folder = dataset_path(self._lookup.cache_dir, wanted.dataset)
+        try:
+            make_folder(folder)
+            flight.enter_context(flight_lock(folder, key))
+        except StoreError as exc:
+            self._give_up(exc)
+        return self._stores
+
+    def _encode(self, wanted: Wanted) -> Encoded:
+        if wanted.path is None:
+            raise FeatureNotFound(
+                f"video {wanted.video!r} of dataset {wanted.dataset!r} is not stored and no path came with it; pass "
+                "path= with its file, or ingest it before"
+            )
+        return self.live.encode(Video(wanted.video, wanted.path), wanted.spec.sampling)
+
+    def _store(self, encoded: Encoded, wanted: Wanted) -> Features | None:
+        assert self._lookup is not None
+        place = self._lookup.cache_dir, wanted.dataset
+        try:
+            store_features(encoded, *place, wanted.spec, self._origin)
+            if self._describe is None or not self._describe.alive:
+                # It reads the whole catalog: once, at `close` or when the process ends, not for each video.
+                self._describe = weakref.finalize(self, _describe_store, place[0])
+            return self._find(wanted)
+        except QuantizeError as exc:
+            _say(f"{wanted.path}: {exc}; its features are used, but not stored")
+        except StoreError as exc:
+            self._give_up(exc)
+        return None
+
+    def _give_up(self, exc: StoreError) -> None:
+        """Go on as `encode-only`: an evaluation is not to end for want of room."""
+        self._stores = False
+        _say(f"features that are missing are encoded but no longer stored: {exc}")
+
+    def _stored(self, features: Features) -> Visual:
+        self._statistics.hits += 1
+        return self._visual(features)
+
+    def _visual(self, features: Features) -> Visual:
+        header = features.header
+
+        def load() -> torch.Tensor:
+            with self._statistics.timed("seconds_reading"):
+                self._statistics.bytes_read += header.raw_bytes + header.scale_bytes
+                return to_tensor(features, device=self._device, dtype=self._dtype)
+
+        identity = (
+            header.dataset,
+            header.video_id,
+            header.spec,
+            header.payload_xxh3,
+            header.created,
+        )
+        return Visual(features.shape[0], load, identity)
+
+    def _unstored(self, encoded: Encoded) -> Visual:
+        features = encoded.features(self._dtype)
+        return Visual(len(features), lambda: features)
+
+
+def _describe_store(cache_dir: str | os.PathLike[str]) -> None:
+    with suppress(FeatstoreError):  # it is for people to read; the features are safe
+        write_cache_meta(cache_dir)
+
+
+def _say(sentence: str) -> None:
+    print(f"featstore: {sentence}", file=sys.stderr, flush=True)

@@ -1,0 +1,95 @@
+"""How often the store had what was asked for, reported once a process when it ends."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass
+class CacheStatistics:
+    """What a model asked of its store.
+
+    hits: videos whose features came from the store. misses: videos that had to be decoded and encoded, or could not be
+    had. bytes_read: features brought from the store to the device. seconds_*: spent on looking up and reading, on
+    misses (waiting, decoding, encoding, storing), and on generating.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    bytes_read: int = 0
+    seconds_reading: float = 0.0
+    seconds_encoding: float = 0.0
+    seconds_generating: float = 0.0
+
+    @property
+    def asked(self) -> int:
+        """Return how many videos were asked for."""
+        return self.hits + self.misses
+
+    @property
+    def hit_rate(self) -> float:
+        """Return hits over all that was asked for, 0 where nothing was."""
+        return self.hits / self.asked if self.asked else 0.0
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the seconds spent inside to the field `name`."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, name, getattr(self, name) + time.perf_counter() - begun)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return asdict(self) | {"hit_rate": self.hit_rate}
+
+    def __add__(self, other: CacheStatistics) -> CacheStatistics:
+        """Return the sums of both."""
+        names = [field.name for field in fields(self)]
+        return CacheStatistics(**{n: getattr(self, n) + getattr(other, n) for n in names})
+
+    def __str__(self) -> str:
+        """Return the report, a few lines."""
+        return (
+            "Vision Cache Statistics:\n"
+            f"  Cache hits: {self.hits}\n"
+            f"  Cache misses: {self.misses}\n"
+            f"  Hit rate: {100 * self.hit_rate:.1f}%\n"
+            f"  Bytes read: {self.bytes_read:,}\n"
+            f"  Seconds: {self.seconds_reading:.2f} reading, {self.seconds_encoding:.2f} encoding, "
+            f"{self.seconds_generating:.2f} generating"
+        )
+
+
+_of_this_process: list[CacheStatistics] = []
+_pid = 0
+
+
+def report_at_exit(statistics: CacheStatistics) -> None:
+    """Have `statistics` counted in the one report that this process prints on stderr when it ends."""
+    global _pid
+    if (
+        _pid != os.getpid()
+    ):  # the first model here; a forked child leaves its parent's to the parent
+        _of_this_process.clear()
+        atexit.unregister(_report)
+        atexit.register(_report)
+        _pid = os.getpid()
+    _of_this_process.append(statistics)
+
+
+def _report() -> None:
+    total = sum(_of_this_process, CacheStatistics())
+    if total.asked and _pid == os.getpid():
+        with contextlib.suppress(OSError, ValueError):  # stderr may be gone by then
+            print(total, file=sys.stderr, flush=True)

@@ -1,0 +1,70 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from featstore.cli import main
+from featstore.errors import StoreMismatch
+from featstore.longva import CachedLongVA, LongVAEncoder
+from featstore.longva.compare import Limits, compare
+from featstore.pipeline.run import ingest
+from featstore.sampling import Sampling
+from featstore.store.reader import Dataset
+
+
+@pytest.fixture(scope="module")
+def stored(make_checkpoint, sample_clips, tmp_path_factory):
+    """A checkpoint, a cache with int8 features of it, and the clips they came from."""
+    checkpoint = make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+    clips = Path(shutil.copytree(sample_clips, tmp_path_factory.mktemp("compare") / "clips"))
+    cache = clips.parent / "cache"
+    ingest(clips, cache, "demo", encoder=LongVAEncoder(checkpoint), sampling=Sampling(2))
+    return checkpoint, cache, clips
+
+
+def test_int8_features_are_close_to_fresh_ones_and_answers_are_counted(stored):
+    checkpoint, cache, _ = stored
+    model = CachedLongVA(checkpoint)
+    report = compare(
+        Dataset(cache, "demo"), LongVAEncoder(checkpoint), model=model, max_new_tokens=4
+    )
+    assert report.passed
+    assert len(report.rows) == 3
+    assert all(0 < row.error.relative_l2 < 0.02 for row in report.rows)
+    assert report.identical is not None
+
+
+def test_a_limit_that_is_not_met_fails(stored):
+    checkpoint, cache, _ = stored
+    encoder = LongVAEncoder(checkpoint)
+    report = compare(Dataset(cache, "demo"), encoder, samples=2, limits=Limits(relative_l2=1e-6))
+    assert not report.passed
+    assert len(report.beyond) == len(report.rows) == 2
+
+
+def test_another_encoders_features_are_not_compared(stored, make_checkpoint, tmp_path):
+    _, cache, _ = stored
+    other = LongVAEncoder(make_checkpoint(tmp_path / "other", seed=5))
+    with pytest.raises(StoreMismatch, match=r"encoder\.weights"):
+        compare(Dataset(cache, "demo"), other)
+
+
+def test_the_command_prints_json_and_exits_3_where_a_file_was_replaced(stored, tmp_path):
+    checkpoint, cache, clips = stored
+    words = ["compare", "--dataset", "demo", "--cache-dir", str(cache)]
+    words += ["--model-path", str(checkpoint), "--device", "cpu"]
+    kept = shutil.copy(clips / "blink.mp4", tmp_path / "kept.mp4")
+    try:
+        shutil.copy(clips / "color_bars.mp4", clips / "blink.mp4")
+        done = CliRunner().invoke(main, [*words, "--json"])
+    finally:
+        shutil.copy(kept, clips / "blink.mp4")
+    report = json.loads(done.stdout)
+    assert done.exit_code == 3
+    assert "was replaced" in report["failures"]["blink"]
+    assert report["summary"]["videos"] == 2
+    shown = CliRunner().invoke(main, [*words, "--samples", "1", "--max-relative-l2", "0"])
+    assert shown.exit_code == 1
+    assert "beyond the limits" in shown.stdout

@@ -142,9 +142,9 @@ class FeatureSource:
 
     def _encode(self, wanted: Wanted) -> Encoded:
         if wanted.path is None:
+            where = f" in dataset {wanted.dataset!r}" if self._lookup else ", there being no cache,"
             raise FeatureNotFound(
-                f"video {wanted.video!r} of dataset {wanted.dataset!r} is not stored and no path came with it; pass "
-                "path= with its file, or ingest it before"
+                f"video {wanted.video!r} is not stored{where} and no path came with it; pass path= with its file"
             )
         return self.live.encode(Video(wanted.video, wanted.path), wanted.spec.sampling)
 

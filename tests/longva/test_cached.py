@@ -56,6 +56,21 @@ def model(tiny, cache):
 
 
 @pytest.fixture(scope="module")
+def made(tiny, sample_clips, tmp_path_factory):
+    """A store made by the tiny checkpoint's model on a miss: blink, four frames."""
+    folder = tmp_path_factory.mktemp("made") / "cache"
+    with CachedLongVA(tiny, folder, dataset="demo", sampling=Sampling(4), device="cpu") as asked:
+        asked.generate(ASK, "blink", path=sample_clips / "blink.mp4", **NEW)
+    return folder
+
+
+@pytest.fixture
+def stored(made, cache):
+    """`cache` with blink in it."""
+    return Path(shutil.copytree(made, cache))
+
+
+@pytest.fixture(scope="module")
 def other(make_checkpoint, tmp_path_factory):
     """A checkpoint that sees otherwise."""
     return make_checkpoint(tmp_path_factory.mktemp("other") / "other", seed=1)
@@ -125,35 +140,32 @@ def test_features_that_ingest_stored_serve(model, clips, cache, tiny):
     assert asked.statistics.hits == 1
 
 
-def test_stored_features_are_read_without_the_video_or_the_vision_tower(model, clips):
-    model().generate(ASK, "blink", path=clips / "blink.mp4", **NEW)
-    shutil.rmtree(clips)
+@pytest.mark.usefixtures("stored")
+def test_stored_features_are_read_without_the_video_or_the_vision_tower(model):
     warm = model()
-    warm.generate(ASK, "blink", path=clips / "blink.mp4", **NEW)
+    warm.generate(ASK, "blink", path="/nowhere/blink.mp4", **NEW)
     assert warm.statistics.hits == 1
     assert warm._encoder._model is None
     assert warm._source.live._pool is None
 
 
-def test_a_model_that_speaks_otherwise_shares_the_features(model, sibling, clips, cache):
-    model().generate(ASK, "blink", path=clips / "blink.mp4", **NEW)
+def test_a_model_that_speaks_otherwise_shares_the_features(model, sibling, stored):
     asked = model(sibling, on_miss="error")
     asked.generate(ASK, "blink", **NEW)
     assert asked.statistics.hits == 1
-    assert len(sets(cache)) == 1
+    assert len(sets(stored)) == 1
 
 
 def test_a_model_that_sees_otherwise_makes_a_second_set_beside_the_first(
-    model, other, clips, cache
+    model, other, clips, stored
 ):
-    path = clips / "blink.mp4"
-    first = model().generate_ids(ASK, "blink", path=path, **NEW)
+    first = model(on_miss="error").generate_ids(ASK, "blink", **NEW)
     asked = model(other)
-    asked.generate(ASK, "blink", path=path, **NEW)
+    second = asked.generate_ids(ASK, "blink", path=clips / "blink.mp4", **NEW)
     assert asked.statistics.misses == 1
-    assert len(sets(cache)) == 2
+    assert len(sets(stored)) == 2
     assert model(on_miss="error").generate_ids(ASK, "blink", **NEW) == first
-    assert model(other, on_miss="error").generate_ids(ASK, "blink", **NEW)
+    assert model(other, on_miss="error").generate_ids(ASK, "blink", **NEW) == second
 
 
 def test_frames_are_the_models_or_the_questions(model, clips, cache):
@@ -232,14 +244,14 @@ def test_error_says_that_there_is_no_store(model, cache):
     assert not cache.exists()
 
 
-def test_error_says_that_the_video_is_not_stored(model, clips):
-    model().generate(ASK, "blink", path=clips / "blink.mp4", **NEW)
+@pytest.mark.usefixtures("stored")
+def test_error_says_that_the_video_is_not_stored(model):
     with pytest.raises(FeatureNotFound, match="'color_bars' is not stored"):
-        model(on_miss="error").generate(ASK, "color_bars", path=clips / "color_bars.mp4")
+        model(on_miss="error").generate(ASK, "color_bars", path="color_bars.mp4")
 
 
-def test_error_says_what_differs_and_how_to_ingest(model, other, clips, tiny):
-    model().generate(ASK, "blink", path=clips / "blink.mp4", **NEW)
+@pytest.mark.usefixtures("stored")
+def test_error_says_what_differs_and_how_to_ingest(model, other, tiny):
     with pytest.raises(StoreMismatch) as refused:
         model(other, on_miss="error").generate(ASK, "blink")
     message = str(refused.value)
@@ -342,27 +354,22 @@ def test_unknown_policies_and_sizes_are_refused(model):
 # Damage
 
 
-def test_a_damaged_record_is_reported_once_and_made_again(model, clips, cache, capsys):
-    path = clips / "blink.mp4"
-    first = model()
-    expected = first.generate_ids(ASK, "blink", path=path, **NEW)
-    first.close()
-    damage(cache, "blink")
+def test_a_damaged_record_is_reported_once_and_made_again(model, clips, stored, capsys):
+    with model(on_miss="error") as undamaged:
+        expected = undamaged.generate_ids(ASK, "blink", **NEW)
+    damage(stored, "blink")
     asked = model()
     for _ in range(2):
-        assert asked.generate_ids(ASK, "blink", path=path, **NEW) == expected
+        assert asked.generate_ids(ASK, "blink", path=clips / "blink.mp4", **NEW) == expected
     assert (asked.statistics.hits, asked.statistics.misses) == (1, 1)
     err = capsys.readouterr().err
     assert err.count("the payload of video 'blink' is damaged") == 1
     assert err.count("made again") == 1
-    assert check_dataset(cache, "demo").problems == []
+    assert check_dataset(stored, "demo").problems == []
 
 
-def test_a_damaged_record_under_error_is_an_error(model, clips, tmp_path):
-    cache = tmp_path / "damaged"
-    first = model(cache_dir=cache)
-    first.generate(ASK, "blink", path=clips / "blink.mp4", **NEW)
-    first.close()
+def test_a_damaged_record_under_error_is_an_error(model, made, tmp_path):
+    cache = shutil.copytree(made, tmp_path / "damaged")
     damage(cache, "blink")
     asked = model(cache_dir=cache, on_miss="error")
     with pytest.raises(RecordError, match="damaged"):

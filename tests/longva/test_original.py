@@ -17,7 +17,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 LETTERS = ("a", "b", "c")
 LOGITS_TOLERANCE = 1e-3  # of the reference's README; 1.3e-5 was observed there
-INT8_LOGITS_TOLERANCE = 0.1  # 0.026 a channel, 0.024 a token, 0.044 for one scale were observed
+INT8_LOGITS_TOLERANCE = (
+    0.1  # 0.026 was observed, 0.024 with a scale a token, 0.044 with one for all
+)
 
 
 class Goldens:
@@ -123,7 +125,7 @@ def test_answers_without_storing_are_the_originals(goldens, tmp_path, on_miss):
     cached = on_miss != "uncached"
     options = {"on_miss": on_miss} if cached else {}
     with goldens.model("a", tmp_path / "cache" if cached else None, **options) as model:
-        for case in goldens.of("a")[-3:]:
+        for case in goldens.of("a")[-2:]:
             ids, logits = goldens.ask(model, case, path=goldens.path(case))
             assert ids == case["token_ids"]
             assert goldens.gap(case, logits) < LOGITS_TOLERANCE
@@ -131,7 +133,7 @@ def test_answers_without_storing_are_the_originals(goldens, tmp_path, on_miss):
 
 
 def test_a_store_made_with_a_is_refused_for_c_with_both_digests(goldens, tmp_path):
-    case = goldens.of("a")[0]
+    case = goldens.of("a")[-1]
     with goldens.model("a", tmp_path) as model:
         goldens.ask(model, case, path=goldens.path(case))
         ours = model._spec.encoder.weights
@@ -169,14 +171,13 @@ def test_a_prompt_that_is_too_long_is_cut_as_the_original_cuts_it(goldens, tmp_p
 def test_how_often_int8_answers_alike_is_recorded(goldens, tmp_path, record_property):
     """Rounding may change an answer; what is asserted is how far the first step's logits may move."""
     cases = [case for case in goldens.of("a") if case["nframe"] == 8]
-    for scale in ("channel", "token", "tensor"):
-        with goldens.model("a", tmp_path / scale, quantization="int8", scale=scale) as model:
-            answers = [goldens.ask(model, case, path=goldens.path(case)) for case in cases]
-        alike = sum(ids == case["token_ids"] for (ids, _), case in zip(answers, cases, strict=True))
-        gap = max(goldens.gap(case, x) for (_, x), case in zip(answers, cases, strict=True))
-        record_property(f"int8_{scale}_identical_answers", f"{alike} of {len(cases)}")
-        record_property(f"int8_{scale}_largest_logit_gap", gap)
-        assert gap < INT8_LOGITS_TOLERANCE
+    with goldens.model("a", tmp_path, quantization="int8") as model:
+        answers = [goldens.ask(model, case, path=goldens.path(case)) for case in cases]
+    alike = sum(ids == case["token_ids"] for (ids, _), case in zip(answers, cases, strict=True))
+    gap = max(goldens.gap(case, x) for (_, x), case in zip(answers, cases, strict=True))
+    record_property("int8_identical_answers", f"{alike} of {len(cases)}")
+    record_property("int8_largest_logit_gap", gap)
+    assert gap < INT8_LOGITS_TOLERANCE
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")

@@ -13,8 +13,8 @@ import torch
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-CHUNK_BYTES = 4 << 20
-CHUNKS = 16  # 64 MiB of page-locked memory a process, one record of LongVA-7B
+CHUNK_BYTES = 8 << 20
+CHUNKS = 16  # 128 MiB of page-locked memory a process; of the sizes tried, the fastest on an H200 with 16 cores
 COPY_THREADS = 8
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import click
 
 from featstore import __version__
+from featstore.cli.compare import compare
 from featstore.cli.ingest import ingest
 from featstore.cli.maintain import check, rm
 from featstore.cli.show import get_features, info, list_store, shape
+from featstore.cli.vlmeval import vlmeval
 from featstore.errors import FeatstoreError
 
 
@@ -36,5 +38,5 @@ def main() -> None:
     """Compute the vision features of videos once, store them, serve them at memory speed."""
 
 
-for command in (ingest, get_features, list_store, info, check, rm, shape):
+for command in (ingest, get_features, list_store, info, check, compare, rm, shape, vlmeval):
     main.add_command(command)

@@ -21,19 +21,20 @@ from featstore.cli.options import (
 )
 from featstore.cli.printing import clock, gib, print_json
 from featstore.cli.progress import show_progress
+from featstore.cli.sources import SeveralDatasets, Source, choose_sources
 from featstore.errors import FeatstoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from featstore.decoding.video import Video
+    from featstore.encoders import Encoder
     from featstore.pipeline.run import IngestSummary
 
 SOME_FAILED = 3
 INTERRUPTED = 130
 
 
-@click.command()
+@click.command(cls=SeveralDatasets)
 @click.option(
     "--videos", multiple=True, type=click.Path(), help="A folder of videos, or a video. Repeatable."
 )
@@ -42,7 +43,17 @@ INTERRUPTED = 130
     type=click.Path(dir_okay=False),
     help="JSONL, CSV or TSV with video_id and path, in place of --videos.",
 )
-@click.option("--dataset", required=True, help="The dataset to fill; made if it is not there.")
+@click.option(
+    "--datasets",
+    multiple=True,
+    metavar="NAME...",
+    help="Benchmarks of VLMEvalKit in place of --videos, as Video-MME_128frame MLVU_128frame; "
+    "each fills the dataset called like it and says itself how many frames.",
+)
+@click.option(
+    "--dataset",
+    help="The dataset to fill; made if it is not there. Required unless --datasets is given.",
+)
 @model_option
 @tower_option
 @cache_dir_option
@@ -121,26 +132,42 @@ INTERRUPTED = 130
 @json_option
 def ingest(**options: Any) -> None:
     """Store the features of videos, leaving out those that are stored."""
-    from featstore.pipeline.run import ingest as run
-    from featstore.sampling import Sampling
-
-    try:
-        sampling = Sampling.parse(options["rule"], options["nframe"])
-    except ValueError as exc:
-        raise click.BadParameter(str(exc), param_hint="--sampling") from exc
-    if bool(options["videos"]) == bool(options["manifest"]):
-        raise click.UsageError("name the videos with --videos, or with --manifest")
-    videos = _listing(options["videos"], options["manifest"])
+    sources = choose_sources(options)
     encoder = _encoder(options)
     if options["batch_frames"]:
         encoder.batch_frames = options["batch_frames"]
-    with _stop_on_signals() as stop, show_progress() as on_progress:
-        summary = run(
-            videos,
+    summaries: list[IngestSummary] = []
+    with _stop_on_signals() as stop:
+        for source in sources:
+            summaries.append(_ingest(source, encoder, stop, options))
+            if not options["as_json"]:
+                _print_summary(summaries[-1])
+            if summaries[-1].full or stop.is_set():
+                break
+    if options["as_json"]:
+        found = [summary.to_dict() for summary in summaries]
+        print_json(found if options["datasets"] else found[0])
+    if summaries[-1].full:
+        click.echo(f"featstore: {summaries[-1].full}", err=True)
+        sys.exit(1)
+    if stop.is_set():
+        sys.exit(INTERRUPTED)
+    if any(summary.failures or summary.failed_before for summary in summaries):
+        sys.exit(SOME_FAILED)
+
+
+def _ingest(
+    source: Source, encoder: Encoder, stop: threading.Event, options: dict[str, Any]
+) -> IngestSummary:
+    from featstore.pipeline.run import ingest as run
+
+    with show_progress() as on_progress:
+        return run(
+            source.videos,
             options["cache_dir"],
-            options["dataset"],
+            source.dataset,
             encoder=encoder,
-            sampling=sampling,
+            sampling=source.sampling,
             quantization=options["quantization"],
             scale=options["scale"],
             codec=options["codec"],
@@ -155,20 +182,6 @@ def ingest(**options: Any) -> None:
             on_plan=lambda plan: click.echo(_plan_line(plan, options["cache_dir"]), err=True),
             on_progress=on_progress,
         )
-    print_json(summary.to_dict()) if options["as_json"] else _print_summary(summary)
-    if summary.full:
-        click.echo(f"featstore: {summary.full}", err=True)
-        sys.exit(1)
-    if summary.interrupted:
-        sys.exit(INTERRUPTED)
-    if summary.failures or summary.failed_before:
-        sys.exit(SOME_FAILED)
-
-
-def _listing(videos: Sequence[str], manifest: str | None) -> list[Video]:
-    from featstore.pipeline.plan import list_videos, read_listing
-
-    return read_listing(manifest) if manifest else list_videos(videos)
 
 
 def _encoder(options: dict[str, Any]) -> Any:

@@ -1,0 +1,85 @@
+"""featstore vlmeval."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+
+def _pair(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = [value.partition("=") for value in values]
+    for name, sign, value in pairs:
+        if not (name and sign and value):
+            raise click.BadParameter(f"{name}{sign}{value} is no NAME=VALUE")
+    return {name: value for name, _, value in pairs}
+
+
+@click.command()
+@click.option(
+    "--run-py",
+    type=click.Path(exists=True, dir_okay=False),
+    help="VLMEvalKit's run.py.  [default: the one in $VLMEVALKIT_ROOT, or beside the installed package]",
+)
+@click.option(
+    "--cache-dir",
+    envvar="FEATSTORE_CACHE_DIR",
+    show_envvar=True,
+    type=click.Path(file_okay=False),
+    help="The folder that holds the store; filled with what is missing.",
+)
+@click.option(
+    "--no-cache", is_flag=True, help="Decode and encode for every question, store nothing."
+)
+@click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    metavar="NAME=CHECKPOINT",
+    callback=_pair,
+    help="Where a model's checkpoint is, as LongVA-7B-Cached=/models/LongVA-7B; "
+    "any other name becomes a model too. Repeatable.",
+)
+@click.option(
+    "--option",
+    "model_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_pair,
+    help="An option of LongVA_Cached, as dtype=fp16, on_miss=error or max_new_tokens=64. Repeatable.",
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def vlmeval(
+    run_py: str | None,
+    cache_dir: str | None,
+    no_cache: bool,
+    checkpoints: dict[str, str],
+    model_options: dict[str, str],
+    arguments: tuple[str, ...],
+) -> None:
+    """Run VLMEvalKit on LongVA models that answer from stored features.
+
+    ARGUMENTS are run.py's own, after two dashes: featstore vlmeval --cache-dir vision_cache -- --model
+    LongVA-7B-Cached --data Video-MME_128frame. The models are LongVA-7B-Cached, Temporal-v1-Cached and
+    Temporal-v2-Cached. On several GPUs: torchrun --nproc-per-node 8 -m featstore vlmeval ...
+    """
+    from featstore.integrations.vlmevalkit.launch import run_vlmevalkit
+
+    if cache_dir is None and not no_cache:
+        raise click.UsageError("name the store with --cache-dir, or pass --no-cache")
+    run_vlmevalkit(
+        arguments,
+        run_py,
+        cache_dir=cache_dir,
+        enable_cache=not no_cache,
+        checkpoints=checkpoints,
+        **{name: _value(text) for name, text in model_options.items()},
+    )
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,1 @@
+"""featstore as other programs see it, a folder or file a program."""

@@ -1,0 +1,45 @@
+"""featstore inside VLMEvalKit: LongVA models that answer from stored features, and the benchmarks they are run on.
+
+Nothing of VLMEvalKit is loaded before LongVA_Cached or `register` is used: a file of VLMEvalKit's own may import this.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featstore.integrations.vlmevalkit.datasets import leave_out_frames
+    from featstore.integrations.vlmevalkit.model import LongVAMixin
+    from featstore.integrations.vlmevalkit.names import canonical_dataset, video_id
+    from featstore.integrations.vlmevalkit.registry import register
+
+__all__ = [
+    "LongVAMixin",
+    "LongVA_Cached",
+    "canonical_dataset",
+    "leave_out_frames",
+    "register",
+    "video_id",
+]
+
+_HOMES = {
+    "LongVAMixin": "model",
+    "canonical_dataset": "names",
+    "leave_out_frames": "datasets",
+    "register": "registry",
+    "video_id": "names",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LongVA_Cached":
+        from featstore.integrations.vlmevalkit.model import longva_cached
+
+        value: Any = longva_cached()
+    elif name in _HOMES:
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value

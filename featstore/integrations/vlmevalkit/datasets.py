@@ -1,0 +1,119 @@
+"""The benchmarks inside VLMEvalKit: configs at 128 frames, prompts without decoding, and lists of their videos."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from featstore.decoding.video import Video
+from featstore.errors import ListingError
+from featstore.integrations.vlmevalkit.kit import import_kit
+from featstore.integrations.vlmevalkit.names import (
+    BENCHMARKS,
+    NFRAME,
+    canonical_dataset,
+    video_id,
+)
+from featstore.pipeline.plan import check_listing
+from featstore.sampling import Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, MutableMapping
+    from types import ModuleType
+
+# Their build_prompt calls save_video_frames for a model that takes the video itself, and uses nothing of what it gives.
+# But VideoMME: with subtitles it wants to know the frames' times, and not what is on them.
+DECODING = ("LongVideoBench", "Video_Holmes", "VideoMME")
+_MARK = "left_out_by_featstore"
+
+
+@dataclass(frozen=True)
+class BenchmarkVideos:
+    """The videos of a dataset config. dataset: the store's name of it. nframe: frames a video."""
+
+    dataset: str
+    nframe: int
+    videos: list[Video]
+
+
+def list_videos(config: str) -> BenchmarkVideos:
+    """Return the videos of VLMEvalKit's dataset config `config`, each once, as its own class prompts for them.
+
+    The class may download its benchmark first. Raises ListingError where there is no such config, or where it does not
+    take a fixed number of frames, and MissingExtra where there is no VLMEvalKit.
+    """
+    supported = import_kit("vlmeval.dataset.video_dataset_config").supported_video_datasets
+    add_datasets(supported)
+    if config not in supported:
+        raise ListingError(
+            f"VLMEvalKit has no video dataset config {config!r}; the benchmarks at {NFRAME} frames are "
+            f"{' '.join(known.config for known in BENCHMARKS)}"
+        )
+    dataset = supported[config]()
+    if not dataset.nframe > 0:
+        raise ListingError(
+            f"{config} samples {dataset.fps} frames a second; the LongVA models take a fixed number of frames: "
+            "name a config that says how many"
+        )
+    dataset.use_subtitle = False  # who only asks for paths need not look into the files
+    name = canonical_dataset(dataset.dataset_name)
+    paths: dict[str, None] = {}
+    for row in range(len(dataset.data)):
+        message = dataset.build_prompt(row, video_llm=True)
+        paths |= {
+            os.path.abspath(item["value"]): None for item in message if item["type"] == "video"
+        }
+    videos = [Video(video_id(name, path), path) for path in sorted(paths)]
+    return BenchmarkVideos(name, dataset.nframe, check_listing(videos))
+
+
+def add_datasets(supported: MutableMapping[str, Callable[..., Any]]) -> None:
+    """Add the benchmarks at 128 frames to `supported_video_datasets` where it lacks them; leave out their decoding."""
+    classes = import_kit("vlmeval.dataset")
+    for known in BENCHMARKS:
+        cls = getattr(classes, known.cls, None)
+        if cls is not None:  # an older VLMEvalKit has not all of them
+            build = functools.partial(cls, dataset=known.dataset, nframe=NFRAME, **known.options)
+            supported.setdefault(known.config, build)
+    leave_out_frames(classes)
+
+
+def leave_out_frames(classes: ModuleType | None = None) -> None:
+    """Keep the benchmarks' classes from decoding frames that a model which takes the video itself never sees.
+
+    Other models are served as before. classes: vlmeval.dataset.
+    """
+    classes = classes or import_kit("vlmeval.dataset")
+    for name in DECODING:
+        cls = getattr(classes, name, None)
+        if cls is not None and not hasattr(cls.save_video_frames, _MARK):
+            cls.save_video_frames = _only_for_frames(name, cls.save_video_frames)
+
+
+def _only_for_frames(cls: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def save_video_frames(self: Any, video: str, video_llm: bool = False) -> Any:
+        if not video_llm:
+            return original(self, video, video_llm)
+        if cls == "VideoMME" and self.use_subtitle:
+            return [], *_times(self, os.path.join(self.data_root, "video", f"{video}.mp4"))
+        return [], [], {"fps": 1.0, "n_frames": 0}
+
+    setattr(save_video_frames, _MARK, True)
+    return save_video_frames
+
+
+def _times(dataset: Any, path: str) -> tuple[list[int], dict[str, float]]:
+    """Return which frames VLMEvalKit would take: their times choose the subtitles of the prompt."""
+    import decord
+
+    reader = decord.VideoReader(path)
+    count, fps = len(reader), float(reader.get_avg_fps())
+    if dataset.nframe > 0:
+        indices = Sampling(dataset.nframe, "vlmevalkit").indices(count, fps)
+    else:
+        step = fps / dataset.fps
+        indices = [int(i * step) for i in range(int(count / fps * dataset.fps))]
+    return indices, {"fps": fps, "n_frames": count}

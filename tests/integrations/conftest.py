@@ -1,0 +1,77 @@
+"""The stand-in for VLMEvalKit, the files of its benchmarks, and a model that only takes notes."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featstore.integrations import vlmevalkit
+from featstore.integrations.vlmevalkit.model import longva_cached
+
+HERE = Path(__file__).parent
+STANDIN = HERE / "standin"
+collect_ignore = ["standin"]
+
+
+class NotedLongVA:
+    """CachedLongVA's place: takes what it takes and keeps it."""
+
+    built: list[NotedLongVA]
+
+    def __init__(self, checkpoint: Any, cache_dir: Any = None, **options: Any) -> None:
+        self.checkpoint, self.cache_dir, self.options = checkpoint, cache_dir, options
+        self.asked: list[dict[str, Any]] = []
+        NotedLongVA.built.append(self)
+
+    def generate(self, prompt: str, video: str | None = None, **options: Any) -> str:
+        self.asked.append({"prompt": prompt, "video": video, **options})
+        return f"answer {len(self.asked)}"
+
+
+@pytest.fixture
+def noted(monkeypatch) -> type[NotedLongVA]:
+    """LongVA_Cached loads nothing, its model only takes notes."""
+    module = types.ModuleType("featstore.longva.cached")
+    module.CachedLongVA = NotedLongVA  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "featstore.longva.cached", module)
+    NotedLongVA.built = []
+    return NotedLongVA
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Path:
+    """The benchmarks' files, empty, as the Hub's cache lays them out; what decodes one by itself is logged."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("STANDIN_DECODED", str(tmp_path / "decoded"))
+    monkeypatch.syspath_prepend(str(STANDIN))
+    about = importlib.import_module("standin_rows")
+    for dataset, files in about.FILES.items():
+        for name in files:
+            path = about.snapshot(dataset) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    image = about.snapshot("VideoMMMU") / "images" / "dev_Art_Theory_1.png"
+    image.parent.mkdir()
+    image.touch()
+    return tmp_path / "hf" / "hub"
+
+
+@pytest.fixture
+def kit(hub, monkeypatch):
+    """The stand-in for VLMEvalKit, importable and not yet loaded."""
+    monkeypatch.delenv("VLMEVALKIT_ROOT", raising=False)
+    _forget()
+    yield STANDIN
+    _forget()
+
+
+def _forget() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("vlmeval", "run")]:
+        del sys.modules[name]
+    longva_cached.cache_clear()
+    vars(vlmevalkit).pop("LongVA_Cached", None)

@@ -1,0 +1,3 @@
+import vlmeval.vlm as vlm
+
+supported_VLM = {"Other-VLM": vlm.BaseModel}

@@ -1,0 +1,173 @@
+#!/usr/bin/env bash
+# Three LongVA models on seven video benchmarks at 128 frames, over the GPUs of one machine, from stored features.
+set -euo pipefail
+
+usage() {
+    cat <<'END'
+Usage: eval_longva_video_128f_parallel_cached.sh [OPTIONS] [-- RUN_PY_ARGUMENTS...]
+
+Stores the features of all videos, then has VLMEvalKit ask every model about every benchmark, one run a GPU at a time.
+Run it again to go on where it stopped: stored videos, answered questions and finished runs are left alone.
+
+  --cache-dir DIR          the store                [default: $FEATSTORE_CACHE_DIR, else vision_cache]
+  --work-dir DIR           VLMEvalKit's outputs; logs and marks of finished runs lie in its folder runs
+                                                    [default: outputs]
+  --run-py FILE            VLMEvalKit's run.py      [default: as featstore vlmeval finds it]
+  --models "NAME..."       [default: LongVA-7B-Cached Temporal-v1-Cached Temporal-v2-Cached]
+  --data "NAME..."         [default: the seven benchmarks]
+  --checkpoint NAME=PATH   where a model's checkpoint is; repeatable
+  --vision-tower DIR       the CLIP folder that the checkpoints name, where it cannot be found by that name
+  --option NAME=VALUE      an option of the models, as max_new_tokens=64; repeatable
+  --gpus "N..."            [default: $CUDA_VISIBLE_DEVICES, else all; without any, one run at a time on the CPU]
+  --torchrun               share each run's questions out over all GPUs, one run at a time
+  --mode MODE              all, infer or eval, as run.py takes it; scoring may need a judge's key  [default: all]
+  --no-ingest              do not store features first; a run then encodes what it misses
+  --help                   show this and exit
+
+Exit codes: 0 all runs are finished, 1 some are not, 2 wrong usage.
+END
+}
+
+fail() {
+    echo "$1; see --help" >&2
+    exit 2
+}
+
+cache_dir=${FEATSTORE_CACHE_DIR:-vision_cache}
+work_dir=outputs
+mode=all
+ingest=true
+torchrun=false
+gpus=()
+# The longest first, so that no GPU has one of them left at the end.
+benchmarks=(
+    TempCompass_128frame Video-MME_128frame MLVU_128frame MMBench_Video_128frame_nopack
+    Video_Holmes_128frame LongVideoBench_128frame VideoMMMU_128frame
+)
+models=(LongVA-7B-Cached Temporal-v1-Cached Temporal-v2-Cached)
+declare -A checkpoints=(
+    [LongVA-7B-Cached]=${FEATSTORE_LONGVA_7B:-lmms-lab/LongVA-7B}
+    [Temporal-v1-Cached]=${FEATSTORE_TEMPORAL_V1:-Eculid/Temporal-v1}
+    [Temporal-v2-Cached]=${FEATSTORE_TEMPORAL_V2:-Eculid/Temporal-v2}
+)
+ingest_options=()
+vlmeval_options=()
+
+while (($#)); do
+    case $1 in
+        --help | -h) usage && exit 0 ;;
+        --no-ingest) ingest=false && shift && continue ;;
+        --torchrun) torchrun=true && shift && continue ;;
+        --) shift && break ;;
+        --*) (($# > 1)) || fail "$1 needs a value" ;;
+        *) fail "$1 is no option" ;;
+    esac
+    case $1 in
+        --cache-dir) cache_dir=$2 ;;
+        --work-dir) work_dir=$2 ;;
+        --mode) mode=$2 ;;
+        --run-py) vlmeval_options+=(--run-py "$2") && export VLMEVALKIT_ROOT && VLMEVALKIT_ROOT=$(dirname "$2") ;;
+        --models) read -ra models <<<"$2" ;;
+        --data) read -ra benchmarks <<<"$2" ;;
+        --gpus) read -ra gpus <<<"$2" ;;
+        --checkpoint) checkpoints[${2%%=*}]=${2#*=} ;;
+        --vision-tower) ingest_options+=(--vision-tower "$2") && vlmeval_options+=(--option "vision_tower=$2") ;;
+        --option) vlmeval_options+=(--option "$2") ;;
+        *) fail "$1 is no option" ;;
+    esac
+    shift 2
+done
+for model in "${models[@]}"; do
+    [[ -n ${checkpoints[$model]:-} ]] || fail "no checkpoint is known for $model: pass --checkpoint $model=PATH"
+    vlmeval_options+=(--checkpoint "$model=${checkpoints[$model]}")
+done
+
+if ((${#gpus[@]} == 0)); then
+    if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
+        IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
+    elif command -v nvidia-smi >/dev/null; then
+        mapfile -t gpus < <(nvidia-smi --query-gpu=index --format=csv,noheader)
+    fi
+fi
+runs=$work_dir/runs
+mkdir -p "$runs"
+claims=$(mktemp -d)
+trap 'rm -rf "$claims"' EXIT
+# Each worker is a process group of its own: stopping this stops what they run.
+set -m
+stop() {
+    local worker
+    for worker in $(jobs -p); do
+        kill -- "-$worker" 2>/dev/null || true
+    done
+    exit 130
+}
+trap stop INT TERM
+
+if $ingest; then
+    # Models that see alike share features: after the first the others find everything stored.
+    for model in "${models[@]}"; do
+        echo "== ingest for $model"
+        status=0
+        CUDA_VISIBLE_DEVICES=${gpus[0]:-} python -m featstore ingest --datasets "${benchmarks[@]}" \
+            --model-path "${checkpoints[$model]}" --cache-dir "$cache_dir" "${ingest_options[@]}" &
+        wait $! || status=$?
+        ((status == 0 || status == 3)) || exit 1 # 3: some videos failed, and are asked about all the same
+    done
+fi
+
+# run_one MODEL BENCHMARK GPUS ARGUMENTS...: one run on the GPUs, a comma between them, with a log of its own.
+run_one() {
+    local name=$1.$2 launcher=(python) status=0 begun=$SECONDS
+    if [[ $3 == *,* ]]; then
+        launcher=(torchrun --standalone --nproc-per-node "$(awk -F, '{print NF}' <<<"$3")")
+    fi
+    echo "== $1 on $2${3:+, GPU $3}"
+    CUDA_VISIBLE_DEVICES=$3 "${launcher[@]}" -m featstore vlmeval --cache-dir "$cache_dir" "${vlmeval_options[@]}" -- \
+        --model "$1" --data "$2" --mode "$mode" --work-dir "$work_dir" --reuse "${@:4}" \
+        >>"$runs/$name.log" 2>&1 || status=$?
+    ((status != 0)) || echo "$(((SECONDS - begun) / 60))" >"$runs/$name.$mode.done"
+}
+
+# work GPUS ARGUMENTS...: take one run after another until none is left.
+work() {
+    local model benchmark
+    for benchmark in "${benchmarks[@]}"; do
+        for model in "${models[@]}"; do
+            [[ -e $runs/$model.$benchmark.$mode.done ]] && continue
+            mkdir "$claims/$model.$benchmark" 2>/dev/null || continue
+            run_one "$model" "$benchmark" "$@"
+        done
+    done
+}
+
+if $torchrun || ((${#gpus[@]} < 2)); then
+    gpus=("$(IFS=, && echo "${gpus[*]}")")
+fi
+for gpu in "${gpus[@]}"; do
+    work "$gpu" "$@" &
+done
+wait
+
+unfinished=0
+printf '\n%-20s %-30s %-10s %7s %9s %9s\n' model benchmark state minutes hits misses
+for model in "${models[@]}"; do
+    for benchmark in "${benchmarks[@]}"; do
+        name=$model.$benchmark state=finished minutes=''
+        if [[ -e $runs/$name.$mode.done ]]; then
+            minutes=$(<"$runs/$name.$mode.done")
+        else
+            state=unfinished unfinished=$((unfinished + 1))
+        fi
+        counts=(0 0)
+        if [[ -e $runs/$name.log ]]; then
+            read -ra counts < <(awk '/Cache hits:/ {h += $3} /Cache misses:/ {m += $3} END {print h + 0, m + 0}' "$runs/$name.log")
+        fi
+        printf '%-20s %-30s %-10s %7s %9s %9s\n' "$model" "$benchmark" "$state" "$minutes" "${counts[@]}"
+    done
+done
+echo "answers and scores: $work_dir/<model>; logs: $runs"
+if ((unfinished)); then
+    echo "$unfinished runs are not finished: see their logs, then run this again" >&2
+    exit 1
+fi

@@ -129,7 +129,7 @@ def _openable(path: str, stack: ExitStack) -> str:
     try:
         path.encode()
     except UnicodeEncodeError:
-        file = stack.enter_context(open(path, "rb"))
+        file = stack.enter_context(open(path, "rb"))  # noqa: SIM115 (the stack closes it)
         return f"/dev/fd/{file.fileno()}"
     return path
 

@@ -123,7 +123,8 @@ def make_plan(
     """
     plan, replaced = Plan(), 0
     if snapshot:
-        spec = stored_spec(snapshot, spec) or spec  # keys hold the tower's name as it was first ingested
+        # Keys hold the tower's name as it was first ingested.
+        spec = stored_spec(snapshot, spec) or spec
     for video in videos:
         key = video_key(spec, dataset, video.video_id)
         entry = read_entry(snapshot, key) if snapshot and resume else None

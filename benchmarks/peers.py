@@ -1,0 +1,407 @@
+"""Ways to keep features: featstore, and what one would otherwise use.
+
+A peer writes all videos once, opens a reader, and gets or reads one video in the way its library documents. int8 peers
+give values and scale, as featstore does; bf16 peers the finished features, in twice the bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import shutil
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import lmdb
+import numpy as np
+import safetensors.torch
+import torch
+
+from featstore.encoders import ToyEncoder
+from featstore.quant import QuantError, scale_shape
+from featstore.record import MAX_HEADER_BYTES, Header, SourceFingerprint
+from featstore.sampling import Sampling
+from featstore.spec import FeatureSpec
+from featstore.store.reader import FeatureStore
+from featstore.store.writer import FeatureWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+DATASET = "bench"
+_BATCH_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Videos:
+    """Synthetic features, drawn anew whenever they are asked for: memory holds one video at a time."""
+
+    count: int
+    frames: int
+    tokens_per_frame: int
+    hidden_dim: int
+    granularity: str
+
+    @property
+    def ids(self) -> list[str]:
+        return [f"video_{i:06d}" for i in range(self.count)]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.frames * self.tokens_per_frame, self.hidden_dim
+
+    @property
+    def scale_shape(self) -> tuple[int, int]:
+        return scale_shape(self.granularity, *self.shape)
+
+    def parts(self, video: str, dtype: str = "int8") -> dict[str, torch.Tensor]:
+        """Return values and scale of `video` for int8, the dequantized values for bf16."""
+        rng = np.random.default_rng(int(video.removeprefix("video_")))
+        values = torch.from_numpy(rng.integers(-127, 128, self.shape, np.int8))
+        scale = torch.from_numpy(rng.uniform(0.01, 0.1, self.scale_shape).astype(np.float32))
+        if dtype == "int8":
+            return {"values": values, "scale": scale}
+        return {"values": values.float().mul_(scale).bfloat16()}
+
+    def nbytes(self, dtype: str = "int8") -> int:
+        """Return the bytes of one video's parts."""
+        tokens, dim = self.shape
+        rows, columns = self.scale_shape
+        return tokens * dim + 4 * rows * columns if dtype == "int8" else 2 * tokens * dim
+
+
+def as_bytes(part: Any) -> NDArray[np.uint8]:
+    """Return the bytes of an array or tensor, flat and without a copy."""
+    if isinstance(part, torch.Tensor):
+        part = part.view(torch.uint8).numpy()  # numpy has no bf16
+    flat: NDArray[np.uint8] = part.reshape(-1).view(np.uint8)
+    return flat
+
+
+class Peer:
+    """One way to keep features.
+
+    name: as the tables have it. dtype: int8 or bf16. needs: the modules it takes.
+    opens: whether there is a reader to open; files per video are opened by each lookup.
+    warm: whether a hot pass follows one that is not counted, on the same reader.
+    """
+
+    name = ""
+    dtype = "int8"
+    needs: tuple[str, ...] = ()
+    opens = True
+    warm = True
+
+    def __init__(self, folder: Path, videos: Videos) -> None:
+        self.folder = folder
+        self.videos = videos
+
+    def write(self) -> None:
+        """Write all videos into the folder, which is there and empty."""
+        raise NotImplementedError
+
+    def open(self) -> Any:
+        """Return a reader, which closes when it is let go of."""
+        return None
+
+    def get(self, reader: Any, video: str) -> Sequence[Any]:
+        """Return the parts of `video` as arrays or tensors, ready to compute with."""
+        raise NotImplementedError
+
+    def read(self, reader: Any, video: str, out: NDArray[np.uint8]) -> None:
+        """Fill `out` with the bytes of the parts, one after the other."""
+        start = 0
+        for part in self.get(reader, video):
+            data = as_bytes(part)
+            out[start : start + len(data)] = data
+            start += len(data)
+
+
+# --- ours ----------------------------------------------------------------------------------------------------------
+
+
+class Featstore(Peer):
+    name = "featstore, later lookups"
+    verify = "first"
+
+    def write(self) -> None:
+        videos = self.videos
+        identity = dataclasses.replace(
+            ToyEncoder().identity,
+            tokens_per_frame=videos.tokens_per_frame,
+            hidden_dim=videos.hidden_dim,
+        )
+        spec = FeatureSpec(identity, Sampling(videos.frames), "none", "int8", videos.granularity)
+        payload = slice(MAX_HEADER_BYTES, MAX_HEADER_BYTES + videos.shape[0] * videos.shape[1])
+        buffer = np.empty(payload.stop, np.uint8)
+        with FeatureWriter(self.folder, DATASET, min_free=0) as writer:
+            writer.add_set(spec, "bench_get")
+            for video in videos.ids:
+                values, scale = videos.parts(video).values()
+                buffer[payload] = as_bytes(values)
+                header = _header(videos, spec, video)
+                writer.put(spec, header, as_bytes(scale).tobytes(), buffer.data, payload)
+                if writer.due:
+                    writer.commit()
+
+    def open(self) -> FeatureStore:
+        store = FeatureStore(self.folder, verify=self.verify)
+        store[DATASET]  # the environment is opened here
+        return store
+
+    def get(self, reader: FeatureStore, video: str) -> Sequence[Any]:
+        features = reader[DATASET][video]
+        return features.data, features.scale
+
+
+class FeatstoreFirst(Featstore):
+    name = "featstore, first lookup"
+    warm = False
+
+
+class FeatstoreNever(Featstore):
+    name = "featstore, verify=never"
+    verify = "never"
+
+
+def _header(videos: Videos, spec: FeatureSpec, video: str) -> Header:
+    return Header(
+        video_id=video,
+        video_path=f"/videos/{video}.mp4",
+        dataset=DATASET,
+        nframe=videos.frames,
+        frame_indices=np.arange(videos.frames, dtype="<u4").tobytes(),
+        total_frames=videos.frames,
+        fps=25.0,
+        shape=videos.shape,
+        tokens_per_frame=videos.tokens_per_frame,
+        quantization="int8",
+        scale=videos.granularity,
+        dtype=spec.encoder.dtype,
+        model_signature=spec.encoder.model_signature,
+        spec=spec.digest,
+        source=SourceFingerprint(size=1, mtime_ns=1, xxh3_128="0" * 32),
+        error=QuantError(cosine=1.0, relative_l2=0.0, max_abs=0.0),
+        created=time.time(),
+    )
+
+
+# --- a file per video ----------------------------------------------------------------------------------------------
+
+
+class FilePerVideo(Peer):
+    opens = False
+
+    def write(self) -> None:
+        for video in self.videos.ids:
+            self.save(video, self.videos.parts(video, self.dtype))
+
+    def save(self, video: str, parts: dict[str, torch.Tensor]) -> None:
+        """Write one video's file or files."""
+        raise NotImplementedError
+
+    def path(self, video: str, suffix: str) -> str:
+        return f"{self.folder}/{video}{suffix}"
+
+
+class TorchSave(FilePerVideo):
+    name = "torch.save int8"
+    mmap = False
+
+    def save(self, video: str, parts: dict[str, torch.Tensor]) -> None:
+        torch.save(parts, self.path(video, ".pt"))
+
+    def get(self, reader: None, video: str) -> Sequence[Any]:
+        path = self.path(video, ".pt")
+        return tuple(torch.load(path, weights_only=True, mmap=self.mmap).values())
+
+
+class TorchSaveBf16(TorchSave):
+    name = "torch.save bf16"
+    dtype = "bf16"
+
+
+class TorchSaveMmap(TorchSave):
+    name = "torch.save int8, load(mmap=True)"
+    mmap = True
+
+
+class Safetensors(FilePerVideo):
+    name = "safetensors int8"
+
+    def save(self, video: str, parts: dict[str, torch.Tensor]) -> None:
+        safetensors.torch.save_file(parts, self.path(video, ".safetensors"))
+
+    def get(self, reader: None, video: str) -> Sequence[Any]:
+        parts = safetensors.torch.load_file(self.path(video, ".safetensors"))
+        return [parts[name] for name in ("values", "scale") if name in parts]
+
+
+class SafetensorsBf16(Safetensors):
+    name = "safetensors bf16"
+    dtype = "bf16"
+
+
+class NumpyMmap(FilePerVideo):
+    name = ".npy, np.load(mmap_mode='r')"
+
+    def save(self, video: str, parts: dict[str, torch.Tensor]) -> None:
+        for name, part in parts.items():
+            np.save(self.path(video, f".{name}.npy"), part.numpy())
+
+    def get(self, reader: None, video: str) -> Sequence[Any]:
+        values = np.load(self.path(video, ".values.npy"), mmap_mode="r")
+        return values, np.load(self.path(video, ".scale.npy"))
+
+
+class RawFile(FilePerVideo):
+    """Bytes without a header, read into the buffer in one call: the least a file can cost."""
+
+    name = "plain file, readinto"
+
+    def save(self, video: str, parts: dict[str, torch.Tensor]) -> None:
+        with open(self.path(video, ".bin"), "wb") as file:
+            for part in parts.values():
+                file.write(as_bytes(part).data)
+
+    def get(self, reader: None, video: str) -> Sequence[Any]:
+        data = np.fromfile(self.path(video, ".bin"), np.uint8)
+        scale_bytes = 4 * self.videos.scale_shape[0] * self.videos.scale_shape[1]
+        values, scale = data[:-scale_bytes], data[-scale_bytes:]
+        return (
+            values.view(np.int8).reshape(self.videos.shape),
+            scale.view(np.float32).reshape(self.videos.scale_shape),
+        )
+
+    def read(self, reader: None, video: str, out: NDArray[np.uint8]) -> None:
+        with open(self.path(video, ".bin"), "rb", buffering=0) as file:
+            file.readinto(out.data)
+
+
+# --- one file for all ----------------------------------------------------------------------------------------------
+
+
+class HuggingFace(Peer):
+    """A column of bytes: a column of int8 arrays comes back as int64, eight times the memory."""
+
+    name = "HF datasets"
+    needs = ("datasets",)
+
+    def write(self) -> None:
+        import datasets
+
+        datasets.disable_progress_bars()
+        columns = {"video": "string", "values": "large_binary", "scale": "large_binary"}
+        made = datasets.Dataset.from_generator(
+            self._rows,
+            features=datasets.Features({k: datasets.Value(v) for k, v in columns.items()}),
+            cache_dir=str(self.folder / "cache"),
+            writer_batch_size=max(1, _BATCH_BYTES // self.videos.nbytes()),
+        )
+        made.save_to_disk(self.folder / "dataset")
+        del made
+        shutil.rmtree(self.folder / "cache")
+
+    def open(self) -> tuple[Any, dict[str, int]]:
+        import datasets
+
+        loaded = datasets.load_from_disk(self.folder / "dataset")
+        rows = {video: i for i, video in enumerate(loaded.data.column("video").to_pylist())}
+        return loaded, rows
+
+    def get(self, reader: tuple[Any, dict[str, int]], video: str) -> Sequence[Any]:
+        loaded, rows = reader
+        row = loaded[rows[video]]
+        return self._arrays(row["values"], row["scale"])
+
+    def _arrays(self, values: Any, scale: Any) -> Sequence[Any]:
+        return (
+            np.frombuffer(values, np.int8).reshape(self.videos.shape),
+            np.frombuffer(scale, np.float32).reshape(self.videos.scale_shape),
+        )
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        for video in self.videos.ids:
+            parts = self.videos.parts(video)
+            yield {"video": video, **{k: as_bytes(part).tobytes() for k, part in parts.items()}}
+
+
+class HuggingFaceArrow(HuggingFace):
+    name = "HF datasets, format arrow"
+
+    def open(self) -> tuple[Any, dict[str, int]]:
+        loaded, rows = super().open()
+        return loaded.with_format("arrow"), rows
+
+    def get(self, reader: tuple[Any, dict[str, int]], video: str) -> Sequence[Any]:
+        loaded, rows = reader
+        row = loaded[rows[video]]
+        return self._arrays(row["values"][0].as_buffer(), row["scale"][0].as_buffer())
+
+
+class H5py(Peer):
+    name = "h5py, contiguous"
+    needs = ("h5py",)
+
+    def write(self) -> None:
+        import h5py
+
+        with h5py.File(self.folder / "features.h5", "w") as file:
+            for video in self.videos.ids:
+                for name, part in self.videos.parts(video).items():
+                    file.create_dataset(f"{video}/{name}", data=part.numpy(), chunks=None)
+
+    def open(self) -> Any:
+        import h5py
+
+        return h5py.File(self.folder / "features.h5", "r")
+
+    def get(self, reader: Any, video: str) -> Sequence[Any]:
+        group = reader[video]
+        return group["values"][...], group["scale"][...]
+
+    def read(self, reader: Any, video: str, out: NDArray[np.uint8]) -> None:
+        group, start = reader[video], 0
+        for part in (group["values"], group["scale"]):
+            place = out[start : start + part.nbytes].view(part.dtype).reshape(part.shape)
+            part.read_direct(place)
+            start += part.nbytes
+
+
+class LmdbPickle(Peer):
+    """The cache one writes in an afternoon; loading it runs whatever the pickle says."""
+
+    name = "LMDB + pickle"
+
+    def write(self) -> None:
+        with lmdb.open(str(self.folder), map_size=1 << 36, sync=False) as env:
+            for video in self.videos.ids:
+                with env.begin(write=True) as txn:
+                    txn.put(video.encode(), pickle.dumps(self.videos.parts(video), protocol=5))
+            env.sync(True)
+
+    def open(self) -> lmdb.Environment:
+        return lmdb.open(str(self.folder), readonly=True)
+
+    def get(self, reader: lmdb.Environment, video: str) -> Sequence[Any]:
+        with reader.begin() as txn:
+            return tuple(pickle.loads(txn.get(video.encode(), b"")).values())
+
+
+OTHERS: tuple[type[Peer], ...] = (
+    TorchSave,
+    TorchSaveBf16,
+    TorchSaveMmap,
+    Safetensors,
+    SafetensorsBf16,
+    NumpyMmap,
+    RawFile,
+    HuggingFace,
+    HuggingFaceArrow,
+    H5py,
+    LmdbPickle,
+)

@@ -1,0 +1,92 @@
+"""The benchmarks run, on next to nothing; their figures are nobody's business here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ALWAYS = {
+    "torch.save int8",
+    "torch.save bf16",
+    "torch.save int8, load(mmap=True)",
+    "safetensors int8",
+    "safetensors bf16",
+    ".npy, np.load(mmap_mode='r')",
+    "plain file, readinto",
+    "LMDB + pickle",
+}
+OPTIONAL = {
+    "HF datasets": "datasets",
+    "HF datasets, format arrow": "datasets",
+    "h5py, contiguous": "h5py",
+}
+
+
+def run(name: str, out: Path, *options: str) -> tuple[dict, str]:
+    """Return the JSON and the text that a benchmark left in `out`."""
+    out.mkdir()
+    command = [sys.executable, BENCHMARKS / f"{name}.py", "--out", out, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    text = (out / f"{name}.txt").read_text(encoding="utf-8")
+    assert done.stdout == text
+    return json.loads((out / f"{name}.json").read_text(encoding="utf-8")), text
+
+
+@pytest.fixture(scope="module")
+def get(tmp_path_factory) -> tuple[dict, str]:
+    folder = tmp_path_factory.mktemp("bench_get")
+    work = folder / "work"
+    work.mkdir()
+    size = ["--videos", "2", "--frames", "1", "--small", "5", "--repeats", "1"]
+    found = run("bench_get", folder / "out", *size, "--workdir", str(work))
+    assert list(work.iterdir()) == []
+    return found
+
+
+@pytest.fixture(scope="module")
+def peers(get) -> set[str]:
+    """The peers that can be measured here; the others must be left out with a sentence."""
+    missing = {name for name, module in OPTIONAL.items() if find_spec(module) is None}
+    assert missing == {s.split(" is left out")[0] for s in get[0]["left_out"] if "left out" in s}
+    assert all(sentence in get[1] for sentence in get[0]["left_out"])
+    return ALWAYS | set(OPTIONAL) - missing
+
+
+@pytest.mark.parametrize("records", ["large", "small"])
+@pytest.mark.parametrize("operation", ["lookup", "read"])
+def test_bench_get_measures_every_peer_that_is_installed(get, peers, records, operation):
+    data, text = get
+    rows = [
+        row
+        for row in data["rows"]
+        if (row["records"], row["operation"], row["cache"]) == (records, operation, "hot")
+    ]
+    ours = {"featstore, first lookup", "featstore, later lookups", "featstore, verify=never"}
+    assert {row["peer"] for row in rows} - {"(memcpy alone)"} == peers | ours
+    assert all(row["peer"] in text for row in rows)
+    assert all(row["summary"]["count"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("records", ["large", "small"])
+def test_bench_get_gets_the_same_values_from_every_peer(get, peers, records):
+    digests = get[0]["digests"][records]
+    assert set(digests["int8"]) | set(digests["bf16"]) == peers | {"featstore"}
+    assert len(set(digests["int8"].values())) == 1
+    assert len(set(digests["bf16"].values())) == 1
+
+
+def test_bench_get_refuses_to_fill_the_disk(tmp_path):
+    command = [sys.executable, BENCHMARKS / "bench_get.py", "--videos", "1000"]
+    done = subprocess.run(
+        [*command, "--workdir", tmp_path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "take fewer --videos" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -19,9 +19,10 @@ import lmdb
 import lmdb._envid
 import numpy as np
 
-from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
+from featstore.errors import StoreError, StoreNotFound
 from featstore.readin import is_resident, read_in
-from featstore.store.layout import DATA_FILE
+from featstore.store.layout import DATA_FILE, is_sealed
+from featstore.store.lmdb_errors import MAX_READERS, translated
 from featstore.store.mapping import Mapping
 from featstore.store.pages import damaged, read_metas
 from featstore.store.tree import Tree
@@ -39,7 +40,6 @@ TABLES = {
 }
 # Virtual address space, not disk: the file is as large as its records. Growing a map would kill its views.
 MAP_BYTES = 4 << 40
-MAX_READERS = 1022
 _BEGINS = 100
 
 _lock = threading.Lock()
@@ -72,22 +72,38 @@ class Environment:
         self._mapping: Mapping | None = None
         self._tree: Tree | None = None
         read_metas(self._file, path)  # liblmdb would take them as they are
-        with translated(path), _beside_inherited():
-            self.lmdb = _open(path, readonly=not os.access(path / DATA_FILE, os.W_OK))
-            self.lmdb.reader_check()  # clears the slots of readers that were killed
+        self._lmdb = None if is_sealed(path) else _open_for_transactions(path)
+
+    @property
+    def lmdb(self) -> lmdb.Environment:
+        """Return liblmdb's environment; raise StoreError where the dataset is sealed, so that there is none."""
+        if self._lmdb is None:
+            raise StoreError(
+                f"{self.path} is sealed, nothing is written to it; lift the seal with featstore seal --undo"
+            )
+        return self._lmdb
 
     def snapshot(self) -> Snapshot:
         """Return the newest snapshot; the one in use is shared for as long as nothing was committed since."""
         with self._snapshot_lock, translated(self.path):
             shared = self._snapshot() if self._snapshot else None
-            if shared is None or shared.txn_id != self.lmdb.info()["last_txnid"]:
+            if self._lmdb is None and not is_sealed(self.path):
+                self._lmdb, shared = _open_for_transactions(self.path), None
+            if shared is None or (
+                self._lmdb is not None and shared.txn_id != self._lmdb.info()["last_txnid"]
+            ):
                 shared = self._begin()
                 self._snapshot = weakref.ref(shared)
             return shared
 
     def _begin(self) -> Snapshot:
+        if self._lmdb is None:  # nobody writes: the newest commit stays the newest
+            if self._tree is None:
+                newest = max(read_metas(self._file, self.path), key=lambda meta: meta.txn_id)
+                self._tree = Tree(self._map(), newest, self.path)
+            return Snapshot(self, None, self._tree)
         for _ in range(_BEGINS):
-            txn = self.lmdb.begin()
+            txn = self._lmdb.begin()
             tree = self._tree
             if tree is None or tree.txn_id != txn.id():
                 metas = read_metas(self._file, self.path)
@@ -110,8 +126,8 @@ class Snapshot:
     mapping: the map that the views lie in.
     """
 
-    def __init__(self, environment: Environment, txn: lmdb.Transaction, tree: Tree) -> None:
-        """Take over the transaction, and the tree of its commit."""
+    def __init__(self, environment: Environment, txn: lmdb.Transaction | None, tree: Tree) -> None:
+        """Take over the transaction, None where nobody writes, and the tree of its commit."""
         self.environment = environment
         self.mapping = tree.mapping
         self.txn_id = tree.txn_id
@@ -224,87 +240,11 @@ def open_environment(path: Path) -> Environment:
     return open_environment(path)  # the file was replaced while it was opened
 
 
-@contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Turn lmdb's errors into StoreErrors that name `path`; the cause is kept."""
-    try:
-        yield
-    except lmdb.Error as exc:
-        raise store_error(exc, path) from exc
-
-
-def store_error(exc: lmdb.Error, path: Path) -> StoreError:
-    """Return the StoreError that says what `exc` means for the store in `path` and what to do."""
-    for kinds, error, sentence in _MEANINGS:
-        if isinstance(exc, kinds):
-            return error(f"{path}: {sentence} ({exc})")
-    # A full disk reaches us as a plain "Input/output error" or a short write as often as by its name.
-    if isinstance(exc, lmdb.DiskError) or "space left" in str(exc) or _free_bytes(path) < 1 << 20:
-        return StoreFull(
-            f"{path}: the disk is full ({exc}); free some space and run the command again"
-        )
-    return StoreError(
-        f"{path}: LMDB refused: {exc}; run featstore check, and mend the disk if it fails again"
-    )
-
-
-_DAMAGED = "the file is damaged; run featstore check, then remove the dataset and ingest it again"
-_MEANINGS: tuple[tuple[tuple[type[lmdb.Error], ...], type[StoreError], str], ...] = (
-    ((lmdb.MapFullError,), StoreFull, "4 TiB are stored; ingest into another dataset"),
-    (
-        (lmdb.ReadersFullError,),
-        StoreError,
-        f"{MAX_READERS} readers are at work, no more fit; end some of them",
-    ),
-    (
-        (
-            lmdb.BadChecksumError,
-            lmdb.CorruptedError,
-            lmdb.PageFullError,
-            lmdb.PageNotFoundError,
-            lmdb.PanicError,
-        ),
-        StoreError,
-        _DAMAGED,
-    ),
-    (
-        (
-            lmdb.CryptoFailError,
-            lmdb.EnvEncryptionError,
-            lmdb.IncompatibleError,
-            lmdb.InvalidError,
-            lmdb.VersionMismatchError,
-        ),
-        StoreMismatch,
-        "the file is not of LMDB engine 0.9 as featstore's are: of engine 1.0, of another program, or damaged; "
-        "put a copy of the right one there, or ingest into another --cache-dir",
-    ),
-    (
-        (lmdb.LockError, lmdb.ReadonlyError),
-        StoreError,
-        "LMDB's readers too must write lock.mdb; give yourself write permission on the folder and what is in it",
-    ),
-    ((lmdb.MapResizedError,), StoreError, "another program changed the map; start again"),
-    ((lmdb.MemoryError,), StoreError, "no memory for the map; lift the limit on address space"),
-    (
-        (
-            lmdb.BadDbiError,
-            lmdb.BadRslotError,
-            lmdb.BadTxnError,
-            lmdb.BadValsizeError,
-            lmdb.CursorFullError,
-            lmdb.DbsFullError,
-            lmdb.InvalidParameterError,
-            lmdb.KeyExistsError,
-            lmdb.NotFoundError,
-            lmdb.ProblemError,
-            lmdb.TlsFullError,
-            lmdb.TxnFullError,
-        ),
-        StoreError,
-        "featstore asked LMDB for what it cannot do; please report this with the traceback",
-    ),
-)
+def _open_for_transactions(path: Path) -> lmdb.Environment:
+    with translated(path), _beside_inherited():
+        opened = _open(path, readonly=not os.access(path / DATA_FILE, os.W_OK))
+        opened.reader_check()  # clears the slots of readers that were killed
+        return opened
 
 
 def _open(folder: Path, *, readonly: bool) -> lmdb.Environment:
@@ -337,14 +277,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError as exc:
         raise StoreError(f"{path} cannot be looked into: {exc.strerror}") from exc
     return stat.st_dev, stat.st_ino
-
-
-def _free_bytes(path: Path) -> int:
-    try:
-        stat = os.statvfs(path)
-    except OSError:
-        return 1 << 62
-    return stat.f_bavail * stat.f_frsize
 
 
 @contextlib.contextmanager

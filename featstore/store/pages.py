@@ -31,6 +31,10 @@ _DB = "IHHQQQQQ"  # md_pad, md_flags, md_depth, branch, leaf and overflow pages,
 _META = struct.Struct("=II QQ" + 2 * _DB + "QQ")
 _MAGIC, _VERSION = 0xBEEFC0DE, 1
 _NO_PAGE = (1 << 64) - 1
+FOREIGN = (
+    "the file is not of LMDB engine 0.9 as featstore's are: of engine 1.0, of another program, or damaged; put a copy "
+    "of the right one there, or ingest into another --cache-dir"
+)
 _READS = 20  # of two pages that a writer may be changing meanwhile
 
 
@@ -121,7 +125,4 @@ def _check_length(first: Meta, second: Meta, file_bytes: int, path: Path) -> Non
 
 
 def _foreign(path: Path) -> StoreMismatch:
-    return StoreMismatch(
-        f"{path}: the file is not of LMDB engine 0.9 as featstore's are: of engine 1.0, of another program, or "
-        "damaged; put a copy of the right one there, or ingest into another --cache-dir"
-    )
+    return StoreMismatch(f"{path}: {FOREIGN}")

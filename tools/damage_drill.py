@@ -25,7 +25,9 @@ from forked_probes import UNSEEN, ForkedProbes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-GARBAGE_EVERY = 8  # probes; each environment that a cycle keeps holds 4 TiB of 128 TiB of address space
+GARBAGE_EVERY = (
+    8  # probes; each environment that a cycle keeps holds 4 TiB of 128 TiB of address space
+)
 RAM = "/dev/shm"  # noqa: S108
 
 

@@ -161,9 +161,7 @@ def _make(name: str, fill: Any) -> Store:
         return Store(name, Path(folder, DATASET, DATA_FILE).read_bytes(), journal)
 
 
-def _header(
-    spec: FeatureSpec, video_id: str, shape: tuple[int, int], error: QuantError
-) -> Header:
+def _header(spec: FeatureSpec, video_id: str, shape: tuple[int, int], error: QuantError) -> Header:
     frames = shape[0] // TOKENS_PER_FRAME
     return Header(
         video_id=video_id,

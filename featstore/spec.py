@@ -63,10 +63,13 @@ class EncoderIdentity:
     def from_dict(cls, row: dict[str, Any]) -> EncoderIdentity:
         """Rebuild from `to_dict`; TypeError or ValueError where a value is of another kind."""
         encoder = cls(**{**row, "preprocessing": Preprocessing.from_dict(row["preprocessing"])})
-        for name, kind in get_type_hints(cls).items():
+        for name, kind in _KINDS.items():
             if type(getattr(encoder, name)) is not kind:
                 raise TypeError(f"{name} = {row[name]!r:.80} is no {kind.__name__}")
         return encoder
+
+
+_KINDS: dict[str, type] = get_type_hints(EncoderIdentity)
 
 
 @dataclass(frozen=True)

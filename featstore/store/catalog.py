@@ -140,8 +140,9 @@ def stored_spec(snapshot: Snapshot, spec: FeatureSpec) -> FeatureSpec | None:
 
     The two may name the vision tower differently, and with it the record keys; the stored name is the one to use.
     """
-    data = snapshot.read("specs", set_key(spec.digest))
-    return None if data is None else _unpack_set(data).spec
+    key = set_key(spec.digest)
+    data = snapshot.read("specs", key)
+    return None if data is None else _unpack_set(key, data).spec
 
 
 def read_sets(snapshot: Snapshot) -> dict[str, FeatureSet]:
@@ -152,12 +153,7 @@ def read_sets(snapshot: Snapshot) -> dict[str, FeatureSet]:
         return known
     sets: dict[str, FeatureSet] = {}
     for key, data in snapshot.rows("specs"):
-        found = _unpack_set(data)
-        if set_key(found.spec.digest) != key:
-            raise StoreMismatch(
-                f"{snapshot.environment.path}: the feature set {key.decode(errors='replace')} describes "
-                f"{found.spec.digest}; the row is damaged: remove the dataset and ingest it again"
-            )
+        found = _unpack_set(key, data)
         sets[found.spec.digest] = found
     sets = dict(sorted(sets.items(), key=lambda item: item[1].created))
     environment.sets = snapshot.txn_id, sets
@@ -204,9 +200,14 @@ Row = TypeVar("Row", Manifest, FeatureSet, Entry, Failure, SourceFingerprint, Qu
 
 
 @lru_cache(maxsize=256)
-def _unpack_set(data: bytes) -> FeatureSet:
+def _unpack_set(key: bytes, data: bytes) -> FeatureSet:
     plain = _unpack(data)
-    plain["spec"] = FeatureSpec.from_dict(plain.get("spec", {}))
+    plain["spec"] = spec = FeatureSpec.from_dict(plain.get("spec", {}))
+    if set_key(spec.digest) != key:
+        raise StoreMismatch(
+            f"the feature set {key.decode(errors='replace')} describes {spec.digest}; its row is damaged: remove the "
+            "dataset and ingest it again"
+        )
     return _build(FeatureSet, plain)
 
 
@@ -247,5 +248,5 @@ _KINDS: dict[type, dict[str, tuple[type, ...]]] = {
 
 def _unreadable(found: object) -> StoreMismatch:
     return StoreMismatch(
-        f"a row of the catalog cannot be read ({found!r:.200}); it is damaged or of another version: run featstore check"
+        f"a row of the catalog cannot be read ({found!r:.200}): damaged, or of another version; run featstore check"
     )

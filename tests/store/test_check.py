@@ -152,7 +152,7 @@ def test_a_set_whose_row_describes_another_is_found(damaged):
     put_raw(damaged, "specs", SPEC.digest.encode(), pack_row(FeatureSet(other, "toy", 0.0)))
     [problem] = check_dataset(damaged, "demo").problems
     assert f"the feature set {SPEC.digest} describes" in problem
-    with pytest.raises(StoreMismatch, match="the row is damaged"):
+    with pytest.raises(StoreMismatch, match="its row is damaged"):
         get(damaged, "demo", "a")
 
 

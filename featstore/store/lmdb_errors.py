@@ -29,6 +29,8 @@ def translated(path: Path) -> Iterator[None]:
 
 def store_error(exc: lmdb.Error, path: Path) -> StoreError:
     """Return the StoreError that says what `exc` means for the store in `path` and what to do."""
+    if "temporarily unavailable" in str(exc):
+        return StoreError(f"{path}: {_SAME_NUMBER.format(pid=os.getpid())} ({exc})")
     for kinds, error, sentence in _MEANINGS:
         if isinstance(exc, kinds):
             return error(f"{path}: {sentence} ({exc})")
@@ -42,6 +44,12 @@ def store_error(exc: lmdb.Error, path: Path) -> StoreError:
     )
 
 
+# LMDB marks a process by a lock on the byte of its number, and containers count processes each for themselves.
+_SAME_NUMBER = (
+    "a process that has this one's number, {pid}, in another container is at work on it, and LMDB cannot tell the "
+    "two apart; run one of them with the host's process numbers (docker run --pid=host), start it again for another "
+    "number, or seal the dataset and read it from any number of containers"
+)
 _DAMAGED = "the file is damaged; run featstore check, then remove the dataset and ingest it again"
 _MEANINGS: tuple[tuple[tuple[type[lmdb.Error], ...], type[StoreError], str], ...] = (
     ((lmdb.MapFullError,), StoreFull, "4 TiB are stored; ingest into another dataset"),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xxhash
-from damage_stores import DATASET, Journal, make_storages, toy_spec
+from damage_stores import DATASET, Journal, make_storages, make_tree, toy_spec
 from safetensors.numpy import save
 
 from featstore.codecs import CODECS
@@ -39,6 +39,8 @@ from featstore.store.catalog import (
     stored_spec,
     unpack_entry,
 )
+from featstore.store.pages import parse_meta
+from featstore.store.tree import Tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,6 +108,45 @@ def row(data: bytes) -> None:
             list(read_failures(snapshot))
         else:
             stored_spec(snapshot, _SPEC)
+
+
+class Memory:
+    """A file in memory, which the walk of its pages takes for a map; to read beyond its end is a bug."""
+
+    address = 0
+
+    def __init__(self, data: bytes) -> None:
+        """Take the file's bytes."""
+        self._data = data
+
+    def file_bytes(self) -> int:
+        """Return how many there are."""
+        return len(self._data)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return a copy of some of them."""
+        assert 0 <= offset <= offset + length <= len(self._data)
+        return self._data[offset : offset + length]
+
+
+def pages(data: bytes) -> None:
+    """Walk the pages of a small store with patches: each is 3 bytes that say where, and 4 to put there."""
+    image = bytearray(_tree())
+    for at in range(0, len(data) - 6, 7):
+        place = int.from_bytes(data[at : at + 3], "little") % (len(image) - 3)
+        image[place : place + 4] = data[at + 3 : at + 7]
+    with contextlib.suppress(FeatstoreError):
+        metas = [parse_meta(bytes(image[at : at + 4096]), at >> 12, Path()) for at in (0, 4096)]
+        mapping: Any = Memory(bytes(image))
+        tree = Tree(mapping, max(metas, key=lambda meta: meta.txn_id), Path())
+        for key in _tree_keys():
+            place = tree.find(key)
+            assert place is None or place.offset + place.length <= len(image)
+        keys = []
+        for key, place in tree.scan(b""):
+            keys.append(key)
+            assert place.offset + place.length <= len(image)
+        assert keys == sorted(set(keys))
 
 
 def spec(data: bytes) -> None:
@@ -188,6 +229,19 @@ _SPEC = toy_spec("int8", "channel")
 
 
 @cache
+def _tree() -> bytes:
+    return make_tree(0).data
+
+
+@cache
+def _tree_keys() -> list[bytes]:
+    mapping: Any = Memory(_tree())
+    metas = [parse_meta(mapping.read(at, 4096), at >> 12, Path()) for at in (0, 4096)]
+    tree = Tree(mapping, max(metas, key=lambda meta: meta.txn_id), Path())
+    return [key for key, _ in tree.scan(b"")][::3]
+
+
+@cache
 def _folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="fuzz-"))
 
@@ -238,6 +292,13 @@ def _row_seeds() -> list[bytes]:
     return [bytes([kind]) + pack_row(found)[ROW_AT:] for kind, found in enumerate(rows)]
 
 
+def _page_seeds() -> list[bytes]:
+    # A patch at the head of each page and at each number in it, of the value that is there.
+    image = _tree()
+    places = [start + at for start in range(0, len(image), 4096) for at in range(0, 160, 4)]
+    return [at.to_bytes(3, "little") + image[at : at + 4] for at in places]
+
+
 def _spec_seeds() -> list[bytes]:
     return [json.dumps(put.spec.to_dict()).encode() for put in _journal().puts.values()]
 
@@ -264,10 +325,11 @@ def _tensor_seeds() -> list[bytes]:
 
 
 TARGETS = (
-    Target("record", record, _record_seeds, 30),
+    Target("record", record, _record_seeds, 28),
     Target("codec", codec, _codec_seeds, 30),
-    Target("row", row, _row_seeds, 24),
-    Target("spec", spec, _spec_seeds, 8),
+    Target("row", row, _row_seeds, 22),
+    Target("pages", pages, _page_seeds, 3),
+    Target("spec", spec, _spec_seeds, 9),
     Target("manifest", manifest, _manifest_seeds, 2),
     Target("config", config, _config_seeds, 2),
     Target("index", index, _index_seeds, 2),

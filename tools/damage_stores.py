@@ -91,7 +91,7 @@ class Store:
 
 
 def make_storages(seed: int) -> Store:
-    """Make a store of one feature set for each way to store values, with a raw and an lz4 record."""
+    """Make a store of one feature set for each way to store values, a raw, an lz4 and a zstd record among them."""
     rng = np.random.default_rng(seed)
 
     def fill(writer: FeatureWriter, journal: Journal) -> None:
@@ -101,7 +101,8 @@ def make_storages(seed: int) -> Store:
             journal.put(writer, spec, f"{quantization} {scale}", toy_features(rng))
         spec = toy_spec("int8", "channel")
         even = np.ones((16, 64), np.float32)  # shrinks, which noise does not
-        journal.put(writer, spec, "lz4", even, codec="lz4")
+        for codec in ("lz4", "zstd"):
+            journal.put(writer, spec, codec, even, codec=codec)
         journal.fail(writer, spec, "broken")
 
     return _make("storages", fill)

@@ -11,6 +11,7 @@ from featstore.errors import StoreError, StoreMismatch, StoreNotFound
 from featstore.record import MAX_ID_BYTES
 
 DATA_FILE = "data.mdb"
+LMDB_LOCK_FILE = "lock.mdb"
 SEAL_FILE = "sealed"
 _DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 

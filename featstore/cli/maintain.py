@@ -7,7 +7,7 @@ import sys
 import click
 
 from featstore.cli.options import cache_dir_option, json_option
-from featstore.cli.printing import gib, print_json
+from featstore.cli.printing import gib, plain, print_json
 
 
 @click.command()
@@ -33,7 +33,7 @@ def check(cache_dir: str, dataset: str | None, as_json: bool) -> None:
                 f"{report.failures} failures on record: {verdict}"
             )
             for problem in report.problems:
-                click.echo(f"  {problem}")
+                click.echo(f"  {plain(problem)}")
     if any(report.problems for report in reports):
         sys.exit(1)
 

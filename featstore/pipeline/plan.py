@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from featstore.spec import FeatureSpec
     from featstore.store.env import Snapshot
 
-MAX_MANIFEST_BYTES = 1 << 30
-MAX_LINE_CHARACTERS = 1 << 20
+MAX_MANIFEST_BYTES = 256 << 20  # a million videos take some 100 MB
 _NAMES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 
@@ -72,8 +71,15 @@ def read_listing(file: str | os.PathLike[str]) -> list[Video]:
     if reader is None:
         raise ListingError(f"{file} ends in {file.suffix!r}; a manifest is .jsonl, .csv or .tsv")
     try:
+        found = os.stat(file)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_MANIFEST_BYTES:
+            raise ListingError(
+                f"{file} has {found.st_size} bytes, or is no file; a manifest is one of at most {MAX_MANIFEST_BYTES}"
+            )
         videos = [_listed(file, line, row) for line, row in reader(file)]
-    except (OSError, UnicodeDecodeError, csv.Error) as exc:
+    except ListingError:
+        raise
+    except (OSError, ValueError, csv.Error) as exc:  # ValueError: no UTF-8, or a NUL in the name
         raise ListingError(f"{file} cannot be read: {exc}") from exc
     if not videos:
         raise ListingError(f"{file} names no video")
@@ -179,7 +185,7 @@ def _read_jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as exc:
+            except (ValueError, RecursionError) as exc:
                 raise ListingError(f"{file}, line {number} is no JSON: {exc}") from exc
             if not isinstance(row, dict):
                 raise ListingError(

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 STORE_FORMAT = 1
 MANIFEST_KEY = b"manifest"
-MAX_ROW_BYTES = 1 << 20
 _START = b"\x92\xc4\x08"  # array of 2; bin8 of 8 bytes, the checksum
 
 
@@ -212,8 +211,6 @@ def _unpack_set(key: bytes, data: bytes) -> FeatureSet:
 
 
 def _unpack(data: bytes) -> dict[str, Any]:
-    if len(data) > MAX_ROW_BYTES:
-        raise _unreadable(f"{len(data)} bytes")
     start, checksum, packed = data[:3], data[3:11], data[11:]
     if start != _START or xxhash.xxh3_64_digest(packed) != checksum:
         raise _unreadable(f"{checksum.hex()} is not the checksum of what follows")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import lmdb
 import xxhash
 
 from featstore.codecs import compress
-from featstore.errors import StoreFull
+from featstore.errors import StoreError, StoreFull
 from featstore.record import PAGE, pack_prefix
 from featstore.store.catalog import (
     MANIFEST_KEY,
@@ -36,8 +37,6 @@ from featstore.store.layout import (
 from featstore.store.lmdb_errors import store_error
 
 if TYPE_CHECKING:
-    import os
-
     from featstore.record import Header
     from featstore.spec import FeatureSpec
 
@@ -76,6 +75,10 @@ class FeatureWriter:
         if not (self.path / DATA_FILE).exists():
             manifest = pack_row(Manifest(dataset, time.time()))
             make_file(self.path, "manifest", MANIFEST_KEY, manifest)
+        if os.path.islink(self.path / DATA_FILE):
+            raise StoreError(
+                f"{self.path / DATA_FILE} is a link, and no link is written through; put the file itself there"
+            )
         self._environment = open_environment(self.path)
         self._txn: lmdb.Transaction | None = None
         self._specs: dict[str, FeatureSpec] = {}  # by digest, as they were first ingested

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 STORE_FORMAT = 1
 MANIFEST_KEY = b"manifest"
 MAX_ROW_BYTES = 1 << 20
+DAMAGED = "damaged: "
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,11 @@ class Failure:
     reason: str
     created: float
 
+    @property
+    def damaged(self) -> bool:
+        """Return whether it was stored, and then found damaged: the next ingest makes it again."""
+        return self.reason.startswith(DAMAGED)
+
 
 def set_key(digest: str) -> bytes:
     """Return the key of a feature set's row, and the prefix of its videos' keys."""
@@ -139,7 +145,7 @@ def stored_spec(snapshot: Snapshot, spec: FeatureSpec) -> FeatureSpec | None:
     The two may name the vision tower differently, and with it the record keys; the stored name is the one to use.
     """
     data = snapshot.read("specs", set_key(spec.digest))
-    return None if data is None else _unpack_set(data).spec
+    return None if data is None else unpack_set(data).spec
 
 
 def read_sets(snapshot: Snapshot) -> dict[str, FeatureSet]:
@@ -150,7 +156,7 @@ def read_sets(snapshot: Snapshot) -> dict[str, FeatureSet]:
         return known
     sets: dict[str, FeatureSet] = {}
     for key, data in snapshot.rows("specs"):
-        found = _unpack_set(data)
+        found = unpack_set(data)
         if set_key(found.spec.digest) != key:
             raise StoreMismatch(
                 f"{snapshot.environment.path}: the feature set {key.decode(errors='replace')} describes "
@@ -177,13 +183,18 @@ def read_entries(snapshot: Snapshot, digest: str = "") -> Iterator[Entry]:
 def read_failures(snapshot: Snapshot, digest: str = "") -> Iterator[Failure]:
     """Yield the rows of the videos that failed, of one feature set or of all."""
     for _, data in snapshot.rows("failures", set_key(digest)):
-        yield _build(Failure, _unpack(data))
+        yield unpack_failure(data)
 
 
 def read_failure(snapshot: Snapshot, key: bytes) -> Failure | None:
     """Return the row of the failed video with `key`, or None."""
     data = snapshot.read("failures", key)
-    return None if data is None else _build(Failure, _unpack(data))
+    return None if data is None else unpack_failure(data)
+
+
+def unpack_failure(data: bytes) -> Failure:
+    """Return a failed video's row; StoreMismatch where it cannot be one."""
+    return _build(Failure, _unpack(data))
 
 
 def unpack_entry(data: bytes) -> Entry:
@@ -202,7 +213,8 @@ Row = TypeVar("Row", Manifest, FeatureSet, Entry, Failure)
 
 
 @lru_cache(maxsize=256)
-def _unpack_set(data: bytes) -> FeatureSet:
+def unpack_set(data: bytes) -> FeatureSet:
+    """Return a feature set's row; StoreMismatch where it cannot be one."""
     plain = _unpack(data)
     plain["spec"] = FeatureSpec.from_dict(plain.get("spec", {}))
     return _build(FeatureSet, plain)

@@ -107,21 +107,23 @@ class WriteLock:
 
     def __init__(self, folder: Path) -> None:
         """Wait for the lock of the dataset in `folder`; raise StoreNotFound where there is none."""
+        self._fd = -1
         path = folder / WRITE_FILE
         while True:
-            self._fd = _open(path, readable=True)
+            fd = _open(path, readable=True)
             try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX)
-                current = _is_current(self._fd, path)
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                current = _is_current(fd, path)
             except OSError as exc:
-                os.close(self._fd)
+                os.close(fd)
                 raise StoreError(f"{path} cannot be locked: {exc.strerror}") from exc
             except BaseException:  # interrupted while it waited
-                os.close(self._fd)
+                os.close(fd)
                 raise
             if current:
                 break
-            os.close(self._fd)  # the folder was replaced while we waited: try again on the new one
+            os.close(fd)  # the folder was replaced while we waited: try again on the new one
+        self._fd = fd
         _write_locks.add(self)
 
     def read(self) -> bytes:

@@ -82,5 +82,5 @@ def _describe(environment: Environment) -> dict[str, Any]:
 def _read(note: bytes) -> Any:
     try:
         return json.loads(note)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -20,13 +20,13 @@ from drills.clips import make_clips
 from drills.figures import report
 from drills.ingests import CLIPS, Ingest, Retry
 from drills.processes import say, start
-from drills.steps import Export, Miss, Remove
+from drills.steps import Commit, Export, Miss, Remove
 
 if TYPE_CHECKING:
     from drills.scene import Scene
 
 # How the kills are shared out among the operations.
-SHARES = {"ingest": 5, "retry": 2, "miss": 6, "rm": 2, "export": 2}
+SHARES = {"ingest": 4, "retry": 2, "miss": 6, "commit": 4, "rm": 4, "export": 4}
 
 
 @dataclass
@@ -104,6 +104,7 @@ def make_scenes(place: Path, what: list[str]) -> dict[str, Scene]:
         "ingest": Ingest(place / "ingest", clips),
         "retry": Retry(place / "retry", clips),
         "miss": Miss(place / "miss"),
+        "commit": Commit(place / "commit"),
         "rm": Remove(place / "rm"),
         "export": Export(place / "export"),
     }
@@ -124,6 +125,8 @@ def live(scene: Scene, tally: Tally, kills: int, rng: random.Random) -> None:
         tally.lost += outcome.lost
         tally.half += outcome.half
         tally.problems += outcome.problems
+        if not struck:  # it had come to its end before
+            break
     tally.acknowledged += outcome.acknowledged if outcome else 0
     tally.problems += scene.finish()
 

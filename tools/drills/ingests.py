@@ -14,7 +14,7 @@ from drills.content import NFRAME, drill_encoder, drill_spec
 from drills.journal import Journal, read_journal
 from drills.look import look, name_of
 from drills.scene import PATIENCE, Outcome, Scene
-from featstore.pipeline import run
+from featstore.pipeline.writer import WriterProcess
 from featstore.sampling import Sampling
 from featstore.store.catalog import Failure
 from featstore.store.reader import FeatureStore
@@ -22,9 +22,10 @@ from featstore.store.writer import FeatureWriter
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterator
     from pathlib import Path
 
+    from drills.journal import Notes
+    from drills.look import Found
     from featstore.pipeline.writer import Committed
     from featstore.record import Features
     from featstore.spec import FeatureSpec
@@ -48,12 +49,13 @@ class Ingest(Scene):
         self.clips = clips
         self._victim = ""
 
-    def furnish(self) -> None:
+    def furnish(self) -> dict[str, int]:
         """Make nothing: the first run makes the dataset."""
+        return {}
 
     def act(self, seed: int) -> None:
         """Ingest what is not stored yet."""
-        ingest_noting(self.clips, self.cache, self.journal, retry_failed=self.retry)
+        ingest_noting(self.clips, self.cache, Journal(self.journal), retry_failed=self.retry)
 
     def strike(self, pid: int, rng: random.Random) -> bool:
         """Kill at a random time after the start, or a moment after one of the first commits."""
@@ -65,31 +67,23 @@ class Ingest(Scene):
             time.sleep(rng.uniform(0, 0.02))
         everyone = processes.children_of(pid)
         modules = {"writer": processes.WRITER, "decoder": processes.DECODER}
-        if self._victim in modules:
-            of_kind = [p for p in everyone if modules[self._victim] in _words(p)]
-            processes.kill(of_kind[:1])
-            struck = bool(of_kind)
-        else:
-            parent = [processes.psutil.Process(pid)]
-            struck = parent[0].status() != processes.psutil.STATUS_ZOMBIE
-            processes.kill(parent + (everyone if self._victim == "everything" else []))
+        victims = [p for p in everyone if modules.get(self._victim) in _words(p)][:1]
+        struck = bool(victims)
+        if not victims:  # the parent is to die, or the one that is has not been started yet
+            if self._victim in modules:
+                self._victim = "parent"
+            victims = [processes.psutil.Process(pid)]
+            struck = victims[0].status() != processes.psutil.STATUS_ZOMBIE
+            victims += everyone if self._victim == "everything" else []
+        processes.kill(victims)
         self._ended = processes.wait_exit(pid, PATIENCE) is not None
         self._orphans = not processes.wait_gone(everyone, PATIENCE)
         return struck
 
     def judge(self) -> Outcome:
         """Expect every acknowledged video, and no other than whole ones."""
-        stored, failed = acknowledged(read_journal(self.journal))
-        found = self.see()
-        outcome = Outcome(
-            f"{self._victim}, {'before' if not stored else 'after'} a commit", len(stored)
-        )
-        lost = {name for name in stored if name not in found.versions}
-        lost |= {name for name in failed if name not in found.failed | found.versions}
-        outcome.lost, outcome.half = len(lost), len(found.problems)
-        outcome.problems += found.problems
-        if lost:
-            outcome.problems.append(f"acknowledged and lost: {sorted(lost)}")
+        outcome = compare_ingest(read_journal(self.journal), self.see())
+        outcome.phase = f"{self._victim}, {outcome.phase}"
         if not self._ended:
             outcome.problems.append(f"the ingest hung after the kill of its {self._victim}")
         if self._orphans:
@@ -138,7 +132,7 @@ class Retry(Ingest):
     name = "retry"
     retry = True
 
-    def furnish(self) -> None:
+    def furnish(self) -> dict[str, int]:
         """Record a failure for every clip."""
         spec = drill_spec()
         with FeatureWriter(self.cache, DATASET, min_free=0) as writer:
@@ -146,20 +140,12 @@ class Retry(Ingest):
             for path in sorted(self.clips.iterdir()):
                 row = Failure(path.stem, str(path), spec.digest, "the disk was away", time.time())
                 writer.fail(spec, row)
+        return {}
 
 
-def ingest_noting(clips: Path, cache: Path, journal_path: Path, *, retry_failed: bool) -> None:
+def ingest_noting(clips: Path, cache: Path, journal: Notes, *, retry_failed: bool) -> None:
     """Ingest, each commit noted as it is reported and before it is counted."""
-    journal, spec = Journal(journal_path), drill_spec()
-
-    class Noting(run.WriterProcess):
-        """The writer's word, noted."""
-
-        def collect(self) -> Iterator[Committed]:
-            return map(note, super().collect())
-
-        def finish(self) -> Iterator[Committed]:
-            return map(note, super().finish())
+    spec = drill_spec()
 
     def note(commit: Committed) -> Committed:
         journal.note(
@@ -169,7 +155,9 @@ def ingest_noting(clips: Path, cache: Path, journal_path: Path, *, retry_failed:
         )
         return commit
 
-    run.WriterProcess = Noting  # type: ignore[misc]
+    collect, finish = WriterProcess.collect, WriterProcess.finish
+    WriterProcess.collect = lambda self: map(note, collect(self))  # type: ignore[method-assign]
+    WriterProcess.finish = lambda self: map(note, finish(self))  # type: ignore[method-assign]
     featstore.ingest(
         [clips],
         cache,
@@ -183,11 +171,26 @@ def ingest_noting(clips: Path, cache: Path, journal_path: Path, *, retry_failed:
     )
 
 
+def compare_ingest(lines: list[dict[str, Any]], found: Found) -> Outcome:
+    """Return what is to be said of `found` after the commits that `lines` report."""
+    stored, failed = acknowledged(lines)
+    lost = {name for name in stored if name not in found.versions}
+    lost |= {name for name in failed if name not in found.failed | found.versions}
+    outcome = Outcome(f"{'after' if stored else 'before'} a commit", len(stored | failed))
+    outcome.lost, outcome.half = len(lost), len(found.problems)
+    outcome.problems += found.problems
+    if lost:
+        outcome.problems.append(f"acknowledged and lost: {sorted(lost)}")
+    return outcome
+
+
 def acknowledged(lines: list[dict[str, Any]]) -> tuple[set[str], set[str]]:
     """Return the videos whose commit was reported, and those whose failure was and that were not stored since."""
     stored: set[str] = set()
     failed: set[str] = set()
     for line in lines:
+        if line["kind"] != "committed":
+            continue
         stored.update(line["stored"])
         failed = (failed | set(line["failed"])) - stored
     return stored, failed
@@ -211,7 +214,7 @@ def fingerprint_of(features: Features) -> list[str]:
 
 
 def _ingest_all(clips: Path, cache: Path, journal: Path) -> None:
-    ingest_noting(clips, cache, journal, retry_failed=True)
+    ingest_noting(clips, cache, Journal(journal), retry_failed=True)
 
 
 def _words(process: processes.psutil.Process) -> list[str]:

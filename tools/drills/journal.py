@@ -7,10 +7,20 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+
+class Notes(Protocol):
+    """Takes lines in order."""
+
+    def note(self, kind: str, **fields: Any) -> None:
+        """Take one line."""
+        ...
 
 
 class Journal:
@@ -31,3 +41,31 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+@contextmanager
+def step(journal: Notes, what: str, changes: dict[str, int | None]) -> Iterator[None]:
+    """Note that a step begins which will change versions as `changes` says, None for removed; and that it is done."""
+    journal.note("begin", what=what, changes=changes)
+    yield
+    journal.note("acknowledged")
+
+
+def replay(lines: list[dict[str, Any]]) -> tuple[dict[str, int], dict[str, Any] | None]:
+    """Return the versions acknowledged, and the step that was begun and not acknowledged, if there is one."""
+    state: dict[str, int] = {}
+    begun = None
+    for line in lines:
+        if line["kind"] == "settled":
+            state, begun = line["state"], None
+        elif line["kind"] == "begin":
+            begun = line
+        elif begun is not None:
+            state, begun = merged(state, begun["changes"]), None
+    return state, begun
+
+
+def merged(state: dict[str, int], changes: dict[str, int | None]) -> dict[str, int]:
+    """Return `state` with `changes` made."""
+    both = state | changes
+    return {name: version for name, version in both.items() if version is not None}

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import signal
 import time
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from drills import processes
-from drills.journal import Journal, read_journal
+from drills.journal import Journal, merged, read_journal, replay
 from drills.look import Found, look
 
 if TYPE_CHECKING:
-    import random
     from collections.abc import Iterator
     from pathlib import Path
+
+    from drills.journal import Notes
 
 PATIENCE = 60.0  # seconds until a process that should have ended is called hung
 
@@ -54,11 +55,11 @@ class Scene(ABC):
         """Begin a new life: an empty folder, and what the operation needs in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        processes.ask(self.furnish)
+        Journal(self.journal).note("settled", state=processes.ask(self.furnish))
 
     @abstractmethod
-    def furnish(self) -> None:
-        """Make what the operation needs; runs in a process of its own."""
+    def furnish(self) -> dict[str, int]:
+        """Make what the operation needs, in a process of its own, and return the versions that are then there."""
 
     @abstractmethod
     def act(self, seed: int) -> None:
@@ -93,6 +94,16 @@ class Looping(Scene):
 
     window = 0.06  # seconds of work within which the kill falls
 
+    def act(self, seed: int) -> None:
+        """Do one step after the other, from what the journal knows to be there."""
+        state, _ = replay(read_journal(self.journal))
+        for _ in self.steps(random.Random(seed), Journal(self.journal), state):
+            pass
+
+    @abstractmethod
+    def steps(self, rng: random.Random, journal: Notes, state: dict[str, int]) -> Iterator[None]:
+        """Do the steps, without an end; each is noted in `journal`."""
+
     def strike(self, pid: int, rng: random.Random) -> bool:
         """Let it come to work, and kill it within the window."""
         size = self.journal.stat().st_size
@@ -104,66 +115,36 @@ class Looping(Scene):
 
     def judge(self) -> Outcome:
         """Expect what was acknowledged, and of the step that was under way all or nothing."""
-        lines = read_journal(self.journal)
-        before, begun = replay(lines)
         found = self.see()
-        after = merged(before, begun["changes"]) if begun else before
-        outcome = Outcome(f"in {begun['what']}" if begun else "between steps")
-        outcome.acknowledged = sum(line["kind"] == "acknowledged" for line in lines)
+        outcome = compare(read_journal(self.journal), found)
         if self.log.stat().st_size:
             outcome.problems.append(f"it ended by itself: {self.log.read_text()}")
-        outcome.problems += found.problems
-        outcome.half = len(found.problems)
-        if found.versions not in (before, after):
-            allowed = {name: {before.get(name), after.get(name)} for name in before | after}
-            off = {
-                name: found.versions.get(name)
-                for name in allowed | found.versions
-                if found.versions.get(name) not in allowed.get(name, set())
-            }
-            outcome.lost = len(off)
-            outcome.half += not off
-            said = f"found {off}, allowed {[allowed.get(name) for name in off]}"
-            outcome.problems.append(said if off else f"a step was done by half: {found.versions}")
-        self.settle(found.versions)
+        Journal(self.journal).note("settled", state=found.versions)
         return outcome
 
     def finish(self) -> list[str]:
         """Let the next life begin: the steps that followed each kill were the resumption."""
         return []
 
-    def state(self) -> dict[str, int]:
-        """Return what is known to be there."""
-        return replay(read_journal(self.journal))[0]
 
-    def settle(self, state: dict[str, int]) -> None:
-        """Note that `state` is what is there, whatever was under way."""
-        Journal(self.journal).note("settled", state=state)
-
-
-@contextmanager
-def step(journal: Journal, what: str, changes: dict[str, int | None]) -> Iterator[None]:
-    """Note that a step begins which will change versions as `changes` says, None for removed; and that it is done."""
-    journal.note("begin", what=what, changes=changes)
-    yield
-    journal.note("acknowledged")
-
-
-def replay(lines: list[dict[str, Any]]) -> tuple[dict[str, int], dict[str, Any] | None]:
-    """Return the versions acknowledged, and the step that was begun and not acknowledged, if there is one."""
-    state: dict[str, int] = {}
-    begun = None
-    for line in lines:
-        if line["kind"] == "settled":
-            state, begun = line["state"], None
-        elif line["kind"] == "begin":
-            begun = line
-        elif begun is not None:
-            state, begun = merged(state, begun["changes"]), None
-    return state, begun
-
-
-def merged(state: dict[str, int], changes: dict[str, int | None]) -> dict[str, int]:
-    """Return `state` with `changes` made."""
-    both = state | changes
-    return {name: version for name, version in both.items() if version is not None}
+def compare(lines: list[dict[str, Any]], found: Found) -> Outcome:
+    """Return what is to be said of `found` after `lines`: of the step that was begun last, all or nothing is right."""
+    before, begun = replay(lines)
+    after = merged(before, begun["changes"]) if begun else before
+    outcome = Outcome(f"in {begun['what']}" if begun else "between steps")
+    outcome.acknowledged = sum(line["kind"] == "acknowledged" for line in lines)
+    outcome.problems += found.problems
+    outcome.half = len(found.problems)
+    if found.versions in (before, after):
+        return outcome
+    allowed = {name: {before.get(name), after.get(name)} for name in before | after}
+    off = {
+        name: version
+        for name in allowed | found.versions
+        if (version := found.versions.get(name)) not in allowed.get(name, set())
+    }
+    outcome.lost = len(off)
+    outcome.half += not off
+    said = f"found {off}, allowed {[allowed.get(name) for name in off]}"
+    outcome.problems.append(said if off else f"a step was done by half: {found.versions}")
+    return outcome

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +16,19 @@ from drills.content import (
     stored_form,
     video_of,
 )
-from drills.journal import Journal
+from drills.journal import Notes, step
 from drills.look import Found, look, name_of
-from drills.scene import Looping, step
+from drills.scene import Looping
 from featstore.export import save_features
 from featstore.quant import dequantize
+from featstore.store.catalog import Failure
 from featstore.store.reader import FeatureStore
 from featstore.store.remove import remove_dataset
 from featstore.store.writer import FeatureWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    import random
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 DATASET = "demo"
@@ -50,16 +51,15 @@ class Miss(Looping):
     name = "miss"
     videos = tuple(f"m{i}" for i in range(8))
 
-    def furnish(self) -> None:
+    def furnish(self) -> dict[str, int]:
         """Make nothing: the first miss makes the dataset."""
-        self.settle({})
+        return {}
 
-    def act(self, seed: int) -> None:
+    def steps(self, rng: random.Random, journal: Notes, state: dict[str, int]) -> Iterator[None]:
         """Store ever newer versions of a few videos."""
         from featstore.longva.live import Encoded, store_features
 
-        rng, journal, spec = random.Random(seed), Journal(self.journal), drill_spec()
-        version = max(self.state().values(), default=0)
+        spec, version = drill_spec(), max(state.values(), default=0)
         while True:
             version += 1
             video = rng.choice(self.videos)
@@ -67,6 +67,36 @@ class Miss(Looping):
             encoded = Encoded(video_of(video), clip_of(spec), source_of(version), parts)  # type: ignore[arg-type]
             with step(journal, "a commit", {name_of(DATASET, spec, video): version}):
                 store_features(encoded, self.cache, DATASET, spec, "drill", min_free=0)
+            yield
+
+
+class Commit(Looping):
+    """One writer commits again and again: new versions of some videos together, failures among them."""
+
+    name = "commit"
+    videos = tuple(f"c{i}" for i in range(8))
+
+    def furnish(self) -> dict[str, int]:
+        """Make nothing: the writer makes the dataset."""
+        return {}
+
+    def steps(self, rng: random.Random, journal: Notes, state: dict[str, int]) -> Iterator[None]:
+        """Commit one to four videos and now and then the failure of one that is not stored."""
+        spec, version = drill_spec(), max(state.values(), default=0)
+        writer = FeatureWriter(self.cache, DATASET, min_free=0)
+        writer.add_set(spec, "drill")
+        while True:
+            version += 1
+            videos = rng.sample(self.videos, rng.randint(1, 4))
+            changes = dict.fromkeys((name_of(DATASET, spec, video) for video in videos), version)
+            with step(journal, "a commit of several", changes):
+                for video in videos:
+                    put(writer, spec, video, version)
+                if version % 3 == 0:
+                    row = Failure(f"f{version}", "/v", spec.digest, "no frames", float(version))
+                    writer.fail(spec, row)
+                writer.commit()
+            yield
 
 
 class Remove(Looping):
@@ -75,23 +105,23 @@ class Remove(Looping):
     name = "rm dataset"
     videos = ("r0", "r1", "r2")
 
-    def furnish(self) -> None:
+    def furnish(self) -> dict[str, int]:
         """Make the dataset."""
-        self.settle(fill(self.cache, DATASET, self.videos))
+        return fill(self.cache, DATASET, self.videos)
 
-    def act(self, seed: int) -> None:
+    def steps(self, rng: random.Random, journal: Notes, state: dict[str, int]) -> Iterator[None]:
         """Remove the dataset where it is there, make it again with other versions."""
-        journal, spec = Journal(self.journal), drill_spec()
-        state = self.state()
-        version = max(state.values(), default=seed)
+        spec, version = drill_spec(), max(state.values(), default=rng.randrange(1 << 20))
         while True:
             if state:
                 with step(journal, "rm", dict.fromkeys(state)):
                     remove_dataset(self.cache, DATASET)
+                yield
             version += 1
             state = {name_of(DATASET, spec, video): version for video in self.videos}
             with step(journal, "making it again", state):
                 fill(self.cache, DATASET, self.videos, version)
+            yield
 
 
 class Export(Looping):
@@ -101,21 +131,21 @@ class Export(Looping):
     videos = tuple(f"e{i}" for i in range(5))
     files = ("out.npy", "out.safetensors")
 
-    def furnish(self) -> None:
+    def furnish(self) -> dict[str, int]:
         """Make the dataset and the first files."""
         fill(self.cache, DATASET, self.videos)
         for file in self.files:
             save_features(FeatureStore(self.cache)[DATASET]["e0"], self.folder / file)
-        self.settle(dict.fromkeys(self.files, 0))
+        return dict.fromkeys(self.files, 0)
 
-    def act(self, seed: int) -> None:
+    def steps(self, rng: random.Random, journal: Notes, state: dict[str, int]) -> Iterator[None]:
         """Write one video after the other."""
-        rng, journal = random.Random(seed), Journal(self.journal)
         shelf = FeatureStore(self.cache)[DATASET]
         while True:
             file, number = rng.choice(self.files), rng.randrange(len(self.videos))
             with step(journal, f"writing {file}", {file: number}):
                 save_features(shelf[self.videos[number]], self.folder / file)
+            yield
 
     def seen(self) -> dict[str, Any]:
         """Return which video's features each file holds, beside what is wrong with the store."""

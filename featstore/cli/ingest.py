@@ -90,10 +90,10 @@ INTERRUPTED = 130
 )
 @click.option(
     "--codec",
-    type=click.Choice(["raw", "lz4"]),
+    type=click.Choice(["raw", "lz4", "zstd", "ans"]),
     default="raw",
     show_default=True,
-    help="How records are compressed; raw alone is read without a copy.",
+    help="How records are compressed: raw is read without a copy; ans is written and read by a CUDA GPU alone.",
 )
 @click.option(
     "--dtype",

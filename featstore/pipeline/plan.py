@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from featstore.spec import FeatureSpec
     from featstore.store.env import Snapshot
 
+MAX_MANIFEST_BYTES = 1 << 30
+MAX_LINE_CHARACTERS = 1 << 20
 _NAMES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 
@@ -70,20 +72,22 @@ def read_listing(file: str | os.PathLike[str]) -> list[Video]:
     if reader is None:
         raise ListingError(f"{file} ends in {file.suffix!r}; a manifest is .jsonl, .csv or .tsv")
     try:
-        rows = list(reader(file))
+        videos = [_listed(file, line, row) for line, row in reader(file)]
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         raise ListingError(f"{file} cannot be read: {exc}") from exc
-    videos = []
-    for line, row in rows:
-        video_id, path = (row.get(name) for name in ("video_id", "path"))
-        if not (isinstance(video_id, str) and isinstance(path, str) and path):
-            raise ListingError(
-                f"{file}, line {line}: found {json.dumps(row)[:120]}; each row needs video_id and path, both strings"
-            )
-        videos.append(Video(video_id, os.path.abspath(file.parent / path)))
     if not videos:
         raise ListingError(f"{file} names no video")
     return check_listing(videos)
+
+
+def _listed(file: Path, line: int, row: dict[str, Any]) -> Video:
+    video_id, path = row.get("video_id"), row.get("path")
+    if not (isinstance(video_id, str) and isinstance(path, str) and path and "\0" not in path):
+        raise ListingError(
+            f"{file}, line {line}: found {repr(row)[:120]}; each row needs video_id and path, both strings that can "
+            "be names"
+        )
+    return Video(video_id, os.path.abspath(file.parent / path))
 
 
 def check_listing(videos: list[Video]) -> list[Video]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from featstore.errors import FeatstoreError, StoreError
+from featstore.errors import FeatstoreError, StoreDamaged
 from featstore.record import parse
 from featstore.store.catalog import (
     Entry,
@@ -48,14 +48,12 @@ def check_dataset(
     cannot be opened at all, raises.
     """
     report = CheckReport(dataset)
-    snapshot = open_environment(dataset_path(cache_dir, dataset)).snapshot()
     try:
-        missing = snapshot.environment.missing_bytes()
-        if missing:  # to touch them would end the process
-            raise StoreError(
-                f"{snapshot.environment.path}: {missing} bytes are missing at the file's end, it was not copied whole; "
-                "copy it again, or remove the dataset and ingest it again"
-            )
+        snapshot = open_environment(dataset_path(cache_dir, dataset)).snapshot()
+    except StoreDamaged as exc:
+        report.problems.append(str(exc))
+        return report
+    try:
         read_manifest(snapshot, dataset)
         known = {digest: found.spec for digest, found in read_sets(snapshot).items()}
         report.failures = sum(1 for _ in read_failures(snapshot))

@@ -11,6 +11,7 @@ from featstore.errors import StoreError, StoreMismatch, StoreNotFound
 from featstore.record import MAX_ID_BYTES
 
 DATA_FILE = "data.mdb"
+SEAL_FILE = "sealed"
 _DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -32,6 +33,11 @@ def make_folder(path: Path) -> None:
         raise StoreError(
             f"the folder {path} cannot be made: {exc.strerror}; choose another --cache-dir"
         ) from exc
+
+
+def is_sealed(path: str | os.PathLike[str]) -> bool:
+    """Return whether the dataset in the folder `path` was sealed: no one writes to it, so readers need no lock."""
+    return os.path.lexists(os.path.join(path, SEAL_FILE))
 
 
 def dataset_names(cache_dir: str | os.PathLike[str]) -> list[str]:

@@ -24,7 +24,7 @@ from featstore.store.catalog import (
     stored_spec,
     video_key,
 )
-from featstore.store.env import TABLES, make_file, open_environment, store_error
+from featstore.store.env import TABLES, make_file, open_environment
 from featstore.store.layout import (
     DATA_FILE,
     check_video_id,
@@ -33,6 +33,7 @@ from featstore.store.layout import (
     make_folder,
     stored_bytes,
 )
+from featstore.store.lmdb_errors import store_error
 
 if TYPE_CHECKING:
     import os

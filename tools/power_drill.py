@@ -99,9 +99,9 @@ def cut_power(place: Path, work: str, steps: int, losses: int, seed: int) -> Tal
     """Return what `losses` power losses during `work` came to."""
     log, inode, scene = take_log(place, work, steps, seed)
     entries = list(read_log(log))
-    begun = next((i for i, e in enumerate(entries) if is_settled(e)), 0)
+    begun = next((i for i, e in enumerate(entries) if is_settled(e)), -1)
     rng, tally = random.Random(seed), Tally(len(entries), sum(e.kind is Kind.SYNC for e in entries))
-    cuts = sorted(rng.randint(begun, len(entries) - 1) for _ in range(losses))
+    cuts = sorted(rng.randint(begun + 1, len(entries) - 1) for _ in range(losses))
     disk, lines, at = Disk(scene.folder, inode), [], 0
     for cut in cuts:
         for entry in entries[at:cut]:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 
+from featstore.durable import sync_folder
 from featstore.errors import StoreError, StoreNotFound
 from featstore.store.layout import DATA_FILE, dataset_path
 from featstore.store.lock import ingest_lock
@@ -29,6 +30,9 @@ def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
         shutil.rmtree(gone, ignore_errors=True)
         try:
             os.rename(path, gone)
+            sync_folder(
+                path.parent
+            )  # or a power loss could bring back a folder with half its files
         except OSError as exc:
             raise StoreError(f"{path} cannot be removed: {exc.strerror}") from exc
     with contextlib.suppress(FileNotFoundError):  # another removal clears it too

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+MOST_PROBLEMS = 20  # that are printed
 PACKAGES = ("featstore", "lmdb", "msgpack", "numpy", "decord")
 
 
@@ -37,7 +38,7 @@ def report(
         print(table(head, [[str(cell) for cell in row] for row in rows]))
         print("\n" + ", ".join(f"{name} {value}" for name, value in facts.items()))
         print(describe(about))
-        for problem in problems:
+        for problem in problems[:MOST_PROBLEMS]:
             print(f"WRONG: {problem}")
         print(
             f"{len(problems)} problems" if problems else "nothing lost, nothing half, nothing wrong"

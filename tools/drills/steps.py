@@ -169,10 +169,10 @@ class Export(Looping):
                 values = np.frombuffer(data, np.int8).reshape(-1, width)
                 factors = np.frombuffer(scale, np.float32).reshape(1, width)
                 wanted = dequantize(values, factors, spec.quantization)
-                if np.array_equal(np.load(path, allow_pickle=False), wanted):
-                    return number
+                same = np.array_equal(np.load(path, allow_pickle=False), wanted)
             else:
                 kept = load_file(path)
-                if (kept["data"].tobytes(), kept["scale"].tobytes()) == (data, scale):
-                    return number
+                same = (kept["data"].tobytes(), kept["scale"].tobytes()) == (data, scale)
+            if same:
+                return number
         return None

@@ -16,11 +16,12 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from drills import processes
 from drills.clips import make_clips
+from drills.content import drill_spec, stored_form
 from drills.disk import Disk
 from drills.figures import report
 from drills.ingests import CLIPS, Ingest, compare_ingest
@@ -108,6 +109,7 @@ def cut_power(place: Path, work: str, steps: int, losses: int, seed: int) -> Tal
             disk.apply(entry)
             if entry.kind is Kind.MARK:
                 lines.append(entry.said)
+                remember(entry.said)
         at = cut
         outcome = look_after(place, disk, entries[cut], lines, work, scene, rng)
         tally.losses += 1
@@ -120,6 +122,14 @@ def cut_power(place: Path, work: str, steps: int, losses: int, seed: int) -> Tal
     tally.problems += unlogged(scene.folder, disk)
     processes.say(f"{work}: {tally.losses} power losses, {len(tally.problems)} problems")
     return tally
+
+
+def remember(line: dict[str, Any]) -> None:
+    """Make what a step will store here, once, so that the processes that look need not."""
+    for name, version in line.get("changes", {}).items():
+        if version is not None and name.count("/") == 2:
+            _, nframe, video = name.split("/")
+            stored_form(drill_spec(int(nframe)), video, version)
 
 
 def is_settled(entry: Entry) -> bool:

@@ -67,6 +67,7 @@ class Environment:
             -1,
             {},
         )  # a snapshot's number, the feature sets as of it
+        self.name_kept = False  # whether its name was made durable by this process
         self._snapshot: weakref.ref[Snapshot] | None = None
         self._snapshot_lock = threading.Lock()
         self._file = _open_file(path)

@@ -31,6 +31,7 @@ from featstore.store.layout import (
     check_video_id,
     dataset_path,
     free_bytes,
+    keep_name,
     make_folder,
     stored_bytes,
 )
@@ -84,6 +85,9 @@ class FeatureWriter:
                 f"{self.path / DATA_FILE} is a link, and no link is written through; put the file itself there"
             )
         self._environment = open_environment(self.path)
+        if not self._environment.name_kept:  # also where its maker was killed before that
+            keep_name(self.path)
+            self._environment.name_kept = True
         self._txn: WriteTransaction | None = None
         self._added: set[str] = set()  # digests of the sets that `add_set` found or made
         self._pending: list[Entry | Failure] = []

@@ -9,7 +9,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featstore.codecs import CODECS, compress, nvcomp
+from featstore.codecs import CODECS, compress, nvcomp, require
 from featstore.codecs.blocks import BLOCK_BYTES
 from featstore.errors import MissingExtra, RecordError, StoreError
 
@@ -176,6 +176,20 @@ def test_blocks_lie_where_a_gpu_can_read_them(codec):
     spans = layout.spans(stored, 2 * BLOCK_BYTES + 1)
     assert [start % 16 for start, _ in spans] == [0, 0, 0]
     assert [bytes(stored[start : start + length]) for start, length in spans] == blocks
+
+
+def test_a_codec_that_cannot_be_had_is_refused_before_any_work(monkeypatch):
+    for codec in ANYWHERE:
+        require(codec)
+    with pytest.raises(ValueError, match="use one of raw, lz4, zstd, ans"):
+        require("gzip")
+
+    def nothing(*_):
+        raise MissingExtra("nvCOMP is not installed")
+
+    monkeypatch.setattr(nvcomp, "compress_temp_bytes", nothing)
+    with pytest.raises(MissingExtra):
+        require("ans")
 
 
 @pytest.mark.skipif(find_spec("nvidia") is not None, reason="nvCOMP may be installed")

@@ -204,13 +204,13 @@ def test_without_nvcomp_ans_says_what_to_install():
 
 def test_without_a_gpu_ans_says_where_it_can_be_read(monkeypatch):
     def nothing():
-        raise StoreError("there is no CUDA driver here")
+        raise StoreError("there is no CUDA driver")
 
     monkeypatch.setattr("featstore.codecs.ans.Gpu", nothing)
     monkeypatch.setattr(nvcomp, "compress_temp_bytes", lambda *_: (0, 100))
     monkeypatch.setattr(nvcomp, "decompress_temp_bytes", lambda *_: 0)
-    with pytest.raises(StoreError, match="no CUDA driver here; ingest with --codec zstd"):
+    with pytest.raises(StoreError, match="no CUDA driver; ingest with --codec zstd"):
         CODECS["ans"].compress(memoryview(bytes(1 << 20)))
     stored = CODECS["ans"].layout.pack([bytes(1000)] * 16)
-    with pytest.raises(RecordError, match="no CUDA driver here; read it where there is one"):
+    with pytest.raises(RecordError, match="no CUDA driver; read it where there is one"):
         CODECS["ans"].decompress(memoryview(stored), 1 << 20)

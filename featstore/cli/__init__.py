@@ -14,7 +14,7 @@ import click
 from featstore import __version__
 from featstore.cli.compare import compare
 from featstore.cli.ingest import ingest
-from featstore.cli.maintain import check, rm
+from featstore.cli.maintain import check, compact, merge, rm
 from featstore.cli.printing import plain
 from featstore.cli.show import get_features, info, list_store, shape
 from featstore.cli.vlmeval import vlmeval
@@ -40,5 +40,17 @@ def main() -> None:
     """Compute the vision features of videos once, store them, serve them at memory speed."""
 
 
-for command in (ingest, get_features, list_store, info, check, compare, rm, shape, vlmeval):
+for command in (
+    ingest,
+    get_features,
+    list_store,
+    info,
+    check,
+    compare,
+    rm,
+    compact,
+    merge,
+    shape,
+    vlmeval,
+):
     main.add_command(command)

@@ -137,7 +137,7 @@ def ingest(**options: Any) -> None:
     if options["batch_frames"]:
         encoder.batch_frames = options["batch_frames"]
     summaries: list[IngestSummary] = []
-    with _stop_on_signals() as stop:
+    with stop_on_signals() as stop:
         for source in sources:
             summaries.append(_ingest(source, encoder, stop, options))
             if not options["as_json"]:
@@ -206,7 +206,7 @@ def _encoder(options: dict[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
+def stop_on_signals() -> Iterator[threading.Event]:
     """Give an event that the first SIGINT or SIGTERM sets; a second one ends the program."""
     stop = threading.Event()
 

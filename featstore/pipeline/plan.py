@@ -129,7 +129,8 @@ def make_plan(
     """Return the work that `videos` are, minus what `snapshot` holds under `spec`; nothing is decoded.
 
     A stored video whose file has another size, or another modification time and content, is work again; one whose
-    file is gone stays stored. Without `resume` all are work.
+    file is gone stays stored. So is one that was found damaged, whether failed videos are retried or not. Without
+    `resume` all are work.
     """
     plan, replaced = Plan(), 0
     if snapshot:
@@ -141,7 +142,7 @@ def make_plan(
         failure = read_failure(snapshot, key) if snapshot and resume else None
         if entry is not None and not was_replaced(entry, video.path):
             plan.stored.append(video)
-        elif failure is not None and not retry_failed:
+        elif failure is not None and not (retry_failed or failure.damaged):
             plan.failed_before.append(failure)
         else:
             replaced += entry is not None

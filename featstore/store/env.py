@@ -160,13 +160,15 @@ class Snapshot:
 
     def keys(self, table: str, prefix: bytes = b"") -> Iterator[bytes]:
         """Yield the keys that begin with `prefix`, in order, touching no value."""
-        for key, _ in self._scan(table, prefix):
-            yield key
+        name = TABLES[table]
+        for key in self._tree.keys(name + prefix):
+            yield key[len(name) :]
 
     def rows(self, table: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Yield copies of the keys and values whose keys begin with `prefix`, in order."""
-        for key, place in self._scan(table, prefix):
-            yield key, self._row(place)
+        name = TABLES[table]
+        for key, place in self._tree.scan(name + prefix):
+            yield key[len(name) :], self._row(place)
 
     def count(self, table: str) -> int:
         """Return the number of keys, touching no value."""
@@ -176,13 +178,6 @@ class Snapshot:
         if place.length > MAX_ROW_BYTES:  # before memory is taken for it
             raise damaged(self.environment.path, f"a row of {place.length} bytes cannot be")
         return self.mapping.read(*place)
-
-    def _scan(self, table: str, prefix: bytes) -> Iterator[tuple[bytes, Place]]:
-        name = TABLES[table]
-        for key, place in self._tree.scan(name + prefix):
-            if not key.startswith(name + prefix):
-                return
-            yield key[len(name) :], place
 
 
 class _View:

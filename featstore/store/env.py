@@ -23,6 +23,8 @@ from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
 from featstore.readin import is_resident, read_in
 from featstore.store.layout import DATA_FILE
 from featstore.store.pages import map_base, overflow_page, value_address
+from featstore.store.readers import allocate_table
+from featstore.store.room import NO_ROOM, is_full
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +93,11 @@ class Snapshot:
     def __init__(self, environment: Environment) -> None:
         """Begin the transaction."""
         self.environment = environment
-        self._txn = environment.lmdb.begin(buffers=True)
+        try:
+            self._txn = environment.lmdb.begin(buffers=True)
+        except lmdb.ReadersFullError:
+            environment.lmdb.reader_check()  # readers that were killed hold slots until somebody looks
+            self._txn = environment.lmdb.begin(buffers=True)
         self.txn_id: int = self._txn.id()
         self._lock = threading.Lock()  # LMDB allows a read transaction one thread at a time
 
@@ -198,7 +204,7 @@ def make_file(path: Path, table: str, key: bytes, value: bytes) -> None:
     except StoreError:
         raise
     except OSError as exc:
-        raise StoreError(
+        raise (StoreFull if exc.errno in NO_ROOM else StoreError)(
             f"no dataset can be made in {path}: {exc}; choose another --cache-dir"
         ) from exc
 
@@ -238,18 +244,26 @@ def store_error(exc: lmdb.Error, path: Path) -> StoreError:
         if isinstance(exc, kinds):
             return error(f"{path}: {sentence} ({exc})")
     # A full disk reaches us as a plain "Input/output error" or a short write as often as by its name.
-    if isinstance(exc, lmdb.DiskError) or "space left" in str(exc) or _free_bytes(path) < 1 << 20:
+    named = isinstance(exc, lmdb.DiskError) or any(words in str(exc) for words in _FULL)
+    if named or is_full(path):
         return StoreFull(
-            f"{path}: the disk is full ({exc}); free some space and run the command again"
+            f"{path}: the disk, the quota or the limit on a file's size is full ({exc}); free some space and run the "
+            "command again"
         )
     return StoreError(
         f"{path}: LMDB refused: {exc}; run featstore check, and mend the disk if it fails again"
     )
 
 
+# ENOSPC, EDQUOT and EFBIG, in libc's words.
+_FULL = ("No space left", "quota exceeded", "File too large")
 _DAMAGED = "the file is damaged; run featstore check, then remove the dataset and ingest it again"
 _MEANINGS: tuple[tuple[tuple[type[lmdb.Error], ...], type[StoreError], str], ...] = (
-    ((lmdb.MapFullError,), StoreFull, "4 TiB are stored; ingest into another dataset"),
+    (
+        (lmdb.MapFullError,),
+        StoreFull,
+        f"the map of {MAP_BYTES >> 40} TiB is full; ingest into another dataset",
+    ),
     (
         (lmdb.ReadersFullError,),
         StoreError,
@@ -281,7 +295,8 @@ _MEANINGS: tuple[tuple[tuple[type[lmdb.Error], ...], type[StoreError], str], ...
     (
         (lmdb.LockError, lmdb.ReadonlyError),
         StoreError,
-        "LMDB's readers too must write lock.mdb; give yourself write permission on the folder and what is in it",
+        "LMDB's readers too must write lock.mdb; get write permission on the folder and what is in it, or, to read "
+        "alone, ask its owner to seal it: featstore seal",
     ),
     ((lmdb.MapResizedError,), StoreError, "another program changed the map; start again"),
     ((lmdb.MemoryError,), StoreError, "no memory for the map; lift the limit on address space"),
@@ -307,6 +322,7 @@ _MEANINGS: tuple[tuple[tuple[type[lmdb.Error], ...], type[StoreError], str], ...
 
 
 def _open(folder: Path, *, readonly: bool) -> lmdb.Environment:
+    allocate_table(folder)
     return lmdb.open(
         os.fspath(folder),
         map_size=MAP_BYTES,
@@ -325,14 +341,6 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError as exc:
         raise StoreError(f"{path} cannot be looked into: {exc.strerror}") from exc
     return stat.st_dev, stat.st_ino
-
-
-def _free_bytes(path: Path) -> int:
-    try:
-        stat = os.statvfs(path)
-    except OSError:
-        return 1 << 62
-    return stat.f_bavail * stat.f_frsize
 
 
 @contextlib.contextmanager

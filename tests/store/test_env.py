@@ -49,7 +49,7 @@ def test_errors_of_lmdb_that_a_caller_may_act_on_have_their_class(tmp_path, erro
 
 def test_an_unnamed_error_on_a_full_disk_is_a_full_disk(tmp_path, monkeypatch):
     """A full disk reaches us as `Input/output error` as often as by its name."""
-    monkeypatch.setattr(env, "_free_bytes", lambda path: 0)
+    monkeypatch.setattr(env, "is_full", lambda path: True)
     assert (
         type(store_error(lmdb.Error("mdb_txn_commit: Input/output error"), tmp_path)) is StoreFull
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from pathlib import Path
 
 from featstore.durable import make_durable_folder, sync_folder
-from featstore.errors import StoreError, StoreMismatch, StoreNotFound
+from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
 from featstore.record import MAX_ID_BYTES
 
 DATA_FILE = "data.mdb"
@@ -32,7 +33,8 @@ def make_folder(path: Path) -> None:
     try:
         make_durable_folder(path)
     except OSError as exc:
-        raise StoreError(
+        full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (StoreFull if full else StoreError)(
             f"the folder {path} cannot be made: {exc.strerror}; choose another --cache-dir"
         ) from exc
 

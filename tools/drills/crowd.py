@@ -91,10 +91,12 @@ def _crowd(cache: Path) -> list[str]:
     fill(cache, DATASET, ["a"])
     writer = FeatureWriter(cache, DATASET, min_free=0)
     problems, held = [], []
-    for _ in range(TABLE):
+    for _ in range(TABLE - 1):  # this process has a slot itself
         read, write = os.pipe()
         pid = processes.start(cache.parent / "held", _hold, cache, write)
-        os.read(read, 1)
+        os.close(write)
+        if not os.read(read, 1):
+            problems.append("a reader that there is a slot for was not served")
         held.append(pid)
     said = processes.ask(_try, cache)
     if "readers are at work" not in said:

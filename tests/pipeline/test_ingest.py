@@ -51,8 +51,7 @@ def test_int8_is_within_half_a_step_of_the_encoder(clips, cache, codec, scale):
 
 def test_a_second_ingest_decodes_nothing(clips, cache, monkeypatch):
     ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
-    monkeypatch.setattr(run, "DecoderPool", None)
-    monkeypatch.setattr(run, "WriterProcess", None)
+    monkeypatch.setattr(run, "Stages", None)
     summary = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
     assert (summary.stored, summary.skipped) == (0, 3)
 
@@ -184,7 +183,7 @@ def test_limit_and_dry_run_do_what_they_say(clips, cache):
 
 @pytest.mark.parametrize("limits", [{"min_free": 1 << 60}, {"max_size": 1000}])
 def test_what_cannot_fit_is_refused_before_any_work(clips, cache, limits, monkeypatch):
-    monkeypatch.setattr(run, "WriterProcess", None)
+    monkeypatch.setattr(run, "Stages", None)
     with pytest.raises(StoreFull, match="the videos need"):
         ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, **limits)
 

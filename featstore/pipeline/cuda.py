@@ -11,7 +11,8 @@ from featstore.pipeline.encoding import hand_out, stored
 if TYPE_CHECKING:
     from featstore.encoders import Encoder
     from featstore.pipeline.batches import Job, Piece
-    from featstore.pipeline.encoding import Answer, Memory
+    from featstore.pipeline.encoding import Answer
+    from featstore.pipeline.memory import Memory
 
 
 class CudaEngine:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from featstore.children import Slots, join_parent, send
 from featstore.encoders import EncoderRecipe
 from featstore.errors import FeatstoreError
-from featstore.pipeline.encoding import Memory, serve
+from featstore.pipeline.encoding import serve
+from featstore.pipeline.memory import Memory
 from featstore.spec import FeatureSpec
 
 if TYPE_CHECKING:

@@ -6,9 +6,8 @@ works when it is told to, or `CudaEngine`, which queues work on a GPU and is ask
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -16,48 +15,22 @@ import numpy as np
 from featstore.children import receive, send
 from featstore.errors import FeatstoreError, QuantizeError
 from featstore.pipeline.batches import Batches, Job
-from featstore.quantizing import payload_bytes, quantize_into, record_room
+from featstore.quantizing import quantize_into
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from numpy.typing import NDArray
 
-    from featstore.children import Slots
     from featstore.encoders import Encoder
     from featstore.pipeline.batches import Piece
+    from featstore.pipeline.memory import Memory
     from featstore.quant import QuantError
     from featstore.spec import FeatureSpec
 
 _POLL_SECONDS = 0.001  # while the GPU works: a batch takes a hundred times as long
 
 Answer = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Frames to read and records to fill, in slots shared with the parent, of videos of one spec."""
-
-    spec: FeatureSpec
-    frame_slots: Slots
-    record_slots: Slots
-
-    def frames(self, piece: Piece) -> NDArray[np.uint8]:
-        """Return the frames (n, H, W, 3) uint8 of a piece."""
-        shape = self.spec.encoder.preprocessing.frame_shape
-        size = math.prod(shape)
-        memory = self.frame_slots.slot(piece.job.frames)[piece.start * size : piece.stop * size]
-        return np.frombuffer(memory, dtype=np.uint8).reshape(piece.count, *shape)
-
-    def shape(self, job: Job) -> tuple[int, int]:
-        """Return (num_tokens, hidden_dim) of a job's features."""
-        return job.count * self.spec.encoder.tokens_per_frame, self.spec.encoder.hidden_dim
-
-    def payload(self, job: Job) -> memoryview:
-        """Return the room for a job's payload in its record's slot."""
-        room, _ = record_room(self.spec)
-        size = payload_bytes(self.spec, self.shape(job))
-        return self.record_slots.slot(job.record)[room : room + size]
 
 
 class Engine(Protocol):

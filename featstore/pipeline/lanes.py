@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import tempfile
 import threading
 from multiprocessing.connection import Pipe
 from typing import IO, TYPE_CHECKING, Protocol
@@ -21,10 +22,12 @@ from featstore.spec import EncoderIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import ExitStack
     from multiprocessing.connection import Connection
 
     from featstore.encoders import Encoder, EncoderRecipe
-    from featstore.pipeline.encoding import Answer, Memory
+    from featstore.pipeline.encoding import Answer
+    from featstore.pipeline.memory import Memory
 
 MODULE = "featstore.pipeline.encoder_process"
 
@@ -36,7 +39,7 @@ class Lane(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Return whether it takes videos."""
+        """Return whether its features are known to be those of the spec."""
         ...
 
     def give(self, request: dict[str, int]) -> None:
@@ -50,6 +53,23 @@ class Lane(Protocol):
     def close(self) -> None:
         """End it; what it is at is lost."""
         ...
+
+
+def start_lanes(
+    stack: ExitStack, encoder: Encoder, recipes: list[EncoderRecipe], memory: Memory
+) -> list[Lane]:
+    """Start a process for each recipe, or a thread for the encoder where there are none; `stack` ends them."""
+    if not recipes:
+        thread = ThreadLane(encoder, memory)
+        stack.callback(thread.close)
+        return [thread]
+    lanes: list[Lane] = []
+    for recipe in recipes:
+        log = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
+        lane = ProcessLane(recipe, memory, batch_frames=encoder.batch_frames, log=log)
+        stack.callback(lane.close)
+        lanes.append(lane)
+    return lanes
 
 
 class ThreadLane:

@@ -7,7 +7,6 @@ is slowest makes the others wait.
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 import threading
@@ -15,13 +14,12 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from featstore.children import Slots
 from featstore.decoding.pool import Decoded, DecoderPool
 from featstore.errors import StoreFull
-from featstore.pipeline.encoding import Memory
-from featstore.pipeline.lanes import ProcessLane, ThreadLane
+from featstore.pipeline.lanes import start_lanes
+from featstore.pipeline.memory import Memory
 from featstore.pipeline.order import decode_order
 from featstore.pipeline.summary import Progress
 from featstore.pipeline.writer import WriterProcess
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from contextlib import ExitStack
 
+    from featstore.children import Slots
     from featstore.decoding.video import Video
     from featstore.encoders import Encoder, EncoderRecipe
     from featstore.pipeline.encoding import Answer
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from featstore.pipeline.summary import IngestSummary
     from featstore.pipeline.writer import Committed
 
-WRITER_SLOTS = 2  # one is written while the next is being filled
 _POLL_SECONDS = 0.2
 
 
@@ -96,10 +94,19 @@ class Stages:
         self._ready: deque[Decoded] = deque()
         self._numbers = iter(range(1 << 62))
         log = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
-        memory = self._reserve(stack)
-        self._writer = self._start_writer(stack, encoder.origin, memory, settings, log)
-        self._records = deque(range(memory.record_slots.count))
-        self._stations = self._start_encoders(stack, encoder, recipes, memory)
+        memory = Memory.reserve(
+            summary.spec,
+            workers=summary.workers,
+            encoders=summary.encoders,
+            batch_frames=encoder.batch_frames,
+        )
+        stack.callback(memory.close)
+        summary.shared_bytes = memory.size
+        records = memory.record_slots
+        self._writer = _start_writer(stack, summary, encoder.origin, records, settings, log)
+        self._records = deque(range(records.count))
+        lanes = start_lanes(stack, encoder, recipes, memory)
+        self._stations = [_Station(lane, {}, {}) for lane in lanes]
         self._pool = pool(
             memory.frame_slots,
             workers=summary.workers,
@@ -153,14 +160,17 @@ class Stages:
                 self._ready.append(decoded)
 
     def _feed(self) -> None:
-        """Give each decoded video to the lane with the fewest frames before it that can be given any."""
+        """Give each decoded video to the lane with the fewest frames before it, as long as no batch waits there.
+
+        None is given out before all encoders are known to make the same features.
+        """
+        if not all(station.lane.ready for station in self._stations):
+            return
         while self._ready and self._records:
-            stations = [
-                s for s in self._stations if s.lane.ready and s.waiting < self._batch_frames
-            ]
-            if not stations:
+            station = min(self._stations, key=lambda station: station.waiting)
+            if station.waiting >= self._batch_frames:
                 return
-            self._give(min(stations, key=lambda station: station.waiting), self._ready.popleft())
+            self._give(station, self._ready.popleft())
 
     def _give(self, station: _Station, decoded: Decoded) -> None:
         assert decoded.clip is not None
@@ -225,45 +235,23 @@ class Stages:
             )
         )
 
-    def _reserve(self, stack: ExitStack) -> Memory:
-        spec, encoders = self._summary.spec, self._summary.encoders
-        a_batch = math.ceil(self._batch_frames / spec.sampling.nframe)  # videos that fill one
-        frame_bytes = math.prod(spec.encoder.preprocessing.frame_shape)
-        # Each worker's, and for each encoder a batch that waits and a video that is being read.
-        frames = Slots.create(
-            self._summary.workers + encoders * (a_batch + 1), spec.sampling.nframe * frame_bytes
-        )
-        stack.callback(frames.close)
-        # For each encoder two batches at work and a video that waits; and those at the writer.
-        records = Slots.create(WRITER_SLOTS + encoders * (2 * a_batch + 1), sum(record_room(spec)))
-        stack.callback(records.close)
-        self._summary.shared_bytes = len(frames.memory) + len(records.memory)
-        return Memory(spec, frames, records)
 
-    def _start_writer(
-        self, stack: ExitStack, origin: str, memory: Memory, settings: Settings, log: Any
-    ) -> WriterProcess:
-        room, _ = record_room(memory.spec)
-        setup = {
-            "cache_dir": os.fspath(settings.cache_dir),
-            "dataset": self._summary.dataset,
-            "spec": memory.spec.to_dict(),
-            "origin": origin,
-            **settings.limits,
-        }
-        writer = WriterProcess(memory.record_slots, prefix_room=room, setup=setup, log=log)
-        stack.callback(writer.close)
-        return writer
-
-    def _start_encoders(
-        self, stack: ExitStack, encoder: Encoder, recipes: list[EncoderRecipe], memory: Memory
-    ) -> list[_Station]:
-        lanes: list[Lane] = []
-        if not recipes:
-            lanes.append(ThreadLane(encoder, memory))
-            stack.callback(lanes[0].close)
-        for recipe in recipes:
-            log = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
-            lanes.append(ProcessLane(recipe, memory, batch_frames=self._batch_frames, log=log))
-            stack.callback(lanes[-1].close)
-        return [_Station(lane, {}, {}) for lane in lanes]
+def _start_writer(
+    stack: ExitStack,
+    summary: IngestSummary,
+    origin: str,
+    records: Slots,
+    settings: Settings,
+    log: IO[bytes],
+) -> WriterProcess:
+    room, _ = record_room(summary.spec)
+    setup = {
+        "cache_dir": os.fspath(settings.cache_dir),
+        "dataset": summary.dataset,
+        "spec": summary.spec.to_dict(),
+        "origin": origin,
+        **settings.limits,
+    }
+    writer = WriterProcess(records, prefix_room=room, setup=setup, log=log)
+    stack.callback(writer.close)
+    return writer

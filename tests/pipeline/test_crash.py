@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from toys import children_of
 
 from featstore.store.check import check_dataset
 from featstore.store.layout import DATA_FILE
@@ -39,20 +40,6 @@ def command(videos: Path, cache: Path) -> list[str]:
 def start(videos: Path, cache: Path) -> subprocess.Popen:
     log = subprocess.DEVNULL
     return subprocess.Popen(command(videos, cache), stdout=log, stderr=log, start_new_session=True)
-
-
-def children_of(pid: int, module: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if module.encode() in words and str(pid).encode() in words:
-            found.append(int(entry.name))
-    return found
 
 
 def stored(cache: Path) -> dict[str, int]:

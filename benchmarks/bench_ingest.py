@@ -81,7 +81,7 @@ class Bench:
         )
         make_folder(dataset_path(cache_dir, "bench"))
         limits = {"min_free": 1 << 20, "max_size": None, "lock_wait": 1.0}
-        ends: list[float] = []
+        begun, ends = time.monotonic(), []
 
         def note(progress: Any) -> None:
             ends.extend([time.monotonic()] * (progress.done - len(ends)))
@@ -93,7 +93,7 @@ class Bench:
             )
         if summary.failures:
             raise click.ClickException(summary.failures[0].reason)
-        rate = steady_rate(ends)
+        rate = steady_rate(begun, ends)
         limit = min(stages, key=lambda stage: self.alone[stage])
         a_video = {stage: seconds / summary.stored for stage, seconds in summary.busy.items()}
         of = {"decode": summary.workers, "encode": summary.encoders, "write": 1}

@@ -44,7 +44,7 @@ def decode_alone(videos: list[Video], spec: FeatureSpec, workers: int) -> float:
         pool = DecoderPool(slots, workers=workers, timeout=600, setup=setup, log=log)
         stack.callback(pool.kill)
         pool.add(videos)
-        ends = []
+        begun, ends = time.perf_counter(), []
         while not pool.idle:
             wait(pool.connections, 0.2)
             for decoded in pool.collect():
@@ -52,7 +52,7 @@ def decode_alone(videos: list[Video], spec: FeatureSpec, workers: int) -> float:
                     raise RuntimeError(decoded.error)
                 ends.append(time.perf_counter())
                 pool.release(decoded.slot)
-    return steady_rate(ends)
+    return steady_rate(begun, ends)
 
 
 def encode_alone(encoder: Encoder, spec: FeatureSpec, videos: int) -> float:
@@ -65,12 +65,12 @@ def encode_alone(encoder: Encoder, spec: FeatureSpec, videos: int) -> float:
     if getattr(getattr(encoder, "device", None), "type", "") == "cuda":
         return _encode_on_gpu(encoder, frames, spec, videos)
     payload = memoryview(bytearray(payload_bytes(spec, features_shape)))
-    ends = []
+    begun, ends = time.perf_counter(), []
     for _ in range(videos + 1):
         parts = [encoder.encode(frames[i : i + step]) for i in range(0, len(frames), step)]
         quantize_into(payload, parts, features_shape, spec.quantization, spec.scale)
         ends.append(time.perf_counter())
-    return steady_rate(ends)
+    return steady_rate(begun, ends)
 
 
 def _encode_on_gpu(encoder: Any, frames: Any, spec: FeatureSpec, videos: int) -> float:
@@ -128,7 +128,7 @@ def write_alone(folder: Path, spec: FeatureSpec, records: int) -> float:
     """Return records a second that the writer process commits when a slot is filled again as soon as it is free."""
     shape = spec.sampling.nframe * spec.encoder.tokens_per_frame, spec.encoder.hidden_dim
     room, _ = record_room(spec)
-    ends: list[float] = []
+    begun, ends = time.perf_counter(), []
     with ExitStack() as stack:
         log = stack.enter_context(tempfile.TemporaryFile())
         slots = Slots.create(WRITER_SLOTS, sum(record_room(spec)))
@@ -161,14 +161,14 @@ def write_alone(folder: Path, spec: FeatureSpec, records: int) -> float:
             for commit in writer.collect():
                 free += commit.slots
                 ends += [time.perf_counter()] * len(commit.stored)
-    return steady_rate(ends)
+    return steady_rate(begun, ends)
 
 
 def write_plainly(folder: Path, spec: FeatureSpec, records: int) -> float:
     """Return records a second where their bytes are appended to a file, synced after each."""
     data = np.empty(sum(record_room(spec)), np.uint8)
     _fill(data.data)
-    ends = []
+    begun, ends = time.perf_counter(), []
     descriptor = os.open(folder / "plain", os.O_CREAT | os.O_WRONLY)
     try:
         for _ in range(records):
@@ -180,7 +180,7 @@ def write_plainly(folder: Path, spec: FeatureSpec, records: int) -> float:
     finally:
         os.close(descriptor)
         (folder / "plain").unlink()
-    return steady_rate(ends)
+    return steady_rate(begun, ends)
 
 
 class FreeFrames:
@@ -222,12 +222,16 @@ class FreeFrames:
         """End nothing."""
 
 
-def steady_rate(ends: list[float]) -> float:
-    """Return how many things a second ended, once the first fifth had: what starts up slowly counts no more."""
+def steady_rate(begun: float, ends: list[float]) -> float:
+    """Return how many things a second ended, once the first fifth had: what starts up slowly counts no more.
+
+    Where all ended at once, as small records do in one commit, since `begun`.
+    """
     skipped = max(1, len(ends) // 5)
-    if len(ends) <= skipped:
-        return 0.0
-    return (len(ends) - skipped) / (ends[-1] - ends[skipped - 1])
+    first = ends[skipped - 1]
+    if ends[-1] == first:
+        return len(ends) / (first - begun)
+    return (len(ends) - skipped) / (ends[-1] - first)
 
 
 def frame_bytes(spec: FeatureSpec) -> int:

@@ -89,6 +89,7 @@ class EncoderStreams:
                 torch.cuda.Stream()  # type: ignore[no-untyped-call]
                 for _ in range(3)
             )
+        torch.cuda.synchronize(device)  # the encoder's weights were put there on another stream
         with torch.cuda.stream(self._up):
             shape = (DEPTH, *frames_shape)
             self._frames = torch.empty(shape, dtype=torch.uint8, device=device)

@@ -27,7 +27,7 @@ from stages_alone import (
     at_real_size,
     decode_alone,
     encode_alone,
-    quantize_seconds,
+    quantize_ms,
     steady_rate,
     write_alone,
     write_plainly,
@@ -65,6 +65,7 @@ class Bench:
     alone: dict[str, float] = field(default_factory=dict)
     pipeline: dict[str, dict[str, Any]] = field(default_factory=dict)
     memory: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+    quantize_ms: dict[str, float] = field(default_factory=dict)
 
     def run(self, label: str, videos: list[Video], stages: tuple[str, ...], pool: Any) -> None:
         """Ingest `videos` and note how fast, as a share of the slowest of `stages` alone."""
@@ -134,6 +135,9 @@ class Bench:
         for name in [name for name in self.alone if name.startswith("write")]:
             share = self.alone[name] / self.alone[f"plain file for {name}"]
             lines.append(f"{name}: {share:.0%} of the plain file's rate")
+        if self.quantize_ms:
+            found = ", ".join(f"{name} {ms:.2f} ms" for name, ms in self.quantize_ms.items())
+            lines.append(f"quantizing a video and measuring its error: {found}")
         head = ["pipeline", "videos/s", "of slowest", "decode", "encode", "write", "GPU", "memory"]
         lines += ["", table(head, [self._row(label) for label in self.pipeline])]
         lines.append(
@@ -190,12 +194,13 @@ def main(**options: Any) -> None:
         clips = list_clips(folder, options, options["decode_videos"] or 4 * workers)
         free = [Video(f"free-{i}", f"/free/{i}") for i in range(options["videos"])]
         bench.measure_alone(clips, options["videos"])
+        if facts["gpu"]:
+            bench.quantize_ms = quantize_ms(spec, encoder.device)  # type: ignore[attr-defined]
         bench.run("frames for free", free, ("encode", "write"), FreeFrames)
         bench.run("clips", clips, ("decode", "encode", "write"), DecoderPool)
         data = {"machine": facts, "options": _plain(options), "spec": spec.to_dict()}
         data |= {"alone": bench.alone, "pipeline": bench.pipeline, "memory": bench.memory}
-        if facts["gpu"]:
-            data["quantize_seconds"] = quantize_seconds(spec, encoder.device)  # type: ignore[attr-defined]
+        data["quantize_ms"] = bench.quantize_ms
         text = bench.render(facts)
     if options["out"]:
         options["out"].mkdir(parents=True, exist_ok=True)

@@ -96,8 +96,8 @@ def _encode_on_gpu(encoder: Any, frames: Any, spec: FeatureSpec, videos: int) ->
         return videos / (time.perf_counter() - begun)
 
 
-def quantize_seconds(spec: FeatureSpec, device: Any, repeats: int = 10) -> dict[str, float]:
-    """Return seconds for quantizing a video with its error measured: queued, and by torch's own steps one by one."""
+def quantize_ms(spec: FeatureSpec, device: Any, repeats: int = 10) -> dict[str, float]:
+    """Return milliseconds for quantizing a video and measuring its error: queued, and step by step."""
     import torch
 
     from featstore.torch.quantize import measure_error, quantize, queue_quantize
@@ -120,7 +120,7 @@ def quantize_seconds(spec: FeatureSpec, device: Any, repeats: int = 10) -> dict[
         for _ in range(repeats):
             way()
         torch.cuda.synchronize(device)
-        found[name] = (time.perf_counter() - begun) / repeats
+        found[name] = (time.perf_counter() - begun) / repeats * 1e3
     return found
 
 

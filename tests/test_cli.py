@@ -154,6 +154,7 @@ def test_a_cache_that_is_not_there_is_refused(tmp_path):
         ["--sampling", "fps:0"],
         ["--nframe", "0"],
         ["--min-free", "much"],
+        ["--device", "cpu,gpu"],
         ["--manifest", "m.csv"],
     ],
 )

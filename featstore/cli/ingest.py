@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import sys
 import threading
@@ -195,6 +196,11 @@ def _ingest(
 def _encoder(options: dict[str, Any]) -> Encoder | list[EncoderRecipe]:
     """Return the encoder of one device, or the recipes of several."""
     devices = [name.strip() for name in options["devices"].split(",")]
+    if len(devices) > 1 and not all(re.fullmatch(r"cpu|cuda(:[0-9]+)?", name) for name in devices):
+        found = options["devices"]
+        raise click.BadParameter(
+            f"{found!r} does not name devices; write cuda:0,cuda:1", param_hint="--device"
+        )
     recipes = [_recipe(options, device) for device in devices]
     try:
         return recipes[0].build() if len(recipes) == 1 else recipes

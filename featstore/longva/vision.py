@@ -164,4 +164,9 @@ def _device(name: str | torch.device) -> torch.device:
             f"device is {str(device)!r}, but torch {torch.__version__} sees no GPU; use --device cpu, or install a "
             "torch built for this machine's driver"
         )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise FeatstoreError(
+            f"device is {str(device)!r}, but there are {torch.cuda.device_count()} GPUs, the first is cuda:0; "
+            "name one of them with --device"
+        )
     return device

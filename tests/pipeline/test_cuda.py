@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from toys import REPOSITORY
+from toys import REPOSITORY, run_python
 
 import featstore
 from featstore.children import Slots
@@ -198,6 +198,28 @@ def test_the_kernel_is_used_where_triton_compiles():
     from featstore.torch.quantize import _kernel
 
     assert _kernel() is not None
+
+
+INTERPRETED = """
+import numpy as np, torch
+from featstore.quant import quantize
+from featstore.torch.quantize_kernel import launch
+generator = torch.Generator().manual_seed(0)
+for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    for scale in ("channel", "token", "tensor"):
+        features = (torch.randn((300, 37), generator=generator) * 3).to(dtype)
+        expected, factors = quantize(features.float().numpy(), "int8", scale)
+        stored, measures = launch(features, torch.from_numpy(factors))
+        np.testing.assert_array_equal(stored.numpy(), expected)
+        assert measures[5:].tolist() == [0, 0]
+"""
+
+
+def test_the_kernel_rounds_as_numpy_does_also_where_it_is_interpreted(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    done = run_python(INTERPRETED)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")

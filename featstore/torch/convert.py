@@ -65,9 +65,10 @@ def _put(features: Features, out: torch.Tensor, kind: torch.dtype, way: str) -> 
     """Fill `out` on a GPU; its memory and that of what crosses is free for the stream when this returns."""
     codec = features.header.codec
     there = codec != "raw" and not refusal(codec)  # decompressed there
+    mapped = there or codec == "raw"
     values: NDArray[np.uint8] = (
         np.frombuffer(features.payload, np.uint8)
-        if there
+        if mapped
         else features.data.reshape(-1).view(np.uint8)
     )
     ours, copies = torch.cuda.current_stream(out.device), copy_stream(out.device)
@@ -79,9 +80,7 @@ def _put(features: Features, out: torch.Tensor, kind: torch.dtype, way: str) -> 
         if there:
             crossing = torch.empty(len(values), dtype=torch.uint8, device=out.device)
         scale = alias(features.scale).to(out.device, non_blocking=True)
-    pieces = upload(
-        values, crossing, owner=features.owner if there or codec == "raw" else None, way=way
-    )
+    pieces = upload(values, crossing, owner=features.owner if mapped else None, way=way)
     try:
         if there:
             for _, event in pieces:

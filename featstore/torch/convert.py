@@ -56,8 +56,10 @@ def to_tensor(
     if out.device.type == "cpu":
         stored = alias(features.data.view(np.uint8)).view(kind)
         _fill(out, stored, torch.from_numpy(features.scale.copy()))
-    else:
+    elif out.device.type == "cuda":
         _put(features, out, kind, way)
+    else:
+        out.copy_(to_tensor(features, dtype=out.dtype))
     return out
 
 
@@ -72,9 +74,8 @@ def _put(features: Features, out: torch.Tensor, kind: torch.dtype, way: str) -> 
         else features.data.reshape(-1).view(np.uint8)
     )
     ours, copies = torch.cuda.current_stream(out.device), copy_stream(out.device)
-    with torch.cuda.stream(
-        copies
-    ):  # whose memory this is, so that nothing here waits for the caller's kernels
+    # The memory is the copies' own, so that they wait for no kernel of the caller.
+    with torch.cuda.stream(copies):
         stored = torch.empty(features.shape, dtype=kind, device=out.device)
         crossing = stored.view(-1).view(torch.uint8)
         if there:

@@ -101,7 +101,7 @@ def registered_spans(
 
 
 def uncrossed_spans(owner: object, address: int, size: int) -> list[tuple[int, int]]:
-    """Return `(offset, length)` pieces that cover `size` bytes at `address`, each wholly in or out of what is registered.
+    """Return `(offset, length)` pieces that cover `size` bytes at `address`, each in a registered span or in none.
 
     CUDA refuses to copy across the edge of a registered span, by whatever way.
     """

@@ -59,7 +59,6 @@ def runtime(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=0, **how: empty(*size, **how))
-    monkeypatch.setattr(staged, "SHARE_BYTES", 1000)
     monkeypatch.setattr(staged, "SLOTS", 3)
     monkeypatch.setattr(staged, "SLOT_BYTES", 1 << 14)
     monkeypatch.setattr(transfer, "PIECE_BYTES", 7000)
@@ -97,7 +96,7 @@ def put(features, way):
     """What `to_tensor` does for a GPU, into memory of the CPU."""
     out = torch.full(features.shape, float("nan"), dtype=torch.bfloat16)
     kind = next(kind for kind, name in KINDS.items() if name == features.header.quantization)
-    convert._put(features, out, kind, way)
+    convert._put(features, out, out.device, out.dtype, kind, way)
     return out
 
 

@@ -84,8 +84,9 @@ def put_video(
     """
     stored, scale = quantize(x, spec.quantization, spec.scale)
     row = {**vars(toy_header(spec, writer.dataset, video_id, x)), **header}
-    buffer = memoryview(bytearray(ROOM_BEFORE_PAYLOAD) + stored.tobytes())
-    payload = slice(ROOM_BEFORE_PAYLOAD, len(buffer))
+    room = ROOM_BEFORE_PAYLOAD + scale.nbytes + 4 * len(x)
+    buffer = memoryview(bytearray(room) + stored.tobytes())
+    payload = slice(room, len(buffer))
     writer.put(spec, Header(**row), scale.tobytes(), buffer, payload, codec=codec)
 
 

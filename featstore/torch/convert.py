@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,23 +49,31 @@ def to_tensor(
     if way not in WAYS:
         raise ValueError(f"way is {way!r}; use one of {', '.join(WAYS)}")
     block_spans(features)  # before memory is taken for what a header says
-    if out is None:
-        out = torch.empty(features.shape, dtype=dtype, device=device)
-    elif tuple(out.shape) != features.shape:
+    if out is not None and tuple(out.shape) != features.shape:
         raise ValueError(f"out has shape {tuple(out.shape)}, the features have {features.shape}")
+    place = torch.device("cpu" if device is None else device) if out is None else out.device
     kind = _STORED[features.header.quantization]
-    if out.device.type == "cpu":
+    if place.type == "cuda":
+        return _put(features, out, place, dtype, kind, way)
+    if out is None:
+        out = torch.empty(features.shape, dtype=dtype, device=place)
+    if place.type == "cpu":
         stored = alias(features.data.view(np.uint8)).view(kind)
         _fill(out, stored, torch.from_numpy(features.scale.copy()))
-    elif out.device.type == "cuda":
-        _put(features, out, kind, way)
     else:
         out.copy_(to_tensor(features, dtype=out.dtype))
     return out
 
 
-def _put(features: Features, out: torch.Tensor, kind: torch.dtype, way: str) -> None:
-    """Fill `out` on a GPU; its memory and that of what crosses is free for the stream when this returns."""
+def _put(
+    features: Features,
+    out: torch.Tensor | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    kind: torch.dtype,
+    way: str,
+) -> torch.Tensor:
+    """Return `out`, or a new tensor, filled on the GPU `device`; what crossed is free for the stream then."""
     codec = features.header.codec
     there = codec != "raw" and not refusal(codec)  # decompressed there
     mapped = there or codec == "raw"
@@ -73,27 +82,35 @@ def _put(features: Features, out: torch.Tensor, kind: torch.dtype, way: str) -> 
         if mapped
         else features.data.reshape(-1).view(np.uint8)
     )
-    ours, copies = torch.cuda.current_stream(out.device), copy_stream(out.device)
+    ours, copies = torch.cuda.current_stream(device), copy_stream(device)
     # The memory is the copies' own, so that they wait for no kernel of the caller.
     with torch.cuda.stream(copies):
-        stored = torch.empty(features.shape, dtype=kind, device=out.device)
+        stored = torch.empty(features.shape, dtype=kind, device=device)
         crossing = stored.view(-1).view(torch.uint8)
         if there:
-            crossing = torch.empty(len(values), dtype=torch.uint8, device=out.device)
-        scale = alias(features.scale).to(out.device, non_blocking=True)
+            crossing = torch.empty(len(values), dtype=torch.uint8, device=device)
     pieces = upload(values, crossing, owner=features.owner if mapped else None, way=way)
+    pieces = chain([next(pieces)], pieces)  # the first is on its way while the rest is prepared
     try:
+        with torch.cuda.stream(copies):
+            scale = alias(features.scale).to(device, non_blocking=True)
+        scaled = copies.record_event()
+        if out is None:
+            out = torch.empty(features.shape, dtype=dtype, device=device)
         if there:
             for _, event in pieces:
                 ours.wait_event(event)
             decompress_into(stored.view(-1).view(torch.uint8), crossing, features)
+            ours.wait_event(scaled)
             _fill(out, stored, scale)
         else:
+            ours.wait_event(scaled)
             _fill_as_it_comes(out, stored, scale, pieces)
     finally:
         crossed = copies.record_event()
         copies.wait_stream(ours)
         crossed.synchronize()  # the caller may let go of the map now
+    return out
 
 
 def _fill_as_it_comes(
@@ -105,8 +122,10 @@ def _fill_as_it_comes(
     """Dequantize the rows of each piece while the next one crosses."""
     ours = torch.cuda.current_stream(out.device)
     row_bytes = stored.shape[1] * stored.itemsize
-    done = 0
-    for crossed, event in pieces:
+    done, waiting = 0, next(pieces, None)
+    while waiting is not None:
+        crossed, event = waiting
+        waiting = next(pieces, None)  # begun before this one is seen to
         ours.wait_event(event)
         rows = slice(done, crossed // row_bytes)
         if rows.start < rows.stop:

@@ -1,7 +1,7 @@
 """Copies through a ring of page-locked slots: threads fill them while the GPU empties them.
 
-A slot is filled by all threads at once, a share each, so that the first is on its way early and the last is short. The
-threads only copy, outside the interpreter lock; the caller sends what is full.
+A thread fills a slot, outside the interpreter lock; the caller sends what is full, in order. Slots that all threads
+fill together, a share each, were on their way earlier and measured slower: handing out shares took longer than copying.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 SLOT_BYTES = 4 << 20
 SLOTS = 32  # 128 MiB of page-locked memory a process
-SHARE_BYTES = 512 << 10
 COPY_THREADS = 8
 
 _copy = ctypes.memmove  # lets go of the interpreter lock
@@ -39,17 +38,17 @@ class Ring:
         self._passed: list[torch.cuda.Event | None] = [None] * count
         self._next = 0
         self._lock = threading.Lock()
-        self._shares: queue.SimpleQueue[tuple[int, int, int, int] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[int, int, int, int] | None] = queue.SimpleQueue()
         self._filled: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._threads = max(1, min(threads, os.cpu_count() or 1))
         for number in range(self._threads):
             name = f"featstore-copy-{number}"
-            threading.Thread(target=self._work, name=name, daemon=True).start()
+            threading.Thread(target=self._fill_slots, name=name, daemon=True).start()
 
     def close(self) -> None:
         """End the threads; no upload may follow."""
         for _ in range(self._threads):
-            self._shares.put(None)
+            self._work.put(None)
 
     def upload(
         self, values: NDArray[Any], out: torch.Tensor
@@ -62,39 +61,35 @@ class Ring:
         with self._lock:
             slot_bytes = self._memory.shape[1]
             bounds = range(0, len(values), slot_bytes)
-            unfilled = [0] * len(bounds)
+            full: set[int] = set()
             handed = sent = 0
             try:
                 while sent < len(bounds):
                     while handed < len(bounds) and handed - sent < len(self._passed):
-                        part = values[bounds[handed] : bounds[handed] + slot_bytes]
-                        unfilled[handed] = self._hand_out(handed, part)
+                        start = bounds[handed]
+                        self._hand_out(handed, values[start : start + slot_bytes])
                         handed += 1
-                    while unfilled[sent]:
-                        unfilled[self._filled.get()] -= 1
+                    while sent not in full:
+                        full.add(self._filled.get())
                     start = bounds[sent]
                     stop = min(start + slot_bytes, len(values))
                     event = self._send(sent, out[start:stop])
                     sent += 1
                     yield stop, event
             finally:
-                for _ in range(sum(unfilled)):
-                    self._filled.get()
+                while len(full) < handed:
+                    full.add(self._filled.get())
                 self._next = (self._next + handed) % len(self._passed)
 
-    def _hand_out(self, number: int, part: NDArray[Any]) -> int:
-        """Have the threads fill the slot of the piece `number`, and return how many shares that takes."""
+    def _hand_out(self, number: int, part: NDArray[Any]) -> None:
+        """Have a thread fill the slot of the piece `number`."""
         slot = (self._next + number) % len(self._passed)
         event = self._passed[slot]
         if event is not None:
             event.synchronize()
         source = part.__array_interface__["data"][0]
         target = self._memory.data_ptr() + slot * self._memory.shape[1]
-        starts = range(0, len(part), SHARE_BYTES)
-        for start in starts:
-            length = min(SHARE_BYTES, len(part) - start)
-            self._shares.put((number, target + start, source + start, length))
-        return len(starts)
+        self._work.put((number, target, source, len(part)))
 
     def _send(self, number: int, out: torch.Tensor) -> torch.cuda.Event:
         slot = (self._next + number) % len(self._passed)
@@ -105,9 +100,9 @@ class Ring:
         self._passed[slot] = event
         return event
 
-    def _work(self) -> None:
-        while (share := self._shares.get()) is not None:
-            number, target, source, length = share
+    def _fill_slots(self) -> None:
+        while (work := self._work.get()) is not None:
+            number, target, source, length = work
             _copy(target, source, length)
             self._filled.put(number)
 

@@ -214,33 +214,19 @@ def parse(record: memoryview) -> Record:
     Raises RecordError where it is truncated, damaged before the payload, of a newer format, or says something that
     cannot be: every length and shape is checked before it is believed.
     """
-    prefix_bytes, checksum = _checked_prefix(record)
-    known = _parsed.get(checksum)
-    if known is not None and bytes(record[: len(known[1])]) != known[1]:
-        known = None  # two records of one checksum can be made on purpose
-    header, head = known or _parse_header(record, prefix_bytes)
-    scale_at = len(head)
+    prefix_bytes = _checked_prefix(record)
+    header, scale_at = _parse_header(record, prefix_bytes)
     scale = _bin32(record, scale_at, "scale")
     payload = _bin32(record, scale_at + 5 + len(scale), "payload")
     whole = scale_at + 5 + len(scale) + 5 == prefix_bytes
     whole = whole and prefix_bytes + len(payload) == len(record)
     _check_sizes(header, scale, payload, whole)
-    if known is None:
-        _check_scale(header, scale)
-        if len(_parsed) >= MAX_PARSED:
-            _parsed.clear()
-        _parsed[checksum] = header, head
+    _check_scale(header, scale)
     return Record(header, scale, payload)
 
 
-# Headers that were proved and checked before, with the bytes they were read from, by their checksum: a second look-up
-# need not parse them again.
-MAX_PARSED = 4096
-_parsed: dict[bytes, tuple[Header, bytes]] = {}
-
-
-def _parse_header(record: memoryview, prefix_bytes: int) -> tuple[Header, bytes]:
-    """Return the header, checked, and the bytes of the record up to its end."""
+def _parse_header(record: memoryview, prefix_bytes: int) -> tuple[Header, int]:
+    """Return the header, checked, and where it ends."""
     unpacker = msgpack.Unpacker(
         strict_map_key=True,
         unicode_errors="surrogatepass",
@@ -253,7 +239,7 @@ def _parse_header(record: memoryview, prefix_bytes: int) -> tuple[Header, bytes]
     unpacker.feed(record[: min(prefix_bytes, MAX_HEADER_BYTES)])
     try:
         unpacker.read_array_header()
-        return _from_map(unpacker.unpack()), bytes(record[: unpacker.tell()])
+        return _from_map(unpacker.unpack()), unpacker.tell()
     except RecordError:
         raise
     except Exception as exc:  # msgpack raises a dozen unrelated types on damaged input
@@ -262,7 +248,7 @@ def _parse_header(record: memoryview, prefix_bytes: int) -> tuple[Header, bytes]
         ) from exc
 
 
-def _checked_prefix(record: memoryview) -> tuple[int, bytes]:
+def _checked_prefix(record: memoryview) -> int:
     if len(record) < _CHECKSUM_AT + 8:
         raise RecordError(
             f"a record of {len(record)} bytes is too short to be one; ingest the video again"
@@ -276,7 +262,7 @@ def _checked_prefix(record: memoryview) -> tuple[int, bytes]:
         raise RecordError(
             f"a record has format {head[11]}, this featstore reads format {FORMAT}; update featstore"
         )
-    (prefix_bytes,) = struct.unpack_from(">I", head, _LENGTH_AT)
+    prefix_bytes: int = struct.unpack_from(">I", head, _LENGTH_AT)[0]
     if not _CHECKSUM_AT + 8 <= prefix_bytes <= min(len(record), MAX_PREFIX_BYTES):
         raise RecordError(
             f"a record of {len(record)} bytes says its payload begins at {prefix_bytes}; ingest the video again"
@@ -288,7 +274,7 @@ def _checked_prefix(record: memoryview) -> tuple[int, bytes]:
             f"a record's header is damaged: its xxh3 is {checksum.hexdigest()}, it says {head[_CHECKSUM_AT:].hex()}; "
             "ingest the video again"
         )
-    return prefix_bytes, head[_CHECKSUM_AT:]
+    return prefix_bytes
 
 
 def _bin32(record: memoryview, start: int, what: str) -> memoryview:

@@ -28,13 +28,11 @@ from featstore.store.mapping import Mapping
 from featstore.store.pages import damaged, read_metas
 from featstore.store.readers import allocate_table
 from featstore.store.room import NO_ROOM
-from featstore.store.tree import Tree
+from featstore.store.tree import Place, Tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Future
-
-    from featstore.store.tree import Place
 
 # All keys lie in one database, behind the name of their table: to open a database of its own for each, py-lmdb would
 # begin a write transaction, so a reader would wait for whoever is writing, and hold the interpreter lock meanwhile.
@@ -126,7 +124,8 @@ class Environment:
 class Snapshot:
     """One read transaction and all views taken from it; it ends when the last of them is gone.
 
-    mapping: the map that the views lie in.
+    mapping: the map that the views lie in. learnt: what readers note of this commit's values, by key; kept until the
+    next one.
     """
 
     def __init__(self, environment: Environment, txn: lmdb.Transaction | None, tree: Tree) -> None:
@@ -134,6 +133,7 @@ class Snapshot:
         self.environment = environment
         self.mapping = tree.mapping
         self.txn_id = tree.txn_id
+        self.learnt = tree.learnt
         self._txn = txn  # held, never asked
         self._tree = tree
 
@@ -143,16 +143,23 @@ class Snapshot:
         Touches no page of a large value but its first.
         """
         place = self._tree.find(TABLES[table] + key)
-        return None if place is None else _View(self, place).memory()
+        return None if place is None else self.view(place)
+
+    def view(self, place: Place) -> memoryview:
+        """Return what lies at `place`, where this commit has a value, as a read-only view that keeps this snapshot."""
+        if place.offset + place.length > self.mapping.file_bytes():
+            raise damaged(self.environment.path, f"{place.length} bytes at {place.offset} are gone")
+        return _View(self, place).memory()
+
+    def place(self, view: memoryview) -> Place:
+        """Return where a view lies, or a part of one, that `get` or `view` gave."""
+        return Place(_address(view) - self.mapping.address, len(view))
 
     def read_in(self, value: memoryview) -> list[Future[None]]:
         """Begin to read the pages of `value`, which `get` gave, from disk; nothing where they are in memory."""
-        address = _address(value)
-        if is_resident(address, len(value)):
+        if is_resident(_address(value), len(value)):
             return []
-        return read_in(
-            self.environment.path / DATA_FILE, address - self.mapping.address, len(value)
-        )
+        return read_in(self.environment.path / DATA_FILE, *self.place(value))
 
     def read(self, table: str, key: bytes) -> bytes | None:
         """Return a copy of the value of `key`, or None; for small rows."""

@@ -7,7 +7,7 @@ from concurrent.futures import wait
 from typing import TYPE_CHECKING
 
 from featstore.errors import FeatureNotFound, RecordError, StoreMismatch, StoreNotFound
-from featstore.record import Features, parse
+from featstore.record import Features, Record, parse
 from featstore.spec import FeatureSpec
 from featstore.store.catalog import (
     Entry,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import os
 
 VERIFY = ("first", "always", "never")
+MAX_LEARNT = 4096  # records, some 2 KB each
 
 
 class FeatureStore(Mapping[str, "Dataset"]):
@@ -146,6 +147,28 @@ class Dataset(Mapping[str, Features]):
         snapshot = self.snapshot()
         chosen = self._choose(snapshot, nframe, spec).spec
         key = video_key(chosen, self.name, video)
+        record = self._known(snapshot, key) or self._read(snapshot, video, chosen, key)
+        header = record.header
+        verified = snapshot.environment.verified
+        seen = (key, header.payload_xxh3)
+        if self._verify == "always" or (self._verify == "first" and seen not in verified):
+            wait(
+                snapshot.read_in(record.payload)
+            )  # faults alone read a cold disk at half its speed
+            record.verify()
+            verified.add(seen)
+        return Features(header, record, snapshot.mapping)
+
+    def _known(self, snapshot: Snapshot, key: bytes) -> Record | None:
+        """Return the record if this process has read it since the last commit: nothing of it is looked at again."""
+        known = snapshot.learnt.get(key)
+        if known is None:
+            return None
+        header, scale, payload = known
+        return Record(header, snapshot.view(scale), snapshot.view(payload))
+
+    def _read(self, snapshot: Snapshot, video: str, spec: FeatureSpec, key: bytes) -> Record:
+        """Return the record of `video`, its prefix proved, and note where its parts lie for the next look-up."""
         value = snapshot.get("records", key)
         if value is None:
             if snapshot.read("catalog", key) is not None:
@@ -153,24 +176,21 @@ class Dataset(Mapping[str, Features]):
                     f"video {video!r} has a row in the catalog of {self.path} and no record; the store is damaged: run "
                     "featstore check"
                 )
-            raise self._not_found(snapshot, video, chosen, key)
+            raise self._not_found(snapshot, video, spec, key)
         try:
             record = parse(value)
         except RecordError as exc:
             raise RecordError(f"video {video!r} of {self.path}: {exc}") from exc
         header = record.header
-        if (header.video_id, header.spec, header.dataset) != (video, chosen.digest, self.name):
+        if (header.video_id, header.spec, header.dataset) != (video, spec.digest, self.name):
             raise RecordError(
                 f"the record of {video!r} in {self.path} says it is {header.video_id!r} of {header.dataset!r}, set "
                 f"{header.spec[:8]}; the store is damaged: run featstore check"
             )
-        verified = snapshot.environment.verified
-        seen = (key, header.payload_xxh3)
-        if self._verify == "always" or (self._verify == "first" and seen not in verified):
-            wait(snapshot.read_in(value))  # faults alone read a cold disk at half its speed
-            record.verify()
-            verified.add(seen)
-        return Features(header, record, snapshot.mapping)
+        if len(snapshot.learnt) >= MAX_LEARNT:
+            snapshot.learnt.clear()
+        snapshot.learnt[key] = header, snapshot.place(record.scale), snapshot.place(record.payload)
+        return record
 
     def read_ahead(
         self, video: str, *, nframe: int | None = None, spec: FeatureSpec | str | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import struct
 from bisect import bisect_right
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featstore.store.pages import (
     BIG_VALUE,
@@ -63,13 +63,15 @@ class _Branch(NamedTuple):
 class Tree:
     """The tree of the commit `txn_id` in `mapping`, for as long as its pages do not change.
 
-    That is while a read transaction on it is held, or no later commit was made.
+    That is while a read transaction on it is held, or no later commit was made. learnt: for its users to note what they
+    found; goes with the tree.
     """
 
     def __init__(self, mapping: Mapping, meta: Meta, path: Path) -> None:
         """Take the map of the file and the meta page of the commit; read nothing yet."""
         self.mapping = mapping
         self.txn_id = meta.txn_id
+        self.learnt: dict[bytes, Any] = {}
         self._meta = meta
         self._path = path
         self._branches: dict[int, _Branch] = {}

@@ -8,7 +8,13 @@ import pytest
 from toys import expected, put_video, run_python, store_videos, toy_features, toy_spec
 
 import featstore
-from featstore.errors import FeatureNotFound, StoreError, StoreMismatch, StoreNotFound
+from featstore.errors import (
+    FeatureNotFound,
+    StoreDamaged,
+    StoreError,
+    StoreMismatch,
+    StoreNotFound,
+)
 from featstore.store.catalog import Failure
 from featstore.store.reader import FeatureStore, get
 from featstore.store.writer import FeatureWriter
@@ -314,3 +320,24 @@ def test_what_may_not_be_written_or_seen_is_a_store_error():
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["StoreError"] * 6
     assert "write permission" in lines[0]
+
+
+def test_what_was_looked_up_is_looked_up_anew_after_a_commit(cache):
+    spec = store_videos(cache, "demo", {"a": toy_features(1), "b": toy_features(2)})
+    dataset = FeatureStore(cache)["demo"]
+    before = [dataset["a"], dataset["a"]]
+    assert np.shares_memory(before[0].data, before[1].data)
+    store_videos(cache, "demo", {"a": toy_features(3)})
+    for _ in range(2):
+        assert np.array_equal(dataset["a"].data, expected(toy_features(3), spec))
+        assert np.array_equal(dataset["b"].data, expected(toy_features(2), spec))
+    assert np.array_equal(before[1].data, expected(toy_features(1), spec))
+
+
+def test_what_was_looked_up_is_refused_once_the_file_lost_it(cache):
+    store_videos(cache / "aside", "demo", {"a": A})
+    dataset = FeatureStore(cache / "aside")["demo"]
+    assert dataset["a"].shape == (16, 8)
+    os.truncate(cache / "aside" / "demo" / "data.mdb", 8192)
+    with pytest.raises(StoreDamaged):
+        dataset["a"]

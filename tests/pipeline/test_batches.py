@@ -1,19 +1,9 @@
-"""What is decoded, waits and is encoded when: order, memory, batches of which each frame is in one."""
+"""Frames of several videos in batches: each frame once, in order, and no batch larger than asked for."""
 
-import os
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featstore.decoding.video import Video
-from featstore.encoders import ToyEncoder
 from featstore.pipeline.batches import Batches, Job
-from featstore.pipeline.cores import default_workers
-from featstore.pipeline.memory import Memory
-from featstore.pipeline.order import LARGEST_EVERY, decode_order
-from featstore.sampling import Sampling
-from featstore.spec import FeatureSpec
 
 
 def drain(batches: Batches, *, short: bool) -> list[list]:
@@ -66,58 +56,3 @@ def test_a_short_batch_comes_only_when_asked_for():
     assert batches.take(short=False) == []
     assert len(batches.take(short=True)) == 1
     assert batches.take(short=True) == []
-
-
-def test_long_videos_are_decoded_early_and_the_rest_as_listed(tmp_path):
-    videos = []
-    for i, size in enumerate([1, 2, 3, 900, 4, 5, 6, 7, 8, 800]):
-        path = tmp_path / f"{i}.mp4"
-        path.write_bytes(bytes(size))
-        videos.append(Video(str(i), str(path)))
-    order = [int(video.video_id) for video in decode_order(videos)]
-    assert LARGEST_EVERY == 4
-    assert order == [3, 0, 1, 2, 9, 4, 5, 6, 8, 7]
-
-
-@given(st.lists(st.integers(0, 5), max_size=30))
-def test_the_order_leaves_out_none_and_files_that_are_gone_do_no_harm(numbers):
-    videos = [Video(str(i), f"/nowhere/{number}") for i, number in enumerate(numbers)]
-    order = decode_order(videos)
-    assert sorted(order, key=lambda video: int(video.video_id)) == videos
-
-
-@pytest.mark.parametrize(
-    ("nframe", "batch", "encoders", "slots"),
-    [
-        (128, 128, 1, (18, 5)),
-        (128, 128, 2, (20, 8)),
-        (16, 128, 1, (25, 19)),
-        (512, 128, 1, (18, 5)),
-    ],
-)
-def test_so_many_slots_are_reserved_whatever_there_is_to_do(nframe, batch, encoders, slots):
-    spec = FeatureSpec(ToyEncoder().identity, Sampling(nframe), "d", "int8", "channel")
-    memory = Memory.reserve(spec, workers=16, encoders=encoders, batch_frames=batch)
-    assert (memory.frame_slots.count, memory.record_slots.count) == slots
-    memory.close()
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        ({}, None),
-        ({"cpu.max": "max 100000"}, None),
-        ({"cpu.max": "100000 100000"}, 1),
-        ({"cpu.max": "20000 100000"}, 1),
-        ({"cpu.max": "999000 1000"}, None),
-        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
-        ({"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),
-        ({"cpu.max": "nonsense"}, None),
-    ],
-)
-def test_a_containers_share_of_the_cores_is_heeded(tmp_path, files, cores):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    everything = len(os.sched_getaffinity(0))
-    assert default_workers(tmp_path) == (cores or everything)

@@ -37,7 +37,8 @@ from watching import Watch
 from featstore.decoding.pool import DecoderPool
 from featstore.decoding.video import Video
 from featstore.encoders import EncoderRecipe
-from featstore.pipeline.run import default_workers, ingest
+from featstore.pipeline.cores import default_workers
+from featstore.pipeline.run import ingest
 from featstore.pipeline.stages import Settings, Stages
 from featstore.sampling import Sampling
 from featstore.store.layout import dataset_path, make_folder

@@ -28,9 +28,7 @@ class Encoder(Protocol):
     origin: what the user called it, for messages; as a checkpoint's folder or Hub id.
 
     An ingest calls it from one thread, which is not the caller's. One that has a method `load()` is told to get ready
-    before the first frames are there. One that computes on a CUDA device says so in `device` and offers
-    `encode_there(frames)`, which takes a uint8 tensor on that device and queues work without waiting for it: then
-    transfers, encoding and quantizing overlap.
+    before the first frames are there. One on a GPU does well to be a `GpuEncoder`.
     """
 
     identity: EncoderIdentity
@@ -42,6 +40,19 @@ class Encoder(Protocol):
 
         An array or a tensor in the encoder's dtype, on the encoder's device.
         """
+        ...
+
+
+class GpuEncoder(Encoder, Protocol):
+    """An encoder whose work can be queued: transfers, encoding and quantizing then overlap.
+
+    device: the torch.device it computes on, of type `cuda`.
+    """
+
+    device: Any
+
+    def encode_there(self, frames: Any) -> Any:
+        """Return what `encode` does of a uint8 tensor on `device`, queued on the current stream and not waited for."""
         ...
 
 

@@ -9,7 +9,7 @@ from featstore.errors import FeatstoreError, QuantizeError
 from featstore.pipeline.encoding import hand_out, stored
 
 if TYPE_CHECKING:
-    from featstore.encoders import Encoder
+    from featstore.encoders import GpuEncoder
     from featstore.pipeline.batches import Job, Piece
     from featstore.pipeline.encoding import Answer
     from featstore.pipeline.memory import Memory
@@ -18,23 +18,22 @@ if TYPE_CHECKING:
 class CudaEngine:
     """Encodes on the encoder's GPU; see `encoding.Engine` and featstore.torch.encoder_streams."""
 
-    def __init__(self, encoder: Encoder, memory: Memory, batch_frames: int) -> None:
+    def __init__(self, encoder: GpuEncoder, memory: Memory, batch_frames: int) -> None:
         """Page-lock the shared memory, and take the GPU's for the frames of the batches."""
         from featstore.torch.encoder_streams import DEPTH, EncoderStreams
         from featstore.torch.pinned import PageLock
 
-        gpu: Any = encoder  # that it has a device and encode_there was looked for
         self.depth = DEPTH
         self._memory = memory
-        self._device = gpu.device
+        self._device = encoder.device
         shape = (batch_frames, *memory.spec.encoder.preprocessing.frame_shape)
-        self._streams = EncoderStreams(gpu.encode_there, gpu.device, shape)
+        self._streams = EncoderStreams(encoder.encode_there, encoder.device, shape)
         # In the order of their streams, each of which does its work in that order.
         self._reading: deque[tuple[Any, list[int]]] = deque()  # event, slots it frees
         self._encoding: deque[Any] = deque()  # spans
         self._storing: deque[tuple[Job, Any]] = deque()
         self._locks = [
-            PageLock(slots.memory, gpu.device)
+            PageLock(slots.memory, encoder.device)
             for slots in (memory.frame_slots, memory.record_slots)
         ]
 
@@ -42,6 +41,11 @@ class CudaEngine:
     def in_flight(self) -> int:
         """Return the batches that are not encoded yet."""
         return len(self._encoding)
+
+    @property
+    def owes(self) -> bool:
+        """Return whether something is on its way."""
+        return bool(self._reading or self._encoding or self._storing)
 
     def submit(self, batch: list[Piece]) -> None:
         """Queue the batch, and the quantization of the videos that end in it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from featstore.encoders import Encoder
+    from featstore.encoders import Encoder, GpuEncoder
     from featstore.pipeline.batches import Piece
     from featstore.pipeline.memory import Memory
     from featstore.quant import QuantError
@@ -34,16 +34,18 @@ Answer = dict[str, Any]
 
 
 class Engine(Protocol):
-    """Encodes batches and quantizes videos.
-
-    in_flight: batches handed over and not encoded yet. depth: how many of them keep it busy.
-    """
+    """Encodes batches and quantizes videos; `depth` batches at work keep it busy."""
 
     depth: int
 
     @property
     def in_flight(self) -> int:
-        """Return the batches at work."""
+        """Return the batches that are not encoded yet."""
+        ...
+
+    @property
+    def owes(self) -> bool:
+        """Return whether answers are to come: also a record on its way from the GPU is one."""
         ...
 
     def submit(self, batch: list[Piece]) -> None:
@@ -79,7 +81,7 @@ def make_engine(encoder: Encoder, memory: Memory, batch_frames: int) -> Engine:
     if getattr(device, "type", "") == "cuda" and hasattr(encoder, "encode_there"):
         from featstore.pipeline.cuda import CudaEngine
 
-        return CudaEngine(encoder, memory, batch_frames)
+        return CudaEngine(cast("GpuEncoder", encoder), memory, batch_frames)
     return HostEngine(encoder, memory)
 
 
@@ -106,7 +108,7 @@ class _Session:
     def _hear(self) -> None:
         """Take in all requests there are; wait for one as long as there is nothing to do."""
         timeout: float | None = None
-        if self._engine.in_flight:
+        if self._engine.owes:
             timeout = _POLL_SECONDS
         if self._batches and self._engine.in_flight < self._engine.depth:
             timeout = 0.0
@@ -120,6 +122,7 @@ class HostEngine:
 
     depth = 1
     in_flight = 0
+    owes = False
 
     def __init__(self, encoder: Encoder, memory: Memory) -> None:
         """Begin with nothing done."""

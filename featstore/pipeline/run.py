@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from featstore.codecs import require
 from featstore.decoding.video import DECODER, Video
 from featstore.errors import StoreFull, StoreNotFound
+from featstore.pipeline.cores import default_workers
 from featstore.pipeline.plan import Plan, check_listing, list_videos, make_plan
 from featstore.pipeline.stages import Settings, Stages
 from featstore.pipeline.summary import IngestSummary
@@ -125,11 +126,6 @@ def ingest(
             summary.seconds = time.monotonic() - begun
             write_cache_meta(cache_dir)
     return summary
-
-
-def default_workers() -> int:
-    """Return the cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def record_bytes(spec: FeatureSpec) -> int:

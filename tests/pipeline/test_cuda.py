@@ -15,6 +15,7 @@ from toys import REPOSITORY, run_python
 import featstore
 from featstore.children import Slots
 from featstore.encoders import EncoderRecipe, ToyEncoder
+from featstore.errors import QuantizeError
 from featstore.longva import LongVAEncoder
 from featstore.pipeline.batches import Batches, Job
 from featstore.pipeline.cuda import CudaEngine
@@ -34,8 +35,8 @@ LATE = 3
 class Event:
     """Passes when it was asked for often enough."""
 
-    def __init__(self) -> None:
-        self._asked = 0
+    def __init__(self, late: int = LATE) -> None:
+        self._asked, self._late = 0, late
 
     def query(self) -> bool:
         self._asked += 1
@@ -43,7 +44,7 @@ class Event:
 
     @property
     def passed(self) -> bool:
-        return self._asked > LATE
+        return self._asked > self._late
 
 
 class PlayedStreams:
@@ -71,7 +72,12 @@ class PlayedStreams:
         stored, scale, measures = queue_quantize(features, quantization, granularity)
         torch.frombuffer(payload, dtype=stored.dtype).reshape(shape).copy_(stored)
         return encoder_streams.Stored(
-            scale, measures, features.numel(), quantization, arrived=Event(), work=_Work(Event())
+            scale,
+            measures,
+            features.numel(),
+            quantization,
+            arrived=Event(2 * LATE),
+            work=_Work(Event()),
         )
 
     def finish(self) -> None:
@@ -154,11 +160,14 @@ def test_a_slot_is_free_when_it_was_read_and_not_before(played):
     answers = [engine.collect() for _ in range(LATE)]
     assert answers == [[]] * LATE
     assert engine.in_flight == 1
-    read, encoded, stored = engine.collect()
+    read, encoded = engine.collect()
     assert read["read"] == [1]
     assert encoded["busy"] > 0
-    assert stored["stored"] == 7
     assert engine.in_flight == 0
+    assert engine.owes  # its record is still on its way
+    answers = [answer for _ in range(LATE) for answer in engine.collect()]
+    assert [answer["stored"] for answer in answers] == [7]
+    assert not engine.owes
     memory.close()
 
 
@@ -188,8 +197,11 @@ def test_a_gpu_quantizes_to_numpys_bits(dtype, scale):
 def test_a_gpu_counts_what_is_not_finite():
     features = torch.randn((100, 64), device="cuda").half()
     features[3, 4], features[5, 6] = torch.nan, torch.inf
-    _, _, measures = queue_quantize(features, "int8", "channel")
-    assert measures[5].item() == 2
+    for scale in ("channel", "token", "tensor"):
+        _, _, measures = queue_quantize(features, "int8", scale)
+        assert measures[5].item() == 2
+        with pytest.raises(QuantizeError, match="2 of 6400"):
+            quantize_tensor(features, "int8", scale)
 
 
 @needs_gpu

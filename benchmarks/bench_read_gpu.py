@@ -1,173 +1,89 @@
 """How long does a stored record take to become a bf16 tensor on the GPU?
 
 Beside featstore's ways stand what one would otherwise use, one file a video, and the limit: the same bytes from
-page-locked memory with the same kernel. Needs a CUDA GPU:
+page-locked memory with the same kernel. Needs a CUDA GPU, and nvCOMP for the codecs' rows (featstore[nvcomp]):
 
-    python benchmarks/bench_read_gpu.py --out benchmarks/results
+    python benchmarks/bench_read_gpu.py
+
+It takes some five minutes and 8 GB of a real disk. Parts can be left out with --parts.
+
+hot:     from a video's id to its tensor; all in the page cache. Ways take turns, so that each sees the same machine.
+cold:    all records once, in a fresh process, the files evicted before; against reading the same file from end to end.
+readers: several processes that read hot records to one GPU at once.
+tune:    sizes of the pieces that cross, and threads that copy.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
-import platform
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import click
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from gpu_records import Records, write_files, write_store
+from measure import (
+    RESULTS,
+    Summary,
+    describe,
+    evict,
+    machine,
+    plot_bars,
+    resident_share,
+    settle,
+    show_bytes,
+    show_time,
+    spare_the_living,
+    table,
+    write_results,
+)
+from safetensors.torch import load_file
 
 import featstore
-from featstore.encoders import ToyEncoder
-from featstore.quant import QuantError
-from featstore.record import Header, SourceFingerprint
-from featstore.sampling import Sampling
-from featstore.spec import FeatureSpec
-from featstore.store.writer import FeatureWriter
-from featstore.torch import to_tensor
+from featstore.codecs import nvcomp
+from featstore.torch import explain, staged, to_tensor, transfer
 from featstore.torch.dequantize import dequantize_into
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DIM, TOKENS_A_FRAME = 3584, 144
-ROOM = 1 << 20
+    Way = Callable[[str], torch.Tensor]
 
-
-def make_records(folder: Path, videos: int, frames: int, dataset: str = "bench") -> FeatureSpec:
-    """Write the same int8 records to a dataset of a store, as .pt, and as safetensors in int8 and bf16."""
-    tokens = frames * TOKENS_A_FRAME
-    spec = FeatureSpec(ToyEncoder().identity, Sampling(frames), "none", "int8", "channel")
-    buffer = memoryview(bytearray(ROOM + tokens * DIM))
-    rng = np.random.default_rng(0)
-    with FeatureWriter(folder / "store", dataset, min_free=1 << 30) as writer:
-        writer.add_set(spec, "random")
-        for i in range(videos):
-            values = rng.integers(-127, 128, size=(tokens, DIM), dtype=np.int8)
-            scale = rng.uniform(0.001, 0.1, size=(1, DIM)).astype(np.float32)
-            header = Header(
-                video_id=f"v{i}",
-                video_path="",
-                dataset=dataset,
-                nframe=frames,
-                frame_indices=np.arange(frames, dtype="<u4").tobytes(),
-                total_frames=frames,
-                fps=1.0,
-                shape=(tokens, DIM),
-                tokens_per_frame=TOKENS_A_FRAME,
-                quantization="int8",
-                scale="channel",
-                dtype="fp16",
-                model_signature=spec.encoder.model_signature,
-                spec=spec.digest,
-                source=SourceFingerprint(0, 0, ""),
-                error=QuantError(1.0, 0.0, 0.0),
-                created=0.0,
-            )
-            buffer[ROOM:] = memoryview(values).cast("B")
-            writer.put(spec, header, scale.tobytes(), buffer, slice(ROOM, ROOM + values.nbytes))
-            writer.commit()
-            data = {"data": torch.from_numpy(values), "scale": torch.from_numpy(scale)}
-            torch.save(data, folder / f"v{i}.pt")
-            save_file(data, folder / f"v{i}.int8.safetensors")
-            whole = (data["data"].float() * data["scale"]).to(torch.bfloat16)
-            save_file({"features": whole}, folder / f"v{i}.bf16.safetensors")
-    return spec
-
-
-def ways(folder: Path, frames: int) -> dict[str, Callable[[str], torch.Tensor]]:
-    """Return name -> a function that gives a video's bf16 tensor on the GPU."""
-    dataset = featstore.open(folder / "store")["bench"]
-    held = {name: dataset[name] for name in dataset}
-    pinned = {
-        name: torch.from_numpy(np.array(features.data)).pin_memory()
-        for name, features in held.items()
-    }
-    scales = {
-        name: torch.from_numpy(features.scale.copy()).cuda() for name, features in held.items()
-    }
-    shape = (frames * TOKENS_A_FRAME, DIM)
-
-    def limit(name: str) -> torch.Tensor:
-        out = torch.empty(shape, dtype=torch.bfloat16, device="cuda")
-        dequantize_into(out, pinned[name].to("cuda", non_blocking=True), scales[name])
-        return out
-
-    def pt_cpu(name: str) -> torch.Tensor:
-        data = torch.load(folder / f"{name}.pt", weights_only=True)
-        return (data["data"].float() * data["scale"]).to(torch.bfloat16).cuda()
-
-    def pt_gpu(name: str) -> torch.Tensor:
-        data = torch.load(folder / f"{name}.pt", weights_only=True)
-        return (data["data"].cuda().float() * data["scale"].cuda()).to(torch.bfloat16)
-
-    def st_int8(name: str) -> torch.Tensor:
-        data = load_file(folder / f"{name}.int8.safetensors", device="cuda")
-        return (data["data"].float() * data["scale"]).to(torch.bfloat16)
-
-    def st_bf16(name: str) -> torch.Tensor:
-        return load_file(folder / f"{name}.bf16.safetensors", device="cuda")["features"]
-
-    found = {
-        ".pt, dequantized on the CPU": pt_cpu,
-        ".pt, dequantized on the GPU": pt_gpu,
-        "safetensors bf16": st_bf16,
-        "safetensors int8": st_int8,
-    }
-    for way in ("pageable", "staged", "registered"):
-        found[f"featstore {way}"] = lambda name, way=way: to_tensor(
-            dataset.lookup(name), device="cuda", way=way
-        )
-    found["featstore registered, looked up before"] = lambda name: to_tensor(
-        held[name], device="cuda", way="registered"
-    )
-    found["limit: page-locked memory, same kernel"] = limit
-    return found
-
-
-def measure(call: Callable[[str], Any], names: list[str], repeats: int) -> list[float]:
-    """Return seconds of `repeats` calls, the GPU's work included, after two rounds of warming up."""
-    for name in names + names:
-        call(name)
-    seconds = []
-    for i in range(repeats):
-        torch.cuda.synchronize()
-        begun = time.perf_counter()
-        call(names[i % len(names)])
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begun)
-    return seconds
-
-
-def forget(folder: Path) -> None:
-    """Drop the files' clean pages from the page cache; pages a process has mapped stay."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            fd = os.open(path, os.O_RDONLY)
-            os.fsync(fd)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(fd)
-
+PACKAGES = (
+    "featstore",
+    "torch",
+    "triton",
+    "numpy",
+    "lmdb",
+    "lz4",
+    "zstandard",
+    "nvidia-libnvcomp-cu13",
+    "safetensors",
+)
+PARTS = ("hot", "cold", "readers", "tune")
+LIMIT = "limit: page-locked memory, same kernel"
+ROUNDS = 4
 
 COLD = """
 import sys, time, torch, featstore
 from featstore.torch import prefetch, to_tensor
 torch.zeros(1, device="cuda")
-folder, way, verify, videos = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
-dataset = featstore.open(folder, verify=verify)["bench"]
-names = [f"v{i}" for i in range(videos)]
-warm = featstore.open(folder)["warm"]  # compiles the kernel and takes page-locked memory, as the first record would
-for _ in prefetch(warm, ["v0"], device="cuda"):
-    to_tensor(warm["v0"], device="cuda", way=way if way != "prefetch" else "auto")
+folder, codec, way, verify = sys.argv[1:5]
+store = featstore.open(folder, verify=verify)
+# Compiles the kernel and takes page-locked memory, as the first record would.
+for _, tensor in prefetch(store["warm-" + codec], ["v0"], device="cuda"):
+    to_tensor(store["warm-" + codec]["v0"], device="cuda", way="auto" if way == "prefetch" else way)
+names = sys.argv[5:]
+dataset = store[codec]
 torch.cuda.synchronize(); begun = time.perf_counter()
 if way == "prefetch":
     for _ in prefetch(dataset, names, device="cuda"):
@@ -177,13 +93,13 @@ else:
         to_tensor(dataset[name], device="cuda", way=way)
 torch.cuda.synchronize(); print(time.perf_counter() - begun)
 """
-READERS = """
+READER = """
 import sys, time, torch, featstore
 from featstore.torch import to_tensor
-folder, way, videos, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-dataset = featstore.open(folder)["bench"]
-names = list(dataset)
-for name in names:
+folder, codec, way, rounds = *sys.argv[1:4], int(sys.argv[4])
+dataset = featstore.open(folder)[codec]
+names = sys.argv[5:]
+for name in names * 2:
     to_tensor(dataset[name], device="cuda", way=way)
 torch.cuda.synchronize(); print("ready", flush=True); sys.stdin.readline()
 begun = time.perf_counter()
@@ -193,154 +109,351 @@ torch.cuda.synchronize(); print(time.perf_counter() - begun)
 """
 
 
-def cold(folder: Path, videos: int, size: int) -> dict[str, float]:
-    """Return GB/s of reading every record once from disk, in a fresh process, against plain sequential reading."""
-    found = {}
-    forget(folder)
-    begun = time.perf_counter()
-    with open(folder / "store" / "bench" / "data.mdb", "rb", buffering=0) as file:
-        block = bytearray(8 << 20)
-        total = 0
-        while count := file.readinto(block):
-            total += count
-    found["plain sequential reading"] = total / (time.perf_counter() - begun) / 1e9
-    for way, verify in itertools.product(("prefetch", "registered", "staged"), ("first", "never")):
-        forget(folder)
-        words = [sys.executable, "-c", COLD, str(folder / "store"), way, verify, str(videos)]
-        seconds = float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-        found[f"featstore {way}, verify {verify}"] = videos * size / seconds / 1e9
-    return found
+# --- hot -----------------------------------------------------------------------------------------------------------
 
 
-def many_readers(folder: Path, videos: int, size: int, rounds: int = 200) -> dict[str, float]:
-    """Return GB/s of 1, 2 and 4 processes that read hot records to one GPU at once."""
-    found = {}
-    for count in (1, 2, 4):
-        words = [
-            sys.executable,
-            "-c",
-            READERS,
-            str(folder / "store"),
-            "registered",
-            str(videos),
-            str(rounds),
-        ]
-        readers = [
-            subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            for _ in range(count)
-        ]
-        for reader in readers:
-            assert reader.stdout is not None
-            reader.stdout.readline()
-        for reader in readers:
-            assert reader.stdin is not None
-            reader.stdin.write("go\n")
-            reader.stdin.flush()
-        seconds = [float(reader.communicate()[0]) for reader in readers]
-        found[f"{count} readers"] = sum(rounds * size / each / 1e9 for each in seconds)
-    return found
+def peers(folder: Path) -> dict[str, Way]:
+    """Return what one would otherwise use."""
 
+    def pt_cpu(name: str) -> torch.Tensor:
+        data = torch.load(folder / f"{name}.pt", weights_only=True)
+        return (data["data"].float() * data["scale"]).to(torch.bfloat16).cuda()
 
-def describe_machine() -> dict[str, str]:
-    """Return what the figures were measured on."""
+    def pt_gpu(name: str) -> torch.Tensor:
+        data = torch.load(folder / f"{name}.pt", weights_only=True)
+        return (data["data"].cuda().float() * data["scale"].cuda()).to(torch.bfloat16)
+
+    def int8(name: str) -> torch.Tensor:
+        data = load_file(folder / f"{name}.int8.safetensors", device="cuda")
+        return (data["data"].float() * data["scale"]).to(torch.bfloat16)
+
+    def bf16(name: str) -> torch.Tensor:
+        return load_file(folder / f"{name}.bf16.safetensors", device="cuda")["features"]
+
     return {
-        "gpu": torch.cuda.get_device_name(),
-        "cpu": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "featstore": featstore.__version__,
-        "date": time.strftime("%Y-%m-%d"),
+        ".pt, dequantized on the CPU": pt_cpu,
+        ".pt, dequantized on the GPU": pt_gpu,
+        "safetensors bf16": bf16,
+        "safetensors int8": int8,
     }
+
+
+def ours(store: featstore.FeatureStore, codecs: list[str], names: list[str]) -> dict[str, Way]:
+    """Return featstore's ways, the look-up included but where the name says otherwise."""
+
+    def call(codec: str, way: str, name: str) -> torch.Tensor:
+        return to_tensor(store[codec].lookup(name), device="cuda", way=way)
+
+    def by_the_cpu(codec: str, name: str) -> torch.Tensor:
+        with mock.patch("featstore.torch.convert.refusal", return_value="asked not to"):
+            return to_tensor(store[codec].lookup(name), device="cuda", way="staged")
+
+    held = {name: store["raw"][name] for name in names}
+    ways: dict[str, Way] = {
+        f"featstore {way}": partial(call, "raw", way)
+        for way in ("pageable", "staged", "registered", "auto")
+    }
+    ways["featstore registered, looked up before"] = lambda name: to_tensor(
+        held[name], device="cuda", way="registered"
+    )
+    for codec in codecs[1:]:
+        if not nvcomp.refusal():
+            ways[f"featstore {codec}, registered"] = partial(call, codec, "registered")
+            ways[f"featstore {codec}, staged"] = partial(call, codec, "staged")
+        if codec != "ans":
+            ways[f"featstore {codec}, decompressed on the CPU"] = partial(by_the_cpu, codec)
+    return ways
+
+
+def limit(store: featstore.FeatureStore, names: list[str]) -> Way:
+    """Return the way that has the bytes in page-locked memory and the scale on the GPU."""
+    held = {name: store["raw"][name] for name in names}
+    pinned = {
+        name: torch.from_numpy(np.array(found.data)).pin_memory() for name, found in held.items()
+    }
+    scales = {name: torch.from_numpy(found.scale.copy()).cuda() for name, found in held.items()}
+
+    def call(name: str) -> torch.Tensor:
+        out = torch.empty(pinned[name].shape, dtype=torch.bfloat16, device="cuda")
+        dequantize_into(out, pinned[name].to("cuda", non_blocking=True), scales[name])
+        return out
+
+    return call
+
+
+def check(ways: dict[str, Way], store: featstore.FeatureStore, names: list[str]) -> None:
+    """End the run where a way gives other bits than the CPU."""
+    for name in names:
+        expected = to_tensor(store["raw"][name])
+        for label, call in ways.items():
+            if not torch.equal(call(name).cpu(), expected):
+                raise click.ClickException(f"{label} gives other bits than the CPU for {name}")
+
+
+def time_ways(ways: dict[str, Way], names: list[str], repeats: int) -> dict[str, list[float]]:
+    """Return seconds of `repeats` calls of each way, the GPU's work included; peers of files a quarter as many."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    spare_the_living()
+    for _ in range(ROUNDS):
+        for label, call in ways.items():
+            few = not label.startswith(("featstore", "limit"))
+            for name in names:
+                call(name)
+            for i in range(max(1, repeats // ROUNDS // (4 if few else 1))):
+                seconds[label].append(_time(partial(call, names[i % len(names)])))
+    return seconds
+
+
+def _time(call: Callable[[], object]) -> float:
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    result = call()
+    torch.cuda.synchronize()
+    taken = time.perf_counter() - begun
+    del result
+    return taken
+
+
+# --- cold, readers, tune -------------------------------------------------------------------------------------------
+
+
+def cold(folder: Path, codecs: list[str], records: Records) -> dict[str, float]:
+    """Return GB/s of reading every record once from disk: of features for ours, of the file for plain reading."""
+    found = {}
+    for codec in codecs:
+        file = folder / codec / "data.mdb"
+        settle(file.parent)
+        plain = [_plain(file) for _ in range(3)]
+        found[f"{codec}: plain sequential reading"] = statistics.median(plain)
+        for way, verify in [("prefetch", "first"), ("prefetch", "never")] + (
+            [("staged", "first"), ("staged", "never"), ("registered", "never")]
+            if codec == "raw"
+            else []
+        ):
+            evict(file.parent)
+            if (left := resident_share(file.parent)) > 0.01:
+                click.echo(
+                    f"{left:.0%} of {codec} stay in the page cache; is the --workdir in memory?",
+                    err=True,
+                )
+            seconds = float(_python(COLD, folder, codec, way, verify, *records.names))
+            found[f"{codec}: featstore {way}, verify {verify}"] = (
+                records.videos * records.nbytes / seconds / 1e9
+            )
+    return found
+
+
+def _plain(file: Path) -> float:
+    evict(file.parent)
+    block = bytearray(8 << 20)
+    total = 0
+    begun = time.perf_counter()
+    with open(file, "rb", buffering=0) as opened:
+        while count := opened.readinto(block):
+            total += count
+    return total / (time.perf_counter() - begun) / 1e9
+
+
+def readers(folder: Path, codecs: list[str], records: Records, rounds: int) -> dict[str, float]:
+    """Return GB/s of features of 1, 2 and 4 processes that read hot records to one GPU at once, all together."""
+    found = {}
+    for codec, way in [("raw", "registered"), ("raw", "staged"), ("ans", "registered")]:
+        if codec not in codecs:
+            continue
+        for count in (1, 2, 4):
+            words = [sys.executable, "-c", READER, folder, codec, way, str(rounds), *records.names]
+            started = [
+                subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                for _ in range(count)
+            ]
+            for reader in started:
+                assert reader.stdout is not None
+                reader.stdout.readline()
+            for reader in started:
+                assert reader.stdin is not None
+                reader.stdin.write("go\n")
+                reader.stdin.flush()
+            seconds = [float(reader.communicate()[0]) for reader in started]
+            found[f"{codec} {way}, {count} processes"] = sum(
+                rounds * records.nbytes / each / 1e9 for each in seconds
+            )
+    return found
+
+
+def _python(program: str, *words: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise click.ClickException(f"a reading process failed:\n{done.stderr}")
+    return done.stdout
+
+
+def tune(store: featstore.FeatureStore, names: list[str], repeats: int) -> dict[str, float]:
+    """Return the median milliseconds of a record by the sizes and threads it crosses with."""
+    found = {}
+
+    def median(way: str) -> float:
+        call = partial(to_tensor, device="cuda", way=way)
+        seconds = [
+            _time(partial(call, store["raw"][names[i % len(names)]])) for i in range(repeats)
+        ]
+        return statistics.median(seconds[repeats // 4 :]) * 1e3
+
+    for mib in (4, 8, 16, 32, 64):
+        with mock.patch.object(transfer, "PIECE_BYTES", mib << 20):
+            found[f"registered, pieces of {mib} MiB"] = median("registered")
+    for mib in (1, 2, 4, 8):
+        for threads in (4, 8, 12, 16):
+            for kib in (256, 512, 1024):
+                ring = staged.Ring(slot_bytes=mib << 20, threads=threads)
+                with (
+                    mock.patch.object(staged, "_ring", (os.getpid(), ring)),
+                    mock.patch.object(staged, "SHARE_BYTES", kib << 10),
+                ):
+                    label = f"staged, slots of {mib} MiB, {threads} threads, shares of {kib} KiB"
+                    found[label] = median("staged")
+                ring.close()
+    return found
+
+
+# --- the report ----------------------------------------------------------------------------------------------------
+
+NOTES = """\
+How to read it
+- Trust ratios, not milliseconds. "limit" is the limit's median over this one's; "vs" names how many times longer a
+  way takes than featstore registered, the look-up included.
+- The limit copies first and dequantizes then; ours dequantizes one piece while the next crosses, so it may pass it.
+- Codecs: GB/s are of features, not of what crosses the bus. Without nvCOMP only what the CPU decompresses is measured.
+- Every way gave the CPU's bits for two records before it was timed.
+"""
+
+
+def render(data: dict[str, Any], records: Records) -> str:
+    """Return the whole result as text."""
+    parts = [
+        "bench_read_gpu: from a stored record to a bf16 tensor on the GPU",
+        describe(data["machine"]),
+    ]
+    parts[-1] += f"\n{data['gpu']}"
+    tokens, dim = records.shape
+    parts.append(
+        f"{records.videos} records of {tokens:,} x {dim:,} int8, {show_bytes(records.nbytes)}; stored: "
+        + ", ".join(f"{codec} {show_bytes(size)}" for codec, size in data["stored_bytes"].items())
+    )
+    if "hot" in data:
+        parts.append(_hot_table(data["hot"], records))
+        parts.append("\n".join(f"{name}: {said}" for name, said in data["explained"].items()))
+    for part, unit, title in (
+        ("cold", "GB/s", "cold, from disk"),
+        ("readers", "GB/s", "processes at once, all together"),
+        ("tune", "ms", "pieces, slots, threads"),
+    ):
+        if part in data:
+            parts.append(table((title, unit), [(k, f"{v:.2f}") for k, v in data[part].items()]))
+    return "\n\n".join([*parts, NOTES.strip()]) + "\n"
+
+
+def _hot_table(hot: dict[str, dict[str, float]], records: Records) -> str:
+    best, mine = hot[LIMIT]["median_s"], hot["featstore registered"]["median_s"]
+    rows = []
+    for label, found in hot.items():
+        times = [show_time(found[f"{name}_s"]) for name in ("median", "p90", "p99", "max")]
+        rate = records.nbytes / found["median_s"] / 1e9
+        share = f"{best / found['median_s']:.0%}"
+        rows.append(
+            (
+                label,
+                f"{found['count']:.0f}",
+                *times,
+                f"{rate:.1f}",
+                share,
+                f"{found['median_s'] / mine:.2f}",
+            )
+        )
+    return table(("hot", "count", "median", "p90", "p99", "max", "GB/s", "limit", "vs"), rows)
+
+
+def plot(path: Path, data: dict[str, Any]) -> str:
+    """Draw what was measured; return what became of it."""
+    panels = {}
+    if "hot" in data:
+        hot = data["hot"].items()
+        panels["hot, to bf16 on the GPU: median, ms"] = {k: v["median_s"] * 1e3 for k, v in hot}
+    panels |= {f"{part}: GB/s": data[part] for part in ("cold", "readers") if part in data}
+    return plot_bars(path, panels, ours="featstore", unit="log scale") if panels else "no plot"
 
 
 @click.command()
 @click.option("--videos", default=16, show_default=True, help="Records; 63 MiB each at 128 frames.")
 @click.option("--frames", default=128, show_default=True)
-@click.option("--repeats", default=200, show_default=True)
+@click.option("--repeats", default=200, show_default=True, help="Timed calls of a way.")
+@click.option("--codecs", default="raw,lz4,zstd,ans", show_default=True, help="raw, and others.")
 @click.option(
-    "--workdir", type=click.Path(), help="Where the records are written; removed at the end."
+    "--parts", default="hot,cold,readers", show_default=True, help=f"Of {', '.join(PARTS)}."
 )
 @click.option(
-    "--out", type=click.Path(file_okay=False), help="Write bench_read_gpu.txt and .json here."
+    "--workdir",
+    default=tempfile.gettempdir(),
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where records are written, on a real disk; all is removed at the end.",
 )
-def main(videos: int, frames: int, repeats: int, workdir: str | None, out: str | None) -> None:
+@click.option(
+    "--out", default=RESULTS, type=click.Path(path_type=Path), help="Folder of the results."
+)
+def main(
+    videos: int, frames: int, repeats: int, codecs: str, parts: str, workdir: Path, out: Path
+) -> None:
     """Measure, print a table, and write it to files."""
-    folder = Path(tempfile.mkdtemp(prefix="bench-read-", dir=workdir))
-    size = frames * TOKENS_A_FRAME * DIM
-    try:
-        make_records(folder, 1, 1, "warm")
-        make_records(folder, videos, frames)
-        from_disk = cold(
-            folder, videos, size
-        )  # before this process maps the store: mapped pages stay
-        names = [f"v{i}" for i in range(videos)]
-        calls = ways(folder, frames)
-        expected = {name: calls[".pt, dequantized on the CPU"](name) for name in names[:2]}
-        rows = []
-        for label, call in calls.items():
-            for name, tensor in expected.items():
-                assert torch.equal(call(name), tensor), label
-            slow = label.startswith((".pt", "safetensors"))
-            seconds = sorted(measure(call, names, repeats // 4 if slow else repeats))
-            rows.append({"way": label, "seconds": seconds})
-        del calls
-        results = {
-            "machine": describe_machine(),
-            "record_bytes": size,
-            "hot": [_summary(row["way"], row["seconds"], size) for row in rows],
-            "cold_gb_s": from_disk,
-            "readers_gb_s": many_readers(folder, videos, size),
-        }
-    finally:
-        shutil.rmtree(folder)
-    text = render(results)
-    click.echo(text)
-    if out:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        Path(out, "bench_read_gpu.txt").write_text(text + "\n", encoding="utf-8")
-        Path(out, "bench_read_gpu.json").write_text(
-            json.dumps(results, indent=2) + "\n", encoding="utf-8"
-        )
-
-
-def _summary(way: str, seconds: list[float], size: int) -> dict[str, Any]:
-    pick = [
-        seconds[min(len(seconds) - 1, int(len(seconds) * share))] * 1e3 for share in (0.9, 0.99)
-    ]
-    median = statistics.median(seconds)
-    return {
-        "way": way,
-        "count": len(seconds),
-        "median_ms": median * 1e3,
-        "p90_ms": pick[0],
-        "p99_ms": pick[1],
-        "max_ms": seconds[-1] * 1e3,
-        "gb_s": size / median / 1e9,
+    if not torch.cuda.is_available():
+        raise click.ClickException("there is no CUDA GPU here, which is what this measures")
+    wanted = parts.split(",")
+    kinds = [codec for codec in codecs.split(",") if codec != "ans" or not nvcomp.refusal()]
+    records = Records(videos, frames)
+    data: dict[str, Any] = {
+        "benchmark": "read_gpu",
+        "machine": machine(PACKAGES, workdir),
+        "gpu": f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}",
+        "settings": {"videos": videos, "frames": frames, "repeats": repeats},
+        "stored_bytes": {},
     }
+    with tempfile.TemporaryDirectory(prefix="bench_read-", dir=workdir) as place:
+        folder = Path(place)
+        for codec in kinds:
+            click.echo(f"writing {codec}", err=True)
+            write_store(folder, f"warm-{codec}", Records(1, 1), codec)
+            data["stored_bytes"][codec] = write_store(folder, codec, records, codec)
+        if "cold" in wanted:  # before this process maps the stores: mapped pages stay
+            click.echo("cold", err=True)
+            data["cold"] = cold(folder, kinds, records)
+        if "hot" in wanted:
+            click.echo("hot", err=True)
+            data |= _measure_hot(folder, kinds, records, repeats)
+        if "tune" in wanted:
+            click.echo("tune", err=True)
+            data["tune"] = tune(featstore.open(folder), records.names[:4], repeats)
+        if "readers" in wanted:
+            click.echo("readers", err=True)
+            data["readers"] = readers(folder, kinds, Records(min(4, videos), frames), repeats)
+    text = render(data, records)
+    write_results(out, "bench_read_gpu", text, data)
+    click.echo(text, nl=False)
+    click.echo(plot(out / "bench_read_gpu.png", data), err=True)
 
 
-def render(results: dict[str, Any]) -> str:
-    """Return the tables as text."""
-    best = results["hot"][-1]["median_ms"]
-    lines = [", ".join(f"{name} {value}" for name, value in results["machine"].items())]
-    lines.append(
-        f"one record of {results['record_bytes']} bytes int8 to bf16 on the GPU, in the page cache"
-    )
-    lines.append(
-        f"{'way':40} {'count':>5} {'median':>8} {'p90':>8} {'p99':>8} {'max':>8} {'GB/s':>6} {'limit':>6}"
-    )
-    lines += [
-        f"{row['way']:40} {row['count']:5} {row['median_ms']:8.2f} {row['p90_ms']:8.2f} {row['p99_ms']:8.2f} "
-        f"{row['max_ms']:8.2f} {row['gb_s']:6.1f} {best / row['median_ms']:6.0%}"
-        for row in results["hot"]
-    ]
-    for title, key in (
-        ("cold, from disk", "cold_gb_s"),
-        ("processes at once, registered", "readers_gb_s"),
-    ):
-        lines.append(f"\n{title} (GB/s)")
-        lines += [f"  {name:38} {rate:8.2f}" for name, rate in results[key].items()]
-    return "\n".join(lines)
+def _measure_hot(folder: Path, kinds: list[str], records: Records, repeats: int) -> dict[str, Any]:
+    files = folder / "files"
+    files.mkdir()
+    few = Records(min(4, records.videos), records.frames)
+    write_files(files, few)
+    store = featstore.open(folder)
+    ways = {**peers(files), **ours(store, kinds, few.names), LIMIT: limit(store, few.names)}
+    check(ways, store, few.names[:2])
+    seconds = time_ways(ways, few.names, repeats)
+    return {
+        "hot": {label: Summary.of(each).to_dict() for label, each in seconds.items()},
+        "explained": {codec: explain(store[codec]["v0"]) for codec in kinds},
+    }
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ FeatstoreError
 ├── StoreError
 │   ├── StoreNotFound      also FileNotFoundError
 │   ├── StoreLocked        another writer is at work
+│   ├── StoreDamaged       the file's pages cannot be what they say, or its end is missing
 │   ├── StoreFull          also OSError; the map, the disk or a stated limit
 │   └── StoreMismatch      also ValueError; made with another encoder, sampling or format
 ├── FeatureNotFound        also KeyError
@@ -50,6 +51,10 @@ class StoreNotFound(StoreError, FileNotFoundError):
 
 class StoreLocked(StoreError):
     """Another process is ingesting into the dataset; the message names it."""
+
+
+class StoreDamaged(StoreError):
+    """The pages of a dataset's file are damaged, or it was not copied whole."""
 
 
 class StoreFull(StoreError, OSError):

@@ -44,4 +44,9 @@ def save_features(features: Features, path: str | os.PathLike[str]) -> None:
 
 def _metadata(features: Features) -> dict[str, str]:
     header = asdict(features.header) | {"frame_indices": features.header.frames}
-    return {name: str(value) for name, value in header.items()}
+    return {name: _text(str(value)) for name, value in header.items()}
+
+
+def _text(name: str) -> str:
+    # A file name's bytes that are no text are lone surrogates, which safetensors cannot hold.
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 THREADS = 4
 PIECE_BYTES = 2 << 20
 
+_RESIDENT = bytes(range(1, 256, 2))  # what mincore says of a page in memory: the lowest bit is set
 _scratch = threading.local()
 
 
@@ -31,20 +32,46 @@ def is_resident(address: int, length: int) -> bool:
     found = ctypes.create_string_buffer(pages)
     if mincore is None or mincore(start, address + length - start, found) != 0:
         return False
-    return all(page & 1 for page in found.raw)
+    return not found.raw.translate(None, _RESIDENT)
 
 
 def read_in(path: str | os.PathLike[str], offset: int, length: int) -> list[Future[None]]:
     """Begin to read `length` bytes of the file at `offset` into the page cache; wait for the futures to have them.
 
-    A file that cannot be read is no error here: whoever needs it will say so.
+    What is being read already is not read again: its futures are returned. A file that cannot be read is no error
+    here: whoever needs it will say so.
     """
-    pool = _pool(os.getpid())
-    end = offset + length
-    return [
-        pool.submit(_read_piece, os.fspath(path), start, min(PIECE_BYTES, end - start))
-        for start in range(offset, end, PIECE_BYTES)
-    ]
+    return _reader(os.getpid()).read(os.fspath(path), offset, length)
+
+
+class _Reader:
+    """A few threads, and the pieces they have not finished; a process has one, for threads do not survive a fork."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(THREADS, "featstore-read")
+        self._lock = threading.Lock()
+        self._unfinished: dict[tuple[str, int, int], Future[None]] = {}
+
+    def read(self, path: str, offset: int, length: int) -> list[Future[None]]:
+        end = offset + length
+        return [
+            self._submit((path, start, min(PIECE_BYTES, end - start)))
+            for start in range(offset, end, PIECE_BYTES)
+        ]
+
+    def _submit(self, piece: tuple[str, int, int]) -> Future[None]:
+        with self._lock:
+            future = self._unfinished.get(piece)
+            if future is None:
+                future = self._unfinished[piece] = self._pool.submit(self._read, piece)
+            return future
+
+    def _read(self, piece: tuple[str, int, int]) -> None:
+        try:
+            _read_piece(*piece)
+        finally:
+            with self._lock:
+                del self._unfinished[piece]
 
 
 def _read_piece(path: str, offset: int, length: int) -> None:
@@ -64,10 +91,8 @@ def _read_piece(path: str, offset: int, length: int) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _pool(pid: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(
-        THREADS, "featstore-read"
-    )  # one a process: threads do not survive a fork
+def _reader(pid: int) -> _Reader:
+    return _Reader()
 
 
 @functools.cache

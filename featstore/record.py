@@ -134,6 +134,11 @@ class Features:
         """Return (num_tokens, hidden_dim)."""
         return self.header.shape
 
+    @property
+    def payload(self) -> memoryview:
+        """The values' bytes as they are stored, compressed or not."""
+        return self._record.payload
+
     @cached_property
     def data(self) -> NDArray[Any]:
         """The stored values, (num_tokens, hidden_dim): int8, float16, float32, or bf16's bits as uint16.

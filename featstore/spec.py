@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, get_type_hints
 
 from featstore.errors import StoreMismatch
 from featstore.preprocess import Preprocessing
@@ -61,8 +61,15 @@ class EncoderIdentity:
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> EncoderIdentity:
-        """Rebuild from `to_dict`."""
-        return cls(**{**row, "preprocessing": Preprocessing.from_dict(row["preprocessing"])})
+        """Rebuild from `to_dict`; TypeError or ValueError where a value is of another kind."""
+        encoder = cls(**{**row, "preprocessing": Preprocessing.from_dict(row["preprocessing"])})
+        for name, kind in _KINDS.items():
+            if type(getattr(encoder, name)) is not kind:
+                raise TypeError(f"{name} = {row[name]!r:.80} is no {kind.__name__}")
+        return encoder
+
+
+_KINDS: dict[str, type] = get_type_hints(EncoderIdentity)
 
 
 @dataclass(frozen=True)
@@ -148,18 +155,23 @@ class FeatureSpec:
     def from_dict(cls, row: dict[str, Any]) -> FeatureSpec:
         """Rebuild from `to_dict`; raise StoreMismatch where the row is not one of this version's."""
         try:
-            return cls(
+            spec = cls(
                 encoder=EncoderIdentity.from_dict(row["encoder"]),
                 sampling=Sampling(**row["sampling"]),
                 decoder=row["decoder"],
                 quantization=row["quantization"],
                 scale=row["scale"],
             )
-        except (KeyError, TypeError, ValueError) as exc:
+            if spec.to_dict() != row or type(spec.sampling.nframe) is not int:
+                raise ValueError("values that none is written with")
+            if type(spec.decoder) is not str:
+                raise TypeError(f"decoder = {spec.decoder!r:.80}")
+        except (KeyError, TypeError, ValueError, OverflowError) as exc:
             raise StoreMismatch(
-                f"a feature set's row cannot be read ({exc!r}); it was written by another version of featstore "
+                f"a feature set's row cannot be read ({exc!r:.200}); it was written by another version of featstore "
                 "or is damaged: run featstore check"
             ) from exc
+        return spec
 
 
 def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,15 +1,22 @@
 import struct
+import threading
 import tracemalloc
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featstore.codecs import BLOCK_BYTES, CODECS, LZ4_MAX_RATIO, compress
-from featstore.errors import RecordError
+from featstore.codecs import CODECS, compress, nvcomp
+from featstore.codecs.blocks import BLOCK_BYTES
+from featstore.errors import MissingExtra, RecordError, StoreError
 
-codecs = st.sampled_from(sorted(CODECS))
+# What is made and read without a GPU, and of that what works in blocks.
+ANYWHERE = ["lz4", "raw", "zstd"]
+IN_BLOCKS = ["lz4", "zstd"]
+codecs = st.sampled_from(ANYWHERE)
 # Runs shrink, noise does not.
 payloads = st.one_of(
     st.binary(min_size=1, max_size=300),
@@ -27,36 +34,75 @@ def test_a_payload_comes_back_and_never_grows(payload, asked):
     assert bytes(CODECS[used].decompress(memoryview(stored), len(payload))) == payload
 
 
+@pytest.mark.parametrize("codec", IN_BLOCKS)
 @pytest.mark.parametrize(
-    "size", [BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 3 * BLOCK_BYTES + 5]
+    "size", [BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 3 * BLOCK_BYTES + 5, 80 * BLOCK_BYTES]
 )
-def test_a_payload_of_several_blocks_comes_back(size):
+def test_a_payload_of_several_blocks_comes_back(codec, size):
+    """The largest on several threads."""
     payload = np.resize(np.arange(100, dtype=np.uint8), size).tobytes()
-    used, stored = compress(memoryview(payload), "lz4")
-    assert used == "lz4"
-    assert CODECS["lz4"].decompress(memoryview(stored), size) == payload
+    used, stored = compress(memoryview(payload), codec)
+    assert used == codec
+    assert CODECS[codec].decompress(memoryview(stored), size) == payload
 
 
-def test_noise_is_stored_raw_without_a_copy():
+@pytest.mark.parametrize("codec", IN_BLOCKS)
+def test_threads_decompress_beside_each_other(codec):
+    payloads = [bytes([i]) * 100 * BLOCK_BYTES for i in range(4)]
+    stored = [CODECS[codec].compress(memoryview(payload)) for payload in payloads]
+    found = [b""] * 4
+
+    def work(i):
+        found[i] = bytes(CODECS[codec].decompress(memoryview(stored[i]), len(payloads[i])))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == payloads
+
+
+@pytest.mark.parametrize("codec", IN_BLOCKS)
+def test_what_one_thread_cannot_decompress_is_raised(codec):
+    payload = bytes(100 * BLOCK_BYTES)
+    stored = CODECS[codec].compress(memoryview(payload))
+    (length,) = struct.unpack_from("<I", stored, 4 * 99)
+    stored[-length:] = bytes(length)
+    with pytest.raises(RecordError, match="block 99 of 100"):
+        CODECS[codec].decompress(memoryview(stored), len(payload))
+
+
+@pytest.mark.parametrize("codec", IN_BLOCKS)
+def test_noise_is_stored_raw_without_a_copy(codec):
     payload = memoryview(np.random.default_rng(0).bytes(10_000))
-    used, stored = compress(payload, "lz4")
+    used, stored = compress(payload, codec)
     assert used == "raw"
     assert stored is payload
 
 
-def test_what_is_decompressed_is_read_only():
-    _, stored = compress(memoryview(bytes(5000)), "lz4")
-    assert CODECS["lz4"].decompress(memoryview(stored), 5000).readonly
+@pytest.mark.parametrize("codec", IN_BLOCKS)
+def test_what_is_decompressed_is_read_only(codec):
+    _, stored = compress(memoryview(bytes(5000)), codec)
+    assert CODECS[codec].decompress(memoryview(stored), 5000).readonly
 
 
-@given(payloads, st.data())
-def test_a_damaged_payload_raises_record_error_or_gives_other_bytes(payload, data):
+def test_zstd_shrinks_what_features_look_like():
+    """int8 values of a bell: few repetitions, an entropy well below eight bits."""
+    values = np.random.default_rng(0).normal(0, 8, 300_000).round().astype(np.int8)
+    used, stored = compress(memoryview(values.tobytes()), "zstd")
+    assert used == "zstd"
+    assert len(stored) < 0.75 * len(values)
+
+
+@given(payloads, st.sampled_from(IN_BLOCKS), st.data())
+def test_a_damaged_payload_raises_record_error_or_gives_other_bytes(payload, codec, data):
     """The record's checksum stands before this; without it nothing but RecordError may come out."""
-    stored = bytearray(CODECS["lz4"].compress(memoryview(payload)))
+    stored = bytearray(CODECS[codec].compress(memoryview(payload)))
     at = data.draw(st.integers(0, len(stored) - 1))
     stored[at] ^= data.draw(st.integers(1, 255))
     try:
-        out = CODECS["lz4"].decompress(memoryview(stored), len(payload))
+        out = CODECS[codec].decompress(memoryview(stored), len(payload))
     except RecordError:
         return
     assert len(out) == len(payload)
@@ -82,23 +128,75 @@ def test_garbage_raises_record_error(stored, codec, raw_bytes):
 
 @pytest.mark.parametrize("wrong", [-1, 1, 4000])
 def test_a_payload_of_another_length_than_its_shape_needs_raises_record_error(wrong):
-    for codec in CODECS.values():
-        stored = memoryview(codec.compress(memoryview(bytes(5000))))
+    for name in ANYWHERE:
+        stored = memoryview(CODECS[name].compress(memoryview(bytes(5000))))
         with pytest.raises(RecordError):
-            codec.decompress(stored, 5000 + wrong)
+            CODECS[name].decompress(stored, 5000 + wrong)
 
 
-def test_a_claim_about_a_huge_payload_costs_no_memory():
-    """A bomb: a few bytes whose header says 4 GB. No LZ4 block expands more than 255 times."""
+@pytest.mark.parametrize("codec", ["lz4", "zstd", "ans"])
+def test_a_claim_about_a_huge_payload_costs_no_memory(codec):
+    """A bomb: some bytes whose header says 4 GB. No block expands as often as that."""
     blocks = -(-(4 << 30) // BLOCK_BYTES)
     table = struct.pack(f"<{blocks}I", *[0] * blocks)
     tracemalloc.start()
     with pytest.raises(RecordError, match="cannot expand"):
-        CODECS["lz4"].decompress(memoryview(table), 4 << 30)
+        CODECS[codec].decompress(memoryview(table), 4 << 30)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
 
 
-def test_the_ratio_that_is_believed_is_above_what_lz4_reaches():
-    payload = memoryview(bytes(BLOCK_BYTES))
-    assert len(payload) < LZ4_MAX_RATIO * len(CODECS["lz4"].compress(payload))
+def test_a_zstd_frame_that_says_it_holds_more_than_its_block_is_not_opened():
+    bomb = zstandard.ZstdCompressor().compress(bytes(100 << 20))
+    stored = struct.pack("<I", len(bomb)).ljust(16, b"\0") + bomb
+    with pytest.raises(RecordError, match="says it holds 104857600 bytes, expected 5000"):
+        CODECS["zstd"].decompress(memoryview(stored), 5000)
+
+
+def test_a_zstd_frame_that_does_not_say_what_it_holds_is_refused():
+    frame = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(5000))
+    stored = struct.pack("<I", len(frame)).ljust(16, b"\0") + frame
+    with pytest.raises(RecordError, match="expected 5000"):
+        CODECS["zstd"].decompress(memoryview(stored), 5000)
+
+
+@pytest.mark.parametrize("codec", IN_BLOCKS)
+def test_the_ratio_that_is_believed_is_above_what_is_reached(codec):
+    payload = memoryview(bytes(100 * BLOCK_BYTES))
+    ratio = CODECS[codec].layout.max_ratio
+    assert len(payload) < ratio * len(CODECS[codec].compress(payload))
+
+
+@pytest.mark.parametrize("codec", ["zstd", "ans"])
+def test_blocks_lie_where_a_gpu_can_read_them(codec):
+    """nvCOMP asks for blocks on multiples of 16 bytes."""
+    layout = CODECS[codec].layout
+    blocks = [b"a" * 500, b"b" * 160, b"c"]
+    stored = memoryview(layout.pack(blocks))
+    spans = layout.spans(stored, 2 * BLOCK_BYTES + 1)
+    assert [start % 16 for start, _ in spans] == [0, 0, 0]
+    assert [bytes(stored[start : start + length]) for start, length in spans] == blocks
+
+
+@pytest.mark.skipif(find_spec("nvidia") is not None, reason="nvCOMP may be installed")
+def test_without_nvcomp_ans_says_what_to_install():
+    payload = memoryview(bytes(1 << 20))
+    with pytest.raises(MissingExtra, match="featstore\\[nvcomp\\]"):
+        CODECS["ans"].compress(payload)
+    stored = CODECS["ans"].layout.pack([bytes(1000)] * 16)
+    with pytest.raises(MissingExtra, match="featstore\\[nvcomp\\]"):
+        CODECS["ans"].decompress(memoryview(stored), 1 << 20)
+
+
+def test_without_a_gpu_ans_says_where_it_can_be_read(monkeypatch):
+    def nothing():
+        raise StoreError("there is no CUDA driver here")
+
+    monkeypatch.setattr("featstore.codecs.ans.Gpu", nothing)
+    monkeypatch.setattr(nvcomp, "compress_temp_bytes", lambda *_: (0, 100))
+    monkeypatch.setattr(nvcomp, "decompress_temp_bytes", lambda *_: 0)
+    with pytest.raises(StoreError, match="no CUDA driver here; ingest with --codec zstd"):
+        CODECS["ans"].compress(memoryview(bytes(1 << 20)))
+    stored = CODECS["ans"].layout.pack([bytes(1000)] * 16)
+    with pytest.raises(RecordError, match="no CUDA driver here; read it where there is one"):
+        CODECS["ans"].decompress(memoryview(stored), 1 << 20)

@@ -1,10 +1,12 @@
 import mmap
 import os
 import sys
+import threading
 
 import numpy as np
 import pytest
 
+from featstore import readin
 from featstore.readin import PIECE_BYTES, is_resident, read_in
 
 
@@ -40,3 +42,24 @@ def test_memory_in_use_is_resident():
 def test_a_file_that_is_gone_is_no_error(tmp_path):
     for future in read_in(tmp_path / "nowhere", 0, 100):
         assert future.result() is None
+
+
+def test_a_piece_that_is_being_read_is_not_read_again(tmp_path, monkeypatch):
+    """A look-up waits for what was read ahead of it, not behind what was asked for since."""
+    go, read = threading.Event(), []
+
+    def read_piece(path, offset, length):
+        read.append((offset, length))
+        go.wait(10)
+
+    monkeypatch.setattr(readin, "_read_piece", read_piece)
+    first = read_in(tmp_path / "file", 0, PIECE_BYTES + 7)
+    again = read_in(tmp_path / "file", 0, PIECE_BYTES + 7)
+    assert again == first
+    go.set()
+    for future in first:
+        future.result(10)
+    assert sorted(read) == [(0, PIECE_BYTES), (PIECE_BYTES, 7)]
+    for future in read_in(tmp_path / "file", 0, 1):
+        future.result(10)
+    assert len(read) == 3

@@ -14,7 +14,8 @@ import click
 from featstore import __version__
 from featstore.cli.compare import compare
 from featstore.cli.ingest import ingest
-from featstore.cli.maintain import check, compact, merge, rm
+from featstore.cli.maintain import check, compact, merge, rm, seal
+from featstore.cli.printing import plain
 from featstore.cli.show import get_features, info, list_store, shape
 from featstore.cli.vlmeval import vlmeval
 from featstore.errors import FeatstoreError
@@ -28,7 +29,8 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except FeatstoreError as exc:
-            click.echo(f"featstore: {exc}", err=True)
+            lines = map(plain, str(exc).split("\n"))
+            click.echo("featstore: " + "\n".join(lines), err=True)
             ctx.exit(1)
 
 
@@ -47,6 +49,7 @@ for command in (
     compare,
     rm,
     compact,
+    seal,
     merge,
     shape,
     vlmeval,

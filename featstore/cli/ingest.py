@@ -19,7 +19,7 @@ from featstore.cli.options import (
     size,
     tower_option,
 )
-from featstore.cli.printing import clock, gib, print_json
+from featstore.cli.printing import clock, gib, plain, print_json
 from featstore.cli.progress import show_progress
 from featstore.cli.sources import SeveralDatasets, Source, choose_sources
 from featstore.errors import FeatstoreError
@@ -90,10 +90,10 @@ INTERRUPTED = 130
 )
 @click.option(
     "--codec",
-    type=click.Choice(["raw", "lz4"]),
+    type=click.Choice(["raw", "lz4", "zstd", "ans"]),
     default="raw",
     show_default=True,
-    help="How records are compressed; raw alone is read without a copy.",
+    help="How records are compressed: raw is read without a copy; ans is written and read by a CUDA GPU alone.",
 )
 @click.option(
     "--dtype",
@@ -252,6 +252,6 @@ def _print_summary(summary: IngestSummary) -> None:
         shares["decode"] /= summary.workers
         click.echo("  busy: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
     for failure in summary.failures:
-        click.echo(f"  failed: {failure.video_id}: {failure.reason}")
+        click.echo(f"  failed: {plain(f'{failure.video_id}: {failure.reason}')}")
     for failure in summary.failed_before:
-        click.echo(f"  failed before: {failure.video_id}: {failure.reason}")
+        click.echo(f"  failed before: {plain(f'{failure.video_id}: {failure.reason}')}")

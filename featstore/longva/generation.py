@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, Qwen2Model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from featstore.longva.language import Language
 
 MAX_NEW_TOKENS = 1024
+# What a model's forward calls its keys and values: `cache` from transformers 5.24 on.
+CACHE = (
+    "cache" if "cache" in inspect.signature(Qwen2Model.forward).parameters else "past_key_values"
+)
 # Options that only mean something when tokens are drawn; transformers warns of them beside do_sample=False.
 _DRAWING = {
     "temperature",
@@ -84,7 +89,7 @@ def generate(
     """
     hooks = dict(manner.hooks)
     if cache is not None:
-        hooks["past_key_values"] = cache
+        hooks[CACHE] = cache
     if manner.config.stop_strings is not None:
         hooks["tokenizer"] = language.tokenizer
     with warnings.catch_warnings(), torch.inference_mode():

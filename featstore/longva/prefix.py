@@ -17,6 +17,8 @@ import torch
 from transformers import DynamicCache
 from transformers.generation.configuration_utils import GenerationMode
 
+from featstore.longva.generation import CACHE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
 
@@ -49,7 +51,7 @@ class PrefixCache:
     def prefill(self, embeds: torch.Tensor) -> DynamicCache:
         """Return the keys and values of the prefix `embeds` (1, P, D)."""
         cache = DynamicCache()
-        self._model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
+        self._model(inputs_embeds=embeds, use_cache=True, **{CACHE: cache})
         return cache
 
     @contextmanager

@@ -19,6 +19,7 @@ from featstore.errors import (
     FeatureNotFound,
     QuantizeError,
     RecordError,
+    StoreDamaged,
     StoreError,
 )
 from featstore.longva.live import Encoded, LiveEncoder, store_features
@@ -78,7 +79,7 @@ class FeatureSource:
         self._device, self._dtype = device, dtype
         self._on_miss = on_miss
         self._statistics = statistics
-        self._damaged: set[Wanted] = set()
+        self._reported: set[str] = set()
         self._describe: weakref.finalize[[str | os.PathLike[str]], FeatureSource] | None = None
 
     def get(self, wanted: Wanted) -> Visual:
@@ -105,13 +106,13 @@ class FeatureSource:
         assert self._lookup is not None
         try:
             return self._lookup.find(wanted)
-        except RecordError as exc:
+        except (RecordError, StoreDamaged) as exc:
             if self._on_miss == "error":
                 self._statistics.misses += 1
                 raise
-            if wanted not in self._damaged:
-                self._damaged.add(wanted)
-                _say(f"{exc}; its features are made again")
+            if str(exc) not in self._reported:
+                self._reported.add(str(exc))
+                _say(f"{exc}; features that cannot be read are made again")
             return None
 
     def _make(self, wanted: Wanted) -> Visual:

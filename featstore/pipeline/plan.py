@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from featstore.spec import FeatureSpec
     from featstore.store.env import Snapshot
 
+MAX_MANIFEST_BYTES = 256 << 20  # a million videos take some 100 MB
 _NAMES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 
@@ -70,20 +71,29 @@ def read_listing(file: str | os.PathLike[str]) -> list[Video]:
     if reader is None:
         raise ListingError(f"{file} ends in {file.suffix!r}; a manifest is .jsonl, .csv or .tsv")
     try:
-        rows = list(reader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as exc:
-        raise ListingError(f"{file} cannot be read: {exc}") from exc
-    videos = []
-    for line, row in rows:
-        video_id, path = (row.get(name) for name in ("video_id", "path"))
-        if not (isinstance(video_id, str) and isinstance(path, str) and path):
+        found = os.stat(file)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_MANIFEST_BYTES:
             raise ListingError(
-                f"{file}, line {line}: found {json.dumps(row)[:120]}; each row needs video_id and path, both strings"
+                f"{file} has {found.st_size} bytes, or is no file; a manifest is one of at most {MAX_MANIFEST_BYTES}"
             )
-        videos.append(Video(video_id, os.path.abspath(file.parent / path)))
+        videos = [_listed(file, line, row) for line, row in reader(file)]
+    except ListingError:
+        raise
+    except (OSError, ValueError, csv.Error) as exc:  # ValueError: no UTF-8, or a NUL in the name
+        raise ListingError(f"{file} cannot be read: {exc}") from exc
     if not videos:
         raise ListingError(f"{file} names no video")
     return check_listing(videos)
+
+
+def _listed(file: Path, line: int, row: dict[str, Any]) -> Video:
+    video_id, path = row.get("video_id"), row.get("path")
+    if not (isinstance(video_id, str) and isinstance(path, str) and path and "\0" not in path):
+        raise ListingError(
+            f"{file}, line {line}: found {repr(row)[:120]}; each row needs video_id and path, both strings that can "
+            "be names"
+        )
+    return Video(video_id, os.path.abspath(file.parent / path))
 
 
 def check_listing(videos: list[Video]) -> list[Video]:
@@ -176,7 +186,7 @@ def _read_jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as exc:
+            except (ValueError, RecursionError) as exc:
                 raise ListingError(f"{file}, line {number} is no JSON: {exc}") from exc
             if not isinstance(row, dict):
                 raise ListingError(

@@ -1,7 +1,7 @@
 """What a dataset holds, without touching a payload: its manifest, feature sets, finished videos and failures.
 
-Rows are msgpack. The rows of one feature set share a key prefix, the spec's digest; a video's row and its record share
-a key.
+A row is a msgpack array of two: xxh3-64 of all that follows, and a map. The rows of one feature set share a key prefix,
+the spec's digest; a video's row and its record share a key.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
 
 import msgpack
+import xxhash
 
 from featstore.errors import StoreMismatch
 from featstore.quant import QuantError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 STORE_FORMAT = 1
 MANIFEST_KEY = b"manifest"
-MAX_ROW_BYTES = 1 << 20
+_START = b"\x92\xc4\x08"  # array of 2; bin8 of 8 bytes, the checksum
 DAMAGED = "damaged: "
 
 
@@ -114,7 +115,7 @@ def pack_row(row: Manifest | FeatureSet | Entry | Failure) -> bytes:
     else:
         plain = asdict(row)
     packed: bytes = msgpack.packb(plain, unicode_errors="surrogatepass")
-    return packed
+    return _START + xxhash.xxh3_64_digest(packed) + packed
 
 
 def read_manifest(snapshot: Snapshot, dataset: str | None = None) -> Manifest:
@@ -144,8 +145,9 @@ def stored_spec(snapshot: Snapshot, spec: FeatureSpec) -> FeatureSpec | None:
 
     The two may name the vision tower differently, and with it the record keys; the stored name is the one to use.
     """
-    data = snapshot.read("specs", set_key(spec.digest))
-    return None if data is None else unpack_set(data).spec
+    key = set_key(spec.digest)
+    data = snapshot.read("specs", key)
+    return None if data is None else unpack_set(key, data).spec
 
 
 def read_sets(snapshot: Snapshot) -> dict[str, FeatureSet]:
@@ -156,12 +158,7 @@ def read_sets(snapshot: Snapshot) -> dict[str, FeatureSet]:
         return known
     sets: dict[str, FeatureSet] = {}
     for key, data in snapshot.rows("specs"):
-        found = unpack_set(data)
-        if set_key(found.spec.digest) != key:
-            raise StoreMismatch(
-                f"{snapshot.environment.path}: the feature set {key.decode(errors='replace')} describes "
-                f"{found.spec.digest}; the row is damaged: remove the dataset and ingest it again"
-            )
+        found = unpack_set(key, data)
         sets[found.spec.digest] = found
     sets = dict(sorted(sets.items(), key=lambda item: item[1].created))
     environment.sets = snapshot.txn_id, sets
@@ -200,45 +197,52 @@ def unpack_failure(data: bytes) -> Failure:
 def unpack_entry(data: bytes) -> Entry:
     """Return a finished video's row; StoreMismatch where it cannot be one."""
     plain = _unpack(data)
-    try:
-        plain["shape"] = tuple(plain["shape"])
-        plain["source"] = SourceFingerprint(**plain["source"])
-        plain["error"] = QuantError(**plain["error"])
-    except (KeyError, TypeError) as exc:
-        raise _unreadable(exc) from exc
+    shape = plain.get("shape")
+    if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int for n in shape)):
+        raise _unreadable(f"shape = {shape!r}")
+    plain["shape"] = tuple(shape)
+    plain["source"] = _build(SourceFingerprint, plain.get("source"))
+    plain["error"] = _build(QuantError, plain.get("error"))
     return _build(Entry, plain)
 
 
-Row = TypeVar("Row", Manifest, FeatureSet, Entry, Failure)
+Row = TypeVar("Row", Manifest, FeatureSet, Entry, Failure, SourceFingerprint, QuantError)
 
 
 @lru_cache(maxsize=256)
-def unpack_set(data: bytes) -> FeatureSet:
-    """Return a feature set's row; StoreMismatch where it cannot be one."""
+def unpack_set(key: bytes, data: bytes) -> FeatureSet:
+    """Return the feature set whose row lies under `key`; StoreMismatch where it cannot be one, or is another's."""
     plain = _unpack(data)
-    plain["spec"] = FeatureSpec.from_dict(plain.get("spec", {}))
+    plain["spec"] = spec = FeatureSpec.from_dict(plain.get("spec", {}))
+    if set_key(spec.digest) != key:
+        raise StoreMismatch(
+            f"the feature set {key.decode(errors='replace')} describes {spec.digest}; its row is damaged: remove the "
+            "dataset and ingest it again"
+        )
     return _build(FeatureSet, plain)
 
 
 def _unpack(data: bytes) -> dict[str, Any]:
-    if len(data) > MAX_ROW_BYTES:
-        raise _unreadable(f"{len(data)} bytes")
+    start, checksum, packed = data[:3], data[3:11], data[11:]
+    if start != _START or xxhash.xxh3_64_digest(packed) != checksum:
+        raise _unreadable(f"{checksum.hex()} is not the checksum of what follows")
     try:
-        plain = msgpack.unpackb(data, unicode_errors="surrogatepass", strict_map_key=True)
-    except Exception as exc:  # msgpack raises a dozen unrelated types on damaged input
+        plain = msgpack.unpackb(packed, unicode_errors="surrogatepass", strict_map_key=True)
+    except Exception as exc:  # msgpack raises a dozen unrelated types on what is no msgpack
         raise _unreadable(exc) from exc
     if not isinstance(plain, dict):
         raise _unreadable(f"a {type(plain).__name__}")
     return plain
 
 
-def _build(kind: type[Row], plain: dict[str, Any]) -> Row:
+def _build(kind: type[Row], plain: Any) -> Row:
     kinds = _KINDS[kind]
-    if plain.keys() != kinds.keys():
-        raise _unreadable(f"fields {sorted(map(str, plain))}")
+    if not isinstance(plain, dict) or plain.keys() != kinds.keys():
+        raise _unreadable(plain)
     for name, wanted in kinds.items():
-        if not isinstance(plain[name], wanted):
-            raise _unreadable(f"{name} = {plain[name]!r}")
+        value = plain[name]
+        if not isinstance(value, wanted) or type(value) is bool:
+            raise _unreadable(f"{name} = {value!r}")
     return kind(**plain)
 
 
@@ -247,11 +251,11 @@ _KINDS: dict[type, dict[str, tuple[type, ...]]] = {
         name: (int, float) if hint is float else (get_origin(hint) or hint,)
         for name, hint in get_type_hints(row).items()
     }
-    for row in (Manifest, FeatureSet, Entry, Failure)
+    for row in (Manifest, FeatureSet, Entry, Failure, SourceFingerprint, QuantError)
 }
 
 
 def _unreadable(found: object) -> StoreMismatch:
     return StoreMismatch(
-        f"a row of the catalog cannot be read ({found!r}); it is damaged or of another version: run featstore check"
+        f"a row of the catalog cannot be read ({found!r:.200}): damaged, or of another version; run featstore check"
     )

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from featstore.errors import FeatstoreError, StoreError
+from featstore.errors import FeatstoreError, StoreDamaged, StoreError
 from featstore.record import parse
 from featstore.store.catalog import (
     Entry,
     read_manifest,
-    set_key,
     unpack_entry,
     unpack_failure,
     unpack_set,
@@ -49,8 +48,12 @@ def check_dataset(
     cannot be opened at all, raises.
     """
     report = CheckReport(dataset)
-    snapshot = open_environment(dataset_path(cache_dir, dataset)).snapshot()
-    report.problems += [found.sentence for found in find_problems(snapshot, report, on_video)]
+    try:
+        snapshot = open_environment(dataset_path(cache_dir, dataset)).snapshot()
+    except StoreDamaged as exc:
+        report.problems.append(str(exc))
+    else:
+        report.problems += [found.sentence for found in find_problems(snapshot, report, on_video)]
     return report
 
 
@@ -68,12 +71,6 @@ def find_problems(
 ) -> Iterator[Problem]:
     """Yield what is wrong with the dataset, counting into `report` what was seen."""
     try:
-        missing = snapshot.environment.missing_bytes()
-        if missing:  # to touch them would end the process
-            raise StoreError(
-                f"{snapshot.environment.path}: {missing} bytes are missing at the file's end, it was not copied whole; "
-                "copy it again, or remove the dataset and ingest it again"
-            )
         read_manifest(snapshot, report.dataset)
         known: dict[str, FeatureSpec | None] = {}
         yield from check_sets(snapshot, known)
@@ -120,18 +117,9 @@ def check_sets(snapshot: Snapshot, known: dict[str, FeatureSpec | None]) -> Iter
         digest = key.decode(errors="replace")
         known[digest] = None
         try:
-            spec = unpack_set(data).spec
+            known[digest] = unpack_set(key, data).spec
         except FeatstoreError as exc:
             yield Problem(f"feature set {digest}: {exc}", "specs", key)
-            continue
-        if set_key(spec.digest) == key:
-            known[digest] = spec
-        else:
-            yield Problem(
-                f"the feature set {digest} describes {spec.digest}; its row is damaged",
-                "specs",
-                key,
-            )
 
 
 def _check_failures(snapshot: Snapshot, report: CheckReport) -> Iterator[Problem]:

@@ -16,20 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import lmdb
+
 from featstore.errors import StoreError, StoreFull
-from featstore.store.env import open_environment, translated
-from featstore.store.layout import DATA_FILE, SEAL_FILE, dataset_path, free_bytes
+from featstore.store.env import open_environment
+from featstore.store.layout import DATA_FILE, LMDB_LOCK_FILE, SEAL_FILE, dataset_path, free_bytes
+from featstore.store.lmdb_errors import translated
 from featstore.store.lock import FLIGHT_FILE, WRITE_FILE, WriteLock, ingest_lock
 from featstore.store.room import NO_ROOM
 from featstore.store.transaction import WriteTransaction
-from featstore.store.trust import check_trust, find_page_problems, leave_note
+from featstore.store.trust import find_page_problems, leave_note, refuse_damaged_pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from featstore.store.env import Environment
-
-LMDB_LOCK_FILE = "lock.mdb"
 # Files that belong to the old data file, or that the new folder has of its own.
 _LEFT_BEHIND = {DATA_FILE, LMDB_LOCK_FILE, WRITE_FILE, SEAL_FILE}
 _SLACK_BYTES = 1 << 20
@@ -64,11 +64,11 @@ def rewrite(path: Path, *, unseal: bool = False) -> Compacted:
     path = Path(os.path.realpath(path))  # a link is followed: its target is exchanged
     clear_leftovers(path)
     aside = _aside(path)
-    with _no_one_writing(path, unseal) as environment:
+    with _no_one_writing(path, unseal) as source:
         before = _disk_bytes(path)
-        _check_room(path, environment)
+        _check_room(path, source)
         try:
-            _copy(environment, path, aside)
+            _copy(source, path, aside)
             after = _disk_bytes(aside)
             exchange(path, aside)
         finally:
@@ -81,10 +81,9 @@ def clear_leftovers(path: Path) -> None:
     shutil.rmtree(_aside(Path(os.path.realpath(path))), ignore_errors=True)
 
 
-def live_bytes(environment: Environment) -> int:
+def live_bytes(source: lmdb.Environment) -> int:
     """Return the bytes of the pages in use: what the file will take once it is compacted."""
-    with translated(environment.path):
-        found = environment.lmdb.stat()
+    found = source.stat()
     pages = found["branch_pages"] + found["leaf_pages"] + found["overflow_pages"]
     return int((pages + _METAS) * found["psize"])
 
@@ -109,26 +108,31 @@ def _disk_bytes(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def _no_one_writing(path: Path, sealed: bool) -> Iterator[Environment]:
-    """Keep every writer out, those of older releases by LMDB's own lock; no one opens a sealed file for writing."""
+def _no_one_writing(path: Path, sealed: bool) -> Iterator[lmdb.Environment]:
+    """Keep every writer out, those of older releases by LMDB's own lock, and give what to copy from."""
     if not sealed:
         txn = WriteTransaction(path)
         try:
-            yield txn.environment
+            yield txn.environment.lmdb
         finally:
             txn.abort()
         return
     lock = WriteLock(path)
     try:
-        environment = open_environment(path)
-        check_trust(lock, environment)
-        yield environment
+        refuse_damaged_pages(path)
+        with (
+            translated(path),
+            lmdb.open(
+                os.fspath(path), readonly=True, lock=False, create=False, lib_version=0
+            ) as source,
+        ):
+            yield source
     finally:
         lock.release()
 
 
-def _check_room(path: Path, environment: Environment) -> None:
-    need, free = live_bytes(environment) + _SLACK_BYTES, free_bytes(path.parent)
+def _check_room(path: Path, source: lmdb.Environment) -> None:
+    need, free = live_bytes(source) + _SLACK_BYTES, free_bytes(path.parent)
     if free < need:
         raise StoreFull(
             f"{path} needs {need / 2**20:.0f} MiB beside it while it is compacted, {free / 2**20:.0f} MiB are free; "
@@ -136,13 +140,13 @@ def _check_room(path: Path, environment: Environment) -> None:
         )
 
 
-def _copy(environment: Environment, path: Path, aside: Path) -> None:
+def _copy(source: lmdb.Environment, path: Path, aside: Path) -> None:
     try:
         os.mkdir(aside, 0o700)
         with translated(path):
-            environment.lmdb.copy(os.fspath(aside), compact=True)
+            source.copy(os.fspath(aside), compact=True)
         _sync(aside / DATA_FILE)
-        _finish(environment, path, aside)
+        _finish(source, path, aside)
         _sync(aside, os.O_DIRECTORY)
     except OSError as exc:
         if isinstance(exc, StoreError):
@@ -153,14 +157,14 @@ def _copy(environment: Environment, path: Path, aside: Path) -> None:
         ) from exc
 
 
-def _finish(environment: Environment, path: Path, aside: Path) -> None:
+def _finish(source: lmdb.Environment, path: Path, aside: Path) -> None:
     """Prove the copy in `aside`, and give its folder all else that the dataset's has."""
     problems = find_page_problems(aside)
     copy = open_environment(
         aside
     )  # makes its lock.mdb; gone with this function, for its name is about to change
     with translated(aside):
-        found, wanted = copy.lmdb.stat()["entries"], environment.lmdb.stat()["entries"]
+        found, wanted = copy.lmdb.stat()["entries"], source.stat()["entries"]
     if problems or found != wanted:
         what = problems[0] if problems else f"{found} of {wanted} rows"
         raise StoreError(

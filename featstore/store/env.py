@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 import threading
 import weakref
@@ -21,14 +22,19 @@ import numpy as np
 
 from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
 from featstore.readin import is_resident, read_in
-from featstore.store.layout import DATA_FILE
-from featstore.store.pages import map_base, overflow_page, value_address
+from featstore.store.layout import DATA_FILE, LMDB_LOCK_FILE, is_sealed
+from featstore.store.lmdb_errors import MAX_READERS, translated
+from featstore.store.mapping import Mapping
+from featstore.store.pages import damaged, read_metas
 from featstore.store.readers import allocate_table
-from featstore.store.room import NO_ROOM, is_full
+from featstore.store.room import NO_ROOM
+from featstore.store.tree import Tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Future
+
+    from featstore.store.tree import Place
 
 # All keys lie in one database, behind the name of their table: to open a database of its own for each, py-lmdb would
 # begin a write transaction, so a reader would wait for whoever is writing, and hold the interpreter lock meanwhile.
@@ -37,7 +43,8 @@ TABLES = {
 }
 # Virtual address space, not disk: the file is as large as its records. Growing a map would kill its views.
 MAP_BYTES = 4 << 40
-MAX_READERS = 1022
+MAX_ROW_BYTES = 1 << 20
+_BEGINS = 100
 
 _lock = threading.Lock()
 _environments: weakref.WeakValueDictionary[tuple[int, int], Environment] = (
@@ -48,7 +55,11 @@ _forked = False
 
 
 class Environment:
-    """An open environment; `open_environment` gives the process's own."""
+    """An open environment; `open_environment` gives the process's own.
+
+    liblmdb begins transactions, so that writers leave alone what a snapshot sees; the pages are read by ourselves (see
+    tree.py), out of a map of our own.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open the environment in folder `path`, for reading alone where the file may not be written."""
@@ -60,121 +71,130 @@ class Environment:
         )  # a snapshot's number, the feature sets as of it
         self._snapshot: weakref.ref[Snapshot] | None = None
         self._snapshot_lock = threading.Lock()
-        with translated(path), _beside_inherited():
-            self.lmdb = _open(path, readonly=not os.access(path / DATA_FILE, os.W_OK))
-            self.page_bytes: int = self.lmdb.stat()["psize"]
-            self.base: int | None = None  # where the map begins, known after the first large value
-            self.lmdb.reader_check()  # clears the slots of readers that were killed
+        self._file = _open_file(path)
+        weakref.finalize(self, os.close, self._file)
+        self._mapping: Mapping | None = None
+        self._tree: Tree | None = None
+        read_metas(self._file, path)  # liblmdb would take them as they are
+        self._lmdb = None if is_sealed(path) else _open_for_transactions(path)
 
-    def missing_bytes(self) -> int:
-        """Return how many bytes the file lacks for the pages it speaks of; more than 0 where a copy was cut short."""
-        # The number is asked first: a file being written grows before its number does.
-        pages = self.last_page() + 1
-        return max(0, pages * self.page_bytes - os.stat(self.path / DATA_FILE).st_size)
-
-    def last_page(self) -> int:
-        """Return the number of the last page in use."""
-        last: int = self.lmdb.info()["last_pgno"]
-        return last
+    @property
+    def lmdb(self) -> lmdb.Environment:
+        """Return liblmdb's environment; raise StoreError where the dataset is sealed, so that there is none."""
+        if self._lmdb is None:
+            raise StoreError(
+                f"{self.path} is sealed, nothing is written to it; lift the seal with featstore seal --undo"
+            )
+        return self._lmdb
 
     def snapshot(self) -> Snapshot:
         """Return the newest snapshot; the one in use is shared for as long as nothing was committed since."""
         with self._snapshot_lock, translated(self.path):
             shared = self._snapshot() if self._snapshot else None
-            if shared is None or shared.txn_id != self.lmdb.info()["last_txnid"]:
-                shared = Snapshot(self)
+            if self._lmdb is None and not is_sealed(self.path) and self._is_there():
+                self._lmdb, shared = _open_for_transactions(self.path), None
+            if shared is None or (
+                self._lmdb is not None and shared.txn_id != self._lmdb.info()["last_txnid"]
+            ):
+                shared = self._begin()
                 self._snapshot = weakref.ref(shared)
             return shared
 
+    def _begin(self) -> Snapshot:
+        if self._lmdb is None:  # nobody writes: the newest commit stays the newest
+            if self._tree is None:
+                newest = max(read_metas(self._file, self.path), key=lambda meta: meta.txn_id)
+                self._tree = Tree(self._map(), newest, self.path)
+            return Snapshot(self, None, self._tree)
+        for _ in range(_BEGINS):
+            txn = _begin_reading(self._lmdb)
+            tree = self._tree
+            if tree is None or tree.txn_id != txn.id():
+                metas = read_metas(self._file, self.path)
+                tree = Tree(self._map(), metas[txn.id() & 1], self.path)
+            if tree.txn_id == txn.id():
+                self._tree = tree  # what it learns serves until the next commit
+                return Snapshot(self, txn, tree)
+            txn.abort()  # two commits came in between, and the second wrote over the page
+        raise damaged(self.path, "its first pages do not speak of its last commit")
+
+    def _is_there(self) -> bool:
+        # To lift a seal puts a copy in the file's place: the sealed file itself is never written again.
+        opened = os.fstat(self._file)
+        return _identity(self.path) == (opened.st_dev, opened.st_ino)
+
+    def _map(self) -> Mapping:
+        if self._mapping is None or self._mapping.file_bytes() > self._mapping.length:
+            self._mapping = Mapping(self._file)
+        return self._mapping
+
 
 class Snapshot:
-    """One read transaction and all views taken from it; it ends when the last of them is gone."""
+    """One read transaction and all views taken from it; it ends when the last of them is gone.
 
-    def __init__(self, environment: Environment) -> None:
-        """Begin the transaction."""
+    mapping: the map that the views lie in.
+    """
+
+    def __init__(self, environment: Environment, txn: lmdb.Transaction | None, tree: Tree) -> None:
+        """Take over the transaction, None where nobody writes, and the tree of its commit."""
         self.environment = environment
-        try:
-            self._txn = environment.lmdb.begin(buffers=True)
-        except lmdb.ReadersFullError:
-            environment.lmdb.reader_check()  # readers that were killed hold slots until somebody looks
-            self._txn = environment.lmdb.begin(buffers=True)
-        self.txn_id: int = self._txn.id()
-        self._lock = threading.Lock()  # LMDB allows a read transaction one thread at a time
+        self.mapping = tree.mapping
+        self.txn_id = tree.txn_id
+        self._txn = txn  # held, never asked
+        self._tree = tree
 
     def get(self, table: str, key: bytes) -> memoryview | None:
         """Return the value of `key` as a read-only view on the map that keeps this snapshot, or None.
 
-        Touches no page of a large value, once a first one has shown where the map begins.
+        Touches no page of a large value but its first.
         """
-        with self._lock, translated(self.environment.path):
-            place = self._locate(TABLES[table] + key)
-        return None if place is None else _View(self, *place).memory()
+        place = self._tree.find(TABLES[table] + key)
+        return None if place is None else _View(self, place).memory()
 
     def read_in(self, value: memoryview) -> list[Future[None]]:
         """Begin to read the pages of `value`, which `get` gave, from disk; nothing where they are in memory."""
-        base, address = self.environment.base, _address(value)
-        if base is None or is_resident(address, len(value)):
+        address = _address(value)
+        if is_resident(address, len(value)):
             return []
-        return read_in(self.environment.path / DATA_FILE, address - base, len(value))
+        return read_in(
+            self.environment.path / DATA_FILE, address - self.mapping.address, len(value)
+        )
 
     def read(self, table: str, key: bytes) -> bytes | None:
         """Return a copy of the value of `key`, or None; for small rows."""
-        with self._lock, translated(self.environment.path):
-            value = self._txn.get(TABLES[table] + key)
-            return None if value is None else bytes(value)
+        place = self._tree.find(TABLES[table] + key)
+        return None if place is None else self._row(place)
 
     def keys(self, table: str, prefix: bytes = b"") -> Iterator[bytes]:
         """Yield the keys that begin with `prefix`, in order, touching no value."""
-        for key, _ in self._scan(table, prefix, values=False):
-            yield key
+        name = TABLES[table]
+        for key in self._tree.keys(name + prefix):
+            yield key[len(name) :]
 
     def rows(self, table: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Yield copies of the keys and values whose keys begin with `prefix`, in order."""
-        yield from self._scan(table, prefix, values=True)
+        name = TABLES[table]
+        for key, place in self._tree.scan(name + prefix):
+            yield key[len(name) :], self._row(place)
 
     def count(self, table: str) -> int:
         """Return the number of keys, touching no value."""
         return sum(1 for _ in self.keys(table))
 
-    def _locate(self, name: bytes) -> tuple[int, int] | None:
-        """Return address and length of the value of the key `name`, or None."""
-        cursor = self._txn.cursor()
-        if not cursor.set_key(name):
-            return None
-        environment = self.environment
-        large = overflow_page(_address(cursor.key()), len(name))
-        if large and environment.base is not None and large[0] <= environment.last_page():
-            address = value_address(environment.base, *large, environment.page_bytes)
-            if address is not None:
-                return address, large[1]
-        value = cursor.value()
-        if large:
-            environment.base = map_base(_address(value), large[0], environment.page_bytes)
-        return _address(value), len(value)
-
-    def _scan(self, table: str, prefix: bytes, *, values: bool) -> Iterator[tuple[bytes, bytes]]:
-        name = TABLES[table]
-        with self._lock, translated(self.environment.path):
-            cursor = self._txn.cursor()
-            more = cursor.set_range(name + prefix)
-        while more:
-            with self._lock, translated(self.environment.path):
-                key = bytes(cursor.key())
-                if not key.startswith(name + prefix):
-                    return
-                row = key[len(name) :], bytes(cursor.value()) if values else b""
-                more = cursor.next()
-            yield row
+    def _row(self, place: Place) -> bytes:
+        if place.length > MAX_ROW_BYTES:  # before memory is taken for it
+            raise damaged(self.environment.path, f"a row of {place.length} bytes cannot be")
+        return self.mapping.read(*place)
 
 
 class _View:
     """Memory inside the map, as numpy's array interface describes it: read-only, and it holds its snapshot."""
 
-    def __init__(self, snapshot: Snapshot, address: int, length: int) -> None:
+    def __init__(self, snapshot: Snapshot, place: Place) -> None:
         self._snapshot = snapshot
         self.__array_interface__: dict[str, Any] = {
-            "data": (address, True),
-            "shape": (length,),
+            "data": (snapshot.mapping.address + place.offset, True),
+            "shape": (place.length,),
             "typestr": "|u1",
             "version": 3,
         }
@@ -229,96 +249,23 @@ def open_environment(path: Path) -> Environment:
     return open_environment(path)  # the file was replaced while it was opened
 
 
-@contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Turn lmdb's errors into StoreErrors that name `path`; the cause is kept."""
-    try:
-        yield
-    except lmdb.Error as exc:
-        raise store_error(exc, path) from exc
-
-
-def store_error(exc: lmdb.Error, path: Path) -> StoreError:
-    """Return the StoreError that says what `exc` means for the store in `path` and what to do."""
-    for kinds, error, sentence in _MEANINGS:
-        if isinstance(exc, kinds):
-            return error(f"{path}: {sentence} ({exc})")
-    # A full disk reaches us as a plain "Input/output error" or a short write as often as by its name.
-    named = isinstance(exc, lmdb.DiskError) or any(words in str(exc) for words in _FULL)
-    if named or is_full(path):
-        return StoreFull(
-            f"{path}: the disk, the quota or the limit on a file's size is full ({exc}); free some space and run the "
-            "command again"
+def _open_for_transactions(path: Path) -> lmdb.Environment:
+    if os.path.islink(path / LMDB_LOCK_FILE):  # liblmdb would write over whatever it leads to
+        raise StoreError(
+            f"{path / LMDB_LOCK_FILE} is a link, and no link is written through; remove it"
         )
-    return StoreError(
-        f"{path}: LMDB refused: {exc}; run featstore check, and mend the disk if it fails again"
-    )
+    with translated(path), _beside_inherited():
+        opened = _open(path, readonly=not os.access(path / DATA_FILE, os.W_OK))
+        opened.reader_check()  # clears the slots of readers that were killed
+        return opened
 
 
-# ENOSPC, EDQUOT and EFBIG, in libc's words.
-_FULL = ("No space left", "quota exceeded", "File too large")
-_DAMAGED = "the file is damaged; run featstore check, then remove the dataset and ingest it again"
-_MEANINGS: tuple[tuple[tuple[type[lmdb.Error], ...], type[StoreError], str], ...] = (
-    (
-        (lmdb.MapFullError,),
-        StoreFull,
-        f"the map of {MAP_BYTES >> 40} TiB is full; ingest into another dataset",
-    ),
-    (
-        (lmdb.ReadersFullError,),
-        StoreError,
-        f"{MAX_READERS} readers are at work, no more fit; end some of them",
-    ),
-    (
-        (
-            lmdb.BadChecksumError,
-            lmdb.CorruptedError,
-            lmdb.PageFullError,
-            lmdb.PageNotFoundError,
-            lmdb.PanicError,
-        ),
-        StoreError,
-        _DAMAGED,
-    ),
-    (
-        (
-            lmdb.CryptoFailError,
-            lmdb.EnvEncryptionError,
-            lmdb.IncompatibleError,
-            lmdb.InvalidError,
-            lmdb.VersionMismatchError,
-        ),
-        StoreMismatch,
-        "the file is not of LMDB engine 0.9 as featstore's are: of engine 1.0, of another program, or damaged; "
-        "put a copy of the right one there, or ingest into another --cache-dir",
-    ),
-    (
-        (lmdb.LockError, lmdb.ReadonlyError),
-        StoreError,
-        "LMDB's readers too must write lock.mdb; get write permission on the folder and what is in it, or, to read "
-        "alone, ask its owner to seal it: featstore seal",
-    ),
-    ((lmdb.MapResizedError,), StoreError, "another program changed the map; start again"),
-    ((lmdb.MemoryError,), StoreError, "no memory for the map; lift the limit on address space"),
-    (
-        (
-            lmdb.BadDbiError,
-            lmdb.BadRslotError,
-            lmdb.BadTxnError,
-            lmdb.BadValsizeError,
-            lmdb.CursorFullError,
-            lmdb.DbsFullError,
-            lmdb.InvalidParameterError,
-            lmdb.KeyExistsError,
-            lmdb.NotFoundError,
-            lmdb.ProblemError,
-            lmdb.TlsFullError,
-            lmdb.TxnFullError,
-        ),
-        StoreError,
-        "featstore asked LMDB for what it cannot do; please report this with the traceback",
-    ),
-)
+def _begin_reading(environment: lmdb.Environment) -> lmdb.Transaction:
+    try:
+        return environment.begin()
+    except lmdb.ReadersFullError:
+        environment.reader_check()  # readers that were killed hold slots until somebody looks
+        return environment.begin()
 
 
 def _open(folder: Path, *, readonly: bool) -> lmdb.Environment:
@@ -333,14 +280,29 @@ def _open(folder: Path, *, readonly: bool) -> lmdb.Environment:
     )
 
 
+def _open_file(path: Path) -> int:
+    try:
+        fd = os.open(path / DATA_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as exc:
+        raise StoreNotFound(
+            f"there is no dataset in {path}; make it with featstore ingest"
+        ) from exc
+    except OSError as exc:
+        raise StoreError(f"{path / DATA_FILE} cannot be opened: {exc.strerror}") from exc
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StoreMismatch(f"{path / DATA_FILE} is no file; put a dataset's own there")
+    return fd
+
+
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        stat = os.stat(path / DATA_FILE)
+        found = os.stat(f"{path}/{DATA_FILE}")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as exc:
         raise StoreError(f"{path} cannot be looked into: {exc.strerror}") from exc
-    return stat.st_dev, stat.st_ino
+    return found.st_dev, found.st_ino
 
 
 @contextlib.contextmanager

@@ -148,6 +148,11 @@ class Dataset(Mapping[str, Features]):
         key = video_key(chosen, self.name, video)
         value = snapshot.get("records", key)
         if value is None:
+            if snapshot.read("catalog", key) is not None:
+                raise RecordError(
+                    f"video {video!r} has a row in the catalog of {self.path} and no record; the store is damaged: run "
+                    "featstore check"
+                )
             raise self._not_found(snapshot, video, chosen, key)
         try:
             record = parse(value)
@@ -165,7 +170,7 @@ class Dataset(Mapping[str, Features]):
             wait(snapshot.read_in(value))  # faults alone read a cold disk at half its speed
             record.verify()
             verified.add(seen)
-        return Features(header, record, snapshot.environment)
+        return Features(header, record, snapshot.mapping)
 
     def read_ahead(
         self, video: str, *, nframe: int | None = None, spec: FeatureSpec | str | None = None

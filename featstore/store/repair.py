@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from featstore.errors import FeatstoreError, StoreError
+from featstore.errors import FeatstoreError
 from featstore.record import parse
 from featstore.store.catalog import DAMAGED, Entry, Failure, pack_row, unpack_entry, video_key
 from featstore.store.check import CheckReport, Problem, check_sets, find_problems, whole_entry
@@ -20,7 +20,7 @@ from featstore.store.env import open_environment
 from featstore.store.layout import dataset_path
 from featstore.store.lock import ingest_lock
 from featstore.store.transaction import WriteTransaction
-from featstore.store.trust import find_page_problems
+from featstore.store.trust import refuse_damaged_pages
 from featstore.store.writer import MAX_REASON_CHARACTERS
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def repair_dataset(
     open_environment(path)  # makes no lock file where there is no dataset
     report = RepairReport(dataset)
     with ingest_lock(path):
-        _refuse_damaged_pages(path)
+        with WriteTransaction(path):
+            refuse_damaged_pages(path)
         snapshot = open_environment(path).snapshot()
         found = list(find_problems(snapshot, report, on_video))
         del snapshot
@@ -70,16 +71,6 @@ def repair_dataset(
         for start in range(0, len(mendable), COMMIT_KEYS):
             _mend(path, mendable[start : start + COMMIT_KEYS], report)
     return report
-
-
-def _refuse_damaged_pages(path: Path) -> None:
-    with WriteTransaction(path):
-        problems = find_page_problems(path)
-        if problems:
-            raise StoreError(
-                f"{path} cannot be repaired, its pages are damaged: {problems[0]} ({len(problems)} problems); copy "
-                "what is good into another cache with featstore merge, and remove it"
-            )
 
 
 def _mend(path: Path, problems: list[Problem], report: RepairReport) -> None:

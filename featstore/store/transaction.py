@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import lmdb
 
 from featstore.errors import StoreError
-from featstore.store.env import TABLES, open_environment, store_error, translated
+from featstore.store.env import TABLES, open_environment
 from featstore.store.layout import is_sealed
+from featstore.store.lmdb_errors import store_error, translated
 from featstore.store.lock import WriteLock
 from featstore.store.trust import check_trust, leave_note
 

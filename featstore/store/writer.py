@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,7 +37,6 @@ from featstore.store.layout import (
 from featstore.store.transaction import WriteTransaction, refuse_sealed
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
     from featstore.record import Header
@@ -79,6 +79,10 @@ class FeatureWriter:
         if not (self.path / DATA_FILE).exists():
             manifest = pack_row(Manifest(dataset, time.time()))
             make_file(self.path, "manifest", MANIFEST_KEY, manifest)
+        if os.path.islink(self.path / DATA_FILE):
+            raise StoreError(
+                f"{self.path / DATA_FILE} is a link, and no link is written through; put the file itself there"
+            )
         self._environment = open_environment(self.path)
         self._txn: WriteTransaction | None = None
         self._added: set[str] = set()  # digests of the sets that `add_set` found or made
@@ -226,7 +230,9 @@ class FeatureWriter:
         txn = self._transaction()
         row = self._do(txn.get, "specs", set_key(spec.digest))
         if row is not None:
-            return txn, video_key(unpack_set(row).spec, self.dataset, video_id)
+            return txn, video_key(
+                unpack_set(set_key(spec.digest), row).spec, self.dataset, video_id
+            )
         added = spec.digest in self._added
         if not self._pending:
             self.abort()  # others wait for it

@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from featstore.torch.blocks import part
+from featstore.torch.decompress import block_spans, decompress_into, refusal
 from featstore.torch.dequantize import dequantize_into
 from featstore.torch.memory import alias
-from featstore.torch.transfer import upload
+from featstore.torch.streams import copy_stream
+from featstore.torch.transfer import WAYS, upload
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
     from featstore.record import Features
 
 _STORED = {
@@ -33,35 +40,78 @@ def to_tensor(
     """Return the features as a tensor (num_tokens, hidden_dim) of `dtype` on `device`, the CPU by default.
 
     int8 crosses to the device as int8 and is dequantized there: the float32 product `value * scale`, rounded once to
-    `dtype`; the same bits on every device and by every way. out: filled and returned where given; it decides device and
-    dtype. way: how bytes reach a GPU, `auto`, `registered`, `staged` or `pageable`; see featstore.torch.explain.
+    `dtype`; the same bits on every device and by every way. A compressed payload crosses compressed where the GPU can
+    decompress it. out: filled and returned where given; it decides device and dtype. way: how bytes reach a GPU:
+    `auto`, `registered`, `staged` or `pageable`; see featstore.torch.explain. Raises RecordError where a compressed
+    payload is damaged, MissingExtra where ans meets no nvCOMP.
     """
+    if way not in WAYS:
+        raise ValueError(f"way is {way!r}; use one of {', '.join(WAYS)}")
+    block_spans(features)  # before memory is taken for what a header says
     if out is None:
         out = torch.empty(features.shape, dtype=dtype, device=device)
     elif tuple(out.shape) != features.shape:
         raise ValueError(f"out has shape {tuple(out.shape)}, the features have {features.shape}")
     kind = _STORED[features.header.quantization]
     if out.device.type == "cpu":
-        _fill(out, alias(features.data.view(np.uint8)).view(kind), _scale(features, out))
-        return out
-    scale = _scale(
-        features, out
-    )  # on its way before the values, which the GPU then waits for alone
-    stored = torch.empty(features.shape, dtype=kind, device=out.device)
-    passed = upload(
-        features.data.reshape(-1).view(np.uint8),
-        stored.view(-1).view(torch.uint8),
-        owner=features.owner if features.header.codec == "raw" else None,
-        way=way,
-    )
-    _fill(out, stored, scale)
-    if passed is not None:
-        passed.synchronize()  # the caller may let go of the map now
+        stored = alias(features.data.view(np.uint8)).view(kind)
+        _fill(out, stored, torch.from_numpy(features.scale.copy()))
+    else:
+        _put(features, out, kind, way)
     return out
 
 
-def _scale(features: Features, out: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(features.scale.copy()).to(out.device, non_blocking=True)
+def _put(features: Features, out: torch.Tensor, kind: torch.dtype, way: str) -> None:
+    """Fill `out` on a GPU; its memory and that of what crosses is free for the stream when this returns."""
+    codec = features.header.codec
+    there = codec != "raw" and not refusal(codec)  # decompressed there
+    values: NDArray[np.uint8] = (
+        np.frombuffer(features.payload, np.uint8)
+        if there
+        else features.data.reshape(-1).view(np.uint8)
+    )
+    ours, copies = torch.cuda.current_stream(out.device), copy_stream(out.device)
+    with torch.cuda.stream(
+        copies
+    ):  # whose memory this is, so that nothing here waits for the caller's kernels
+        stored = torch.empty(features.shape, dtype=kind, device=out.device)
+        crossing = stored.view(-1).view(torch.uint8)
+        if there:
+            crossing = torch.empty(len(values), dtype=torch.uint8, device=out.device)
+        scale = alias(features.scale).to(out.device, non_blocking=True)
+    pieces = upload(
+        values, crossing, owner=features.owner if there or codec == "raw" else None, way=way
+    )
+    try:
+        if there:
+            for _, event in pieces:
+                ours.wait_event(event)
+            decompress_into(stored.view(-1).view(torch.uint8), crossing, features)
+            _fill(out, stored, scale)
+        else:
+            _fill_as_it_comes(out, stored, scale, pieces)
+    finally:
+        crossed = copies.record_event()
+        copies.wait_stream(ours)
+        crossed.synchronize()  # the caller may let go of the map now
+
+
+def _fill_as_it_comes(
+    out: torch.Tensor,
+    stored: torch.Tensor,
+    scale: torch.Tensor,
+    pieces: Iterator[tuple[int, torch.cuda.Event]],
+) -> None:
+    """Dequantize the rows of each piece while the next one crosses."""
+    ours = torch.cuda.current_stream(out.device)
+    row_bytes = stored.shape[1] * stored.itemsize
+    done = 0
+    for crossed, event in pieces:
+        ours.wait_event(event)
+        rows = slice(done, crossed // row_bytes)
+        if rows.start < rows.stop:
+            _fill(out[rows], stored[rows], part(scale, rows))
+            done = rows.stop
 
 
 def _fill(out: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor) -> None:

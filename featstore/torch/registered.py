@@ -1,7 +1,8 @@
 """Store maps registered with CUDA, so that the GPU reads records straight out of the page cache.
 
-A map is registered in windows, each when a record in it is first wanted: 21 ms a GB on an H200, and the window's pages
-are read and stay in memory until the map goes. Windows are unregistered before that.
+A map is registered in windows: 21 ms a GB on an H200, and a window's pages are read and stay in memory until the map
+goes. So a window is registered when it is asked for a second time and lies in memory: a record that is read once, from
+a cold disk, does not wait for its neighbours. Windows are unregistered before the map goes.
 """
 
 from __future__ import annotations
@@ -31,27 +32,51 @@ _READ_ONLY = 0x08  # the map is
 
 @dataclass
 class _Map:
-    """The registered spans of one map, sorted and disjoint."""
+    """The registered spans of one map, sorted and disjoint, and the windows that were asked for."""
 
     starts: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
+    asked: set[int] = field(default_factory=set)
     refused: str = ""
+
+    def cover(self, at: int) -> int | None:
+        """Return where the registered span ends that holds the address `at`, or None."""
+        index = bisect.bisect_right(self.starts, at) - 1
+        return self.ends[index] if index >= 0 and self.ends[index] > at else None
 
 
 _lock = threading.Lock()
 _maps: weakref.WeakKeyDictionary[object, _Map] = weakref.WeakKeyDictionary()
 
 
-def refusal(owner: object, address: int) -> str:
-    """Return why the map of `owner`, which holds `address`, is not registered; nothing where it is or may be."""
+def outlook(owner: object, address: int, size: int) -> str:
+    """Return why the `size` bytes at `address` in the map of `owner` are not registered next, nothing if they are."""
     known = _maps.get(owner)
-    return known.refused if known else _too_large(_find_mapping(address))
+    refused = known.refused if known else _too_large(_find_mapping(address))
+    if refused:
+        return refused
+    if known is None:
+        return "its part of the map is registered when it is asked for again"
+    at = address
+    while at < address + size:
+        end = known.cover(at)
+        if end is None:
+            if _window(at) not in known.asked:
+                return "its part of the map is registered when it is asked for again"
+            if not _in_memory(known, at):
+                return "its part of the map is registered once all of it lies in memory"
+            end = _window(at) + WINDOW_BYTES
+        at = end
+    return ""
 
 
-def registered_spans(owner: object, address: int, size: int) -> list[tuple[int, int]]:
+def registered_spans(
+    owner: object, address: int, size: int, *, at_once: bool = True
+) -> list[tuple[int, int]]:
     """Return `(offset, length)` pieces that cover `size` bytes at `address`, each in one registered span.
 
-    Registers what is not yet. Returns nothing where CUDA refuses; `refusal` then says why.
+    Registers what is not yet; unless `at_once`, only windows that were asked for before and lie in memory. Returns
+    nothing where something stays unregistered; `outlook` then says why.
     """
     with _lock:
         known = _maps.get(owner)
@@ -59,16 +84,39 @@ def registered_spans(owner: object, address: int, size: int) -> list[tuple[int, 
             known = _maps[owner] = _Map()
             weakref.finalize(owner, _unregister, known, os.getpid())
         spans = []
-        at, end = address, address + size
+        at, end, whole = address, address + size, True
         while at < end and not known.refused:
-            index = bisect.bisect_right(known.starts, at) - 1
-            if index < 0 or known.ends[index] <= at:
-                _register_window(known, at)
-                continue
-            stop = min(end, known.ends[index])
+            stop = known.cover(at)
+            if stop is None:
+                if at_once or _earned(known, at):
+                    _register_window(known, at)
+                    continue
+                whole = False
+                stop = _window(at) + WINDOW_BYTES  # ask for the others too
+            stop = min(end, stop)
             spans.append((at - address, stop - at))
             at = stop
-        return [] if known.refused else spans
+        return [] if known.refused or not whole else spans
+
+
+def _window(at: int) -> int:
+    return at - at % WINDOW_BYTES
+
+
+def _earned(known: _Map, at: int) -> bool:
+    """Return whether the window of `at` was asked for before and lies in memory; it has been asked for now."""
+    if _window(at) not in known.asked:
+        known.asked.add(_window(at))
+        return False
+    return _in_memory(known, at)
+
+
+def _in_memory(known: _Map, at: int) -> bool:
+    mapped = _find_mapping(at)
+    if mapped is None:
+        return True  # registering it will say so
+    start, stop = _bounds(known, mapped, at)
+    return is_resident(start, stop - start)
 
 
 def _register_window(known: _Map, at: int) -> None:
@@ -76,11 +124,7 @@ def _register_window(known: _Map, at: int) -> None:
     known.refused = _too_large(mapped)
     if mapped is None or known.refused:
         return
-    index = bisect.bisect_right(known.starts, at)
-    window = at - at % WINDOW_BYTES
-    start = max(window, mapped.start, known.ends[index - 1] if index else 0)
-    following = known.starts[index] if index < len(known.starts) else mapped.stop
-    stop = min(window + WINDOW_BYTES, mapped.stop, following)
+    start, stop = _bounds(known, mapped, at)
     if not is_resident(start, stop - start):  # pinning would fault its pages in one by one
         wait(read_in(mapped.path, mapped.offset + start - mapped.start, stop - start))
     code = int(_cudart().cudaHostRegister(start, stop - start, _PORTABLE | _READ_ONLY))
@@ -89,8 +133,17 @@ def _register_window(known: _Map, at: int) -> None:
         known.refused = f"CUDA refused to register {stop - start} bytes of it (error {code})"
         log.info("not registering a store's map: %s", known.refused)
         return
+    index = bisect.bisect_right(known.starts, at)
     known.starts.insert(index, start)
     known.ends.insert(index, stop)
+
+
+def _bounds(known: _Map, mapped: _Mapping, at: int) -> tuple[int, int]:
+    """Return the part of the window of `at` that the file fills and no registered span covers."""
+    index = bisect.bisect_right(known.starts, at)
+    start = max(_window(at), mapped.start, known.ends[index - 1] if index else 0)
+    following = known.starts[index] if index < len(known.starts) else mapped.stop
+    return start, min(_window(at) + WINDOW_BYTES, mapped.stop, following)
 
 
 def _clear_error() -> None:

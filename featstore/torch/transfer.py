@@ -1,6 +1,6 @@
 """Stored bytes to a GPU, the fastest way that is safe.
 
-registered: the GPU reads the map itself. staged: through page-locked chunks. pageable: as the driver copies anything.
+registered: the GPU reads the map itself. staged: through page-locked slots. pageable: as the driver copies anything.
 Each falls back to the next where it cannot be had; `explain` says what was chosen and why.
 """
 
@@ -9,71 +9,87 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+from featstore.torch.decompress import refusal
 from featstore.torch.memory import alias
-from featstore.torch.registered import refusal, registered_spans
+from featstore.torch.registered import outlook, registered_spans
 from featstore.torch.staged import shared_ring
+from featstore.torch.streams import copy_stream
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from featstore.record import Features
 
 WAYS = ("auto", "registered", "staged", "pageable")
+# What crosses from a registered map at once: large enough that the GPU's copy engine never waits for the next piece,
+# small enough that little is left to dequantize when the last one is there.
+PIECE_BYTES = 16 << 20
 log = logging.getLogger("featstore.torch")
 
 
 def upload(
-    values: NDArray[np.uint8],
-    out: torch.Tensor,
-    *,
-    owner: object = None,
-    file_bytes: int = 0,
-    way: str = "auto",
-) -> torch.cuda.Event | None:
-    """Copy `values`, uint8 of one axis, to `out`, as many bytes on a GPU, and return what to wait for.
+    values: NDArray[np.uint8], out: torch.Tensor, *, owner: object = None, way: str = "auto"
+) -> Iterator[tuple[int, torch.cuda.Event]]:
+    """Copy `values`, uint8 of one axis, to `out`, as many bytes on a GPU, in pieces.
 
-    owner: the object that keeps the map these bytes lie in, None where they lie elsewhere. Work queued on the current
-    stream finds the bytes in `out`. The map must stay until the event returned has passed; None where it was read.
+    owner: the object that keeps the map these bytes lie in, None where they lie elsewhere. Yields `(bytes, event)`: so
+    many of the first bytes of `out` are there once the event passes. The map must stay until the last event passed.
     """
-    if way not in WAYS:
-        raise ValueError(f"way is {way!r}; use one of {', '.join(WAYS)}")
     if way in ("auto", "registered") and owner is not None:
-        spans = registered_spans(owner, values.__array_interface__["data"][0], len(values))
+        address = values.__array_interface__["data"][0]
+        spans = registered_spans(owner, address, len(values), at_once=way == "registered")
         if spans:
-            return _copy_spans(values, out, spans)
+            yield from _from_map(values, out, spans)
+            return
     if way != "pageable":
         try:
-            shared_ring().upload(values, out)
+            ring = shared_ring()
         except torch.cuda.OutOfMemoryError:
             raise
         except RuntimeError as exc:  # no page-locked memory to be had
             log.info("copying without page-locked memory: %s", exc)
         else:
-            return None
-    out.copy_(alias(values))
-    return None
+            yield from ring.upload(values, out)
+            return
+    stream = copy_stream(out.device)
+    with torch.cuda.stream(stream):
+        out.copy_(alias(values))
+    yield len(values), stream.record_event()
 
 
 def explain(features: Features, device: torch.device | str = "cuda") -> str:
-    """Return in a sentence which way `to_tensor` takes to `device` for these features, and why."""
+    """Return in a sentence which way the next `to_tensor` to `device` takes for these features, and why."""
     if torch.device(device).type == "cpu":
         return "cpu: read in place, in blocks that fit the cache"
-    if features.owner is None or features.header.codec != "raw":
-        return "staged: the values do not lie in a map"
-    reason = refusal(features.owner, features.data.__array_interface__["data"][0])
+    codec = features.header.codec
+    reason = "" if codec == "raw" else refusal(codec)
     if reason:
-        return f"staged: {reason}"
-    return "registered: the GPU reads the map itself"
+        return f"staged: {codec} is decompressed on the CPU, {reason}"
+    then = "" if codec == "raw" else f", where {codec} is decompressed"
+    if features.owner is None:
+        return f"staged: the bytes do not lie in a map{then}"
+    payload = np.frombuffer(features.payload, np.uint8)
+    reason = outlook(features.owner, payload.__array_interface__["data"][0], len(payload))
+    if reason:
+        return f"staged: {reason}{then}"
+    return f"registered: the GPU reads the map itself{then}"
 
 
-def _copy_spans(
+def _from_map(
     values: NDArray[np.uint8], out: torch.Tensor, spans: list[tuple[int, int]]
-) -> torch.cuda.Event:
+) -> Iterator[tuple[int, torch.cuda.Event]]:
     source = alias(values)
-    for offset, length in spans:
-        out[offset : offset + length].copy_(source[offset : offset + length], non_blocking=True)
-    event: torch.cuda.Event = torch.cuda.current_stream(out.device).record_event()
-    return event
+    stream = copy_stream(out.device)
+    sent = []
+    with torch.cuda.stream(stream):  # all at once: the copy engine goes from one to the next
+        for offset, length in spans:
+            for start in range(offset, offset + length, PIECE_BYTES):
+                stop = min(start + PIECE_BYTES, offset + length)
+                out[start:stop].copy_(source[start:stop], non_blocking=True)
+                sent.append((stop, stream.record_event()))
+    yield from sent

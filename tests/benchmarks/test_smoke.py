@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ALWAYS = {
@@ -80,6 +81,28 @@ def test_bench_get_gets_the_same_values_from_every_peer(get, peers, records):
     assert set(digests["int8"]) | set(digests["bf16"]) == peers | {"featstore"}
     assert len(set(digests["int8"].values())) == 1
     assert len(set(digests["bf16"].values())) == 1
+
+
+def test_bench_read_gpu_says_that_it_needs_a_gpu(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    command = [sys.executable, BENCHMARKS / "bench_read_gpu.py", "--workdir", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no CUDA GPU" in done.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_bench_read_gpu_measures_every_way(tmp_path):
+    size = ["--videos", "2", "--frames", "2", "--repeats", "8", "--parts", "hot,cold,readers,tune"]
+    work = tmp_path / "work"
+    work.mkdir()
+    data, text = run("bench_read_gpu", tmp_path / "out", *size, "--workdir", str(work))
+    assert list(work.iterdir()) == []
+    assert all(label in text for label in data["hot"])
+    for way in ("pageable", "staged", "registered", "auto", "zstd, decompressed on the CPU"):
+        assert any(way in label for label in data["hot"]), way
+    assert all(rate > 0 for part in ("cold", "readers", "tune") for rate in data[part].values())
 
 
 def test_bench_get_refuses_to_fill_the_disk(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from featstore.errors import (
     FeatureNotFound,
     QuantizeError,
     RecordError,
+    StoreDamaged,
     StoreFull,
     StoreMismatch,
     StoreNotFound,
@@ -375,6 +377,28 @@ def test_a_damaged_record_under_error_is_an_error(model, made, tmp_path):
     with pytest.raises(RecordError, match="damaged"):
         asked.generate(ASK, "blink")
     assert asked.statistics.misses == 1
+
+
+def test_a_store_cut_short_is_reported_and_its_features_are_made_again(
+    model, clips, made, tmp_path, capsys
+):
+    cache = shutil.copytree(made, tmp_path / "short")
+    with model(cache_dir=cache, on_miss="error") as whole:
+        expected = whole.generate_ids(ASK, "blink", **NEW)
+    file = cache / "demo" / "data.mdb"
+    os.truncate(file, file.stat().st_size // 2)
+    with model(cache_dir=cache) as asked:
+        for _ in range(2):
+            found = asked.generate_ids(ASK, "blink", path=clips / "blink.mp4", **NEW)
+            assert len(found) == len(expected)
+    err = capsys.readouterr().err
+    assert "the file is damaged or was cut short" in err
+    assert "encoded but no longer stored" in err
+    with (
+        model(cache_dir=cache, on_miss="error") as strict,
+        pytest.raises(StoreDamaged, match="cut short"),
+    ):
+        strict.generate(ASK, "blink")
 
 
 # Statistics

@@ -10,7 +10,7 @@ import torch
 from transformers import LogitsProcessor
 
 from featstore.longva import CachedLongVA
-from featstore.longva.generation import read_options
+from featstore.longva.generation import CACHE, read_options
 from featstore.longva.language import load_language
 from featstore.longva.prefix import PrefixCache
 from featstore.sampling import Sampling
@@ -92,7 +92,7 @@ def test_a_prefix_is_made_once_and_cut_back_after_each_use(language):
         with prefixes.extended("video", make) as cache:
             assert rows(cache) == 5
             before = cache.layers[1].keys.clone()
-            language.model.model(inputs_embeds=torch.randn(1, 4, 128), past_key_values=cache)
+            language.model.model(inputs_embeds=torch.randn(1, 4, 128), **{CACHE: cache})
             assert rows(cache) == 9
         assert torch.equal(cache.layers[1].keys, before)
     assert made == [1]

@@ -11,9 +11,11 @@ from toys import expected, store_videos, toy_features, toy_spec
 
 from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
 from featstore.record import PAGE
-from featstore.store import env, reader
+from featstore.store import env, lmdb_errors, reader
 from featstore.store.check import check_dataset
-from featstore.store.env import make_file, open_environment, store_error
+from featstore.store.env import make_file, open_environment
+from featstore.store.layout import SEAL_FILE
+from featstore.store.lmdb_errors import store_error
 from featstore.store.reader import FeatureStore, get
 from featstore.store.writer import FeatureWriter
 
@@ -50,7 +52,7 @@ def test_errors_of_lmdb_that_a_caller_may_act_on_have_their_class(tmp_path, erro
 
 def test_an_unnamed_error_on_a_full_disk_is_a_full_disk(tmp_path, monkeypatch):
     """A full disk reaches us as `Input/output error` as often as by its name."""
-    monkeypatch.setattr(env, "is_full", lambda path: True)
+    monkeypatch.setattr(lmdb_errors, "is_full", lambda path: True)
     assert (
         type(store_error(lmdb.Error("mdb_txn_commit: Input/output error"), tmp_path)) is StoreFull
     )
@@ -223,3 +225,20 @@ def test_many_threads_read_at_once(cache):
     stop.set()
     writing.join()
     assert failures == []
+
+
+def test_a_sealed_dataset_is_read_without_liblmdb_and_without_its_lock_file(cache, monkeypatch):
+    store_videos(cache, "demo", {"a": A})
+    (cache / "demo" / "lock.mdb").unlink()
+    (cache / "demo" / SEAL_FILE).touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(env, "_open", lambda *_, **__: pytest.fail("opened by liblmdb"))
+        features = get(cache, "demo", "a")
+        assert np.array_equal(features.data, expected(A, toy_spec()))
+    assert not (cache / "demo" / "lock.mdb").exists()
+    with pytest.raises(StoreError, match="is sealed: it is read without locks"):
+        store_videos(cache, "demo", {"b": A})
+    (cache / "demo" / SEAL_FILE).unlink()
+    store_videos(cache, "demo", {"b": A})
+    assert sorted(FeatureStore(cache)["demo"]) == ["a", "b"]
+    assert np.array_equal(features.data, expected(A, toy_spec()))

@@ -5,7 +5,7 @@ from toys import expected, store_videos, toy_features, toy_spec
 from featstore.decoding.video import Video
 from featstore.errors import FeatureNotFound, StoreError, StoreLocked, StoreNotFound
 from featstore.pipeline.plan import make_plan
-from featstore.store import repair
+from featstore.store import repair, trust
 from featstore.store.catalog import video_key
 from featstore.store.check import check_dataset
 from featstore.store.env import open_environment
@@ -178,7 +178,7 @@ def test_what_was_put_anew_since_it_was_found_is_kept(damaged, monkeypatch):
 
 
 def test_damaged_pages_are_not_written_into(damaged, monkeypatch):
-    monkeypatch.setattr(repair, "find_page_problems", lambda folder: ["page 7 is no page"])
+    monkeypatch.setattr(trust, "find_page_problems", lambda folder: ["page 7 is no page"])
     with pytest.raises(
         StoreError, match=r"page 7 is no page .*with featstore merge, and remove it"
     ):

@@ -1,0 +1,112 @@
+"""A payload in blocks: a table of compressed lengths, then the blocks.
+
+A block holds 64 KiB of the payload, the last one what is left: so memory stays bounded, a CPU's threads work on some
+blocks each, and a GPU, which wants many small ones, on all of them at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from featstore.errors import RecordError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+BLOCK_BYTES = 64 << 10
+# Payloads below it are not worth waking threads for.
+_ALONE_BYTES = 2 << 20
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a codec lays out its blocks.
+
+    name: the codec's. alignment: of each block, from the beginning of the stored payload; what a GPU's decompressor
+    asks for. max_ratio: no block expands further, so a larger claim is a lie about memory.
+    """
+
+    name: str
+    alignment: int
+    max_ratio: int
+
+    def pack(self, blocks: Sequence[bytes | memoryview]) -> bytearray:
+        """Return the table of lengths (uint32, little-endian, one a block) and the blocks."""
+        out = bytearray(struct.pack(f"<{len(blocks)}I", *map(len, blocks)))
+        for block in blocks:
+            out += bytes(-len(out) % self.alignment)
+            out += block
+        return out
+
+    def spans(self, stored: memoryview, raw_bytes: int) -> list[tuple[int, int]]:
+        """Return start and length of each block in `stored`; RecordError where they cannot be what it says."""
+        count = -(-raw_bytes // BLOCK_BYTES)
+        if len(stored) < 4 * count:
+            raise RecordError(
+                f"the {self.name} payload holds {len(stored)} bytes, its table of {count} blocks needs {4 * count}; "
+                "ingest the video again"
+            )
+        if raw_bytes > self.max_ratio * len(stored):
+            raise RecordError(
+                f"the {self.name} payload of {len(stored)} bytes cannot expand to the {raw_bytes} its shape needs; "
+                "ingest the video again"
+            )
+        spans = []
+        at = 4 * count
+        for length in struct.unpack_from(f"<{count}I", stored):
+            at += -at % self.alignment
+            spans.append((at, length))
+            at += length
+        if at != len(stored):
+            raise RecordError(
+                f"the {self.name} payload holds {len(stored)} bytes, its table speaks of {at}; ingest the video again"
+            )
+        return spans
+
+
+def raw_blocks(payload: memoryview) -> list[memoryview]:
+    """Return `payload` cut into blocks."""
+    return [payload[i : i + BLOCK_BYTES] for i in range(0, len(payload), BLOCK_BYTES)]
+
+
+def side_by_side(work: Callable[[int], None], count: int, raw_bytes: int) -> None:
+    """Call `work` with each of `count` numbers, on several threads where `raw_bytes` make it worth while.
+
+    The work must let go of the interpreter lock to gain from it. What one call raises is raised here.
+    """
+    pool = _pool(os.getpid())
+    if raw_bytes < _ALONE_BYTES or pool is None:
+        for number in range(count):
+            work(number)
+        return
+    numbers = iter(range(count))
+    lock = threading.Lock()
+
+    def some() -> None:
+        while True:
+            with lock:
+                few = list(itertools.islice(numbers, 16))
+            if not few:
+                return
+            for number in few:
+                work(number)
+
+    for share in [pool.submit(some) for _ in range(_threads())]:
+        share.result()
+
+
+def _threads() -> int:
+    return min(8, os.cpu_count() or 1)
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(pid: int) -> ThreadPoolExecutor | None:
+    """Return this process's threads: they do not survive a fork."""
+    return ThreadPoolExecutor(_threads(), "featstore-codec") if _threads() > 1 else None

@@ -1,0 +1,26 @@
+"""The payload as it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from featstore.errors import RecordError
+
+if TYPE_CHECKING:
+    from featstore.codecs.blocks import Layout
+
+
+class Raw:
+    """The one codec that can be read without a copy."""
+
+    layout: Layout | None = None
+
+    def compress(self, payload: memoryview) -> memoryview:
+        """Return `payload` itself."""
+        return payload
+
+    def decompress(self, stored: memoryview, raw_bytes: int) -> memoryview:
+        """Return `stored` itself, which must be `raw_bytes` long."""
+        if len(stored) != raw_bytes:
+            raise RecordError(f"the payload holds {len(stored)} bytes, its shape needs {raw_bytes}")
+        return stored

@@ -1,0 +1,58 @@
+"""A read-only map of a store's file that lives as long as anything refers to it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+import os
+import weakref
+from typing import Any
+
+from featstore.errors import StoreError
+
+# Address space, not memory: the file may grow so far before it is mapped anew.
+MIN_BYTES = 64 << 30
+GROWTH = 4
+
+
+class Mapping:
+    """A map of the open file `fd`, larger than the file, so that it need not move when the file grows.
+
+    address: where it begins. Only bytes within `file_bytes()` may be touched; the system ends a process that touches
+    those beyond.
+    """
+
+    def __init__(self, fd: int) -> None:
+        """Map the file; raise StoreError where the process may not take the address space."""
+        self._fd = os.dup(fd)
+        weakref.finalize(self, os.close, self._fd)
+        self.length = max(MIN_BYTES, GROWTH * self.file_bytes())
+        address = _libc().mmap(None, self.length, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+        if address == ctypes.c_void_p(-1).value:
+            reason = os.strerror(ctypes.get_errno())
+            raise StoreError(
+                f"{self.length >> 30} GiB of address space for a store's map cannot be had: {reason}; lift the limit "
+                "(ulimit -v), or have fewer datasets open"
+            )
+        self.address: int = address
+        # Whoever registers the map elsewhere adds a finalizer later, and the latest runs first: the map goes last.
+        unmap = weakref.finalize(self, _libc().munmap, address, self.length)
+        unmap.atexit = False  # views may be read to the very end
+
+    def file_bytes(self) -> int:
+        """Return how long the file is now."""
+        return os.fstat(self._fd).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return a copy of `length` bytes at `offset`, which the caller knows to be within the file."""
+        return ctypes.string_at(self.address + offset, length)
+
+
+@functools.cache
+def _libc() -> Any:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_longlong]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    return libc

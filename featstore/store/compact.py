@@ -120,13 +120,16 @@ def _no_one_writing(path: Path, sealed: bool) -> Iterator[lmdb.Environment]:
     lock = WriteLock(path)
     try:
         refuse_damaged_pages(path)
-        with (
-            translated(path),
-            lmdb.open(
-                os.fspath(path), readonly=True, lock=False, create=False, lib_version=0
-            ) as source,
-        ):
-            yield source
+        environment = open_environment(path)
+        with translated(path), contextlib.ExitStack() as stack:
+            if environment.reads_alone:
+                yield stack.enter_context(
+                    lmdb.open(
+                        os.fspath(path), readonly=True, lock=False, create=False, lib_version=0
+                    )
+                )
+            else:  # opened before it was sealed
+                yield environment.lmdb
     finally:
         lock.release()
 

@@ -87,6 +87,11 @@ class Environment:
             )
         return self._lmdb
 
+    @property
+    def reads_alone(self) -> bool:
+        """Return whether it reads without liblmdb, the dataset being sealed."""
+        return self._lmdb is None
+
     def snapshot(self) -> Snapshot:
         """Return the newest snapshot; the one in use is shared for as long as nothing was committed since."""
         with self._snapshot_lock, translated(self.path):

@@ -25,6 +25,7 @@ from featstore.readin import is_resident, read_in
 from featstore.store.layout import DATA_FILE, LMDB_LOCK_FILE, is_sealed
 from featstore.store.lmdb_errors import MAX_READERS, translated
 from featstore.store.mapping import Mapping
+from featstore.store.mounts import warn_of_network
 from featstore.store.pages import damaged, read_metas
 from featstore.store.readers import allocate_table
 from featstore.store.room import NO_ROOM
@@ -247,6 +248,7 @@ def open_environment(path: Path) -> Environment:
             return known
         if key is None:
             raise StoreNotFound(f"there is no dataset in {path}; make it with featstore ingest")
+        warn_of_network(path)
         environment = Environment(path)
         if _identity(path) == key:
             _environments[key] = environment

@@ -29,17 +29,28 @@ def save_features(features: Features, path: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"{target} ends in {target.suffix!r}; features are written as {' or '.join(FORMATS)}"
         )
-    fd, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    fd, draft = tempfile.mkstemp(dir=target.parent, prefix=".export-", suffix=target.suffix)
     os.close(fd)
     try:
         if target.suffix == ".npy":
             np.save(draft, features.dequantize())
         else:
             save_file({"data": features.data, "scale": features.scale}, draft, _metadata(features))
+        _finish(draft)
         os.replace(draft, target)
     except BaseException:
         os.unlink(draft)
         raise
+
+
+def _finish(draft: str) -> None:
+    """Make a draft durable, so that no crash leaves its new name on an empty file, and readable as other files are."""
+    fd = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fchmod(fd, 0o644)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _metadata(features: Features) -> dict[str, str]:

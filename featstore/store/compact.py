@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import lmdb
 
 from featstore.errors import StoreError, StoreFull
+from featstore.store.catalog import read_manifest
 from featstore.store.env import open_environment
 from featstore.store.layout import DATA_FILE, LMDB_LOCK_FILE, SEAL_FILE, dataset_path, free_bytes
 from featstore.store.lmdb_errors import translated
@@ -54,7 +55,7 @@ def compact_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> Compacte
     damaged. The dataset is then as it was.
     """
     path = dataset_path(cache_dir, dataset)
-    open_environment(path)  # refuses what is no dataset
+    read_manifest(open_environment(path).snapshot(), dataset)  # refuses what is no dataset
     with ingest_lock(path):
         return rewrite(path)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from featstore.errors import StoreError
+from featstore.store.catalog import read_manifest
 from featstore.store.compact import rewrite
 from featstore.store.env import open_environment
 from featstore.store.layout import SEAL_FILE, dataset_path, is_sealed
@@ -22,7 +23,7 @@ def seal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
     its pages are damaged.
     """
     path = dataset_path(cache_dir, dataset)
-    open_environment(path)  # refuses what is no dataset
+    read_manifest(open_environment(path).snapshot(), dataset)  # refuses what is no dataset
     with ingest_lock(path):
         if is_sealed(path):
             return
@@ -43,7 +44,7 @@ def unseal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
     nobody would keep a writer from the pages they see. Raises as `compact_dataset` does.
     """
     path = dataset_path(cache_dir, dataset)
-    open_environment(path)
+    read_manifest(open_environment(path).snapshot(), dataset)
     with ingest_lock(path):
         if is_sealed(path):
             rewrite(path, unseal=True)

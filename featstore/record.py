@@ -230,6 +230,15 @@ def parse(record: memoryview) -> Record:
     return Record(header, scale, payload)
 
 
+def has_whole_prefix(record: memoryview) -> bool:
+    """Return whether all before the payload is as it was packed; `parse` may still refuse a newer release's."""
+    try:
+        _checked_prefix(record)
+    except RecordError:
+        return False
+    return True
+
+
 # Prefixes that were proved and checked before, by their checksum: a second look-up need not parse them again.
 MAX_PARSED = 4096
 _parsed: dict[bytes, tuple[Header, int]] = {}

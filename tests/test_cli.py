@@ -237,6 +237,7 @@ def test_seal_refuses_an_ingest_until_it_is_undone(sample_clips, tmp_path):
     ingest(sample_clips, tmp_path, "--limit", 1)
     words = ["seal", "--cache-dir", tmp_path, "--dataset", "demo"]
     assert (run(*words).exit_code, run(*words).stdout) == (0, "demo is sealed\n")
+    assert ", sealed\n" in run("info", "--cache-dir", tmp_path).stdout
     refused = ingest(sample_clips, tmp_path)
     assert refused.exit_code == 1
     assert "is sealed" in refused.stderr

@@ -63,6 +63,10 @@ def compact_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> Compacte
 def rewrite(path: Path, *, unseal: bool = False) -> Compacted:
     """Put a compacted copy, unsealed, in the place of the dataset in `path`, whose ingest lock the caller holds."""
     path = Path(os.path.realpath(path))  # a link is followed: its target is exchanged
+    if (path / DATA_FILE).is_symlink():
+        raise StoreError(
+            f"{path / DATA_FILE} is a link, and its copy would lie here; make the folder the link, not the file in it"
+        )
     clear_leftovers(path)
     aside = _aside(path)
     with _no_one_writing(path, unseal) as source:
@@ -187,7 +191,8 @@ def _finish(source: lmdb.Environment, path: Path, aside: Path) -> None:
 
 def _take_along(path: Path, aside: Path) -> None:
     """Give the new folder the same lock files, so that who holds them goes on doing so, and whatever else is there."""
-    (path / FLIGHT_FILE).touch()
+    flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    os.close(os.open(path / FLIGHT_FILE, flags, 0o666))
     for entry in path.iterdir():
         if entry.name in _LEFT_BEHIND or entry.name.startswith(".making-"):
             continue

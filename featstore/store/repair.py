@@ -12,8 +12,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from featstore.errors import FeatstoreError
-from featstore.record import parse
+from featstore.errors import FeatstoreError, RecordError
+from featstore.record import has_whole_prefix, parse
 from featstore.store.catalog import DAMAGED, Entry, Failure, pack_row, unpack_entry, video_key
 from featstore.store.check import CheckReport, Problem, check_sets, find_problems, whole_entry
 from featstore.store.env import open_environment
@@ -79,7 +79,12 @@ def _mend(path: Path, problems: list[Problem], report: RepairReport) -> None:
         mending = _Mending(txn, report)
         for problem in problems:
             done = mending.mend(problem)
-            report.repaired.append(f"{problem.sentence}; {done}")
+            if done is None:
+                report.problems.append(
+                    f"{problem.sentence}; left alone, for its header is whole: update featstore"
+                )
+            else:
+                report.repaired.append(f"{problem.sentence}; {done}")
 
 
 class _Mending:
@@ -93,8 +98,8 @@ class _Mending:
         self._known: dict[str, FeatureSpec | None] = {}
         list(check_sets(self._snapshot, self._known))
 
-    def mend(self, problem: Problem) -> str:
-        """Mend it, and return what was done."""
+    def mend(self, problem: Problem) -> str | None:
+        """Mend it, and return what was done; None where nothing was, the record being one of a newer release."""
         if problem.table == "failures":
             self._txn.delete("failures", problem.key)
             return "removed"
@@ -105,9 +110,21 @@ class _Mending:
         try:
             entry = whole_entry(self._snapshot, problem.key, self._known, self._report.dataset)
         except FeatstoreError:
+            if self._is_newer(problem.key):
+                return None
             return self._drop_video(problem.key, problem.sentence)
         self._txn.put("catalog", problem.key, pack_row(entry))
         return "its row is written again from its record"
+
+    def _is_newer(self, key: bytes) -> bool:
+        value = self._snapshot.get("records", key)
+        if value is None or not has_whole_prefix(value):
+            return False
+        try:
+            parse(value)
+        except RecordError:
+            return True
+        return False
 
     def _drop_set(self, problem: Problem) -> str:
         tables = ("catalog", "records")

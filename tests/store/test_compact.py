@@ -224,6 +224,21 @@ def test_a_dataset_behind_a_link_is_compacted_where_it_lies(hollow, tmp_path):
     assert kept(hollow)
 
 
+def test_a_file_that_is_a_link_is_refused(hollow, tmp_path):
+    (hollow / "demo" / "data.mdb").rename(tmp_path / "data")
+    (hollow / "demo" / "data.mdb").symlink_to(tmp_path / "data")
+    with pytest.raises(StoreError, match="is a link"):
+        compact_dataset(hollow, "demo")
+    assert (hollow / "demo" / "data.mdb").is_symlink()
+
+
+def test_no_file_is_made_through_a_link(hollow, tmp_path):
+    (hollow / "demo" / "flight.lock").symlink_to(tmp_path / "made")
+    with pytest.raises(StoreError, match="cannot be compacted"):
+        compact_dataset(hollow, "demo")
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize("moment", ["_copy", "_finish", "exchange", "_sync", "_take_along"])
 @pytest.mark.parametrize("after", [False, True])
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new(hollow, moment, after):

@@ -1,4 +1,7 @@
+import struct
+
 import pytest
+import xxhash
 from damage import flip_in_file, put_raw, read_raw
 from toys import expected, store_videos, toy_features, toy_spec
 
@@ -145,6 +148,23 @@ def test_a_feature_set_without_its_row_takes_its_videos_with_it(damaged, kind):
     assert [video.video_id for video in plan(damaged).todo] == ["a", "b"]
     store_videos(damaged, "demo", {"a": A, "b": B})
     assert plan(damaged).todo == []
+
+
+def test_a_record_of_a_newer_release_is_left_alone(damaged):
+    """A codec that this release does not know is no damage."""
+    record = bytearray(read_raw(damaged, "records", KEY_A))
+    at = record.index(b"\xa5codec\xa3raw") + len(b"\xa5codec\xa3")
+    record[at : at + 3] = b"new"
+    (prefix_bytes,) = struct.unpack_from(">I", record, 26)
+    record[44:52] = bytes(8)
+    record[44:52] = xxhash.xxh3_64_digest(bytes(record[:prefix_bytes]))
+    put_raw(damaged, "records", KEY_A, bytes(record))
+    report = repair_dataset(damaged, "demo")
+    [problem] = report.problems
+    assert "codec = 'new'" in problem
+    assert problem.endswith("left alone, for its header is whole: update featstore")
+    assert (report.repaired, report.again) == ([], 0)
+    assert read_raw(damaged, "records", KEY_A) == bytes(record)
 
 
 def test_a_damaged_failure_is_removed(damaged):

@@ -271,3 +271,50 @@ def test_a_file_is_trusted_after_its_compaction(hollow, monkeypatch):
     compact_dataset(hollow, "demo")
     monkeypatch.setattr(trust, "find_page_problems", lambda folder: pytest.fail("verified again"))
     store_videos(hollow, "demo", {"new": VIDEOS["0"]}, spec=SPEC)
+
+
+WRITE = """
+import sys, time
+from toys import *
+end, i = time.monotonic() + SECONDS, 0
+while time.monotonic() < end:
+    store_videos(sys.argv[1], "demo", {f"{sys.argv[2]}-{i}": toy_features(i % 7)})
+    print(f"{sys.argv[2]}-{i}", flush=True)
+    i += 1
+"""
+COMPACT = """
+import sys, time
+from featstore.store.compact import compact_dataset
+end, done = time.monotonic() + SECONDS, 0
+while time.monotonic() < end:
+    compact_dataset(sys.argv[1], "demo")
+    done += 1
+print(done)
+"""
+READ = """
+import random, sys, time, featstore
+from toys import *
+end, held, done = time.monotonic() + SECONDS, [], 0
+wanted = [expected(toy_features(i), toy_spec()) for i in range(7)]
+dataset = featstore.open(sys.argv[1], verify="always")["demo"]
+while time.monotonic() < end:
+    for video in random.sample(sorted(dataset), min(10, len(dataset))):
+        held = [*held[-3:], (dataset[video], int(video.split("-")[1]) % 7)]
+        assert all(np.array_equal(features.data, wanted[i]) for features, i in held), video
+        done += 1
+print(done)
+"""
+
+
+def test_compactions_among_readers_and_writers_lose_nothing_and_show_nothing_wrong(cache):
+    store_videos(cache, "demo", {"x-0": toy_features(0)})
+    programs = [(WRITE, "a"), (WRITE, "b"), (COMPACT,), (READ,), (READ,)]
+    running = [
+        start_python(program.replace("SECONDS", "4"), cache, *words) for program, *words in programs
+    ]
+    told = [process.communicate(timeout=60)[0].split() for process in running]
+    assert [process.returncode for process in running] == [0] * len(running)
+    assert all(told), "each did something"
+    assert set(FeatureStore(cache)["demo"]) == {"x-0", *told[0], *told[1]}
+    assert check_dataset(cache, "demo").problems == []
+    assert names(cache) == ["demo"]

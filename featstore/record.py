@@ -216,7 +216,10 @@ def parse(record: memoryview) -> Record:
     """
     prefix_bytes, checksum = _checked_prefix(record)
     known = _parsed.get(checksum)
-    header, scale_at = known or _parse_header(record, prefix_bytes)
+    if known is not None and bytes(record[: len(known[1])]) != known[1]:
+        known = None  # two records of one checksum can be made on purpose
+    header, head = known or _parse_header(record, prefix_bytes)
+    scale_at = len(head)
     scale = _bin32(record, scale_at, "scale")
     payload = _bin32(record, scale_at + 5 + len(scale), "payload")
     whole = scale_at + 5 + len(scale) + 5 == prefix_bytes
@@ -226,7 +229,7 @@ def parse(record: memoryview) -> Record:
         _check_scale(header, scale)
         if len(_parsed) >= MAX_PARSED:
             _parsed.clear()
-        _parsed[checksum] = header, scale_at
+        _parsed[checksum] = header, head
     return Record(header, scale, payload)
 
 
@@ -239,13 +242,14 @@ def has_whole_prefix(record: memoryview) -> bool:
     return True
 
 
-# Prefixes that were proved and checked before, by their checksum: a second look-up need not parse them again.
+# Headers that were proved and checked before, with the bytes they were read from, by their checksum: a second look-up
+# need not parse them again.
 MAX_PARSED = 4096
-_parsed: dict[bytes, tuple[Header, int]] = {}
+_parsed: dict[bytes, tuple[Header, bytes]] = {}
 
 
-def _parse_header(record: memoryview, prefix_bytes: int) -> tuple[Header, int]:
-    """Return the header, checked, and where it ends."""
+def _parse_header(record: memoryview, prefix_bytes: int) -> tuple[Header, bytes]:
+    """Return the header, checked, and the bytes of the record up to its end."""
     unpacker = msgpack.Unpacker(
         strict_map_key=True,
         unicode_errors="surrogatepass",
@@ -258,7 +262,7 @@ def _parse_header(record: memoryview, prefix_bytes: int) -> tuple[Header, int]:
     unpacker.feed(record[: min(prefix_bytes, MAX_HEADER_BYTES)])
     try:
         unpacker.read_array_header()
-        return _from_map(unpacker.unpack()), unpacker.tell()
+        return _from_map(unpacker.unpack()), bytes(record[: unpacker.tell()])
     except RecordError:
         raise
     except Exception as exc:  # msgpack raises a dozen unrelated types on damaged input

@@ -1,8 +1,8 @@
 """Damage stores in every place and look what featstore does: the right bytes, or an error that says so.
 
-Each byte of small stores is flipped, each length is cut, and bytes of a large store are flipped at random; each time a
-process opens the store, reads and checks it, half of the time after putting one video more. Prints a table; exits 1 on
-wrong features, a wrong row, an exception that is not featstore's, a crash or a hang.
+Of small stores each byte is flipped, each length cut and each sector lost; of a large one, bytes are flipped at random.
+Each time a process opens the store, reads and checks it, for half of the damage after putting one video more. Prints a
+table; exits 1 on wrong features, a wrong row, an exception that is not featstore's, a crash or a hang.
 """
 
 from __future__ import annotations
@@ -25,26 +25,32 @@ from forked_probes import UNSEEN, ForkedProbes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-GARBAGE_EVERY = (
-    8  # probes; each environment that a cycle keeps holds 4 TiB of 128 TiB of address space
-)
+SECTOR, PAGE = 512, 4096
+# Probes; each environment that a cycle keeps holds 4 TiB of 128 TiB of address space.
+GARBAGE_EVERY = 8
 RAM = "/dev/shm"  # nosec B108 # mkdtemp makes a folder of our own in it
 
 
 class Damage(NamedTuple):
-    """A flipped byte, or the length that is left of the file where `mask` is 0."""
+    """Other bytes from `place` on, or a file cut short there where `patch` is None; then perhaps written to."""
 
     place: int
-    mask: int
+    patch: bytes | None
     write: bool
 
     def apply(self, data: bytes) -> bytes:
         """Return the damaged file."""
-        if not self.mask:
+        if self.patch is None:
             return data[: self.place]
-        damaged = bytearray(data)
-        damaged[self.place] ^= self.mask
-        return bytes(damaged)
+        return data[: self.place] + self.patch + data[self.place + len(self.patch) :]
+
+    def __str__(self) -> str:
+        """Say what was done to the file."""
+        after = ", then written to" if self.write else ""
+        if self.patch is None:
+            return f"cut to {self.place} bytes{after}"
+        start = f"{self.patch[:4].hex()}{'...' if len(self.patch) > 4 else ''}"
+        return f"{len(self.patch)} bytes at {self.place} become {start}{after}"
 
 
 class Outcome(NamedTuple):
@@ -64,11 +70,14 @@ class Outcome(NamedTuple):
 def main(all_bits: bool, sample: int | None, minutes: float, workers: int, seed: int) -> None:
     """Run the drill."""
     rng = random.Random(seed)  # nosec B311 # chance for a drill
+    if os.path.isdir(RAM):
+        tempfile.tempdir = RAM
     outcomes: list[Outcome] = []
     for store in (make_storages(seed), make_tree(seed)):
         for kind, damages in (
-            ("flips", flips(len(store.data), all_bits)),
-            ("cuts", cuts(len(store.data))),
+            ("flips", flips(store.data, all_bits)),
+            ("cuts", cuts(store.data)),
+            ("sectors", sectors(store.data, rng)),
         ):
             chosen = damages if sample is None else rng.sample(damages, min(sample, len(damages)))
             outcomes.append(run(f"{store.name}, {kind}", store, chosen, workers))
@@ -76,25 +85,48 @@ def main(all_bits: bool, sample: int | None, minutes: float, workers: int, seed:
     if minutes:
         store = make_large(seed)
         places = [rng.randrange(len(store.data)) for _ in range(100_000)]
-        damages = [Damage(at, 1 << at % 8, bool(at % 2)) for at in places]
+        damages = [_flip(store.data, at, 1 << at % 8, write=bool(at % 2)) for at in places]
         outcomes.append(run(f"{store.name}, flips", store, damages, workers, minutes))
         show(outcomes[-1])
     if any(outcome.findings for outcome in outcomes):
         sys.exit(1)
 
 
-def flips(size: int, all_bits: bool) -> list[Damage]:
+def flips(data: bytes, all_bits: bool) -> list[Damage]:
     """Return each byte wholly flipped and read, and one bit of each flipped and written to."""
-    damages = [Damage(at, 0xFF, False) for at in range(size)]
-    damages += [Damage(at, 1 << at % 8, True) for at in range(size)]
+    damages = [_flip(data, at, 0xFF, write=False) for at in range(len(data))]
+    damages += [_flip(data, at, 1 << at % 8, write=True) for at in range(len(data))]
     if all_bits:
-        damages += [Damage(at, 1 << bit, False) for at in range(size) for bit in range(8)]
+        masks = [1 << bit for bit in range(8)]
+        damages += [_flip(data, at, bit, write=False) for at in range(len(data)) for bit in masks]
     return damages
 
 
-def cuts(size: int) -> list[Damage]:
+def cuts(data: bytes) -> list[Damage]:
     """Return each length that a copy of the file may have been cut to, every other one written to."""
-    return [Damage(length, 0, bool(length % 2)) for length in range(size)]
+    return [Damage(length, None, bool(length % 2)) for length in range(len(data))]
+
+
+def sectors(data: bytes, rng: random.Random) -> list[Damage]:
+    """Return each sector as a disk may lose it: zeros, noise, another sector; and each page as any other page."""
+    damages = []
+    for at in range(0, len(data), SECTOR):
+        other = rng.randrange(0, len(data), SECTOR)
+        for patch in (bytes(SECTOR), rng.randbytes(SECTOR), data[other : other + SECTOR]):
+            damages += [Damage(at, patch, write) for write in (False, True)]
+    pages = range(0, len(data), PAGE)
+    damages += [
+        Damage(at, data[other : other + PAGE], write)
+        for at in pages
+        for other in pages
+        for write in (False, True)
+        if at != other
+    ]
+    return damages
+
+
+def _flip(data: bytes, at: int, mask: int, *, write: bool) -> Damage:
+    return Damage(at, bytes([data[at] ^ mask]), write)
 
 
 def run(
@@ -102,8 +134,7 @@ def run(
 ) -> Outcome:
     """Probe each damage in forked processes, for so many minutes at most."""
     end = time.monotonic() + 60 * (minutes or 1e6)
-    ram = RAM if os.path.isdir(RAM) else None
-    with tempfile.TemporaryDirectory(prefix="damage-", dir=ram) as place:
+    with tempfile.TemporaryDirectory(prefix="damage-") as place:
         folders = [Path(place, str(worker)) for worker in range(workers)]
         for folder in folders:
             (folder / DATASET).mkdir(parents=True)
@@ -113,7 +144,7 @@ def run(
         def look(worker: int, index: int) -> int:
             def say(text: str) -> None:
                 with log.open("a") as file:
-                    file.write(f"{describe(damages[index])}: {text}\n")
+                    file.write(f"{damages[index]}: {text}\n")
 
             if index // workers % GARBAGE_EVERY == 0:
                 gc.collect()
@@ -128,14 +159,6 @@ def run(
         )
         probes.run()
         return _outcome(name, damages, probes, log.read_text())
-
-
-def describe(damage: Damage) -> str:
-    """Return what was done to the file, in words."""
-    after = ", then written to" if damage.write else ""
-    if not damage.mask:
-        return f"cut to {damage.place} bytes{after}"
-    return f"byte {damage.place} ^ {damage.mask:#04x}{after}"
 
 
 def show(outcome: Outcome) -> None:
@@ -156,11 +179,11 @@ def _outcome(
         if seen != UNSEEN:
             counts[Verdict(seen)] += 1
             if seen not in PROMISED:
-                findings.append(f"{describe(damage)}: {Verdict(seen).name}")
+                findings.append(f"{damage}: {Verdict(seen).name}")
     for death in probes.deaths:
         verdict = Verdict.HUNG if death.hung else Verdict.CRASHED
         counts[verdict] += 1
-        findings.append(f"{describe(damages[death.index])}: {verdict.name}, signal {death.signal}")
+        findings.append(f"{damages[death.index]}: {verdict.name}, signal {death.signal}")
     return Outcome(name, counts, [*unexpected.splitlines()[-400:], *findings])
 
 

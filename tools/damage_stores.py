@@ -128,15 +128,15 @@ def make_tree(seed: int) -> Store:
     return _make("tree", fill)
 
 
-def make_large(seed: int, videos: int = 100) -> Store:
-    """Make a store of many records of half a megabyte."""
+def make_large(seed: int, videos: int = 200) -> Store:
+    """Make a store of many records of 64 KiB."""
     rng = np.random.default_rng(seed)
     spec = toy_spec("int8", "channel", nframe=64)
 
     def fill(writer: FeatureWriter, journal: Journal) -> None:
         writer.add_set(spec, "toy")
         for number in range(videos):
-            journal.put(writer, spec, f"video {number}", toy_features(rng, tokens=256, dim=2048))
+            journal.put(writer, spec, f"video {number}", toy_features(rng, tokens=32, dim=2048))
             writer.commit()
 
     return _make("large", fill)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import lmdb
 
+from featstore.durable import sync_folder
 from featstore.errors import StoreError, StoreFull
 from featstore.store.catalog import read_manifest
 from featstore.store.env import open_environment
@@ -101,7 +102,7 @@ def exchange(one: Path, other: Path) -> None:
         raise _cannot_exchange(one, errno.ENOSYS)
     if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) != 0:
         raise _cannot_exchange(one, ctypes.get_errno())
-    _sync(one.parent, os.O_DIRECTORY)
+    sync_folder(one.parent)
 
 
 def _aside(path: Path) -> Path:
@@ -155,7 +156,7 @@ def _copy(source: lmdb.Environment, path: Path, aside: Path) -> None:
             source.copy(os.fspath(aside), compact=True)
         _sync(aside / DATA_FILE)
         _finish(source, path, aside)
-        _sync(aside, os.O_DIRECTORY)
+        sync_folder(aside)
     except OSError as exc:
         if isinstance(exc, StoreError):
             raise
@@ -212,8 +213,8 @@ def _look_alike(old: Path, new: Path) -> None:
         shutil.copystat(old, new)
 
 
-def _sync(path: Path, flags: int = 0) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:

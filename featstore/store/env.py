@@ -23,7 +23,7 @@ import numpy as np
 from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
 from featstore.readin import is_resident, read_in
 from featstore.store.layout import DATA_FILE, LMDB_LOCK_FILE, is_sealed
-from featstore.store.lmdb_errors import MAX_READERS, translated
+from featstore.store.lmdb_errors import MAP_BYTES, MAX_READERS, translated
 from featstore.store.mapping import Mapping
 from featstore.store.mounts import warn_of_network
 from featstore.store.pages import damaged, read_metas
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 TABLES = {
     name: f"{name}/".encode() for name in ("manifest", "specs", "catalog", "failures", "records")
 }
-# Virtual address space, not disk: the file is as large as its records. Growing a map would kill its views.
-MAP_BYTES = 4 << 40
 MAX_ROW_BYTES = 1 << 20
 _BEGINS = 100
 
@@ -70,6 +68,7 @@ class Environment:
             -1,
             {},
         )  # a snapshot's number, the feature sets as of it
+        self.name_kept = False  # whether its name was made durable by this process
         self._snapshot: weakref.ref[Snapshot] | None = None
         self._snapshot_lock = threading.Lock()
         self._file = _open_file(path)
@@ -253,6 +252,7 @@ def open_environment(path: Path) -> Environment:
         if _identity(path) == key:
             _environments[key] = environment
             return environment
+        del environment  # it may hold the new file open already, and none is opened twice
     return open_environment(path)  # the file was replaced while it was opened
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+# Virtual address space, not disk: the file is as large as its records. Growing a map would kill its views.
+MAP_BYTES = 4 << 40
 MAX_READERS = 1022
 
 
@@ -55,9 +57,15 @@ _SAME_NUMBER = (
     "two apart; run one of them with the host's process numbers (docker run --pid=host), start it again for another "
     "number, or seal the dataset and read it from any number of containers"
 )
+# ENOSPC, EDQUOT and EFBIG, in libc's words.
+_FULL = ("No space left", "quota exceeded", "File too large")
 _DAMAGED = "the file is damaged; run featstore check, then remove the dataset and ingest it again"
 _MEANINGS: tuple[tuple[tuple[type[lmdb.Error], ...], type[StoreError], str], ...] = (
-    ((lmdb.MapFullError,), StoreFull, "the map of 4 TiB is full; ingest into another dataset"),
+    (
+        (lmdb.MapFullError,),
+        StoreFull,
+        f"the map of {MAP_BYTES >> 40} TiB is full; ingest into another dataset",
+    ),
     (
         (lmdb.ReadersFullError,),
         StoreError,

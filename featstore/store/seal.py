@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 
+from featstore.durable import sync_folder
 from featstore.errors import StoreError
 from featstore.store.catalog import read_manifest
 from featstore.store.compact import rewrite
@@ -30,7 +31,7 @@ def seal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
         txn = WriteTransaction(path)
         try:
             os.close(os.open(path / SEAL_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-            _sync_folder(path)
+            sync_folder(path)
         except OSError as exc:
             raise StoreError(f"{path} cannot be sealed: {exc.strerror}") from exc
         finally:
@@ -48,11 +49,3 @@ def unseal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
     with ingest_lock(path):
         if is_sealed(path):
             rewrite(path, unseal=True)
-
-
-def _sync_folder(path: str | os.PathLike[str]) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -1,6 +1,8 @@
 import os
 import shutil
+import tempfile
 import threading
+from pathlib import Path
 from subprocess import CompletedProcess
 
 import numpy as np
@@ -180,16 +182,15 @@ os.setuid({NOBODY})
 
 
 @pytest.fixture
-def shared(tmp_path_factory):
-    """A cache that others may read, made by root."""
+def shared():
+    """A cache that others may read, made by root, where no folder above is private."""
     if os.geteuid() != 0:
         pytest.skip("to become another user takes root")
-    folder = tmp_path_factory.mktemp("shared")
-    for above in (folder, *folder.parents):
-        if str(above).startswith("/tmp/"):
-            above.chmod(0o755)
-    store_videos(folder, "demo", {"a": A})
-    return folder
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        cache = Path(folder, "cache")
+        store_videos(cache, "demo", {"a": A})
+        yield cache
 
 
 GET = "import featstore, sys; print(featstore.get(sys.argv[1], 'demo', 'a').shape)"
@@ -202,6 +203,13 @@ def test_a_user_who_may_not_write_reads_a_sealed_dataset_and_is_told_so_of_other
     seal_dataset(shared, "demo")
     done = as_nobody(GET, shared)
     assert (done.returncode, done.stdout) == (0, "(16, 8)\n"), done.stderr
+
+
+def test_a_folder_that_may_not_be_entered_is_said_so(shared):
+    (shared / "demo").chmod(0o700)
+    for act in ("featstore.get(sys.argv[1], 'demo', 'a')", "remove_dataset(sys.argv[1], 'demo')"):
+        done = as_nobody(f"try:\n    {act}\nexcept StoreError as exc:\n    print(exc)", shared)
+        assert "Permission denied" in done.stdout, done.stderr
 
 
 def test_a_user_who_may_not_write_can_change_nothing(shared):

@@ -29,9 +29,10 @@ def save_features(features: Features, path: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"{target} ends in {target.suffix!r}; features are written as {' or '.join(FORMATS)}"
         )
-    fd, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    fd, draft = tempfile.mkstemp(dir=target.parent, prefix=".export-", suffix=target.suffix)
     try:
         with open(fd, "wb") as file:
+            os.fchmod(fd, 0o644)  # drafts are their maker's alone
             _write(features, file, target.suffix)
         replace_durably(draft, target)
     except BaseException:

@@ -225,6 +225,15 @@ def parse(record: memoryview) -> Record:
     return Record(header, scale, payload)
 
 
+def has_whole_prefix(record: memoryview) -> bool:
+    """Return whether all before the payload is as it was packed; `parse` may still refuse a newer release's."""
+    try:
+        _checked_prefix(record)
+    except RecordError:
+        return False
+    return True
+
+
 def _parse_header(record: memoryview, prefix_bytes: int) -> tuple[Header, int]:
     """Return the header, checked, and where it ends."""
     unpacker = msgpack.Unpacker(

@@ -236,6 +236,19 @@ def test_compact_says_what_it_gave_back(sample_clips, tmp_path):
     assert run("compact", "--cache-dir", tmp_path, "--dataset", "other").exit_code == 1
 
 
+def test_seal_refuses_an_ingest_until_it_is_undone(sample_clips, tmp_path):
+    ingest(sample_clips, tmp_path, "--limit", 1)
+    words = ["seal", "--cache-dir", tmp_path, "--dataset", "demo"]
+    assert (run(*words).exit_code, run(*words).stdout) == (0, "demo is sealed\n")
+    assert ", sealed\n" in run("info", "--cache-dir", tmp_path).stdout
+    refused = ingest(sample_clips, tmp_path)
+    assert refused.exit_code == 1
+    assert "is sealed" in refused.stderr
+    assert "Traceback" not in refused.output
+    assert run(*words, "--undo").stdout == "demo is open for writing again\n"
+    assert ingest(sample_clips, tmp_path).exit_code == 0
+
+
 def test_merge_copies_what_is_missing(sample_clips, tmp_path):
     ingest(sample_clips, tmp_path / "a")
     words = ["merge", tmp_path / "a", "--dataset", "demo", "--cache-dir", tmp_path / "b"]

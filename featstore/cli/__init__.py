@@ -14,7 +14,7 @@ import click
 from featstore import __version__
 from featstore.cli.compare import compare
 from featstore.cli.ingest import ingest
-from featstore.cli.maintain import check, compact, merge, rm
+from featstore.cli.maintain import check, compact, merge, rm, seal
 from featstore.cli.printing import plain
 from featstore.cli.show import get_features, info, list_store, shape
 from featstore.cli.vlmeval import vlmeval
@@ -49,6 +49,7 @@ for command in (
     compare,
     rm,
     compact,
+    seal,
     merge,
     shape,
     vlmeval,

@@ -1,4 +1,4 @@
-"""featstore check, rm, compact and merge."""
+"""featstore check, rm, compact, seal and merge."""
 
 from __future__ import annotations
 
@@ -99,6 +99,18 @@ def compact(cache_dir: str, dataset: str) -> None:
     click.echo(
         f"{dataset}: {gib(done.before)} before, {gib(done.after)} after, {gib(done.before - done.after)} given back"
     )
+
+
+@click.command()
+@cache_dir_option
+@click.option("--dataset", required=True, help="The dataset.")
+@click.option("--undo", is_flag=True, help="Lift the seal; copies the dataset's file.")
+def seal(cache_dir: str, dataset: str, undo: bool) -> None:
+    """Refuse all writes to a finished dataset, so that it is read without locks: by users who may not write it too."""
+    from featstore.store.seal import seal_dataset, unseal_dataset
+
+    (unseal_dataset if undo else seal_dataset)(cache_dir, dataset)
+    click.echo(f"{dataset} is {'open for writing again' if undo else 'sealed'}")
 
 
 @click.command()

@@ -214,7 +214,7 @@ def _print_dataset(row: dict[str, Any]) -> None:
     click.echo(
         f"{row['dataset']}: {row['videos']} videos, {gib(row['record_bytes'])} of records in a file of "
         f"{gib(row['file_bytes'])}, {row['failures']} failures, format {row['format']}, {row['engine']}, "
-        f"made {date(row['created'])}"
+        f"made {date(row['created'])}{', sealed' if row['sealed'] else ''}"
     )
     for found in row["feature_sets"]:
         spec, encoder = found["spec"], found["spec"]["encoder"]

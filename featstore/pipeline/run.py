@@ -20,6 +20,7 @@ from featstore.spec import FeatureSpec
 from featstore.store.env import open_environment
 from featstore.store.info import write_cache_meta
 from featstore.store.layout import dataset_path, free_bytes, make_folder, stored_bytes
+from featstore.store.mounts import refuse_network
 from featstore.store.writer import MIN_FREE_BYTES
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def ingest(
     if dry_run or not plan.todo:
         return summary
     require(codec)
+    refuse_network(cache_dir)
     make_folder(dataset_path(cache_dir, dataset))
     _check_room(cache_dir, summary.needed_bytes, min_free, max_size)
     limits = {"min_free": min_free, "max_size": max_size, "lock_wait": lock_wait}

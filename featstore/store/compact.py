@@ -16,21 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import lmdb
+
+from featstore.durable import sync_folder
 from featstore.errors import StoreError, StoreFull
+from featstore.store.catalog import read_manifest
 from featstore.store.env import open_environment
-from featstore.store.layout import DATA_FILE, SEAL_FILE, dataset_path, free_bytes
+from featstore.store.layout import DATA_FILE, LMDB_LOCK_FILE, SEAL_FILE, dataset_path, free_bytes
 from featstore.store.lmdb_errors import translated
 from featstore.store.lock import FLIGHT_FILE, WRITE_FILE, WriteLock, ingest_lock
 from featstore.store.room import NO_ROOM
 from featstore.store.transaction import WriteTransaction
-from featstore.store.trust import check_trust, find_page_problems, leave_note
+from featstore.store.trust import find_page_problems, leave_note, refuse_damaged_pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from featstore.store.env import Environment
-
-LMDB_LOCK_FILE = "lock.mdb"
 # Files that belong to the old data file, or that the new folder has of its own.
 _LEFT_BEHIND = {DATA_FILE, LMDB_LOCK_FILE, WRITE_FILE, SEAL_FILE}
 _SLACK_BYTES = 1 << 20
@@ -55,7 +56,7 @@ def compact_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> Compacte
     damaged. The dataset is then as it was.
     """
     path = dataset_path(cache_dir, dataset)
-    open_environment(path)  # refuses what is no dataset
+    read_manifest(open_environment(path).snapshot(), dataset)  # refuses what is no dataset
     with ingest_lock(path):
         return rewrite(path)
 
@@ -63,13 +64,17 @@ def compact_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> Compacte
 def rewrite(path: Path, *, unseal: bool = False) -> Compacted:
     """Put a compacted copy, unsealed, in the place of the dataset in `path`, whose ingest lock the caller holds."""
     path = Path(os.path.realpath(path))  # a link is followed: its target is exchanged
+    if (path / DATA_FILE).is_symlink():
+        raise StoreError(
+            f"{path / DATA_FILE} is a link, and its copy would lie here; make the folder the link, not the file in it"
+        )
     clear_leftovers(path)
     aside = _aside(path)
-    with _no_one_writing(path, unseal) as environment:
+    with _no_one_writing(path, unseal) as source:
         before = _disk_bytes(path)
-        _check_room(path, environment)
+        _check_room(path, source)
         try:
-            _copy(environment, path, aside)
+            _copy(source, path, aside)
             after = _disk_bytes(aside)
             exchange(path, aside)
         finally:
@@ -82,10 +87,9 @@ def clear_leftovers(path: Path) -> None:
     shutil.rmtree(_aside(Path(os.path.realpath(path))), ignore_errors=True)
 
 
-def live_bytes(environment: Environment) -> int:
+def live_bytes(source: lmdb.Environment) -> int:
     """Return the bytes of the pages in use: what the file will take once it is compacted."""
-    with translated(environment.path):
-        found = environment.lmdb.stat()
+    found = source.stat()
     pages = found["branch_pages"] + found["leaf_pages"] + found["overflow_pages"]
     return int((pages + _METAS) * found["psize"])
 
@@ -98,7 +102,7 @@ def exchange(one: Path, other: Path) -> None:
         raise _cannot_exchange(one, errno.ENOSYS)
     if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) != 0:
         raise _cannot_exchange(one, ctypes.get_errno())
-    _sync(one.parent, os.O_DIRECTORY)
+    sync_folder(one.parent)
 
 
 def _aside(path: Path) -> Path:
@@ -110,26 +114,34 @@ def _disk_bytes(path: Path) -> int:
 
 
 @contextlib.contextmanager
-def _no_one_writing(path: Path, sealed: bool) -> Iterator[Environment]:
-    """Keep every writer out, those of older releases by LMDB's own lock; no one opens a sealed file for writing."""
+def _no_one_writing(path: Path, sealed: bool) -> Iterator[lmdb.Environment]:
+    """Keep every writer out, those of older releases by LMDB's own lock, and give what to copy from."""
     if not sealed:
         txn = WriteTransaction(path)
         try:
-            yield txn.environment
+            yield txn.environment.lmdb
         finally:
             txn.abort()
         return
     lock = WriteLock(path)
     try:
+        refuse_damaged_pages(path)
         environment = open_environment(path)
-        check_trust(lock, environment)
-        yield environment
+        with translated(path), contextlib.ExitStack() as stack:
+            if environment.reads_alone:
+                yield stack.enter_context(
+                    lmdb.open(
+                        os.fspath(path), readonly=True, lock=False, create=False, lib_version=0
+                    )
+                )
+            else:  # opened before it was sealed
+                yield environment.lmdb
     finally:
         lock.release()
 
 
-def _check_room(path: Path, environment: Environment) -> None:
-    need, free = live_bytes(environment) + _SLACK_BYTES, free_bytes(path.parent)
+def _check_room(path: Path, source: lmdb.Environment) -> None:
+    need, free = live_bytes(source) + _SLACK_BYTES, free_bytes(path.parent)
     if free < need:
         raise StoreFull(
             f"{path} needs {need / 2**20:.0f} MiB beside it while it is compacted, {free / 2**20:.0f} MiB are free; "
@@ -137,14 +149,14 @@ def _check_room(path: Path, environment: Environment) -> None:
         )
 
 
-def _copy(environment: Environment, path: Path, aside: Path) -> None:
+def _copy(source: lmdb.Environment, path: Path, aside: Path) -> None:
     try:
         os.mkdir(aside, 0o700)
         with translated(path):
-            environment.lmdb.copy(os.fspath(aside), compact=True)
+            source.copy(os.fspath(aside), compact=True)
         _sync(aside / DATA_FILE)
-        _finish(environment, path, aside)
-        _sync(aside, os.O_DIRECTORY)
+        _finish(source, path, aside)
+        sync_folder(aside)
     except OSError as exc:
         if isinstance(exc, StoreError):
             raise
@@ -154,14 +166,14 @@ def _copy(environment: Environment, path: Path, aside: Path) -> None:
         ) from exc
 
 
-def _finish(environment: Environment, path: Path, aside: Path) -> None:
+def _finish(source: lmdb.Environment, path: Path, aside: Path) -> None:
     """Prove the copy in `aside`, and give its folder all else that the dataset's has."""
     problems = find_page_problems(aside)
     copy = open_environment(
         aside
     )  # makes its lock.mdb; gone with this function, for its name is about to change
     with translated(aside):
-        found, wanted = copy.lmdb.stat()["entries"], environment.lmdb.stat()["entries"]
+        found, wanted = copy.lmdb.stat()["entries"], source.stat()["entries"]
     if problems or found != wanted:
         what = problems[0] if problems else f"{found} of {wanted} rows"
         raise StoreError(
@@ -180,7 +192,8 @@ def _finish(environment: Environment, path: Path, aside: Path) -> None:
 
 def _take_along(path: Path, aside: Path) -> None:
     """Give the new folder the same lock files, so that who holds them goes on doing so, and whatever else is there."""
-    (path / FLIGHT_FILE).touch()
+    flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    os.close(os.open(path / FLIGHT_FILE, flags, 0o666))
     for entry in path.iterdir():
         if entry.name in _LEFT_BEHIND or entry.name.startswith(".making-"):
             continue
@@ -200,8 +213,8 @@ def _look_alike(old: Path, new: Path) -> None:
         shutil.copystat(old, new)
 
 
-def _sync(path: Path, flags: int = 0) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:

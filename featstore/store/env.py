@@ -25,6 +25,7 @@ from featstore.readin import is_resident, read_in
 from featstore.store.layout import DATA_FILE, LMDB_LOCK_FILE, is_sealed
 from featstore.store.lmdb_errors import MAP_BYTES, MAX_READERS, translated
 from featstore.store.mapping import Mapping
+from featstore.store.mounts import warn_of_network
 from featstore.store.pages import damaged, read_metas
 from featstore.store.readers import allocate_table
 from featstore.store.room import NO_ROOM
@@ -84,11 +85,16 @@ class Environment:
             )
         return self._lmdb
 
+    @property
+    def reads_alone(self) -> bool:
+        """Return whether it reads without liblmdb, the dataset being sealed."""
+        return self._lmdb is None
+
     def snapshot(self) -> Snapshot:
         """Return the newest snapshot; the one in use is shared for as long as nothing was committed since."""
         with self._snapshot_lock, translated(self.path):
             shared = self._snapshot() if self._snapshot else None
-            if self._lmdb is None and not is_sealed(self.path):
+            if self._lmdb is None and not is_sealed(self.path) and self._is_there():
                 self._lmdb, shared = _open_for_transactions(self.path), None
             if shared is None or (
                 self._lmdb is not None and shared.txn_id != self._lmdb.info()["last_txnid"]
@@ -114,6 +120,11 @@ class Environment:
                 return Snapshot(self, txn, tree)
             txn.abort()  # two commits came in between, and the second wrote over the page
         raise damaged(self.path, "its first pages do not speak of its last commit")
+
+    def _is_there(self) -> bool:
+        # To lift a seal puts a copy in the file's place: the sealed file itself is never written again.
+        opened = os.fstat(self._file)
+        return _identity(self.path) == (opened.st_dev, opened.st_ino)
 
     def _map(self) -> Mapping:
         if self._mapping is None or self._mapping.file_bytes() > self._mapping.length:
@@ -243,10 +254,12 @@ def open_environment(path: Path) -> Environment:
             return known
         if key is None:
             raise StoreNotFound(f"there is no dataset in {path}; make it with featstore ingest")
+        warn_of_network(path)
         environment = Environment(path)
         if _identity(path) == key:
             _environments[key] = environment
             return environment
+        del environment  # it may hold the new file open already, and none is opened twice
     return open_environment(path)  # the file was replaced while it was opened
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from featstore.errors import FeatstoreError
 from featstore.store.catalog import read_entries, read_failures, read_manifest, read_sets
 from featstore.store.env import open_environment
-from featstore.store.layout import DATA_FILE, dataset_names, dataset_path
+from featstore.store.layout import DATA_FILE, dataset_names, dataset_path, is_sealed
 
 if TYPE_CHECKING:
     from featstore.store.catalog import FeatureSet
@@ -32,6 +32,7 @@ def describe_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> dict[st
         "format": manifest.format,
         "engine": manifest.engine,
         "created": manifest.created,
+        "sealed": is_sealed(path),
         "file_bytes": (path / DATA_FILE).stat().st_size,
         "videos": sum(found["videos"] for found in sets),
         "record_bytes": sum(found["record_bytes"] for found in sets),

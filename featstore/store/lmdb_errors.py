@@ -49,6 +49,8 @@ def store_error(exc: lmdb.Error, path: Path) -> StoreError:
     )
 
 
+# ENOSPC, EDQUOT and EFBIG, in libc's words.
+_FULL = ("No space left", "quota exceeded", "File too large")
 # LMDB marks a process by a lock on the byte of its number, and containers count processes each for themselves.
 _SAME_NUMBER = (
     "a process that has this one's number, {pid}, in another container is at work on it, and LMDB cannot tell the "

@@ -18,6 +18,7 @@ from featstore.store.compact import clear_leftovers
 from featstore.store.env import open_environment
 from featstore.store.layout import dataset_path, make_folder
 from featstore.store.lock import ingest_lock
+from featstore.store.mounts import refuse_network
 from featstore.store.writer import MIN_FREE_BYTES, FeatureWriter
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def merge_dataset(
     there, here = dataset_path(source, dataset), dataset_path(cache_dir, dataset)
     snapshot = open_environment(there).snapshot()
     read_manifest(snapshot, dataset)
+    refuse_network(here)
     make_folder(here)
     if os.path.samefile(there, here):
         raise StoreMismatch(f"{source} and {cache_dir} are one cache; merge another one")

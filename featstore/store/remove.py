@@ -58,7 +58,7 @@ def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
     """
     path = dataset_path(cache_dir, dataset)
     gone = path.with_name(f".removed-{dataset}")
-    if not (path / DATA_FILE).is_file():
+    if not _is_there(path):
         shutil.rmtree(gone, ignore_errors=True)
         raise StoreNotFound(
             f"there is no dataset {dataset!r} in {cache_dir}; list them: featstore ls"
@@ -77,6 +77,13 @@ def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
     with contextlib.suppress(FileNotFoundError):  # another removal clears it too
         shutil.rmtree(gone)
     return taken
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return (path / DATA_FILE).is_file()
+    except OSError as exc:
+        raise StoreError(f"{path} cannot be looked into: {exc.strerror}") from exc
 
 
 def remove_videos(

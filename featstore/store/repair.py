@@ -12,15 +12,15 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from featstore.errors import FeatstoreError, StoreError
-from featstore.record import parse
+from featstore.errors import FeatstoreError, RecordError
+from featstore.record import has_whole_prefix, parse
 from featstore.store.catalog import DAMAGED, Entry, Failure, pack_row, unpack_entry, video_key
 from featstore.store.check import CheckReport, Problem, check_sets, find_problems, whole_entry
 from featstore.store.env import open_environment
 from featstore.store.layout import dataset_path
 from featstore.store.lock import ingest_lock
 from featstore.store.transaction import WriteTransaction
-from featstore.store.trust import find_page_problems
+from featstore.store.trust import refuse_damaged_pages
 from featstore.store.writer import MAX_REASON_CHARACTERS
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ def repair_dataset(
     open_environment(path)  # makes no lock file where there is no dataset
     report = RepairReport(dataset)
     with ingest_lock(path):
-        _refuse_damaged_pages(path)
+        with WriteTransaction(path):
+            refuse_damaged_pages(path)
         snapshot = open_environment(path).snapshot()
         found = list(find_problems(snapshot, report, on_video))
         del snapshot
@@ -72,23 +73,18 @@ def repair_dataset(
     return report
 
 
-def _refuse_damaged_pages(path: Path) -> None:
-    with WriteTransaction(path):
-        problems = find_page_problems(path)
-        if problems:
-            raise StoreError(
-                f"{path} cannot be repaired, its pages are damaged: {problems[0]} ({len(problems)} problems); copy "
-                "what is good into another cache with featstore merge, and remove it"
-            )
-
-
 def _mend(path: Path, problems: list[Problem], report: RepairReport) -> None:
     with WriteTransaction(path) as txn:
         # Nobody commits meanwhile, so this is what the transaction changes.
         mending = _Mending(txn, report)
         for problem in problems:
             done = mending.mend(problem)
-            report.repaired.append(f"{problem.sentence}; {done}")
+            if done is None:
+                report.problems.append(
+                    f"{problem.sentence}; left alone, for its header is whole: update featstore"
+                )
+            else:
+                report.repaired.append(f"{problem.sentence}; {done}")
 
 
 class _Mending:
@@ -102,8 +98,8 @@ class _Mending:
         self._known: dict[str, FeatureSpec | None] = {}
         list(check_sets(self._snapshot, self._known))
 
-    def mend(self, problem: Problem) -> str:
-        """Mend it, and return what was done."""
+    def mend(self, problem: Problem) -> str | None:
+        """Mend it, and return what was done; None where nothing was, the record being one of a newer release."""
         if problem.table == "failures":
             self._txn.delete("failures", problem.key)
             return "removed"
@@ -114,9 +110,21 @@ class _Mending:
         try:
             entry = whole_entry(self._snapshot, problem.key, self._known, self._report.dataset)
         except FeatstoreError:
+            if self._is_newer(problem.key):
+                return None
             return self._drop_video(problem.key, problem.sentence)
         self._txn.put("catalog", problem.key, pack_row(entry))
         return "its row is written again from its record"
+
+    def _is_newer(self, key: bytes) -> bool:
+        value = self._snapshot.get("records", key)
+        if value is None or not has_whole_prefix(value):
+            return False
+        try:
+            parse(value)
+        except RecordError:
+            return True
+        return False
 
     def _drop_set(self, problem: Problem) -> str:
         tables = ("catalog", "records")

@@ -12,6 +12,7 @@ from featstore.store.env import TABLES, open_environment
 from featstore.store.layout import is_sealed
 from featstore.store.lmdb_errors import store_error, translated
 from featstore.store.lock import WriteLock
+from featstore.store.mounts import refuse_network
 from featstore.store.trust import check_trust, leave_note
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class WriteTransaction:
 
     def __init__(self, path: Path) -> None:
         """Wait for other writers and begin; raise StoreNotFound or StoreError where the file may not be written."""
+        refuse_network(path)
         self._lock = WriteLock(path)
         try:
             refuse_sealed(path)

@@ -48,14 +48,18 @@ def check_trust(lock: WriteLock, environment: Environment) -> None:
         ) from exc
     if found in (_left.get(environment), _read(lock.read())):
         return
-    problems = find_page_problems(environment.path)
+    refuse_damaged_pages(environment.path)
+    leave_note(lock, environment)
+
+
+def refuse_damaged_pages(folder: Path) -> None:
+    """Raise StoreError where the verifier finds something; nobody writes meanwhile."""
+    problems = find_page_problems(folder)
     if problems:
         raise StoreError(
-            f"{environment.path} was not left by featstore as it is now, and its pages are damaged: {problems[0]} "
-            f"({len(problems)} problems); nothing is written into it: copy what is good into another cache with "
-            "featstore merge, and remove it"
+            f"the pages of {folder / DATA_FILE} are damaged: {problems[0]} ({len(problems)} problems); nothing is "
+            "written into it: copy what is good into another cache with featstore merge, and remove it"
         )
-    leave_note(lock, environment)
 
 
 def find_page_problems(folder: Path) -> list[str]:

@@ -35,6 +35,7 @@ from featstore.store.layout import (
     make_folder,
     stored_bytes,
 )
+from featstore.store.mounts import refuse_network
 from featstore.store.transaction import WriteTransaction, refuse_sealed
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ class FeatureWriter:
         """Open the dataset, making it where it is not there yet; raise StoreError where it may not be written."""
         self.dataset = dataset
         self.path = dataset_path(cache_dir, dataset)
+        refuse_network(self.path)
         make_folder(self.path)
         refuse_sealed(self.path)
         self._cache_dir = cache_dir

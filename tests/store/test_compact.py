@@ -60,7 +60,7 @@ def test_compacting_gives_back_what_was_removed_and_keeps_the_rest(hollow):
 
 
 def test_the_estimate_is_what_the_compacted_file_takes(hollow):
-    estimate = compact.live_bytes(open_environment(hollow / "demo"))
+    estimate = compact.live_bytes(open_environment(hollow / "demo").lmdb)
     compact_dataset(hollow, "demo")
     assert estimate - 4096 <= (hollow / "demo" / "data.mdb").stat().st_size <= estimate + 4096
 
@@ -224,6 +224,21 @@ def test_a_dataset_behind_a_link_is_compacted_where_it_lies(hollow, tmp_path):
     assert kept(hollow)
 
 
+def test_a_file_that_is_a_link_is_refused(hollow, tmp_path):
+    (hollow / "demo" / "data.mdb").rename(tmp_path / "data")
+    (hollow / "demo" / "data.mdb").symlink_to(tmp_path / "data")
+    with pytest.raises(StoreError, match="is a link"):
+        compact_dataset(hollow, "demo")
+    assert (hollow / "demo" / "data.mdb").is_symlink()
+
+
+def test_no_file_is_made_through_a_link(hollow, tmp_path):
+    (hollow / "demo" / "flight.lock").symlink_to(tmp_path / "made")
+    with pytest.raises(StoreError, match="cannot be compacted"):
+        compact_dataset(hollow, "demo")
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize("moment", ["_copy", "_finish", "exchange", "_sync", "_take_along"])
 @pytest.mark.parametrize("after", [False, True])
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new(hollow, moment, after):
@@ -256,3 +271,50 @@ def test_a_file_is_trusted_after_its_compaction(hollow, monkeypatch):
     compact_dataset(hollow, "demo")
     monkeypatch.setattr(trust, "find_page_problems", lambda folder: pytest.fail("verified again"))
     store_videos(hollow, "demo", {"new": VIDEOS["0"]}, spec=SPEC)
+
+
+WRITE = """
+import sys, time
+from toys import *
+end, i = time.monotonic() + SECONDS, 0
+while time.monotonic() < end:
+    store_videos(sys.argv[1], "demo", {f"{sys.argv[2]}-{i}": toy_features(i % 7)})
+    print(f"{sys.argv[2]}-{i}", flush=True)
+    i += 1
+"""
+COMPACT = """
+import sys, time
+from featstore.store.compact import compact_dataset
+end, done = time.monotonic() + SECONDS, 0
+while time.monotonic() < end:
+    compact_dataset(sys.argv[1], "demo")
+    done += 1
+print(done)
+"""
+READ = """
+import random, sys, time, featstore
+from toys import *
+end, held, done = time.monotonic() + SECONDS, [], 0
+wanted = [expected(toy_features(i), toy_spec()) for i in range(7)]
+dataset = featstore.open(sys.argv[1], verify="always")["demo"]
+while time.monotonic() < end:
+    for video in random.choices(list(dataset), k=10):
+        held = [*held[-3:], (dataset[video], int(video.split("-")[1]) % 7)]
+        assert all(np.array_equal(features.data, wanted[i]) for features, i in held), video
+        done += 1
+print(done)
+"""
+
+
+def test_compactions_among_readers_and_writers_lose_nothing_and_show_nothing_wrong(cache):
+    store_videos(cache, "demo", {"x-0": toy_features(0)})
+    programs = [(WRITE, "a"), (WRITE, "b"), (COMPACT,), (READ,), (READ,)]
+    running = [
+        start_python(program.replace("SECONDS", "4"), cache, *words) for program, *words in programs
+    ]
+    told = [process.communicate(timeout=60)[0].split() for process in running]
+    assert [process.returncode for process in running] == [0] * len(running)
+    assert all(told), "each did something"
+    assert set(FeatureStore(cache)["demo"]) == {"x-0", *told[0], *told[1]}
+    assert check_dataset(cache, "demo").problems == []
+    assert names(cache) == ["demo"]

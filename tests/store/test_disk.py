@@ -13,7 +13,8 @@ from featstore.errors import StoreError, StoreFull, StoreNotFound
 from featstore.store import compact, env
 from featstore.store.check import check_dataset
 from featstore.store.compact import compact_dataset
-from featstore.store.env import Snapshot, open_environment, store_error
+from featstore.store.env import open_environment
+from featstore.store.lmdb_errors import store_error, translated
 from featstore.store.merge import merge_dataset
 from featstore.store.reader import FeatureStore, get
 from featstore.store.remove import remove_videos
@@ -101,7 +102,7 @@ from toys import *
 from featstore.store.env import *
 store_videos_refused = False
 environment = open_environment(Path(sys.argv[1]) / "demo")
-snapshots = [Snapshot(environment) for _ in range(500)]
+snapshots = [environment._begin() for _ in range(500)]
 import featstore
 assert featstore.get(sys.argv[1], "demo", "0").shape == (16000, 8)
 try:
@@ -249,15 +250,15 @@ def test_a_full_reader_table_says_so_and_readers_that_were_killed_leave_it(cache
         env, "allocate_table", lambda folder: None
     )  # its size would say how many fit
     environment = open_environment(cache / "demo")
-    held = [Snapshot(environment) for _ in range(5)]
+    held = [environment._begin() for _ in range(5)]
     for _ in range(3):
         run_python(
             "import featstore, os, sys; f = featstore.get(sys.argv[1], 'demo', '0'); os.kill(os.getpid(), 9)",
             cache,
         )
-    held.append(Snapshot(environment))
+    held.append(environment._begin())
     no_more = pytest.raises(StoreError, match="no more fit; end some of them")
-    with no_more, env.translated(cache):
-        Snapshot(environment)
+    with no_more, translated(cache):
+        environment._begin()
     del held[0]
-    assert Snapshot(environment).count("catalog") == 1
+    assert environment._begin().count("catalog") == 1

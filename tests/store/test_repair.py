@@ -1,11 +1,14 @@
+import struct
+
 import pytest
+import xxhash
 from damage import flip_in_file, put_raw, read_raw
 from toys import expected, store_videos, toy_features, toy_spec
 
 from featstore.decoding.video import Video
 from featstore.errors import FeatureNotFound, StoreError, StoreLocked, StoreNotFound
 from featstore.pipeline.plan import make_plan
-from featstore.store import repair
+from featstore.store import repair, trust
 from featstore.store.catalog import video_key
 from featstore.store.check import check_dataset
 from featstore.store.env import open_environment
@@ -147,6 +150,23 @@ def test_a_feature_set_without_its_row_takes_its_videos_with_it(damaged, kind):
     assert plan(damaged).todo == []
 
 
+def test_a_record_of_a_newer_release_is_left_alone(damaged):
+    """A codec that this release does not know is no damage."""
+    record = bytearray(read_raw(damaged, "records", KEY_A))
+    at = record.index(b"\xa5codec\xa3raw") + len(b"\xa5codec\xa3")
+    record[at : at + 3] = b"new"
+    (prefix_bytes,) = struct.unpack_from(">I", record, 26)
+    record[44:52] = bytes(8)
+    record[44:52] = xxhash.xxh3_64_digest(bytes(record[:prefix_bytes]))
+    put_raw(damaged, "records", KEY_A, bytes(record))
+    report = repair_dataset(damaged, "demo")
+    [problem] = report.problems
+    assert "codec = 'new'" in problem
+    assert problem.endswith("left alone, for its header is whole: update featstore")
+    assert (report.repaired, report.again) == ([], 0)
+    assert read_raw(damaged, "records", KEY_A) == bytes(record)
+
+
 def test_a_damaged_failure_is_removed(damaged):
     put_raw(damaged, "failures", KEY_B[:-1] + b"0", b"nonsense")
     assert len(check_dataset(damaged, "demo").problems) == 1
@@ -178,7 +198,7 @@ def test_what_was_put_anew_since_it_was_found_is_kept(damaged, monkeypatch):
 
 
 def test_damaged_pages_are_not_written_into(damaged, monkeypatch):
-    monkeypatch.setattr(repair, "find_page_problems", lambda folder: ["page 7 is no page"])
+    monkeypatch.setattr(trust, "find_page_problems", lambda folder: ["page 7 is no page"])
     with pytest.raises(
         StoreError, match=r"page 7 is no page .*with featstore merge, and remove it"
     ):

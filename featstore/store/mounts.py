@@ -1,0 +1,87 @@
+"""Which file system a store lies on: LMDB and shared maps do not belong on those that reach over a network.
+
+Two machines each have a page cache and, often, locks of their own: what one writes the other sees late or by halves,
+and a map of a file that is cut short elsewhere ends the process. So such a store is not written, and read with a
+warning.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from functools import lru_cache
+from pathlib import Path
+
+from featstore.errors import StoreError
+
+# Set to 1 by whoever knows that one machine at a time uses the store, and that its locks and maps work.
+OVERRIDE = "FEATSTORE_NETWORK_STORE"
+MOUNTS = Path("/proc/self/mountinfo")
+# As Linux names them in mountinfo.
+_CLUSTER = "acfs beegfs ceph gfs gfs2 gpfs lustre ocfs2 orangefs panfs pvfs2 wekafs"
+_SHARE = "9p afs cifs coda ncpfs nfs nfs4 smb3 smbfs vboxsf virtiofs"
+NETWORK = frozenset(f"{_CLUSTER} {_SHARE}".split())
+# File systems in user space may be anything; these are on this machine's disks.
+LOCAL_FUSE = frozenset({"fuse.fuse-overlayfs", "fuse.ntfs-3g", "fuse.mergerfs", "fuse.bindfs"})
+
+
+def refuse_network(path: str | os.PathLike[str]) -> None:
+    """Raise StoreError where `path`, which need not exist, lies on a network file system."""
+    kind = network_kind(path)
+    if kind is not None and os.environ.get(OVERRIDE) != "1":
+        raise StoreError(
+            f"{path} is on a network file system ({kind}), where LMDB's locks and maps cannot be relied upon, so "
+            "nothing is written there; choose a --cache-dir on a local disk, or copy from one with featstore merge. If "
+            f"one machine at a time uses this store, {OVERRIDE}=1 allows it at your own risk"
+        )
+
+
+def warn_of_network(path: str | os.PathLike[str]) -> None:
+    """Warn, once a process and path, where `path` lies on a network file system."""
+    kind = network_kind(path)
+    if kind is not None and os.environ.get(OVERRIDE) != "1":
+        _warn(os.path.realpath(path), kind)
+
+
+def network_kind(path: str | os.PathLike[str], mounts: Path | None = None) -> str | None:
+    """Return the kind of network file system that `path` is on, as `mounts` has it, or None where it is on none.
+
+    mounts: a file as /proc/self/mountinfo; where there is none, as on other systems than Linux, nothing is known.
+    """
+    try:
+        lines = (
+            (mounts or MOUNTS).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        )
+    except OSError:
+        return None
+    real, best, kind = os.path.realpath(path), "", ""
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        if len(fields.split(" ")) < 5 or not rest:
+            continue
+        place = _unescape(fields.split(" ")[4])
+        # The last mount on a place hides those before.
+        if len(place) >= len(best) and _is_below(real, place):
+            best, kind = place, rest.split(" ")[0]
+    network = kind in NETWORK or (kind.startswith("fuse.") and kind not in LOCAL_FUSE)
+    return kind if network else None
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _unescape(name: str) -> str:
+    # Space, tab, newline and backslash are written in octal.
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), name)
+
+
+@lru_cache(maxsize=1024)
+def _warn(path: str, kind: str) -> None:
+    warnings.warn(
+        f"{path} is on a network file system ({kind}): reading is slow there, and a file changed on another machine "
+        "meanwhile can end this process; copy the dataset to a local disk, or seal it",
+        RuntimeWarning,
+        stacklevel=2,
+    )

@@ -55,4 +55,9 @@ def _write(features: Features, file: IO[bytes], suffix: str) -> None:
 
 def _metadata(features: Features) -> dict[str, str]:
     header = asdict(features.header) | {"frame_indices": features.header.frames}
-    return {name: str(value) for name, value in header.items()}
+    return {name: _text(str(value)) for name, value in header.items()}
+
+
+def _text(name: str) -> str:
+    # A file name's bytes that are no text are lone surrogates, which safetensors cannot hold.
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from damage import flip_in_file
 from safetensors.numpy import load_file
 
 import featstore
@@ -187,6 +188,76 @@ def test_rm_asks_and_removes(sample_clips, tmp_path):
     assert (done.exit_code, done.stdout[:12]) == (0, "removed demo")
     assert not (tmp_path / "demo").exists()
     assert json.loads((tmp_path / "cache_meta.json").read_text())["datasets"] == {}
+
+
+def listed(cache: Path) -> list[str]:
+    rows = json.loads(run("ls", "--cache-dir", cache, "--dataset", "demo", "--json").stdout)
+    return [row["video_id"] for row in rows]
+
+
+def test_rm_removes_single_videos_and_says_which_were_not_there(sample_clips, tmp_path):
+    ingest(sample_clips, tmp_path)
+    words = ["rm", "--cache-dir", tmp_path, "--dataset", "demo", "--video", "blink"]
+    refused = CliRunner().invoke(main, [str(word) for word in words], input="n\n")
+    assert (refused.exit_code, len(listed(tmp_path))) == (1, 3)
+    done = run(*words, "--yes")
+    assert done.exit_code == 0
+    assert "removed 1 videos and 0 failures of demo" in done.stdout
+    assert "given back by featstore compact" in done.stdout
+    assert listed(tmp_path) == ["bouncing_ball", "color_bars"]
+    again = run(*words, "--video", "color_bars", "--yes")
+    assert again.exit_code == 3
+    assert "not there: blink" in again.stdout
+    assert json.loads((tmp_path / "cache_meta.json").read_text())["videos"] == 1
+    assert "1 videos to ingest" not in ingest(sample_clips, tmp_path).stderr
+    assert len(listed(tmp_path)) == 3
+
+
+def test_rm_removes_one_feature_set(sample_clips, tmp_path):
+    ingest(sample_clips, tmp_path)
+    ingest(sample_clips, tmp_path, "--quantize", "bf16")
+    sets = featstore.open(tmp_path).specs["demo"]
+    words = ["rm", "--cache-dir", tmp_path, "--dataset", "demo", "--spec", sets[0].digest[:8]]
+    assert run(*words, "--yes").exit_code == 0
+    assert featstore.open(tmp_path).specs["demo"] == sets[1:]
+    assert run(*words, "--yes").exit_code == 1
+
+
+def test_compact_says_what_it_gave_back(sample_clips, tmp_path):
+    ingest(sample_clips, tmp_path)
+    run("rm", "--cache-dir", tmp_path, "--dataset", "demo", "--video", "blink", "--yes")
+    done = run("compact", "--cache-dir", tmp_path, "--dataset", "demo")
+    assert done.exit_code == 0
+    assert "given back" in done.stdout
+    assert listed(tmp_path) == ["bouncing_ball", "color_bars"]
+    assert run("compact", "--cache-dir", tmp_path, "--dataset", "other").exit_code == 1
+
+
+def test_merge_copies_what_is_missing(sample_clips, tmp_path):
+    ingest(sample_clips, tmp_path / "a")
+    words = ["merge", tmp_path / "a", "--dataset", "demo", "--cache-dir", tmp_path / "b"]
+    done = run(*words, "--min-free", "1MB")
+    assert done.exit_code == 0
+    assert done.stdout.startswith("demo: 3 copied, 0 there before, 0 failed")
+    assert "3/3 videos" in done.stderr
+    again = json.loads(run(*words, "--json").stdout)
+    assert (again["stored"], again["skipped"], again["failures"]) == (0, 3, [])
+    assert run("check", "--cache-dir", tmp_path / "b").exit_code == 0
+    full = run(*words[:-1], tmp_path / "c", "--max-size", "10kB")
+    assert (full.exit_code, "raise --max-size" in full.stderr) == (1, True)
+
+
+def test_check_repair_leaves_work_for_the_next_ingest(sample_clips, tmp_path):
+    ingest(sample_clips, tmp_path, "--quantize", "fp32")
+    flip_in_file(tmp_path, featstore.get(tmp_path, "demo", "blink").data.tobytes())
+    assert run("check", "--cache-dir", tmp_path).exit_code == 1
+    mended = run("check", "--repair", "--cache-dir", tmp_path, "--json")
+    assert mended.exit_code == 0
+    [report] = json.loads(mended.stdout)
+    assert (report["problems"], report["again"], len(report["repaired"])) == ([], 1, 1)
+    assert run("check", "--cache-dir", tmp_path).exit_code == 0
+    done = ingest(sample_clips, tmp_path, "--quantize", "fp32")
+    assert (done.exit_code, done.stdout[:14]) == (0, "demo: 1 stored")
 
 
 def test_dry_run_prints_the_plan_and_touches_nothing(sample_clips, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import mmap
 import os
 import resource
@@ -85,6 +86,7 @@ class ForkedProbes:
             os._exit(status)
 
     def _work(self, worker: int, first: int) -> None:
+        faulthandler.disable()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         for index in range(first, self._count, self._workers):

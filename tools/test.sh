@@ -10,5 +10,6 @@ export PATH="$PWD/.venv/bin:$PATH"
 ruff check .
 ruff format --check .
 mypy
+bandit --quiet --recursive --configfile pyproject.toml featstore tools
 python tools/make_cli_docs.py --check
 python -m pytest --quiet "$@"

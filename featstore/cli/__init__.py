@@ -14,7 +14,8 @@ import click
 from featstore import __version__
 from featstore.cli.compare import compare
 from featstore.cli.ingest import ingest
-from featstore.cli.maintain import check, rm
+from featstore.cli.maintain import check, compact, merge, rm
+from featstore.cli.printing import plain
 from featstore.cli.show import get_features, info, list_store, shape
 from featstore.cli.vlmeval import vlmeval
 from featstore.errors import FeatstoreError
@@ -28,7 +29,8 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except FeatstoreError as exc:
-            click.echo(f"featstore: {exc}", err=True)
+            lines = map(plain, str(exc).split("\n"))
+            click.echo("featstore: " + "\n".join(lines), err=True)
             ctx.exit(1)
 
 
@@ -38,5 +40,17 @@ def main() -> None:
     """Compute the vision features of videos once, store them, serve them at memory speed."""
 
 
-for command in (ingest, get_features, list_store, info, check, compare, rm, shape, vlmeval):
+for command in (
+    ingest,
+    get_features,
+    list_store,
+    info,
+    check,
+    compare,
+    rm,
+    compact,
+    merge,
+    shape,
+    vlmeval,
+):
     main.add_command(command)

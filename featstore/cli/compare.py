@@ -15,7 +15,7 @@ from featstore.cli.options import (
     spec_option,
     tower_option,
 )
-from featstore.cli.printing import print_json, print_table
+from featstore.cli.printing import plain, print_json, print_table
 
 
 @click.command()
@@ -116,7 +116,7 @@ def _print_report(report: Any) -> None:
     ]
     print_table(rows, as_json=False)
     for video, reason in report.failures.items():
-        click.echo(f"not compared: {video}: {reason}")
+        click.echo(f"not compared: {plain(f'{video}: {reason}')}")
     found = report.summary()
     if not report.rows:
         click.echo("nothing was compared")

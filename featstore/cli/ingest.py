@@ -19,7 +19,7 @@ from featstore.cli.options import (
     size,
     tower_option,
 )
-from featstore.cli.printing import clock, gib, print_json
+from featstore.cli.printing import clock, gib, plain, print_json
 from featstore.cli.progress import show_progress
 from featstore.cli.sources import SeveralDatasets, Source, choose_sources
 from featstore.errors import FeatstoreError
@@ -137,7 +137,7 @@ def ingest(**options: Any) -> None:
     if options["batch_frames"]:
         encoder.batch_frames = options["batch_frames"]
     summaries: list[IngestSummary] = []
-    with _stop_on_signals() as stop:
+    with stop_on_signals() as stop:
         for source in sources:
             summaries.append(_ingest(source, encoder, stop, options))
             if not options["as_json"]:
@@ -206,7 +206,7 @@ def _encoder(options: dict[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
+def stop_on_signals() -> Iterator[threading.Event]:
     """Give an event that the first SIGINT or SIGTERM sets; a second one ends the program."""
     stop = threading.Event()
 
@@ -252,6 +252,6 @@ def _print_summary(summary: IngestSummary) -> None:
         shares["decode"] /= summary.workers
         click.echo("  busy: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
     for failure in summary.failures:
-        click.echo(f"  failed: {failure.video_id}: {failure.reason}")
+        click.echo(f"  failed: {plain(f'{failure.video_id}: {failure.reason}')}")
     for failure in summary.failed_before:
-        click.echo(f"  failed before: {failure.video_id}: {failure.reason}")
+        click.echo(f"  failed before: {plain(f'{failure.video_id}: {failure.reason}')}")

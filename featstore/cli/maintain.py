@@ -1,59 +1,200 @@
-"""featstore check and rm."""
+"""featstore check, rm, compact and merge."""
 
 from __future__ import annotations
 
 import sys
+import time
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli.options import cache_dir_option, json_option
+from featstore.cli.ingest import INTERRUPTED, SOME_FAILED, stop_on_signals
+from featstore.cli.options import cache_dir_option, json_option, size
 from featstore.cli.printing import gib, print_json
+from featstore.cli.progress import show_progress
+
+if TYPE_CHECKING:
+    from featstore.store.check import CheckReport
+    from featstore.store.merge import MergeSummary
 
 
 @click.command()
 @cache_dir_option
 @click.option("--dataset", help="This dataset alone.")
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Mend what is damaged: rows from their records; damaged records are made again by the next ingest.",
+)
 @json_option
-def check(cache_dir: str, dataset: str | None, as_json: bool) -> None:
-    """Read every record and checksum; say what is damaged."""
+def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> None:
+    """Read every record and checksum; say what is damaged. Exit 1 while something is."""
     from featstore.store.check import check_dataset
     from featstore.store.layout import dataset_names
+    from featstore.store.repair import repair_dataset
 
-    reports = [
-        check_dataset(cache_dir, name)
-        for name in ([dataset] if dataset else dataset_names(cache_dir))
-    ]
+    look = repair_dataset if repair else check_dataset
+    names = [dataset] if dataset else dataset_names(cache_dir)
+    reports: list[CheckReport] = [look(cache_dir, name) for name in names]
     if as_json:
         print_json([vars(report) for report in reports])
     else:
         for report in reports:
-            verdict = "clean" if not report.problems else f"{len(report.problems)} problems"
-            click.echo(
-                f"{report.dataset}: {report.videos} videos, {gib(report.record_bytes)} read, "
-                f"{report.failures} failures on record: {verdict}"
-            )
-            for problem in report.problems:
-                click.echo(f"  {problem}")
+            _print_report(report)
     if any(report.problems for report in reports):
         sys.exit(1)
 
 
 @click.command()
 @cache_dir_option
-@click.option("--dataset", required=True, help="The dataset to remove.")
+@click.option("--dataset", required=True, help="The dataset.")
+@click.option(
+    "--video", "videos", multiple=True, metavar="ID", help="Remove this video alone. Repeatable."
+)
+@click.option(
+    "--spec",
+    help="Remove this feature set alone, or the videos from it alone: the first digits of its digest.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def rm(cache_dir: str, dataset: str, yes: bool) -> None:
-    """Remove a dataset: its features, feature sets and failures."""
+def rm(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None, yes: bool) -> None:
+    """Remove a dataset, one of its feature sets, or single videos; failures too."""
     from featstore.store.info import write_cache_meta
+    from featstore.store.reader import FeatureStore
+    from featstore.store.remove import remove_dataset, remove_set, remove_videos
+
+    there = FeatureStore(cache_dir)[dataset] if videos or spec else None
+    chosen = there.select(spec=spec).spec if there and spec else None
+    if not yes:
+        _ask(cache_dir, dataset, videos, spec)
+    if videos:
+        removed = remove_videos(cache_dir, dataset, videos, spec=chosen)
+    elif chosen:
+        removed = remove_set(cache_dir, dataset, chosen)
+    else:
+        taken = remove_dataset(cache_dir, dataset)
+        write_cache_meta(cache_dir)
+        click.echo(f"removed {dataset}, {gib(taken)}")
+        return
+    write_cache_meta(cache_dir)
+    click.echo(
+        f"removed {removed.videos} videos and {removed.failures} failures of {dataset}, {gib(removed.record_bytes)}; "
+        f"the space is used by later ingests, or given back by featstore compact --dataset {dataset}"
+    )
+    for video in removed.missing:
+        click.echo(f"  not there: {video}")
+    if removed.missing:
+        sys.exit(SOME_FAILED)
+
+
+@click.command()
+@cache_dir_option
+@click.option("--dataset", required=True, help="The dataset.")
+def compact(cache_dir: str, dataset: str) -> None:
+    """Give the space of removed and replaced features back to the disk; readers go on meanwhile."""
+    from featstore.store.compact import compact_dataset
+    from featstore.store.info import write_cache_meta
+
+    done = compact_dataset(cache_dir, dataset)
+    write_cache_meta(cache_dir)
+    click.echo(
+        f"{dataset}: {gib(done.before)} before, {gib(done.after)} after, {gib(done.before - done.after)} given back"
+    )
+
+
+@click.command()
+@click.argument("source", type=click.Path(exists=True, file_okay=False), metavar="SOURCE_CACHE")
+@click.option("--dataset", required=True, help="The dataset, called the same in both caches.")
+@cache_dir_option
+@click.option(
+    "--min-free",
+    type=size,
+    default="1GiB",
+    show_default=True,
+    help="Bytes to leave free on the disk.",
+)
+@click.option("--max-size", type=size, help="Bytes the cache directory may take.")
+@json_option
+def merge(
+    source: str,
+    dataset: str,
+    cache_dir: str,
+    min_free: int,
+    max_size: int | None,
+    as_json: bool,
+) -> None:
+    """Copy the videos that another cache has and this one lacks, as they are stored there."""
+    from featstore.store.info import write_cache_meta
+    from featstore.store.merge import merge_dataset
+
+    begun = time.monotonic()
+    with stop_on_signals() as stop, show_progress() as show:
+        done = merge_dataset(
+            source,
+            cache_dir,
+            dataset,
+            min_free=min_free,
+            max_size=max_size,
+            stop=stop,
+            on_progress=lambda summary: show(_progress(summary, time.monotonic() - begun)),
+        )
+    write_cache_meta(cache_dir)
+    if as_json:
+        print_json(vars(done))
+    else:
+        click.echo(
+            f"{dataset}: {done.stored} copied, {done.skipped} there before, {len(done.failures)} failed, "
+            f"{gib(done.record_bytes)}"
+        )
+        for name, reason in done.failures:
+            click.echo(f"  failed: {name}: {reason}")
+    if done.full:
+        click.echo(f"featstore: {done.full}", err=True)
+        sys.exit(1)
+    if done.interrupted:
+        sys.exit(INTERRUPTED)
+    if done.failures:
+        sys.exit(SOME_FAILED)
+
+
+def _print_report(report: CheckReport) -> None:
+    repaired: list[str] = getattr(report, "repaired", [])
+    verdict = "clean" if not report.problems else f"{len(report.problems)} problems"
+    if repaired:
+        verdict = f"{len(repaired)} problems repaired, " + (
+            verdict if report.problems else "none left"
+        )
+    click.echo(
+        f"{report.dataset}: {report.videos} videos, {gib(report.record_bytes)} read, "
+        f"{report.failures} failures on record: {verdict}"
+    )
+    for problem in [*repaired, *report.problems]:
+        click.echo(f"  {problem}")
+
+
+def _ask(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None) -> None:
     from featstore.store.layout import dataset_names
     from featstore.store.reader import FeatureStore
-    from featstore.store.remove import remove_dataset
 
-    if not yes and dataset in dataset_names(cache_dir):
-        count = len(FeatureStore(cache_dir)[dataset])
-        click.confirm(
-            f"Remove {dataset} with the features of {count} videos?", abort=True, err=True
-        )
-    taken = remove_dataset(cache_dir, dataset)
-    write_cache_meta(cache_dir)
-    click.echo(f"removed {dataset}, {gib(taken)}")
+    if dataset not in dataset_names(cache_dir):
+        return
+    where = f"feature set {spec} of {dataset}" if spec else dataset
+    if videos:
+        what = f"{len(videos)} videos from {where}"
+    else:
+        there = FeatureStore(cache_dir)[dataset]
+        chosen = there.select(spec=spec).spec if spec else None
+        what = f"{where} with the features of {sum(1 for _ in there.entries(chosen))} videos"
+    click.confirm(f"Remove {what}?", abort=True, err=True)
+
+
+def _progress(summary: MergeSummary, seconds: float) -> Any:
+    from featstore.pipeline.run import Progress
+
+    return Progress(
+        total=summary.total - summary.skipped,
+        skipped=summary.skipped,
+        done=summary.stored,
+        failed=len(summary.failures),
+        record_bytes=summary.record_bytes,
+        seconds=seconds,
+    )

@@ -26,8 +26,21 @@ def clock(seconds: float) -> str:
 
 
 def date(seconds: float) -> str:
-    """Return a time for people, in local time."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    """Return a time for people, in local time; the number itself where no calendar has it."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return repr(seconds)
+
+
+def plain(text: str) -> str:
+    """Return one line for people, with what would steer a terminal escaped.
+
+    Names and reasons in a store may be anybody's: an escape sequence in one could rewrite what the screen says.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_json(value: Any) -> None:
@@ -39,7 +52,7 @@ def print_facts(facts: dict[str, Any], indent: str = "") -> None:
     """Print names and values, aligned."""
     width = max(map(len, facts))
     for name, value in facts.items():
-        click.echo(f"{indent}{name:<{width}}  {value}")
+        click.echo(f"{indent}{name:<{width}}  {plain(str(value))}")
 
 
 def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -50,7 +63,7 @@ def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
     if not rows:
         return
     names = list(rows[0])
-    cells = [names, *([str(row[name]) for name in names] for row in rows)]
+    cells = [names, *([plain(str(row[name])) for name in names] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
     numeric = [isinstance(rows[0][name], (int, float)) for name in names]
     for line in cells:

@@ -14,7 +14,7 @@ from featstore.cli.options import (
     spec_option,
     tower_option,
 )
-from featstore.cli.printing import date, gib, print_facts, print_json, print_table
+from featstore.cli.printing import date, gib, plain, print_facts, print_json, print_table
 from featstore.errors import FeatstoreError
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def _dataset_row(row: dict[str, Any]) -> dict[str, Any]:
 
 def _print_dataset(row: dict[str, Any]) -> None:
     if "error" in row:
-        click.echo(f"{row['dataset']}: {row['error']}")
+        click.echo(f"{row['dataset']}: {plain(row['error'])}")
         return
     click.echo(
         f"{row['dataset']}: {row['videos']} videos, {gib(row['record_bytes'])} of records in a file of "

@@ -92,7 +92,7 @@ def open_files(where: str) -> Files:
     if _HUB_ID.fullmatch(where):
         return HubFiles(where)
     raise CheckpointError(
-        f"there is no folder {where!r}; expected a folder with config.json and safetensors, "
+        f"there is no folder {where!r:.300}; expected a folder with config.json and safetensors, "
         "or a name on the Hub such as lmms-lab/LongVA-7B-DPO"
     )
 

@@ -77,7 +77,8 @@ def _read(opened: Any, path: Path, name: str, shape: Shape) -> torch.Tensor:
         )
     header = opened.get_slice(name)
     found = tuple(header.get_shape())
-    cut = name in (EMBEDDING, HEAD) and found[0] >= shape[0]  # to the tokenizer's vocabulary
+    # The vocabulary is cut to the tokenizer's.
+    cut = name in (EMBEDDING, HEAD) and len(found) == 2 and found[0] >= shape[0]
     if found[1:] != shape[1:] or not (cut or found == shape):
         raise CheckpointError(
             f"{path} has {name!r} of shape {found}, its config makes it {shape}; do config and weights belong together?"

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from featstore.spec import FeatureSpec
     from featstore.store.env import Snapshot
 
-MAX_MANIFEST_BYTES = 1 << 30
-MAX_LINE_CHARACTERS = 1 << 20
+MAX_MANIFEST_BYTES = 256 << 20  # a million videos take some 100 MB
 _NAMES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 
@@ -72,8 +71,15 @@ def read_listing(file: str | os.PathLike[str]) -> list[Video]:
     if reader is None:
         raise ListingError(f"{file} ends in {file.suffix!r}; a manifest is .jsonl, .csv or .tsv")
     try:
+        found = os.stat(file)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_MANIFEST_BYTES:
+            raise ListingError(
+                f"{file} has {found.st_size} bytes, or is no file; a manifest is one of at most {MAX_MANIFEST_BYTES}"
+            )
         videos = [_listed(file, line, row) for line, row in reader(file)]
-    except (OSError, UnicodeDecodeError, csv.Error) as exc:
+    except ListingError:
+        raise
+    except (OSError, ValueError, csv.Error) as exc:  # ValueError: no UTF-8, or a NUL in the name
         raise ListingError(f"{file} cannot be read: {exc}") from exc
     if not videos:
         raise ListingError(f"{file} names no video")
@@ -123,7 +129,8 @@ def make_plan(
     """Return the work that `videos` are, minus what `snapshot` holds under `spec`; nothing is decoded.
 
     A stored video whose file has another size, or another modification time and content, is work again; one whose
-    file is gone stays stored. Without `resume` all are work.
+    file is gone stays stored. So is one that was found damaged, whether failed videos are retried or not. Without
+    `resume` all are work.
     """
     plan, replaced = Plan(), 0
     if snapshot:
@@ -135,7 +142,7 @@ def make_plan(
         failure = read_failure(snapshot, key) if snapshot and resume else None
         if entry is not None and not was_replaced(entry, video.path):
             plan.stored.append(video)
-        elif failure is not None and not retry_failed:
+        elif failure is not None and not (retry_failed or failure.damaged):
             plan.failed_before.append(failure)
         else:
             replaced += entry is not None
@@ -179,7 +186,7 @@ def _read_jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as exc:
+            except (ValueError, RecursionError) as exc:
                 raise ListingError(f"{file}, line {number} is no JSON: {exc}") from exc
             if not isinstance(row, dict):
                 raise ListingError(

@@ -16,12 +16,15 @@ from featstore.quant import QuantError
 from featstore.record import Header, SourceFingerprint
 from featstore.spec import FeatureSpec
 from featstore.store.catalog import Entry, Failure
+from featstore.store.compact import clear_leftovers
 from featstore.store.layout import dataset_path, make_folder
 from featstore.store.lock import ingest_lock
 from featstore.store.writer import FeatureWriter
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from multiprocessing.connection import Connection
+    from pathlib import Path
 
     from featstore.children import Slots
 
@@ -42,12 +45,19 @@ def _serve(connection: Connection, first: dict[str, Any], slots: Slots) -> None:
     make_folder(folder)
     limits = {"min_free": first["min_free"], "max_size": first["max_size"]}
     with (
-        ingest_lock(folder, wait=first["lock_wait"]),
+        _ingest_lock(folder, first["lock_wait"]),
         FeatureWriter(cache_dir, dataset, **limits) as writer,
     ):
         writer.add_set(spec, first["origin"])
         _tell(connection, {"kind": "ready"})
         _Session(connection, writer, spec, slots).run()
+
+
+@contextlib.contextmanager
+def _ingest_lock(folder: Path, wait: float) -> Iterator[None]:
+    with ingest_lock(folder, wait=wait):
+        clear_leftovers(folder)  # a killed compaction's: its room is wanted
+        yield
 
 
 class _Session:

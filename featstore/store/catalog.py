@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 STORE_FORMAT = 1
 MANIFEST_KEY = b"manifest"
-MAX_ROW_BYTES = 1 << 20
 _START = b"\x92\xc4\x08"  # array of 2; bin8 of 8 bytes, the checksum
+DAMAGED = "damaged: "
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,11 @@ class Failure:
     reason: str
     created: float
 
+    @property
+    def damaged(self) -> bool:
+        """Return whether it was stored, and then found damaged: the next ingest makes it again."""
+        return self.reason.startswith(DAMAGED)
+
 
 def set_key(digest: str) -> bytes:
     """Return the key of a feature set's row, and the prefix of its videos' keys."""
@@ -142,7 +147,7 @@ def stored_spec(snapshot: Snapshot, spec: FeatureSpec) -> FeatureSpec | None:
     """
     key = set_key(spec.digest)
     data = snapshot.read("specs", key)
-    return None if data is None else _unpack_set(key, data).spec
+    return None if data is None else unpack_set(key, data).spec
 
 
 def read_sets(snapshot: Snapshot) -> dict[str, FeatureSet]:
@@ -153,7 +158,7 @@ def read_sets(snapshot: Snapshot) -> dict[str, FeatureSet]:
         return known
     sets: dict[str, FeatureSet] = {}
     for key, data in snapshot.rows("specs"):
-        found = _unpack_set(key, data)
+        found = unpack_set(key, data)
         sets[found.spec.digest] = found
     sets = dict(sorted(sets.items(), key=lambda item: item[1].created))
     environment.sets = snapshot.txn_id, sets
@@ -175,13 +180,18 @@ def read_entries(snapshot: Snapshot, digest: str = "") -> Iterator[Entry]:
 def read_failures(snapshot: Snapshot, digest: str = "") -> Iterator[Failure]:
     """Yield the rows of the videos that failed, of one feature set or of all."""
     for _, data in snapshot.rows("failures", set_key(digest)):
-        yield _build(Failure, _unpack(data))
+        yield unpack_failure(data)
 
 
 def read_failure(snapshot: Snapshot, key: bytes) -> Failure | None:
     """Return the row of the failed video with `key`, or None."""
     data = snapshot.read("failures", key)
-    return None if data is None else _build(Failure, _unpack(data))
+    return None if data is None else unpack_failure(data)
+
+
+def unpack_failure(data: bytes) -> Failure:
+    """Return a failed video's row; StoreMismatch where it cannot be one."""
+    return _build(Failure, _unpack(data))
 
 
 def unpack_entry(data: bytes) -> Entry:
@@ -200,7 +210,8 @@ Row = TypeVar("Row", Manifest, FeatureSet, Entry, Failure, SourceFingerprint, Qu
 
 
 @lru_cache(maxsize=256)
-def _unpack_set(key: bytes, data: bytes) -> FeatureSet:
+def unpack_set(key: bytes, data: bytes) -> FeatureSet:
+    """Return the feature set whose row lies under `key`; StoreMismatch where it cannot be one, or is another's."""
     plain = _unpack(data)
     plain["spec"] = spec = FeatureSpec.from_dict(plain.get("spec", {}))
     if set_key(spec.digest) != key:
@@ -212,8 +223,6 @@ def _unpack_set(key: bytes, data: bytes) -> FeatureSet:
 
 
 def _unpack(data: bytes) -> dict[str, Any]:
-    if len(data) > MAX_ROW_BYTES:
-        raise _unreadable(f"{len(data)} bytes")
     start, checksum, packed = data[:3], data[3:11], data[11:]
     if start != _START or xxhash.xxh3_64_digest(packed) != checksum:
         raise _unreadable(f"{checksum.hex()} is not the checksum of what follows")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from featstore.errors import FeatstoreError, StoreDamaged
+from featstore.errors import FeatstoreError, StoreDamaged, StoreError
 from featstore.record import parse
 from featstore.store.catalog import (
     Entry,
-    read_failures,
     read_manifest,
-    read_sets,
     unpack_entry,
+    unpack_failure,
+    unpack_set,
     video_key,
 )
 from featstore.store.env import open_environment
@@ -20,7 +20,7 @@ from featstore.store.layout import dataset_path
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from featstore.spec import FeatureSpec
     from featstore.store.env import Snapshot
@@ -52,52 +52,106 @@ def check_dataset(
         snapshot = open_environment(dataset_path(cache_dir, dataset)).snapshot()
     except StoreDamaged as exc:
         report.problems.append(str(exc))
-        return report
+    else:
+        report.problems += [found.sentence for found in find_problems(snapshot, report, on_video)]
+    return report
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, and with what: the row or record under `key` of `table`, or with none that could be named."""
+
+    sentence: str
+    table: str = ""
+    key: bytes = b""
+
+
+def find_problems(
+    snapshot: Snapshot, report: CheckReport, on_video: Callable[[Entry], None]
+) -> Iterator[Problem]:
+    """Yield what is wrong with the dataset, counting into `report` what was seen."""
     try:
-        read_manifest(snapshot, dataset)
-        known = {digest: found.spec for digest, found in read_sets(snapshot).items()}
-        report.failures = sum(1 for _ in read_failures(snapshot))
+        read_manifest(snapshot, report.dataset)
+        known: dict[str, FeatureSpec | None] = {}
+        yield from check_sets(snapshot, known)
+        yield from _check_failures(snapshot, report)
         for key, row in snapshot.rows("catalog"):
-            entry = _check_video(snapshot, key, row, known, report)
-            if entry is not None:
-                on_video(entry)
+            yield from _check_video(snapshot, key, row, known, report, on_video)
         for key in snapshot.keys("records"):
             if snapshot.read("catalog", key) is None:
-                report.problems.append(
-                    f"record {key.decode(errors='replace')} has no row in the catalog; "
-                    "remove the dataset and ingest again"
+                yield Problem(
+                    f"record {_name(key)} has no row in the catalog; restore it with --repair",
+                    "records",
+                    key,
                 )
     except FeatstoreError as exc:
-        report.problems.append(str(exc))
-    return report
+        yield Problem(str(exc))
+
+
+def whole_entry(
+    snapshot: Snapshot, key: bytes, known: dict[str, FeatureSpec | None], dataset: str
+) -> Entry:
+    """Return the row that the record under `key` should have.
+
+    Raises RecordError or StoreError where there is no record, or it is damaged, or not the one that belongs there.
+    """
+    value = snapshot.get("records", key)
+    if value is None:
+        raise StoreError("has a row but no record; ingest it again")
+    record = parse(value)
+    header = record.header
+    spec = known.get(header.spec)
+    if spec is None and header.spec not in known:
+        raise StoreError("its feature set has no row; ingest it again")
+    if spec is not None and video_key(spec, dataset, header.video_id) != key:
+        raise StoreError(
+            f"its record is that of {header.video_id!r}, which has another key; ingest it again"
+        )
+    record.verify()
+    return Entry.of(header, len(value))
+
+
+def check_sets(snapshot: Snapshot, known: dict[str, FeatureSpec | None]) -> Iterator[Problem]:
+    """Read the feature sets into `known` by digest, as None those whose row is damaged; yield what is wrong."""
+    for key, data in snapshot.rows("specs"):
+        digest = key.decode(errors="replace")
+        known[digest] = None
+        try:
+            known[digest] = unpack_set(key, data).spec
+        except FeatstoreError as exc:
+            yield Problem(f"feature set {digest}: {exc}", "specs", key)
+
+
+def _check_failures(snapshot: Snapshot, report: CheckReport) -> Iterator[Problem]:
+    for key, data in snapshot.rows("failures"):
+        report.failures += 1
+        try:
+            unpack_failure(data)
+        except FeatstoreError as exc:
+            yield Problem(f"failure {_name(key)}: {exc}", "failures", key)
 
 
 def _check_video(
     snapshot: Snapshot,
     key: bytes,
     row: bytes,
-    known: dict[str, FeatureSpec],
+    known: dict[str, FeatureSpec | None],
     report: CheckReport,
-) -> Entry | None:
+    on_video: Callable[[Entry], None],
+) -> Iterator[Problem]:
     report.videos += 1
-    name = f"row {key.decode(errors='replace')}"
+    name = f"row {_name(key)}"
     try:
         entry = unpack_entry(row)
         name = f"video {entry.video_id!r} of set {entry.spec[:8]}"
-        value = snapshot.get("records", key)
-        if value is None:
-            report.problems.append(f"{name} has a row but no record; ingest it again")
-            return entry
-        record = parse(value)
-        if Entry.of(record.header, len(value)) != entry:
-            report.problems.append(f"{name}: row and record differ; ingest it again")
-        if entry.spec not in known:
-            report.problems.append(f"{name}: its feature set has no row; ingest it again")
-        elif video_key(known[entry.spec], report.dataset, entry.video_id) != key:
-            report.problems.append(f"{name} lies under another video's key; ingest it again")
-        record.verify()
-        report.record_bytes += len(value)
+        if whole_entry(snapshot, key, known, report.dataset) != entry:
+            raise StoreError("row and record differ; ingest it again")
     except FeatstoreError as exc:
-        report.problems.append(f"{name}: {exc}")
-        return None
-    return entry
+        yield Problem(f"{name}: {exc}", "catalog", key)
+        return
+    report.record_bytes += entry.record_bytes
+    on_video(entry)
+
+
+def _name(key: bytes) -> str:
+    return key.decode(errors="replace")

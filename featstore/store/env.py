@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import tempfile
 import threading
 import weakref
@@ -19,9 +20,9 @@ import lmdb
 import lmdb._envid
 import numpy as np
 
-from featstore.errors import StoreError, StoreNotFound
+from featstore.errors import StoreError, StoreMismatch, StoreNotFound
 from featstore.readin import is_resident, read_in
-from featstore.store.layout import DATA_FILE, is_sealed
+from featstore.store.layout import DATA_FILE, LMDB_LOCK_FILE, is_sealed
 from featstore.store.lmdb_errors import MAX_READERS, translated
 from featstore.store.mapping import Mapping
 from featstore.store.pages import damaged, read_metas
@@ -40,6 +41,7 @@ TABLES = {
 }
 # Virtual address space, not disk: the file is as large as its records. Growing a map would kill its views.
 MAP_BYTES = 4 << 40
+MAX_ROW_BYTES = 1 << 20
 _BEGINS = 100
 
 _lock = threading.Lock()
@@ -155,28 +157,28 @@ class Snapshot:
     def read(self, table: str, key: bytes) -> bytes | None:
         """Return a copy of the value of `key`, or None; for small rows."""
         place = self._tree.find(TABLES[table] + key)
-        return None if place is None else self.mapping.read(*place)
+        return None if place is None else self._row(place)
 
     def keys(self, table: str, prefix: bytes = b"") -> Iterator[bytes]:
         """Yield the keys that begin with `prefix`, in order, touching no value."""
-        for key, _ in self._scan(table, prefix):
-            yield key
+        name = TABLES[table]
+        for key in self._tree.keys(name + prefix):
+            yield key[len(name) :]
 
     def rows(self, table: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Yield copies of the keys and values whose keys begin with `prefix`, in order."""
-        for key, place in self._scan(table, prefix):
-            yield key, self.mapping.read(*place)
+        name = TABLES[table]
+        for key, place in self._tree.scan(name + prefix):
+            yield key[len(name) :], self._row(place)
 
     def count(self, table: str) -> int:
         """Return the number of keys, touching no value."""
         return sum(1 for _ in self.keys(table))
 
-    def _scan(self, table: str, prefix: bytes) -> Iterator[tuple[bytes, Place]]:
-        name = TABLES[table]
-        for key, place in self._tree.scan(name + prefix):
-            if not key.startswith(name + prefix):
-                return
-            yield key[len(name) :], place
+    def _row(self, place: Place) -> bytes:
+        if place.length > MAX_ROW_BYTES:  # before memory is taken for it
+            raise damaged(self.environment.path, f"a row of {place.length} bytes cannot be")
+        return self.mapping.read(*place)
 
 
 class _View:
@@ -242,6 +244,10 @@ def open_environment(path: Path) -> Environment:
 
 
 def _open_for_transactions(path: Path) -> lmdb.Environment:
+    if os.path.islink(path / LMDB_LOCK_FILE):  # liblmdb would write over whatever it leads to
+        raise StoreError(
+            f"{path / LMDB_LOCK_FILE} is a link, and no link is written through; remove it"
+        )
     with translated(path), _beside_inherited():
         opened = _open(path, readonly=not os.access(path / DATA_FILE, os.W_OK))
         opened.reader_check()  # clears the slots of readers that were killed
@@ -261,23 +267,27 @@ def _open(folder: Path, *, readonly: bool) -> lmdb.Environment:
 
 def _open_file(path: Path) -> int:
     try:
-        return os.open(path / DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path / DATA_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as exc:
         raise StoreNotFound(
             f"there is no dataset in {path}; make it with featstore ingest"
         ) from exc
     except OSError as exc:
         raise StoreError(f"{path / DATA_FILE} cannot be opened: {exc.strerror}") from exc
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StoreMismatch(f"{path / DATA_FILE} is no file; put a dataset's own there")
+    return fd
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        stat = os.stat(f"{path}/{DATA_FILE}")
+        found = os.stat(f"{path}/{DATA_FILE}")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as exc:
         raise StoreError(f"{path} cannot be looked into: {exc.strerror}") from exc
-    return stat.st_dev, stat.st_ino
+    return found.st_dev, found.st_ino
 
 
 @contextlib.contextmanager

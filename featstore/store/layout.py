@@ -12,6 +12,7 @@ from featstore.errors import StoreError, StoreMismatch, StoreNotFound
 from featstore.record import MAX_ID_BYTES
 
 DATA_FILE = "data.mdb"
+LMDB_LOCK_FILE = "lock.mdb"
 SEAL_FILE = "sealed"
 _DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -20,7 +21,7 @@ def dataset_path(cache_dir: str | os.PathLike[str], dataset: str) -> Path:
     """Return the folder of `dataset`; StoreMismatch where its name cannot be a folder's."""
     if not _DATASET.fullmatch(dataset):
         raise StoreMismatch(
-            f"a dataset cannot be called {dataset!r}; use letters, digits, '.', '_' and '-', at most 128 of them, "
+            f"a dataset cannot be called {dataset!r:.200}; use letters, digits, '.', '_' and '-', at most 128 of them, "
             "beginning with a letter or digit"
         )
     return Path(cache_dir) / dataset

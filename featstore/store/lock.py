@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 import time
+import weakref
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 LOCK_FILE = "ingest.lock"
 FLIGHT_FILE = "flight.lock"
+WRITE_FILE = "write.lock"
 _MAX_NOTE_BYTES = 4096
 # struct flock on 64-bit Linux: type, whence, start, length, pid (0, as such locks want it), padding to 8 bytes.
 _FLOCK = "hhqqi0q"
@@ -96,6 +98,67 @@ def flight_lock(folder: Path, key: bytes) -> Iterator[None]:
         os.close(fd)
 
 
+class WriteLock:
+    """The right to write into a dataset's file, and a note in which each writer says how it left the file.
+
+    It stands before LMDB's own lock, so that the note is never older than the file that the next writer finds. Gone
+    with its holder, SIGKILL included. Waits for whoever holds it; a signal ends the wait.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Wait for the lock of the dataset in `folder`; raise StoreNotFound where there is none."""
+        self._fd = -1
+        path = folder / WRITE_FILE
+        while True:
+            fd = _open(path, readable=True)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                current = _is_current(fd, path)
+            except OSError as exc:
+                os.close(fd)
+                raise StoreError(f"{path} cannot be locked: {exc.strerror}") from exc
+            except BaseException:  # interrupted while it waited
+                os.close(fd)
+                raise
+            if current:
+                break
+            os.close(fd)  # the folder was replaced while we waited: try again on the new one
+        self._fd = fd
+        _write_locks.add(self)
+
+    def read(self) -> bytes:
+        """Return the note of the last writer."""
+        return os.pread(self._fd, _MAX_NOTE_BYTES, 0)
+
+    def write(self, note: bytes) -> None:
+        """Leave a note; nothing happens where the file is another user's, or the disk is full."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, note, 0)
+
+    def release(self) -> None:
+        """Let go; a second call does nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        """Let go with the last reference."""
+        self.release()
+
+
+_write_locks: weakref.WeakSet[WriteLock] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    # A forked child would hold the lock for as long as it lives, whatever its parent does.
+    for lock in list(_write_locks):
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
 def _lock_byte(fd: int, offset: int) -> None:
     if hasattr(fcntl, "F_OFD_SETLKW"):
         lock = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0)
@@ -104,9 +167,17 @@ def _lock_byte(fd: int, offset: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX)
 
 
-def _open(path: Path) -> int:
+def _open(path: Path, *, readable: bool = False) -> int:
+    """Open a lock file, making it where it is not there; `readable`: for reading where it may not be written."""
+    # A link in a folder that came from elsewhere would have us write through it.
+    flags = os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            return os.open(path, os.O_RDWR | flags, 0o666)
+        except PermissionError:
+            if not readable:
+                raise
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError) as exc:
         raise StoreNotFound(
             f"there is no dataset in {path.parent}; make it with featstore ingest"
@@ -117,7 +188,7 @@ def _open(path: Path) -> int:
 
 def _is_current(fd: int, path: Path) -> bool:
     try:
-        there = os.stat(path)
+        there = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
         return False
     return os.path.samestat(os.fstat(fd), there)

@@ -42,7 +42,8 @@ _READS = 20  # of two pages that a writer may be changing meanwhile
 class Meta:
     """What one of the two first pages says: where the tree of a commit begins.
 
-    root: None for an empty tree. depth: levels of the tree. pages: how many the file speaks of, all numbers are below.
+    root: None for an empty tree. depth: levels of the tree. pages: how many there are, all numbers are below; the last
+    ones need not be in the file, where a commit took them and gave them back.
     """
 
     txn_id: int
@@ -61,7 +62,7 @@ def damaged(path: Path, found: str) -> StoreDamaged:
 
 
 def read_metas(fd: int, path: Path) -> tuple[Meta, Meta]:
-    """Return what the two meta pages of the file say, checked against each other and against its length.
+    """Return what the two meta pages of the file say, checked against each other.
 
     Raises StoreMismatch where it is no file of LMDB 0.9, StoreDamaged where they cannot both be right. After that
     liblmdb, which divides by their page size, may open the file.
@@ -74,7 +75,6 @@ def read_metas(fd: int, path: Path) -> tuple[Meta, Meta]:
             if second.page_bytes != first.page_bytes:
                 raise damaged(path, "its first two pages name different page sizes")
             _check_order(first, second, path)
-            _check_length(first, second, os.fstat(fd).st_size, path)
         except StoreDamaged:
             if (
                 attempt + 1 == _READS
@@ -115,13 +115,6 @@ def _check_order(first: Meta, second: Meta, path: Path) -> None:
     # Commit n writes page n % 2, so the two are always neighbours; in a file nobody has written to both are 0.
     if abs(first.txn_id - second.txn_id) != (1 if first.txn_id or second.txn_id else 0):
         raise damaged(path, f"its last commits are called {first.txn_id} and {second.txn_id}")
-
-
-def _check_length(first: Meta, second: Meta, file_bytes: int, path: Path) -> None:
-    newest = max(first, second, key=lambda meta: meta.txn_id)
-    missing = newest.pages * newest.page_bytes - file_bytes
-    if missing > 0:
-        raise damaged(path, f"{missing} bytes are missing at the file's end")
 
 
 def _foreign(path: Path) -> StoreMismatch:

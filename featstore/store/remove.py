@@ -1,15 +1,53 @@
-"""Remove a dataset: gone at once for whoever looks, its views good for whoever still holds them."""
+"""Remove a dataset, a feature set or single videos: gone for whoever looks, views good for whoever still holds them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from featstore.durable import sync_folder
-from featstore.errors import StoreError, StoreNotFound
+from featstore.errors import StoreError, StoreMismatch, StoreNotFound
+from featstore.store.catalog import (
+    read_entry,
+    read_manifest,
+    read_sets,
+    set_key,
+    stored_spec,
+    video_key,
+)
+from featstore.store.compact import clear_leftovers
+from featstore.store.env import open_environment
 from featstore.store.layout import DATA_FILE, dataset_path
 from featstore.store.lock import ingest_lock
+from featstore.store.transaction import WriteTransaction
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from featstore.spec import FeatureSpec
+    from featstore.store.env import Snapshot
+
+# Each commit is synced; each holds the page numbers of what it frees in memory, 8 bytes for 4 KiB.
+COMMIT_VIDEOS = 256
+COMMIT_BYTES = 4 << 30
+VIDEO_TABLES = ("catalog", "records", "failures")
+
+
+@dataclass
+class Removed:
+    """What was removed: videos with features, failures on record, bytes of records.
+
+    missing: the ids of which nothing was there.
+    """
+
+    videos: int = 0
+    failures: int = 0
+    record_bytes: int = 0
+    missing: tuple[str, ...] = ()
 
 
 def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
@@ -26,6 +64,7 @@ def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
             f"there is no dataset {dataset!r} in {cache_dir}; list them: featstore ls"
         )
     with ingest_lock(path):
+        clear_leftovers(path)
         taken = (path / DATA_FILE).stat().st_blocks * 512
         shutil.rmtree(gone, ignore_errors=True)
         try:
@@ -38,3 +77,87 @@ def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
     with contextlib.suppress(FileNotFoundError):  # another removal clears it too
         shutil.rmtree(gone)
     return taken
+
+
+def remove_videos(
+    cache_dir: str | os.PathLike[str],
+    dataset: str,
+    videos: Iterable[str],
+    *,
+    spec: FeatureSpec | None = None,
+) -> Removed:
+    """Remove what is stored of `videos`, failures too, from one feature set, or from all where `spec` is None.
+
+    Videos that are not there are named in the result. The file keeps its size: the space is used by later ingests, or
+    given back by `compact_dataset`. Raises StoreNotFound, StoreLocked while an ingest is at work, and StoreError where
+    the dataset is sealed. A run killed halfway has removed some of the videos, each wholly.
+    """
+    with _opened(cache_dir, dataset) as (path, snapshot):
+        specs = [found.spec for found in read_sets(snapshot).values()]
+        if spec is not None:
+            specs = [stored_spec(snapshot, spec) or spec]
+        keys: list[bytes] = []
+        missing = []
+        for video in dict.fromkeys(videos):
+            there = [
+                key
+                for key in (video_key(found, dataset, video) for found in specs)
+                if any(snapshot.read(table, key) for table in ("catalog", "failures"))
+            ]
+            keys += there
+            if not there:
+                missing.append(video)
+        removed = _remove_keys(path, snapshot, keys)
+    removed.missing = tuple(missing)
+    return removed
+
+
+def remove_set(cache_dir: str | os.PathLike[str], dataset: str, spec: FeatureSpec) -> Removed:
+    """Remove the feature set of `spec` with all its videos and failures; otherwise as `remove_videos`.
+
+    A run killed halfway leaves the set with the videos that are not removed yet.
+    """
+    with _opened(cache_dir, dataset) as (path, snapshot):
+        prefix = set_key(spec.digest)
+        keys = {key for table in VIDEO_TABLES for key in snapshot.keys(table, prefix)}
+        removed = _remove_keys(path, snapshot, sorted(keys))
+        with WriteTransaction(path) as txn:
+            txn.delete("specs", prefix)
+    return removed
+
+
+@contextlib.contextmanager
+def _opened(cache_dir: str | os.PathLike[str], dataset: str) -> Iterator[tuple[Path, Snapshot]]:
+    path = dataset_path(cache_dir, dataset)
+    open_environment(path)  # makes no folder, nor a lock file, where there is no dataset
+    with ingest_lock(path):
+        snapshot = open_environment(path).snapshot()
+        read_manifest(snapshot, dataset)
+        yield path, snapshot
+
+
+def _remove_keys(path: Path, snapshot: Snapshot, keys: list[bytes]) -> Removed:
+    removed = Removed()
+    for part in _parts(snapshot, keys):
+        with WriteTransaction(path) as txn:
+            for key in part:
+                entry, record, failure = (txn.delete(table, key) for table in VIDEO_TABLES)
+                removed.videos += entry or record
+                removed.failures += failure
+        removed.record_bytes += sum(part.values())
+    return removed
+
+
+def _parts(snapshot: Snapshot, keys: list[bytes]) -> Iterator[dict[bytes, int]]:
+    """Yield keys with the bytes of their records, a commit's worth at a time."""
+    part: dict[bytes, int] = {}
+    for key in keys:
+        part[key] = 0
+        with contextlib.suppress(StoreMismatch):  # a damaged row goes as well
+            entry = read_entry(snapshot, key)
+            part[key] = entry.record_bytes if entry else 0
+        if len(part) >= COMMIT_VIDEOS or sum(part.values()) >= COMMIT_BYTES:
+            yield part
+            part = {}
+    if part:
+        yield part

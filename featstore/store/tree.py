@@ -89,19 +89,29 @@ class Tree:
             return self._place(page, index, limit)
         return None
 
-    def scan(self, start: bytes) -> Iterator[tuple[bytes, Place]]:
-        """Yield keys from `start` on, in order, each with the place of its value."""
+    def keys(self, prefix: bytes) -> Iterator[bytes]:
+        """Yield the keys that begin with `prefix`, in order."""
+        for key, _, _ in self._nodes(prefix):
+            yield key
+
+    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, Place]]:
+        """Yield the keys that begin with `prefix`, in order, each with the place of its value."""
+        for key, page, index in self._nodes(prefix):
+            yield key, self._place(page, index, self._limit())
+
+    def _nodes(self, prefix: bytes) -> Iterator[tuple[bytes, _Page, int]]:
         if self._meta.root is None:
             return
         last = b""
-        for page, first in self._leaves(self._meta.root, self._meta.depth, start):
-            limit = self._limit()
+        for page, first in self._leaves(self._meta.root, self._meta.depth, prefix):
             for index in range(first, len(page.nodes)):
                 key = self._key(page, index)
+                if not key.startswith(prefix):
+                    return
                 if key <= last:
                     raise self._wrong(page.number, "its keys are out of order")
                 last = key
-                yield key, self._place(page, index, limit)
+                yield key, page, index
 
     def _leaves(self, number: int, levels: int, start: bytes) -> Iterator[tuple[_Page, int]]:
         """Yield the leaves below page `number`, and the index of the first node in each that is not before `start`."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import lmdb
 import xxhash
 
 from featstore.codecs import compress
-from featstore.errors import StoreFull
-from featstore.record import PAGE, pack_prefix
+from featstore.errors import StoreError, StoreFull, StoreMismatch
+from featstore.record import PAGE, pack_prefix, parse
 from featstore.store.catalog import (
     MANIFEST_KEY,
     Entry,
@@ -22,9 +22,10 @@ from featstore.store.catalog import (
     read_manifest,
     set_key,
     stored_spec,
+    unpack_set,
     video_key,
 )
-from featstore.store.env import TABLES, make_file, open_environment
+from featstore.store.env import make_file, open_environment
 from featstore.store.layout import (
     DATA_FILE,
     check_video_id,
@@ -34,10 +35,10 @@ from featstore.store.layout import (
     make_folder,
     stored_bytes,
 )
-from featstore.store.lmdb_errors import store_error
+from featstore.store.transaction import WriteTransaction, refuse_sealed
 
 if TYPE_CHECKING:
-    import os
+    from collections.abc import Callable
 
     from featstore.record import Header
     from featstore.spec import FeatureSpec
@@ -48,6 +49,7 @@ MIN_FREE_BYTES = 1 << 30
 # Pages of the tree and of LMDB's free list that a commit may write beside its records.
 _SLACK_BYTES = 1 << 20
 MAX_REASON_CHARACTERS = 10_000
+Done = TypeVar("Done")
 
 
 class FeatureWriter:
@@ -66,10 +68,11 @@ class FeatureWriter:
         max_size: int | None = None,
         commit_bytes: int = COMMIT_BYTES,
     ) -> None:
-        """Open the dataset, making it where it is not there yet."""
+        """Open the dataset, making it where it is not there yet; raise StoreError where it may not be written."""
         self.dataset = dataset
         self.path = dataset_path(cache_dir, dataset)
         make_folder(self.path)
+        refuse_sealed(self.path)
         self._cache_dir = cache_dir
         self._min_free = min_free
         self._max_size = max_size
@@ -77,14 +80,16 @@ class FeatureWriter:
         if not (self.path / DATA_FILE).exists():
             manifest = pack_row(Manifest(dataset, time.time()))
             make_file(self.path, "manifest", MANIFEST_KEY, manifest)
+        if os.path.islink(self.path / DATA_FILE):
+            raise StoreError(
+                f"{self.path / DATA_FILE} is a link, and no link is written through; put the file itself there"
+            )
         self._environment = open_environment(self.path)
-        if (
-            not self._environment.name_kept
-        ):  # also where its maker was killed before it came to that
+        if not self._environment.name_kept:  # also where its maker was killed before
             keep_name(self.path)
             self._environment.name_kept = True
-        self._txn: lmdb.Transaction | None = None
-        self._specs: dict[str, FeatureSpec] = {}  # by digest, as they were first ingested
+        self._txn: WriteTransaction | None = None
+        self._added: set[str] = set()  # digests of the sets that `add_set` found or made
         self._pending: list[Entry | Failure] = []
         self._pending_bytes = 0
         read_manifest(self._environment.snapshot(), dataset)
@@ -99,13 +104,14 @@ class FeatureWriter:
 
         Visible at once, or with the next commit where something waits for one.
         """
-        stored = self._specs.get(spec.digest) or stored_spec(self._environment.snapshot(), spec)
-        if stored is None:
-            row = pack_row(FeatureSet(spec, origin, time.time()))
-            self._put("specs", set_key(spec.digest), row)
+        snapshot = open_environment(self.path).snapshot()
+        if self._txn is not None or stored_spec(snapshot, spec) is None:
+            key, txn = set_key(spec.digest), self._transaction()
+            if txn.get("specs", key) is None:
+                txn.put("specs", key, pack_row(FeatureSet(spec, origin, time.time())))
             if not self._pending:
                 self.commit()
-        self._specs[spec.digest] = stored or spec
+        self._added.add(spec.digest)
 
     def put(
         self,
@@ -123,7 +129,7 @@ class FeatureWriter:
         is completed: codec, checksum. Raises StoreFull, leaving what was put before ready to be committed, and
         ValueError where spec, header and payload do not belong together.
         """
-        key = self._key(spec, header.video_id)
+        check_video_id(header.video_id)
         if (header.dataset, header.spec) != (self.dataset, spec.digest):
             raise ValueError(
                 f"the header is of {header.dataset!r}, set {header.spec[:8]}; it is put into {self.dataset!r}, set "
@@ -141,19 +147,41 @@ class FeatureWriter:
             record = buffer[payload.start - len(prefix) : payload.stop]
         else:
             record = memoryview(prefix + stored)
-        self._check_room(len(record))
         entry = Entry.of(header, len(record))
-        self._put("records", key, record)
-        self._put("catalog", key, pack_row(entry))
-        self._delete("failures", key)
-        self._pending.append(entry)
-        self._pending_bytes += len(record)
+        self._put_record(spec, entry, record)
+        return entry
+
+    def has(self, spec: FeatureSpec, video_id: str) -> bool:
+        """Return whether the video was stored under `spec` as of the last commit."""
+        snapshot = open_environment(self.path).snapshot()
+        stored = stored_spec(snapshot, spec)
+        key = video_key(stored or spec, self.dataset, video_id)
+        return stored is not None and snapshot.read("catalog", key) is not None
+
+    def put_whole(self, spec: FeatureSpec, record: memoryview) -> Entry:
+        """Put a record as it was stored elsewhere; visible after the next `commit`.
+
+        Raises RecordError where it is damaged, StoreMismatch where it is not of this dataset and `spec`, and StoreFull.
+        """
+        parsed = parse(record)
+        parsed.verify()
+        header = parsed.header
+        check_video_id(header.video_id)
+        if (header.dataset, header.spec) != (self.dataset, spec.digest):
+            raise StoreMismatch(
+                f"the record of {header.video_id!r} says it is of dataset {header.dataset!r}, set {header.spec[:8]}, "
+                f"not of {self.dataset!r}, set {spec.digest[:8]}; it was not put"
+            )
+        entry = Entry.of(header, len(record))
+        self._put_record(spec, entry, record)
         return entry
 
     def fail(self, spec: FeatureSpec, failure: Failure) -> None:
         """Put the row of a video that could not be ingested; of a very long reason the beginning."""
         failure = replace(failure, reason=failure.reason[:MAX_REASON_CHARACTERS])
-        self._put("failures", self._key(spec, failure.video_id), pack_row(failure))
+        check_video_id(failure.video_id)
+        txn, key = self._at(spec, failure.video_id)
+        self._do(txn.put, "failures", key, pack_row(failure))
         self._pending.append(failure)
 
     def commit(self) -> list[Entry | Failure]:
@@ -163,15 +191,16 @@ class FeatureWriter:
         if txn is not None:
             try:
                 txn.commit()
-            except lmdb.Error as exc:
-                self._specs = {}
-                raise store_error(exc, self.path) from exc
+            except StoreError:
+                self._added.clear()
+                raise
         return done
 
     def abort(self) -> None:
         """Drop what was not committed."""
         txn, self._txn = self._txn, None
-        self._specs, self._pending, self._pending_bytes = {}, [], 0
+        self._pending, self._pending_bytes = [], 0
+        self._added.clear()
         if txn is not None:
             txn.abort()
 
@@ -186,34 +215,45 @@ class FeatureWriter:
         else:
             self.abort()
 
-    def _key(self, spec: FeatureSpec, video_id: str) -> bytes:
-        check_video_id(video_id)
-        stored = self._specs.get(spec.digest) or stored_spec(self._environment.snapshot(), spec)
-        if stored is None:
-            raise ValueError(
-                f"{self.path} has no feature set {spec.digest[:8]}; call add_set before put and fail"
+    def _put_record(self, spec: FeatureSpec, entry: Entry, record: memoryview) -> None:
+        self._check_room(len(record))
+        txn, key = self._at(spec, entry.video_id)
+        self._do(txn.put, "records", key, record)
+        self._do(txn.put, "catalog", key, pack_row(entry))
+        self._do(txn.delete, "failures", key)
+        self._pending.append(entry)
+        self._pending_bytes += len(record)
+
+    def _transaction(self) -> WriteTransaction:
+        if self._txn is None:
+            self._txn = WriteTransaction(self.path)
+        return self._txn
+
+    def _at(self, spec: FeatureSpec, video_id: str) -> tuple[WriteTransaction, bytes]:
+        """Return the transaction and the video's key in it, as the set's row there has it."""
+        txn = self._transaction()
+        row = self._do(txn.get, "specs", set_key(spec.digest))
+        if row is not None:
+            return txn, video_key(
+                unpack_set(set_key(spec.digest), row).spec, self.dataset, video_id
             )
-        self._specs[spec.digest] = stored
-        return video_key(stored, self.dataset, video_id)
+        added = spec.digest in self._added
+        if not self._pending:
+            self.abort()  # others wait for it
+        if added:
+            raise StoreError(
+                f"the feature set {spec.digest[:8]} was removed from {self.path} meanwhile; run the command again"
+            )
+        raise ValueError(
+            f"{self.path} has no feature set {spec.digest[:8]}; call add_set before put and fail"
+        )
 
-    def _put(self, table: str, key: bytes, value: bytes | memoryview) -> None:
+    def _do(self, action: Callable[..., Done], *arguments: Any) -> Done:
         try:
-            if self._txn is None:
-                # A reader that was killed would keep the pages it saw from being used again.
-                self._environment.lmdb.reader_check()
-                self._txn = self._environment.lmdb.begin(write=True)
-            self._txn.put(TABLES[table] + key, value)
-        except lmdb.Error as exc:
+            return action(*arguments)
+        except StoreError:
             self.abort()
-            raise store_error(exc, self.path) from exc
-
-    def _delete(self, table: str, key: bytes) -> None:
-        try:
-            if self._txn is not None:
-                self._txn.delete(TABLES[table] + key)
-        except lmdb.Error as exc:
-            self.abort()
-            raise store_error(exc, self.path) from exc
+            raise
 
     def _check_room(self, record_bytes: int) -> None:
         need = self._pending_bytes + record_bytes + PAGE + _SLACK_BYTES

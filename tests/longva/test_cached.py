@@ -392,7 +392,7 @@ def test_a_store_cut_short_is_reported_and_its_features_are_made_again(
             found = asked.generate_ids(ASK, "blink", path=clips / "blink.mp4", **NEW)
             assert len(found) == len(expected)
     err = capsys.readouterr().err
-    assert err.count("bytes are missing at the file's end") >= 1
+    assert "the file is damaged or was cut short" in err
     assert "encoded but no longer stored" in err
     with (
         model(cache_dir=cache, on_miss="error") as strict,

@@ -2,13 +2,14 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from damage import flip_in_file, put_raw, read_raw
 from toys import expected, put_video, store_videos, toy_features, toy_spec
 
 from featstore.errors import RecordError, StoreMismatch, StoreNotFound
 from featstore.sampling import Sampling
 from featstore.store.catalog import Failure, FeatureSet, pack_row, read_manifest, video_key
 from featstore.store.check import check_dataset
-from featstore.store.env import TABLES, open_environment
+from featstore.store.env import open_environment
 from featstore.store.reader import FeatureStore, get
 from featstore.store.writer import FeatureWriter
 
@@ -21,30 +22,6 @@ def damaged(tmp_path) -> Path:
     """A cache that a test may damage: nobody looks whether it is clean afterwards."""
     store_videos(tmp_path, "demo", {"a": A, "b": B})
     return tmp_path
-
-
-def put_raw(cache: Path, table: str, key: bytes, value: bytes | None) -> None:
-    with open_environment(cache / "demo").lmdb.begin(write=True) as txn:
-        if value is None:
-            txn.delete(TABLES[table] + key)
-        else:
-            txn.put(TABLES[table] + key, value)
-
-
-def read_raw(cache: Path, table: str, key: bytes) -> bytes:
-    value = open_environment(cache / "demo").snapshot().read(table, key)
-    assert value is not None
-    return value
-
-
-def flip_in_file(cache: Path, found: bytes, at: int = 0) -> None:
-    """Flip a byte in the data file where these bytes lie."""
-    file = cache / "demo" / "data.mdb"
-    content = bytearray(file.read_bytes())
-    place = content.index(found)
-    with file.open("r+b") as handle:
-        handle.seek(place + at)
-        handle.write(bytes([content[place + at] ^ 0x10]))
 
 
 KEY_A = video_key(SPEC, "demo", "a")
@@ -114,7 +91,7 @@ def test_a_record_of_another_video_is_found(damaged):
     with pytest.raises(RecordError, match=r"record of 'a' in .* says it is 'b' of 'demo'"):
         get(damaged, "demo", "a")
     assert check_dataset(damaged, "demo").problems == [
-        f"video 'a' of set {SPEC.digest[:8]}: row and record differ; ingest it again"
+        f"video 'a' of set {SPEC.digest[:8]}: its record is that of 'b', which has another key; ingest it again"
     ]
 
 
@@ -124,7 +101,7 @@ def test_a_video_under_the_key_of_another_is_found(damaged):
         put_raw(damaged, table, key, read_raw(damaged, table, KEY_A))
     [problem] = check_dataset(damaged, "demo").problems
     assert "video 'a'" in problem
-    assert "another video's key" in problem
+    assert "which has another key" in problem
 
 
 def test_a_row_without_a_record_is_found(damaged):
@@ -196,8 +173,9 @@ def test_a_file_that_was_not_copied_whole_is_found_without_touching_its_end(dama
     content = file.read_bytes()
     file.unlink()
     file.write_bytes(content[:-5000])
-    [problem] = check_dataset(damaged, "demo").problems
-    assert "5000 bytes are missing at the file's end" in problem
+    problems = check_dataset(damaged, "demo").problems
+    assert problems
+    assert all("the file is damaged or was cut short" in problem for problem in problems)
 
 
 def test_a_check_sees_one_snapshot_while_a_writer_goes_on(cache):

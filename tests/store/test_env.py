@@ -234,7 +234,7 @@ def test_a_sealed_dataset_is_read_without_liblmdb_and_without_its_lock_file(cach
         features = get(cache, "demo", "a")
         assert np.array_equal(features.data, expected(A, toy_spec()))
     assert not (cache / "demo" / "lock.mdb").exists()
-    with pytest.raises(StoreError, match="is sealed, nothing is written to it; lift the seal"):
+    with pytest.raises(StoreError, match="is sealed: it is read without locks"):
         store_videos(cache, "demo", {"b": A})
     (cache / "demo" / SEAL_FILE).unlink()
     store_videos(cache, "demo", {"b": A})

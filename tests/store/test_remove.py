@@ -3,13 +3,17 @@ import shutil
 
 import numpy as np
 import pytest
-from toys import expected, run_python, store_videos, toy_features, toy_spec
+from damage import put_raw
+from toys import expected, put_video, run_python, store_videos, toy_features, toy_spec
 
-from featstore.errors import StoreError, StoreLocked, StoreNotFound
+from featstore.errors import FeatureNotFound, StoreError, StoreLocked, StoreNotFound
 from featstore.store import remove
+from featstore.store.catalog import Failure, video_key
+from featstore.store.check import check_dataset
 from featstore.store.lock import ingest_lock
 from featstore.store.reader import FeatureStore, get
-from featstore.store.remove import remove_dataset
+from featstore.store.remove import remove_dataset, remove_set, remove_videos
+from featstore.store.writer import FeatureWriter
 
 A, B = toy_features(1), toy_features(2)
 
@@ -113,3 +117,119 @@ assert np.array_equal(features.data, expected(toy_features(1), toy_spec()))
     assert done.returncode == 0, done.stderr
     with pytest.raises(StoreNotFound):
         get(cache, "demo", "a")
+
+
+WIDE = toy_spec(8)
+
+
+@pytest.fixture
+def two_sets(cache):
+    store_videos(cache, "demo", {video: A for video in "abc"})
+    store_videos(cache, "demo", {video: B for video in "bcd"}, spec=WIDE)
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        writer.fail(WIDE, Failure("bad", "/bad.mp4", WIDE.digest, "no frames", 0.0))
+    return cache
+
+
+def stored_in(cache, spec) -> set[str]:
+    return {entry.video_id for entry in FeatureStore(cache)["demo"].entries(spec)}
+
+
+def test_single_videos_are_removed_from_every_set_and_the_others_stay(two_sets):
+    done = remove_videos(two_sets, "demo", ["b", "a", "bad", "b", "nobody"])
+    assert (done.videos, done.failures, done.missing) == (3, 1, ("nobody",))
+    assert done.record_bytes == 3 * (4080 + 128)
+    assert stored_in(two_sets, toy_spec()) == {"c"}
+    assert stored_in(two_sets, WIDE) == {"c", "d"}
+    assert list(FeatureStore(two_sets)["demo"].failures()) == []
+    for video in ("a", "b", "bad"):
+        with pytest.raises(FeatureNotFound):
+            get(two_sets, "demo", video, spec=WIDE)
+
+
+def test_single_videos_are_removed_from_one_set(two_sets):
+    done = remove_videos(two_sets, "demo", ["a", "b"], spec=WIDE)
+    assert (done.videos, done.missing) == (1, ("a",))
+    assert stored_in(two_sets, toy_spec()) == {"a", "b", "c"}
+    assert stored_in(two_sets, WIDE) == {"c", "d"}
+
+
+def test_a_feature_set_is_removed_with_its_failures_and_can_be_made_again(two_sets):
+    done = remove_set(two_sets, "demo", WIDE)
+    assert (done.videos, done.failures) == (3, 1)
+    dataset = FeatureStore(two_sets)["demo"]
+    assert [found.spec for found in dataset.sets()] == [toy_spec()]
+    assert set(dataset) == {"a", "b", "c"}
+    assert list(dataset.failures()) == []
+    store_videos(two_sets, "demo", {"d": B}, spec=WIDE)
+    assert stored_in(two_sets, WIDE) == {"d"}
+
+
+def test_what_is_held_of_a_removed_video_stays_good(cache):
+    store_videos(cache, "demo", {"a": A})
+    old = get(cache, "demo", "a")
+    remove_videos(cache, "demo", ["a"])
+    store_videos(cache, "demo", {str(i): B for i in range(20)})
+    assert np.array_equal(old.data, expected(A, toy_spec()))
+
+
+def test_the_space_of_removed_videos_is_used_again(cache):
+    x = toy_features(0, 1000)
+    spec = store_videos(cache, "demo", {str(i): x for i in range(20)}, spec=toy_spec(1000))
+    size = (cache / "demo" / "data.mdb").stat().st_size
+    record_bytes = size // 20
+    remove_videos(cache, "demo", [str(i) for i in range(20)])
+    store_videos(cache, "demo", {f"new {i}": x for i in range(15)}, spec=spec)
+    grown = (cache / "demo" / "data.mdb").stat().st_size - size
+    assert grown < 2 * record_bytes, "but for the first, which LMDB puts beside what was just freed"
+
+
+def test_a_removal_that_is_killed_has_removed_whole_videos(cache, monkeypatch):
+    store_videos(cache, "demo", {str(i): A for i in range(10)})
+    monkeypatch.setattr(remove, "COMMIT_VIDEOS", 4)
+    program = """
+import os, signal, sys
+from featstore.store import remove
+remove.COMMIT_VIDEOS = 4
+real, left = remove.WriteTransaction.commit, [2]
+def commit(txn):
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    real(txn)
+remove.WriteTransaction.commit = commit
+remove.remove_videos(sys.argv[1], "demo", map(str, range(10)))
+"""
+    assert run_python(program, cache).returncode == -9
+    assert set(FeatureStore(cache)["demo"]) == {"8", "9"}
+    assert check_dataset(cache, "demo").problems == []
+    done = remove_videos(cache, "demo", map(str, range(10)))
+    assert (done.videos, len(done.missing)) == (2, 8)
+
+
+def test_a_damaged_row_can_be_removed(two_sets):
+    key = video_key(WIDE, "demo", "d")
+    put_raw(two_sets, "catalog", key, b"nonsense")
+    assert remove_set(two_sets, "demo", WIDE).videos == 3
+
+
+@pytest.mark.parametrize(
+    "act", [lambda c: remove_videos(c, "demo", "a"), lambda c: remove_set(c, "demo", WIDE)]
+)
+def test_no_video_is_removed_while_an_ingest_is_at_work_nor_where_there_is_nothing(
+    two_sets, act, tmp_path
+):
+    with ingest_lock(two_sets / "demo"), pytest.raises(StoreLocked):
+        act(two_sets)
+    with pytest.raises(StoreNotFound):
+        act(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_writer_whose_set_was_removed_says_so_and_lets_others_write(two_sets):
+    writer = FeatureWriter(two_sets, "demo", min_free=0)
+    writer.add_set(WIDE, "toy")
+    remove_set(two_sets, "demo", WIDE)
+    with pytest.raises(StoreError, match=r"was removed from .* meanwhile; run the command again"):
+        put_video(writer, WIDE, "a", A)
+    store_videos(two_sets, "demo", {"e": A})

@@ -1,0 +1,184 @@
+"""Names that try to be paths, or to steer a terminal, and links that lead out of the cache directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from safetensors import safe_open
+from toys import expected, store_videos, toy_features, toy_spec
+
+import featstore
+from featstore.cli import main
+from featstore.errors import ListingError, StoreError, StoreMismatch
+from featstore.export import save_features
+from featstore.pipeline.plan import read_listing
+from featstore.store.catalog import Failure
+from featstore.store.layout import dataset_names
+from featstore.store.reader import FeatureStore
+from featstore.store.writer import FeatureWriter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SPEC = toy_spec()
+A = toy_features(1)
+IDS = ["../../etc/passwd", "/etc/passwd", "a/../../b", "..", "-rf", "CON", "l\udce9", "ü" * 2048]
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "..",
+        ".",
+        "",
+        "../demo",
+        "/demo",
+        "a/b",
+        "a\\b",
+        "a\0b",
+        "a\n",
+        ".hidden",
+        "-x",
+        "x" * 10_000_000,
+    ],
+)
+def test_a_dataset_is_not_called_like_a_path(tmp_path, name):
+    cache = tmp_path / "cache"
+    for use in (
+        lambda: FeatureWriter(cache, name, min_free=0),
+        lambda: featstore.get(cache, name, "a"),
+    ):
+        cache.mkdir(exist_ok=True)
+        with pytest.raises(StoreMismatch, match="a dataset cannot be called") as caught:
+            use()
+        assert len(str(caught.value)) < 500
+    assert tree(tmp_path) == ["cache"]
+
+
+@pytest.mark.parametrize("video", IDS)
+def test_a_video_id_never_becomes_a_path(cache, tmp_path, video):
+    """Stored, read, shown and exported; all that is written lies in the cache, or is the file asked for."""
+    store_videos(cache, "demo", {video: A})
+    features = featstore.get(cache, "demo", video)
+    assert np.array_equal(features.data, expected(A, SPEC))
+    for name in ("out.npy", "out.safetensors"):
+        save_features(features, tmp_path / name)
+    with safe_open(tmp_path / "out.safetensors", framework="np") as found:
+        assert found.metadata()["dataset"] == "demo"
+    assert run("ls", "--cache-dir", cache, "--dataset", "demo").exit_code == 0
+    written = {name for name in tree(tmp_path) if not name.startswith("cache/demo/")}
+    assert written == {"cache", "cache/demo", "out.npy", "out.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"video_id": "x" * 10_000_000, "path": "x.mp4"}, "10000000 bytes"),
+        ({"video_id": "x", "path": "x\0.mp4"}, "can be names"),
+        ({"video_id": "a\x1b[2J", "path": "x.mp4"}, "control characters"),
+        ({"video_id": "\ud800", "path": "x.mp4"}, "cannot be used"),
+        ({"video_id": ["x"], "path": "x.mp4"}, "both strings"),
+        ({"video_id": "x", "path": {"": "x" * 10_000_000}}, "both strings"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_manifest_with_a_hostile_row_is_refused_in_few_words(tmp_path, row, says):
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(json.dumps(row))
+    with pytest.raises(ListingError, match=says) as caught:
+        read_listing(manifest)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_manifest_nested_without_end_is_refused(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"video_id": ' + "[" * 200_000)
+    with pytest.raises(ListingError, match="line 1 is no JSON"):
+        read_listing(tmp_path / "m.jsonl")
+
+
+def test_a_manifest_that_is_huge_or_no_file_is_refused_unread(tmp_path):
+    with (tmp_path / "m.jsonl").open("wb") as file:
+        file.truncate(1 << 40)  # takes no disk
+    with pytest.raises(ListingError, match="has 1099511627776 bytes"):
+        read_listing(tmp_path / "m.jsonl")
+    os.mkfifo(tmp_path / "m.csv")
+    with pytest.raises(ListingError, match="or is no file"):
+        read_listing(tmp_path / "m.csv")
+
+
+def test_what_steers_a_terminal_is_shown_and_not_sent(cache):
+    escape = "\x1b]0;owned\x07\x1b[2J\r\u202e"
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        writer.add_set(SPEC, f"toy{escape}")
+        writer.fail(SPEC, Failure("a", f"/v{escape}.mp4", SPEC.digest, f"why{escape}", 1e300))
+    for words in (
+        ["ls", "--dataset", "demo", "--failed"],
+        ["get", "--dataset", "demo", "a"],
+        ["get", "--dataset", "demo", "b\x1b[2J"],
+        ["info"],
+        ["get", "--dataset", "demo", "a", "--spec", "00000000"],
+    ):
+        shown = run(*words, "--cache-dir", cache).output
+        assert "demo" in shown or "why" in shown
+        assert all(character.isprintable() or character == "\n" for character in shown)
+
+
+# Links and other things in place of files
+
+
+def test_a_fifo_or_folder_in_place_of_the_data_file_is_refused_at_once(tmp_path):
+    for number, make in enumerate((os.mkfifo, os.mkdir)):
+        folder = tmp_path / f"demo{number}"
+        folder.mkdir()
+        make(folder / "data.mdb")
+        assert dataset_names(tmp_path) == []
+        with pytest.raises(StoreError, match="is no file"):
+            FeatureStore(tmp_path)[folder.name]
+        with pytest.raises(StoreError, match="is no file"):
+            FeatureWriter(tmp_path, folder.name, min_free=0)
+
+
+def test_liblmdbs_lock_is_not_written_through_a_link(tmp_path):
+    store_videos(tmp_path, "demo", {"a": A})
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    (tmp_path / "demo" / "lock.mdb").unlink()
+    (tmp_path / "demo" / "lock.mdb").symlink_to(precious)
+    with pytest.raises(StoreError, match=r"lock\.mdb is a link.*remove it"):
+        FeatureStore(tmp_path)["demo"]
+    assert precious.read_text() == "precious"
+
+
+def test_nothing_is_stored_through_a_link_to_a_data_file(tmp_path):
+    """Reading through one is fine: the Hub's cache is made of such links."""
+    store_videos(tmp_path / "outside", "demo", {"a": A})
+    outside = tmp_path / "outside" / "demo" / "data.mdb"
+    before = outside.read_bytes()
+    (tmp_path / "cache" / "demo").mkdir(parents=True)
+    (tmp_path / "cache" / "demo" / "data.mdb").symlink_to(outside)
+    assert featstore.get(tmp_path / "cache", "demo", "a").shape == A.shape
+    with pytest.raises(StoreError, match=r"data\.mdb is a link"):
+        FeatureWriter(tmp_path / "cache", "demo", min_free=0)
+    assert outside.read_bytes() == before
+
+
+def test_an_export_replaces_a_link_and_not_what_it_leads_to(cache, tmp_path):
+    store_videos(cache, "demo", {"a": A})
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "x.npy").symlink_to(tmp_path / "precious")
+    save_features(featstore.get(cache, "demo", "a"), tmp_path / "x.npy")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert np.load(tmp_path / "x.npy").shape == A.shape

@@ -21,12 +21,24 @@ from drills.figures import report
 from drills.ingests import CLIPS, Ingest, Retry
 from drills.processes import say, start
 from drills.steps import Commit, Export, Miss, Remove
+from drills.upkeep import Compact, Merge, RemoveSome, Repair
 
 if TYPE_CHECKING:
     from drills.scene import Scene
 
 # How the kills are shared out among the operations.
-SHARES = {"ingest": 4, "retry": 2, "miss": 6, "commit": 4, "rm": 4, "export": 4}
+SHARES = {
+    "ingest": 4,
+    "retry": 2,
+    "miss": 5,
+    "commit": 3,
+    "rm": 3,
+    "rm-videos": 3,
+    "compact": 5,
+    "merge": 4,
+    "repair": 4,
+    "export": 3,
+}
 
 
 @dataclass
@@ -106,6 +118,10 @@ def make_scenes(place: Path, what: list[str]) -> dict[str, Scene]:
         "miss": Miss(place / "miss"),
         "commit": Commit(place / "commit"),
         "rm": Remove(place / "rm"),
+        "rm-videos": RemoveSome(place / "rm-videos"),
+        "compact": Compact(place / "compact"),
+        "merge": Merge(place / "merge"),
+        "repair": Repair(place / "repair"),
         "export": Export(place / "export"),
     }
     return {name: scene for name, scene in scenes.items() if name in what}

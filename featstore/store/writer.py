@@ -109,7 +109,7 @@ class FeatureWriter:
                 f"{self.path / DATA_FILE} is a link, and no link is written through; put the file itself there"
             )
         self._environment = open_environment(self.path)
-        if not self._environment.name_kept:  # also where its maker was killed before that
+        if not self._environment.name_kept:  # also where its maker was killed before
             keep_name(self.path)
             self._environment.name_kept = True
         self._txn: WriteTransaction | None = None

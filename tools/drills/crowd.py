@@ -49,7 +49,7 @@ def two_ingests(place: Path) -> list[str]:
 
 
 def full_table(place: Path) -> list[str]:
-    """Hold every slot of a small reader table: the next reader must be told so, and served once one is free.
+    """Fill a small reader table: the next reader must be told so, and served once a slot is free.
 
     The slot of a killed reader is free with the next commit. (With a full table liblmdb cannot be opened at all, so
     that a new process cannot clear it.)
@@ -90,15 +90,10 @@ def _crowd(cache: Path) -> list[str]:
     env.MAX_READERS = TABLE  # the table has the size that its first user wanted
     fill(cache, DATASET, ["a"])
     writer = FeatureWriter(cache, DATASET, min_free=0)
-    problems, held = [], []
-    for _ in range(TABLE - 1):  # this process has a slot itself
-        read, write = os.pipe()
-        pid = processes.start(cache.parent / "held", _hold, cache, write)
-        os.close(write)
-        if not os.read(read, 1):
-            problems.append("a reader that there is a slot for was not served")
-        held.append(pid)
-    said = processes.ask(_try, cache)
+    held: list[int] = []
+    while len(held) <= TABLE and (said := processes.ask(_try, cache)) == "served":
+        held.append(_holder(cache))
+    problems = []
     if "readers are at work" not in said:
         problems.append(f"one reader too many was told {said!r}")
     processes.sigkill(held.pop())
@@ -110,6 +105,14 @@ def _crowd(cache: Path) -> list[str]:
     for pid in held:
         processes.sigkill(pid)
     return problems
+
+
+def _holder(cache: Path) -> int:
+    read, write = os.pipe()
+    pid = processes.start(cache.parent / "held", _hold, cache, write)
+    os.close(write)
+    os.read(read, 1)
+    return pid
 
 
 def _hold(cache: Path, write: int) -> None:

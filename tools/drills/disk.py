@@ -121,6 +121,9 @@ class Disk:
         elif entry.kind is Kind.RENAME:
             node = self._node(entry.path)
             self._change((*self._place(entry.path), None), (*self._place(entry.target), node))
+        elif entry.kind is Kind.EXCHANGE:
+            one, other = self._node(entry.path), self._node(entry.target)
+            self._change((*self._place(entry.path), other), (*self._place(entry.target), one))
         elif entry.kind is Kind.REMOVE:
             self._change((*self._place(entry.path), None))
 

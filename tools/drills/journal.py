@@ -44,9 +44,14 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def step(journal: Notes, what: str, changes: dict[str, int | None]) -> Iterator[None]:
-    """Note that a step begins which will change versions as `changes` says, None for removed; and that it is done."""
-    journal.note("begin", what=what, changes=changes)
+def step(
+    journal: Notes, what: str, changes: dict[str, int | None], *, whole: bool = True
+) -> Iterator[None]:
+    """Note that a step begins which will change versions as `changes` says, None for removed; and that it is done.
+
+    whole: all of the changes come at once; otherwise each by itself, and a line "partly" tells how many surely have.
+    """
+    journal.note("begin", what=what, changes=changes, whole=whole)
     yield
     journal.note("acknowledged")
 
@@ -60,6 +65,8 @@ def replay(lines: list[dict[str, Any]]) -> tuple[dict[str, int], dict[str, Any] 
             state, begun = line["state"], None
         elif line["kind"] == "begin":
             begun = line
+        elif line["kind"] == "partly" and begun is not None:
+            begun = {**begun, "done": line["done"]}
         elif begun is not None:
             state, begun = merged(state, begun["changes"]), None
     return state, begun

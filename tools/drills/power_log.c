@@ -18,7 +18,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { WRITE = 1, SYNC, TRUNCATE, CREATE, MKDIR, LINK, RENAME, REMOVE, MARK };
+enum { WRITE = 1, SYNC, TRUNCATE, CREATE, MKDIR, LINK, RENAME, REMOVE, MARK, EXCHANGE };
 
 struct entry {
     uint32_t kind;
@@ -272,7 +272,7 @@ int renameat2(int from_folder, const char *from, int to_folder, const char *to, 
     }
     enter();
     int done = syscall(SYS_renameat2, from_folder, from, to_folder, to, flags);
-    if (!done) put_paths(RENAME, full_from, full_to);
+    if (!done) put_paths(flags & RENAME_EXCHANGE ? EXCHANGE : RENAME, full_from, full_to);
     leave();
     return done;
 }

@@ -36,6 +36,7 @@ class Kind(IntEnum):
     RENAME = 7
     REMOVE = 8
     MARK = 9
+    EXCHANGE = 10
 
 
 @dataclass(frozen=True)

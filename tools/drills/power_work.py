@@ -14,11 +14,20 @@ import lmdb
 from drills.ingests import Ingest, ingest_noting
 from drills.power_log import Marks
 from drills.steps import Commit, Export, Remove
+from drills.upkeep import Compact, Merge, RemoveSome, Repair
 
 if TYPE_CHECKING:
     from drills.scene import Looping
 
-LOOPS: dict[str, type[Looping]] = {"commit": Commit, "rm": Remove, "export": Export}
+LOOPS: dict[str, type[Looping]] = {
+    "commit": Commit,
+    "rm": Remove,
+    "rm-videos": RemoveSome,
+    "compact": Compact,
+    "merge": Merge,
+    "repair": Repair,
+    "export": Export,
+}
 CONTROL = "commit, sync=False"
 
 

@@ -39,14 +39,14 @@ def look(folder: Path, store: Store, damaged: bytes, *, write: bool = False) -> 
 def test_no_sampled_damage_is_served_or_ends_the_process():
     drill = [sys.executable, REPOSITORY / "tools" / "damage_drill.py"]
     done = subprocess.run(
-        [*drill, "--sample", "400", "--minutes", "0", "--seed", str(int(time.time()))],
+        [*drill, "--sample", "250", "--minutes", "0", "--seed", str(int(time.time()))],
         env=python_env(),
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count(" 400 probes") == 6
+    assert done.stdout.count(" 250 probes") == 6
     for verdict in set(Verdict) - set(PROMISED):
         assert done.stdout.count(f"{verdict.name.lower()} 0") == 6
 

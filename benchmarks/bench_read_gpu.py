@@ -30,7 +30,7 @@ from unittest import mock
 import click
 import numpy as np
 import torch
-from gpu_records import Records, write_files, write_store
+from large_records import Records, write_files, write_store
 from measure import (
     RESULTS,
     Summary,

@@ -324,3 +324,36 @@ def plot_bars(path: Path, panels: dict[str, dict[str, float]], *, ours: str, uni
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return f"plot: {path.name}"
+
+
+def plot_lines(
+    path: Path, panels: dict[str, dict[str, list[tuple[float, float]]]], *, ours: str, x: str
+) -> str:
+    """Draw one panel of lines on log scales for each title, and return a sentence on what became of it.
+
+    panels: title -> label -> points. x: what lies to the right. Labels that begin with `ours` are set off.
+    """
+    if not installed("matplotlib"):
+        return "no plot: matplotlib is not installed (pip install matplotlib)"
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    lines = -(-len(panels) // 2)
+    figure, axes = plt.subplots(lines, 2, figsize=(12, 3.6 * lines), squeeze=False)
+    for axis, (title, values) in zip(axes.flat, panels.items(), strict=False):
+        for label, points in values.items():
+            mine = label.startswith(ours)
+            style = {"color": _OURS, "linewidth": 2.5} if mine else {"linewidth": 1.2}
+            axis.plot(*zip(*points, strict=True), marker="o", label=label, **style)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel(x, fontsize=9)
+        axis.legend(fontsize=8)
+        axis.tick_params(labelsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return f"plot: {path.name}"

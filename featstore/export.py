@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
+
+from featstore.durable import replace_durably
 
 if TYPE_CHECKING:
     from featstore.record import Features
@@ -15,31 +18,39 @@ FORMATS = (".safetensors", ".npy")
 
 
 def save_features(features: Features, path: str | os.PathLike[str]) -> None:
-    """Write `features` to `path`, which appears whole or not at all.
+    """Write `features` to `path`, which appears whole or not at all, and stays after a power loss.
 
     .npy: the dequantized features, float32 (num_tokens, hidden_dim). .safetensors: `data` and `scale` as they are
     stored (their product is the features; bf16 as its bits, uint16), with the header as metadata. Raises ValueError
     for another suffix.
     """
-    import numpy as np
-    from safetensors.numpy import save_file
-
     target = Path(path)
     if target.suffix not in FORMATS:
         raise ValueError(
             f"{target} ends in {target.suffix!r}; features are written as {' or '.join(FORMATS)}"
         )
     fd, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
-    os.close(fd)
     try:
-        if target.suffix == ".npy":
-            np.save(draft, features.dequantize())
-        else:
-            save_file({"data": features.data, "scale": features.scale}, draft, _metadata(features))
-        os.replace(draft, target)
+        with open(fd, "wb") as file:
+            _write(features, file, target.suffix)
+        replace_durably(draft, target)
     except BaseException:
-        os.unlink(draft)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
         raise
+
+
+def _write(features: Features, file: IO[bytes], suffix: str) -> None:
+    from numpy.lib import format as npy
+    from safetensors.numpy import save
+
+    if suffix == ".npy":
+        values = features.dequantize()
+        npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(values))
+        file.write(values.data)
+    else:
+        arrays = {"data": features.data, "scale": features.scale}
+        file.write(save(arrays, _metadata(features)))
 
 
 def _metadata(features: Features) -> dict[str, str]:

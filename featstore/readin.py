@@ -38,40 +38,35 @@ def is_resident(address: int, length: int) -> bool:
 def read_in(path: str | os.PathLike[str], offset: int, length: int) -> list[Future[None]]:
     """Begin to read `length` bytes of the file at `offset` into the page cache; wait for the futures to have them.
 
-    What is being read already is not read again: its futures are returned. A file that cannot be read is no error
+    While a part is read that was asked for before, its futures are returned: who waits for it does not wait behind
+    what was asked for since. A file that cannot be read is no error
     here: whoever needs it will say so.
     """
     return _reader(os.getpid()).read(os.fspath(path), offset, length)
 
 
 class _Reader:
-    """A few threads, and the pieces they have not finished; a process has one, for threads do not survive a fork."""
+    """A few threads, and what they have not finished; a process has one, for threads do not survive a fork."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(THREADS, "featstore-read")
         self._lock = threading.Lock()
-        self._unfinished: dict[tuple[str, int, int], Future[None]] = {}
+        self._asked: dict[tuple[str, int, int], list[Future[None]]] = {}
 
     def read(self, path: str, offset: int, length: int) -> list[Future[None]]:
-        end = offset + length
-        return [
-            self._submit((path, start, min(PIECE_BYTES, end - start)))
-            for start in range(offset, end, PIECE_BYTES)
-        ]
-
-    def _submit(self, piece: tuple[str, int, int]) -> Future[None]:
+        asked, end = (path, offset, length), offset + length
         with self._lock:
-            future = self._unfinished.get(piece)
-            if future is None:
-                future = self._unfinished[piece] = self._pool.submit(self._read, piece)
-            return future
-
-    def _read(self, piece: tuple[str, int, int]) -> None:
-        try:
-            _read_piece(*piece)
-        finally:
-            with self._lock:
-                del self._unfinished[piece]
+            self._asked = {
+                key: pieces
+                for key, pieces in self._asked.items()
+                if not all(piece.done() for piece in pieces)
+            }
+            if asked not in self._asked:
+                self._asked[asked] = [
+                    self._pool.submit(_read_piece, path, start, min(PIECE_BYTES, end - start))
+                    for start in range(offset, end, PIECE_BYTES)
+                ]
+            return self._asked[asked]
 
 
 def _read_piece(path: str, offset: int, length: int) -> None:

@@ -9,7 +9,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featstore.codecs import CODECS, compress, nvcomp
+from featstore.codecs import CODECS, compress, nvcomp, require
 from featstore.codecs.blocks import BLOCK_BYTES
 from featstore.errors import MissingExtra, RecordError, StoreError
 
@@ -178,6 +178,20 @@ def test_blocks_lie_where_a_gpu_can_read_them(codec):
     assert [bytes(stored[start : start + length]) for start, length in spans] == blocks
 
 
+def test_a_codec_that_cannot_be_had_is_refused_before_any_work(monkeypatch):
+    for codec in ANYWHERE:
+        require(codec)
+    with pytest.raises(ValueError, match="use one of raw, lz4, zstd, ans"):
+        require("gzip")
+
+    def nothing(*_):
+        raise MissingExtra("nvCOMP is not installed")
+
+    monkeypatch.setattr(nvcomp, "compress_temp_bytes", nothing)
+    with pytest.raises(MissingExtra):
+        require("ans")
+
+
 @pytest.mark.skipif(find_spec("nvidia") is not None, reason="nvCOMP may be installed")
 def test_without_nvcomp_ans_says_what_to_install():
     payload = memoryview(bytes(1 << 20))
@@ -190,13 +204,13 @@ def test_without_nvcomp_ans_says_what_to_install():
 
 def test_without_a_gpu_ans_says_where_it_can_be_read(monkeypatch):
     def nothing():
-        raise StoreError("there is no CUDA driver here")
+        raise StoreError("there is no CUDA driver")
 
     monkeypatch.setattr("featstore.codecs.ans.Gpu", nothing)
     monkeypatch.setattr(nvcomp, "compress_temp_bytes", lambda *_: (0, 100))
     monkeypatch.setattr(nvcomp, "decompress_temp_bytes", lambda *_: 0)
-    with pytest.raises(StoreError, match="no CUDA driver here; ingest with --codec zstd"):
+    with pytest.raises(StoreError, match="no CUDA driver; ingest with --codec zstd"):
         CODECS["ans"].compress(memoryview(bytes(1 << 20)))
     stored = CODECS["ans"].layout.pack([bytes(1000)] * 16)
-    with pytest.raises(RecordError, match="no CUDA driver here; read it where there is one"):
+    with pytest.raises(RecordError, match="no CUDA driver; read it where there is one"):
         CODECS["ans"].decompress(memoryview(stored), 1 << 20)

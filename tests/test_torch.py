@@ -1,3 +1,7 @@
+import os
+import signal
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -93,6 +97,41 @@ def test_a_tensor_holds_the_dequantized_values_rounded_once(quantization, granul
     features = features_of(draw(3, spread=1.0), quantization, granularity)
     expected = torch.from_numpy(features.dequantize()).to(dtype)
     assert torch.equal(bridge.to_tensor(features, dtype=dtype), expected)
+
+
+@pytest.mark.parametrize("granularity", ["channel", "token", "tensor"])
+@pytest.mark.parametrize("shape", [(20_001, 40), (1, 600_000), (700_000, 1), (17, 40_000)])
+def test_several_threads_give_what_numpy_gives(granularity, shape, monkeypatch):
+    """Blocks that come out even and not, of rows longer than a block."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    features = features_of(draw(6, *shape, spread=1.0), "int8", granularity)
+    expected = torch.from_numpy(features.dequantize())
+    assert torch.equal(bridge.to_tensor(features, dtype=torch.float32), expected)
+    assert torch.equal(bridge.to_tensor(features), expected.bfloat16())
+
+
+def test_a_tensor_may_be_made_in_inference_mode(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    features = features_of(draw(7, 20_000, 40), "int8", "channel")
+    with torch.inference_mode():
+        found = bridge.to_tensor(features, dtype=torch.float32)
+        assert torch.equal(found, torch.from_numpy(features.dequantize()))
+
+
+def test_a_forked_child_dequantizes_too(monkeypatch):
+    """Threads do not survive a fork: the child starts its own."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    features = features_of(draw(8, 20_000, 40), "int8", "channel")
+    expected = features.dequantize()
+    bridge.to_tensor(features, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of forking with threads
+        child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        found = bridge.to_tensor(features, dtype=torch.float32).numpy()
+        os._exit(0 if np.array_equal(found, expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_out_is_filled_and_returned():

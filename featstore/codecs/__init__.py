@@ -37,6 +37,13 @@ class Codec(Protocol):
 CODECS: dict[str, Codec] = {"raw": Raw(), "lz4": Lz4(), "zstd": Zstd(), "ans": Ans()}
 
 
+def require(codec: str) -> None:
+    """Raise what would hinder `compress` on this machine: ValueError, MissingExtra, StoreError."""
+    if codec not in CODECS:
+        raise ValueError(f"codec is {codec!r}; use one of {', '.join(CODECS)}")
+    CODECS[codec].compress(memoryview(bytes(1 << 12)))
+
+
 def compress(payload: memoryview, codec: str) -> tuple[str, bytes | bytearray | memoryview]:
     """Return `(codec used, stored bytes)`: raw where `codec` does not shrink the payload."""
     stored = CODECS[codec].compress(payload)

@@ -79,7 +79,7 @@ def _primary_context(pid: int) -> tuple[Callable[..., None], ctypes.c_void_p]:
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError as exc:
-        raise StoreError(f"there is no CUDA driver here ({exc})") from exc
+        raise StoreError(f"there is no CUDA driver ({exc})") from exc
 
     def call(name: str, *arguments: Any) -> None:
         code = getattr(driver, name)(*arguments)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featstore.children import Slots
+from featstore.codecs import require
 from featstore.decoding.pool import Decoded, DecoderPool
 from featstore.decoding.video import DECODER, Video
 from featstore.errors import QuantizeError, StoreFull, StoreNotFound
@@ -158,6 +159,7 @@ def ingest(
     on_plan(summary)
     if dry_run or not plan.todo:
         return summary
+    require(codec)
     make_folder(dataset_path(cache_dir, dataset))
     _check_room(cache_dir, summary.needed_bytes, min_free, max_size)
     limits = {"min_free": min_free, "max_size": max_size, "lock_wait": lock_wait}

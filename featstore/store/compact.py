@@ -21,6 +21,7 @@ from featstore.store.env import open_environment
 from featstore.store.layout import DATA_FILE, SEAL_FILE, dataset_path, free_bytes
 from featstore.store.lmdb_errors import translated
 from featstore.store.lock import FLIGHT_FILE, WRITE_FILE, WriteLock, ingest_lock
+from featstore.store.room import NO_ROOM
 from featstore.store.transaction import WriteTransaction
 from featstore.store.trust import check_trust, find_page_problems, leave_note
 
@@ -147,7 +148,7 @@ def _copy(environment: Environment, path: Path, aside: Path) -> None:
     except OSError as exc:
         if isinstance(exc, StoreError):
             raise
-        full = exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = exc.errno in NO_ROOM
         raise (StoreFull if full else StoreError)(
             f"{path} cannot be compacted: {exc.strerror or exc}; it is as it was"
         ) from exc

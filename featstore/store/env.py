@@ -20,12 +20,14 @@ import lmdb
 import lmdb._envid
 import numpy as np
 
-from featstore.errors import StoreError, StoreMismatch, StoreNotFound
+from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
 from featstore.readin import is_resident, read_in
 from featstore.store.layout import DATA_FILE, LMDB_LOCK_FILE, is_sealed
-from featstore.store.lmdb_errors import MAX_READERS, translated
+from featstore.store.lmdb_errors import MAP_BYTES, MAX_READERS, translated
 from featstore.store.mapping import Mapping
 from featstore.store.pages import damaged, read_metas
+from featstore.store.readers import allocate_table
+from featstore.store.room import NO_ROOM
 from featstore.store.tree import Tree
 
 if TYPE_CHECKING:
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
 TABLES = {
     name: f"{name}/".encode() for name in ("manifest", "specs", "catalog", "failures", "records")
 }
-# Virtual address space, not disk: the file is as large as its records. Growing a map would kill its views.
-MAP_BYTES = 4 << 40
 MAX_ROW_BYTES = 1 << 20
 _BEGINS = 100
 
@@ -67,6 +67,7 @@ class Environment:
             -1,
             {},
         )  # a snapshot's number, the feature sets as of it
+        self.name_kept = False  # whether its name was made durable by this process
         self._snapshot: weakref.ref[Snapshot] | None = None
         self._snapshot_lock = threading.Lock()
         self._file = _open_file(path)
@@ -105,7 +106,7 @@ class Environment:
                 self._tree = Tree(self._map(), newest, self.path)
             return Snapshot(self, None, self._tree)
         for _ in range(_BEGINS):
-            txn = self._lmdb.begin()
+            txn = _begin_reading(self._lmdb)
             tree = self._tree
             if tree is None or tree.txn_id != txn.id():
                 metas = read_metas(self._file, self.path)
@@ -217,7 +218,7 @@ def make_file(path: Path, table: str, key: bytes, value: bytes) -> None:
     except StoreError:
         raise
     except OSError as exc:
-        raise StoreError(
+        raise (StoreFull if exc.errno in NO_ROOM else StoreError)(
             f"no dataset can be made in {path}: {exc}; choose another --cache-dir"
         ) from exc
 
@@ -253,7 +254,16 @@ def _open_for_transactions(path: Path) -> lmdb.Environment:
         return opened
 
 
+def _begin_reading(environment: lmdb.Environment) -> lmdb.Transaction:
+    try:
+        return environment.begin()
+    except lmdb.ReadersFullError:
+        environment.reader_check()  # readers that were killed hold slots until somebody looks
+        return environment.begin()
+
+
 def _open(folder: Path, *, readonly: bool) -> lmdb.Environment:
+    allocate_table(folder)
     return lmdb.open(
         os.fspath(folder),
         map_size=MAP_BYTES,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 from pathlib import Path
 
-from featstore.errors import StoreError, StoreMismatch, StoreNotFound
+from featstore.durable import make_durable_folder, sync_folder
+from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
 from featstore.record import MAX_ID_BYTES
 
 DATA_FILE = "data.mdb"
@@ -29,9 +31,10 @@ def dataset_path(cache_dir: str | os.PathLike[str], dataset: str) -> Path:
 def make_folder(path: Path) -> None:
     """Make the folder `path` and those above it; raise StoreError where that cannot be."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_durable_folder(path)
     except OSError as exc:
-        raise StoreError(
+        full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (StoreFull if full else StoreError)(
             f"the folder {path} cannot be made: {exc.strerror}; choose another --cache-dir"
         ) from exc
 
@@ -39,6 +42,15 @@ def make_folder(path: Path) -> None:
 def is_sealed(path: str | os.PathLike[str]) -> bool:
     """Return whether the dataset in the folder `path` was sealed: no one writes to it, so readers need no lock."""
     return os.path.lexists(os.path.join(path, SEAL_FILE))
+
+
+def keep_name(path: Path) -> None:
+    """Make durable that the dataset in the folder `path` is there; raise StoreError where the disk fails."""
+    try:
+        for folder in (path, path.parent):
+            sync_folder(folder)
+    except OSError as exc:
+        raise StoreError(f"{path} cannot be synced: {exc.strerror}; mend the disk") from exc
 
 
 def dataset_names(cache_dir: str | os.PathLike[str]) -> list[str]:

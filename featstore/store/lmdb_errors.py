@@ -10,11 +10,14 @@ import lmdb
 
 from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreMismatch
 from featstore.store.pages import FOREIGN
+from featstore.store.room import is_full
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+# Virtual address space, not disk: the file is as large as its records. Growing a map would kill its views.
+MAP_BYTES = 4 << 40
 MAX_READERS = 1022
 
 
@@ -35,9 +38,11 @@ def store_error(exc: lmdb.Error, path: Path) -> StoreError:
         if isinstance(exc, kinds):
             return error(f"{path}: {sentence} ({exc})")
     # A full disk reaches us as a plain "Input/output error" or a short write as often as by its name.
-    if isinstance(exc, lmdb.DiskError) or "space left" in str(exc) or _free_bytes(path) < 1 << 20:
+    named = isinstance(exc, lmdb.DiskError) or any(words in str(exc) for words in _FULL)
+    if named or is_full(path):
         return StoreFull(
-            f"{path}: the disk is full ({exc}); free some space and run the command again"
+            f"{path}: the disk, the quota or the limit on a file's size is full ({exc}); free some space and run the "
+            "command again"
         )
     return StoreError(
         f"{path}: LMDB refused: {exc}; run featstore check, and mend the disk if it fails again"
@@ -50,9 +55,15 @@ _SAME_NUMBER = (
     "two apart; run one of them with the host's process numbers (docker run --pid=host), start it again for another "
     "number, or seal the dataset and read it from any number of containers"
 )
+# ENOSPC, EDQUOT and EFBIG, in libc's words.
+_FULL = ("No space left", "quota exceeded", "File too large")
 _DAMAGED = "the file is damaged; run featstore check, then remove the dataset and ingest it again"
 _MEANINGS: tuple[tuple[tuple[type[lmdb.Error], ...], type[StoreError], str], ...] = (
-    ((lmdb.MapFullError,), StoreFull, "4 TiB are stored; ingest into another dataset"),
+    (
+        (lmdb.MapFullError,),
+        StoreFull,
+        f"the map of {MAP_BYTES >> 40} TiB is full; ingest into another dataset",
+    ),
     (
         (lmdb.ReadersFullError,),
         StoreError,
@@ -83,7 +94,8 @@ _MEANINGS: tuple[tuple[tuple[type[lmdb.Error], ...], type[StoreError], str], ...
     (
         (lmdb.LockError, lmdb.ReadonlyError),
         StoreError,
-        "LMDB's readers too must write lock.mdb; give yourself write permission on the folder and what is in it",
+        "LMDB's readers too must write lock.mdb; get write permission on the folder and what is in it, or, to read "
+        "alone, ask its owner to seal it: featstore seal",
     ),
     ((lmdb.MapResizedError,), StoreError, "another program changed the map; start again"),
     ((lmdb.MemoryError,), StoreError, "no memory for the map; lift the limit on address space"),
@@ -106,11 +118,3 @@ _MEANINGS: tuple[tuple[tuple[type[lmdb.Error], ...], type[StoreError], str], ...
         "featstore asked LMDB for what it cannot do; please report this with the traceback",
     ),
 )
-
-
-def _free_bytes(path: Path) -> int:
-    try:
-        stat = os.statvfs(path)
-    except OSError:
-        return 1 << 62
-    return stat.f_bavail * stat.f_frsize

@@ -57,8 +57,9 @@ def ingest_lock(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
         os.close(fd)  # the folder was removed while we waited: try again on the new one
     try:
         note = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(note).encode(), 0)
+        with contextlib.suppress(OSError):  # on a full disk nobody is named
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(note).encode(), 0)
         yield
     finally:
         os.close(fd)

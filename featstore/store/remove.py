@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from featstore.durable import sync_folder
 from featstore.errors import StoreError, StoreMismatch, StoreNotFound
 from featstore.store.catalog import (
     read_entry,
@@ -68,6 +69,9 @@ def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
         _clear(gone)
         try:
             os.rename(path, gone)
+            sync_folder(
+                path.parent
+            )  # or a power loss could bring back a folder with half its files
         except OSError as exc:
             raise StoreError(f"{path} cannot be removed: {exc.strerror}") from exc
     _clear(gone)

@@ -30,6 +30,7 @@ from featstore.store.layout import (
     check_video_id,
     dataset_path,
     free_bytes,
+    keep_name,
     make_folder,
     stored_bytes,
 )
@@ -81,6 +82,9 @@ class FeatureWriter:
             manifest = pack_row(Manifest(dataset, time.time()))
             make_file(self.path, "manifest", MANIFEST_KEY, manifest)
         self._environment = open_environment(self.path)
+        if not self._environment.name_kept:  # also where its maker was killed before that
+            keep_name(self.path)
+            self._environment.name_kept = True
         self._txn: WriteTransaction | None = None
         self._added: set[str] = set()  # digests of the sets that `add_set` found or made
         self._pending: list[Entry | Failure] = []

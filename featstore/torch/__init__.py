@@ -4,9 +4,10 @@ No tensor that leaves this folder shares memory with the store's map: torch has 
 ends the process.
 """
 
+from featstore.torch.cache import TensorCache
 from featstore.torch.convert import to_tensor
 from featstore.torch.dataset import FeatureDataset
-from featstore.torch.prefetch import TensorCache, prefetch
+from featstore.torch.prefetch import prefetch
 from featstore.torch.quantize import measure_error, quantize
 from featstore.torch.transfer import explain
 

@@ -1,11 +1,11 @@
-"""Tensors of the next videos while the model works on this one, and of the last ones again."""
+"""Tensors of the next videos while the model works on this one."""
 
 from __future__ import annotations
 
 import contextlib
 import queue
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from featstore.errors import FeatstoreError
 from featstore.torch.convert import to_tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from featstore.record import Features
 
@@ -86,38 +86,6 @@ def prefetch(
     finally:
         ended.set()
         thread.join()
-
-
-class TensorCache:
-    """The tensors used last, up to `max_bytes`: several questions on one video look it up once."""
-
-    def __init__(self, max_bytes: int) -> None:
-        """Begin empty."""
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._tensors: OrderedDict[object, torch.Tensor] = OrderedDict()
-
-    def get(self, key: object, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Return the tensor of `key`, made by `make` unless it is here; do not write to it.
-
-        A tensor larger than the whole cache is returned and not kept.
-        """
-        if key in self._tensors:
-            self._tensors.move_to_end(key)
-            return self._tensors[key]
-        tensor = make()
-        if tensor.nbytes <= self._max_bytes:
-            self._tensors[key] = tensor
-            self._bytes += tensor.nbytes
-            while self._bytes > self._max_bytes:
-                _, gone = self._tensors.popitem(last=False)
-                self._bytes -= gone.nbytes
-        return tensor
-
-    def clear(self) -> None:
-        """Let go of every tensor."""
-        self._tensors.clear()
-        self._bytes = 0
 
 
 def _reading_ahead(source: Source, videos: Iterable[str], ahead: int) -> Iterator[str]:

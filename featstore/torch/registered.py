@@ -81,7 +81,7 @@ def registered_spans(
     with _lock:
         known = _maps.get(owner)
         if known is None:
-            known = _maps[owner] = _Map()
+            known = _maps[owner] = _Map(refused=_too_large(_find_mapping(address)))
             weakref.finalize(owner, _unregister, known, os.getpid())
         spans = []
         at, end, whole = address, address + size, True

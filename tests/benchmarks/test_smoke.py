@@ -105,6 +105,30 @@ def test_bench_read_gpu_measures_every_way(tmp_path):
     assert all(rate > 0 for part in ("cold", "readers", "tune") for rate in data[part].values())
 
 
+def test_bench_cpu_gets_the_same_bits_from_every_way(tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    size = ["--videos", "1", "--frames", "1", "--repeats", "2"]
+    data, text = run("bench_cpu", tmp_path / "out", *size, "--workdir", str(work))
+    assert list(work.iterdir()) == []
+    assert {"featstore raw", "featstore zstd", "safetensors int8", ".pt"} <= set(data["ways"])
+    assert all(label in text for label in data["ways"])
+    assert data["stored_bytes"]["zstd"] < data["stored_bytes"]["raw"]
+
+
+def test_bench_scale_finds_every_record_it_wrote(tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    size = ["--sizes", "20,50", "--picks", "10"]
+    data, text = run("bench_scale", tmp_path / "out", *size, "--workdir", str(work))
+    assert list(work.iterdir()) == []
+    kinds = {"featstore", "sqlite", "safetensors, a file a video"}
+    assert {(row["kind"], row["count"]) for row in data["rows"]} == {
+        (kind, count) for kind in kinds for count in (20, 50)
+    }
+    assert all(row["kind"] in text for row in data["rows"])
+
+
 def test_bench_get_refuses_to_fill_the_disk(tmp_path):
     command = [sys.executable, BENCHMARKS / "bench_get.py", "--videos", "1000"]
     done = subprocess.run(

@@ -38,7 +38,7 @@ def test_what_was_ingested_is_what_the_encoder_gives(clips, cache):
         assert features.header.source.size == path.stat().st_size
 
 
-@pytest.mark.parametrize("codec", ["raw", "lz4"])
+@pytest.mark.parametrize("codec", ["raw", "lz4", "zstd"])
 @pytest.mark.parametrize("scale", ["channel", "token", "tensor"])
 def test_int8_is_within_half_a_step_of_the_encoder(clips, cache, codec, scale):
     encoder = ToyEncoder()

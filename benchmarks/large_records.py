@@ -1,4 +1,4 @@
-"""The records that bench_read_gpu reads, and the same features as files one would otherwise keep.
+"""The records that bench_read_gpu and bench_cpu read, and the same features as files one would otherwise keep.
 
 Values are drawn as quantized features look where channels and tokens are unequal, some five bits of entropy a value, so
 that codecs have something to do; for all else it makes no difference what the bytes are.

@@ -1,0 +1,61 @@
+"""Tensors of the videos asked about last."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+
+class TensorCache:
+    """The tensors used last, up to `max_bytes`: several questions on one video look it up once.
+
+    >>> cache = TensorCache(4 << 30)
+    >>> cache.get("water", lambda: to_tensor(dataset["water"], device="cuda"))  # doctest: +SKIP
+
+    Threads may share it; two that ask for the same new tensor at once may both make it, and both get the first.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        """Begin empty."""
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._tensors: OrderedDict[object, torch.Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of the tensors that are here."""
+        return self._bytes
+
+    def get(self, key: object, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Return the tensor of `key`, made by `make` unless it is here; do not write to it.
+
+        A tensor larger than the whole cache is returned and not kept.
+        """
+        with self._lock:
+            if key in self._tensors:
+                self._tensors.move_to_end(key)
+                return self._tensors[key]
+        made = make()  # without the lock: it takes milliseconds
+        with self._lock:
+            if key in self._tensors:
+                return self._tensors[key]
+            if made.nbytes <= self._max_bytes:
+                self._tensors[key] = made
+                self._bytes += made.nbytes
+            while self._bytes > self._max_bytes:
+                _, gone = self._tensors.popitem(last=False)
+                self._bytes -= gone.nbytes
+            return made
+
+    def clear(self) -> None:
+        """Let go of every tensor."""
+        with self._lock:
+            self._tensors.clear()
+            self._bytes = 0

@@ -1,0 +1,203 @@
+"""Reading several videos: ahead of the model, again, and as a dataset for training."""
+
+import itertools
+import multiprocessing
+import pickle
+import threading
+import time
+
+import pytest
+import torch
+from toys import store_videos, toy_features, toy_spec
+
+import featstore
+from featstore.errors import FeatureNotFound, StoreMismatch
+from featstore.torch import FeatureDataset, TensorCache, prefetch, to_tensor
+
+VIDEOS = {f"v{i}": toy_features(i) for i in range(6)}
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("prefetch") / "cache"
+    store_videos(cache, "demo", VIDEOS)
+    store_videos(cache, "two", VIDEOS)
+    store_videos(cache, "two", VIDEOS, spec=toy_spec(4, "bf16"))
+    return cache
+
+
+class Source:
+    """A dataset that counts what was asked of it."""
+
+    def __init__(self, dataset):
+        self._dataset = dataset
+        self.looked_up = []
+        self.read = []
+
+    def lookup(self, video):
+        self.looked_up.append(video)
+        return self._dataset.lookup(video)
+
+    def read_ahead(self, video):
+        self.read.append(video)
+        self._dataset.read_ahead(video)
+
+
+def prefetching_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "featstore-prefetch"]
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2, 10])
+def test_videos_come_in_the_order_asked_for(cache_dir, ahead):
+    dataset = featstore.open(cache_dir)["demo"]
+    names = ["v3", "v1", "v3", "v0", "v5"]
+    found = list(prefetch(dataset, names, ahead=ahead))
+    assert [name for name, _ in found] == names
+    assert all(torch.equal(tensor, to_tensor(dataset[name])) for name, tensor in found)
+    assert prefetching_threads() == []
+
+
+def test_what_a_look_up_raises_is_raised_in_its_turn(cache_dir):
+    found = prefetch(featstore.open(cache_dir)["demo"], ["v0", "v1", "none", "v2"])
+    assert next(found)[0] == "v0"
+    assert next(found)[0] == "v1"
+    with pytest.raises(FeatureNotFound, match="'none'"):
+        next(found)
+    assert prefetching_threads() == []
+
+
+def test_an_iterator_that_is_closed_ends_its_thread(cache_dir):
+    found = prefetch(featstore.open(cache_dir)["demo"], itertools.cycle(VIDEOS))
+    assert next(found)[0] == "v0"
+    assert len(prefetching_threads()) == 1
+    found.close()
+    assert prefetching_threads() == []
+
+
+def test_no_more_is_looked_up_than_asked_for_ahead(cache_dir):
+    """One more waits for room among those that are ready."""
+    source = Source(featstore.open(cache_dir)["demo"])
+    found = prefetch(source, itertools.cycle(VIDEOS), ahead=2)
+    next(found)
+    deadline = time.monotonic() + 10
+    while len(source.looked_up) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert len(source.looked_up) == 4
+    assert source.read[:4] == source.looked_up
+    assert len(source.read) <= 4 + 2
+    found.close()
+
+
+def test_two_may_prefetch_at_once(cache_dir):
+    dataset = featstore.open(cache_dir)["demo"]
+    pairs = zip(prefetch(dataset, VIDEOS), prefetch(dataset, reversed(VIDEOS)), strict=True)
+    for (a, x), (b, y) in pairs:
+        assert torch.equal(x, to_tensor(dataset[a]))
+        assert torch.equal(y, to_tensor(dataset[b]))
+
+
+def test_a_cache_makes_a_tensor_once():
+    cache = TensorCache(1000)
+    made = cache.get("a", lambda: torch.zeros(100))
+    assert cache.get("a", lambda: pytest.fail("made twice")) is made
+    cache.clear()
+    assert cache.nbytes == 0
+    assert cache.get("a", lambda: torch.ones(100)) is not made
+
+
+def test_a_cache_lets_go_of_what_was_not_used_longest():
+    cache = TensorCache(1000)
+    for key in "ab":
+        cache.get(key, lambda: torch.zeros(100))
+    cache.get("a", lambda: pytest.fail("it is there"))
+    cache.get("c", lambda: torch.zeros(100))
+    assert cache.nbytes == 800
+    cache.get("a", lambda: pytest.fail("it is there"))
+    made = []
+    cache.get("b", lambda: made.append("b") or torch.zeros(100))
+    assert made == ["b"]
+
+
+def test_a_tensor_larger_than_the_cache_is_not_kept():
+    cache = TensorCache(1000)
+    cache.get("a", lambda: torch.zeros(100))
+    assert len(cache.get("large", lambda: torch.zeros(1000))) == 1000
+    assert cache.nbytes == 400
+    cache.get("a", lambda: pytest.fail("it is there"))
+
+
+def test_threads_share_a_cache():
+    cache, wrong = TensorCache(4000), []
+
+    def work(seed):
+        for i in range(300):
+            key = (i * seed) % 17
+            tensor = cache.get(key, lambda key=key: torch.full((100,), float(key)))
+            if tensor[0] != key:
+                wrong.append(key)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (1, 3, 5, 7)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert 0 < cache.nbytes <= 4000
+
+
+def test_a_dataset_has_every_video_in_order(cache_dir):
+    dataset = FeatureDataset(cache_dir, "demo")
+    stored = featstore.open(cache_dir)["demo"]
+    assert dataset.videos == sorted(VIDEOS)
+    assert len(dataset) == len(VIDEOS)
+    for i, name in enumerate(dataset.videos):
+        assert torch.equal(dataset[i], to_tensor(stored[name]))
+    assert FeatureDataset(cache_dir, "demo", videos=["v4", "v2"]).videos == ["v4", "v2"]
+
+
+def test_a_dataset_of_two_feature_sets_wants_one_named(cache_dir):
+    with pytest.raises(StoreMismatch, match="2 feature sets"):
+        FeatureDataset(cache_dir, "two")
+    dataset = FeatureDataset(cache_dir, "two", spec=toy_spec(4, "bf16"), dtype=torch.float32)
+    assert dataset[0].dtype == torch.float32
+    assert len(dataset) == len(VIDEOS)
+
+
+def test_the_order_is_random_where_a_generator_is_given_and_the_same_again(cache_dir):
+    dataset = FeatureDataset(cache_dir, "demo")
+
+    def order(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return [name for name, _ in dataset.batches(generator=generator)]
+
+    assert [name for name, _ in dataset.batches()] == dataset.videos
+    assert sorted(order(1)) == dataset.videos
+    assert order(1) == order(1)
+    assert len({tuple(order(seed)) for seed in range(5)}) > 1
+
+
+def test_a_pickled_dataset_holds_names_alone(cache_dir):
+    dataset = FeatureDataset(cache_dir, "demo")
+    dataset[0]
+    data = pickle.dumps(dataset)
+    assert len(data) < 2000
+    again = pickle.loads(data)
+    assert torch.equal(again[3], dataset[3])
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_workers_read_it_too(cache_dir, start):
+    dataset = FeatureDataset(cache_dir, "demo")
+    expected = [dataset[i] for i in range(len(dataset))]
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=2,
+        multiprocessing_context=multiprocessing.get_context(start),
+        timeout=60,
+    )
+    found = list(loader)
+    assert len(found) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -1,0 +1,196 @@
+"""How bytes are cut, staged and put together on their way to a GPU; on a CPU, with streams that do nothing.
+
+What CUDA itself does with them is for tests/test_gpu.py.
+"""
+
+import contextlib
+import gc
+import os
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from toys import store_videos, toy_features, toy_spec
+
+import featstore
+from featstore.torch import convert, explain, registered, staged, to_tensor, transfer
+
+KINDS = {torch.int8: "int8", torch.bfloat16: "bf16"}
+
+
+class Event:
+    def synchronize(self):
+        pass
+
+
+class Stream:
+    def record_event(self):
+        return Event()
+
+    def wait_event(self, event):
+        assert isinstance(event, Event)
+
+    def wait_stream(self, stream):
+        assert isinstance(stream, Stream)
+
+
+class Runtime:
+    """Registers what it is asked to, or refuses with a code."""
+
+    def __init__(self, code=0):
+        self.code = code
+        self.spans = {}
+
+    def cudaHostRegister(self, start, size, flags):
+        assert flags == 9
+        self.spans[start] = size
+        return self.code
+
+    def cudaHostUnregister(self, start):
+        del self.spans[start]
+
+
+@pytest.fixture
+def runtime(monkeypatch):
+    stream, empty = Stream(), torch.empty
+    for module in (convert, staged, transfer):
+        monkeypatch.setattr(module, "copy_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=0, **how: empty(*size, **how))
+    monkeypatch.setattr(staged, "SHARE_BYTES", 1000)
+    monkeypatch.setattr(staged, "SLOTS", 3)
+    monkeypatch.setattr(staged, "SLOT_BYTES", 1 << 14)
+    monkeypatch.setattr(transfer, "PIECE_BYTES", 7000)
+    found, maps = Runtime(), weakref.WeakKeyDictionary()
+    monkeypatch.setattr(registered, "_maps", maps)
+    monkeypatch.setattr(registered, "_cudart", lambda: found)
+    monkeypatch.setattr(registered, "_clear_error", lambda: None)
+    yield found
+    for known in maps.values():  # there is no CUDA to unregister them with later
+        known.starts.clear()
+
+
+@pytest.fixture(params=[4096, 10_000, 1 << 20])
+def ring(request, monkeypatch, runtime):
+    """Slots that hold no whole number of rows, of which few there are, and one that holds all."""
+    ring = staged.Ring(slot_bytes=request.param, threads=4)
+    monkeypatch.setattr(staged, "_ring", (os.getpid(), ring))
+    yield ring
+    ring.close()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("transfer") / "cache"
+    videos = {f"v{i}": toy_features(i, frames=2000 + i) for i in range(2)}
+    for scale in ("channel", "token", "tensor"):
+        for codec in ("raw", "lz4", "zstd"):
+            spec = toy_spec(3000, scale=scale)
+            store_videos(cache, f"{scale}-{codec}", videos, spec=spec, codec=codec)
+    store_videos(cache, "bf16", videos, spec=toy_spec(3000, "bf16"))
+    return featstore.open(cache)
+
+
+def put(features, way):
+    """What `to_tensor` does for a GPU, into memory of the CPU."""
+    out = torch.full(features.shape, float("nan"), dtype=torch.bfloat16)
+    kind = next(kind for kind, name in KINDS.items() if name == features.header.quantization)
+    convert._put(features, out, kind, way)
+    return out
+
+
+@pytest.mark.parametrize("way", transfer.WAYS)
+def test_every_way_puts_the_pieces_together(ring, store, way):
+    for name in store:
+        for features in store[name].values():
+            for _ in range(3):
+                assert torch.equal(put(features, way), to_tensor(features)), name
+
+
+def test_an_upload_that_was_given_up_leaves_the_ring_usable(ring):
+    values = np.random.default_rng(0).integers(0, 256, 100_001, dtype=np.uint8)
+    out = torch.zeros(len(values), dtype=torch.uint8)
+    for _ in range(3):
+        given_up = ring.upload(values, out)
+        next(given_up)
+        given_up.close()
+        out.zero_()
+        crossed = [count for count, _ in ring.upload(values, out)]
+        assert crossed == sorted(crossed)
+        assert crossed[-1] == len(values)
+        assert torch.equal(out, torch.from_numpy(values))
+
+
+def test_auto_registers_a_window_that_is_asked_for_again(ring, runtime, tmp_path, monkeypatch):
+    monkeypatch.setattr(registered, "WINDOW_BYTES", 1 << 16)
+    videos = {"v": toy_features(0, frames=4000)}
+    store_videos(tmp_path / "cache", "d", videos, spec=toy_spec(4000))
+    features = featstore.open(tmp_path / "cache")["d"]["v"]
+    assert explain(features) == (
+        "staged: its part of the map is registered when it is asked for again"
+    )
+    put(features, "auto")
+    assert runtime.spans == {}
+    assert explain(features).startswith("registered")
+    put(features, "auto")
+    assert len(runtime.spans) >= 2
+    assert explain(features).startswith("registered")
+
+
+def test_auto_registers_nothing_that_does_not_lie_in_memory(ring, runtime, tmp_path, monkeypatch):
+    """Pinning a cold window would read it all before the record that is wanted."""
+    store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
+    features = featstore.open(tmp_path / "cache")["d"]["v"]
+    monkeypatch.setattr(registered, "is_resident", lambda address, length: False)
+    for _ in range(3):
+        assert torch.equal(put(features, "auto"), to_tensor(features))
+    assert runtime.spans == {}
+    assert explain(features).endswith("registered once all of it lies in memory")
+
+
+def test_a_refused_registration_is_staged_and_explained(ring, runtime, tmp_path):
+    store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
+    features = featstore.open(tmp_path / "cache")["d"]["v"]
+    runtime.code = 801
+    found = put(features, "registered")
+    assert torch.equal(found, to_tensor(features))
+    assert "CUDA refused to register" in explain(features)
+    assert "error 801" in explain(features)
+
+
+def test_a_map_larger_than_its_share_of_memory_is_staged(ring, runtime, tmp_path, monkeypatch):
+    monkeypatch.setattr(registered, "MEMORY_SHARE", 0.0)
+    store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
+    features = featstore.open(tmp_path / "cache")["d"]["v"]
+    assert torch.equal(put(features, "auto"), to_tensor(features))
+    assert runtime.spans == {}
+    assert "exceed 0% of memory" in explain(features)
+
+
+def test_windows_are_unregistered_before_their_map_goes(ring, runtime, tmp_path):
+    store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
+    store = featstore.open(tmp_path / "cache")
+    features = store["d"]["v"]
+    put(features, "registered")
+    assert len(runtime.spans) == 1
+    store.close()
+    assert len(runtime.spans) == 1
+    del features, store
+    gc.collect()
+    assert runtime.spans == {}
+
+
+def test_without_page_locked_memory_the_copy_is_pageable(runtime, store, monkeypatch):
+    def refuse():
+        raise RuntimeError("no page-locked memory")
+
+    monkeypatch.setattr(transfer, "shared_ring", refuse)
+    features = store["token-raw"]["v0"]
+    assert torch.equal(put(features, "staged"), to_tensor(features))
+
+
+def test_an_unknown_way_is_refused(store):
+    with pytest.raises(ValueError, match="use one of auto, registered, staged, pageable"):
+        to_tensor(store["bf16"]["v0"], way="fastest")

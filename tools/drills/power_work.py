@@ -1,0 +1,41 @@
+"""The program whose writes are logged: an operation done a few times, or one ingest, with marks in the log."""
+
+from __future__ import annotations
+
+import random
+import sys
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lmdb
+
+from drills.ingests import Ingest, ingest_noting
+from drills.power_log import Marks
+from drills.steps import Commit, Export, Remove
+
+if TYPE_CHECKING:
+    from drills.scene import Looping
+
+LOOPS: dict[str, type[Looping]] = {"commit": Commit, "rm": Remove, "export": Export}
+CONTROL = "commit, sync=False"
+
+
+def main(what: str, root: Path, clips: Path, seed: int, steps: int) -> None:
+    """Do `what` in `root`; the control does what featstore never does."""
+    if what == Ingest.name:
+        ingest_noting(clips, root / "cache", Marks(), retry_failed=False)
+        return
+    if what == CONTROL:
+        lmdb.open = partial(lmdb.open, sync=False)
+        what = Commit.name
+    scene, marks = LOOPS[what](root), Marks()
+    state = scene.furnish()
+    marks.note("settled", state=state)
+    for _ in islice(scene.steps(random.Random(seed), marks, state), steps):
+        pass
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))

@@ -51,8 +51,8 @@ def two_ingests(place: Path) -> list[str]:
 def full_table(place: Path) -> list[str]:
     """Hold every slot of a small reader table: the next reader must be told so, and served once one is free.
 
-    The slot of a killed reader is free with the next commit. (With a full table liblmdb cannot be opened at all, so that
-    a new process cannot clear it.)
+    The slot of a killed reader is free with the next commit. (With a full table liblmdb cannot be opened at all, so
+    that a new process cannot clear it.)
     """
     cache = place / "cache"
     return processes.ask(_crowd, cache)

@@ -76,8 +76,11 @@ def shapes() -> dict[str, tuple[int, ...]]:
     return found
 
 
-def make_checkpoint(folder: Path) -> Path:
-    """Write a checkpoint of LongVA-7B's shapes: configs and tokenizer of the tiny one, weights drawn on the GPU."""
+def make_checkpoint(folder: Path, *, language: bool = True) -> Path:
+    """Write a checkpoint of LongVA-7B's shapes: configs and tokenizer of the tiny one, weights drawn on the GPU.
+
+    language: also the tensors that speak, 15 GB.
+    """
     spec = importlib.util.spec_from_file_location("make_tiny_checkpoint", TOOL)
     assert spec is not None
     assert spec.loader is not None
@@ -101,13 +104,16 @@ def make_checkpoint(folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
     tensors = {}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     for name, shape in shapes().items():
+        if not language and "vision_tower" not in name and "mm_projector" not in name:
+            continue
         if "norm" in name and name.endswith("weight"):
             tensors[name] = torch.ones(shape, dtype=torch.float16)
         elif name.endswith("bias"):
             tensors[name] = torch.zeros(shape, dtype=torch.float16)
         else:
-            tensors[name] = (torch.randn(shape, device="cuda") * 0.02).half().cpu()
+            tensors[name] = (torch.randn(shape, device=device) * 0.02).half().cpu()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 

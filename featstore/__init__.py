@@ -27,7 +27,8 @@ if TYPE_CHECKING:
         StoreNotFound,
         VideoError,
     )
-    from featstore.pipeline.run import IngestSummary, ingest
+    from featstore.pipeline.run import ingest
+    from featstore.pipeline.summary import IngestSummary
     from featstore.record import Features, Header
     from featstore.sampling import Sampling
     from featstore.spec import EncoderIdentity, FeatureSpec
@@ -72,7 +73,7 @@ _HOMES = {
     "FeatureStore": "featstore.store.reader",
     "Features": "featstore.record",
     "Header": "featstore.record",
-    "IngestSummary": "featstore.pipeline.run",
+    "IngestSummary": "featstore.pipeline.summary",
     "Sampling": "featstore.sampling",
     "get": "featstore.store.reader",
     "ingest": "featstore.pipeline.run",

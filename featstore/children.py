@@ -56,6 +56,10 @@ class Slots:
         """Return the memory of one slot."""
         return self.memory[index * self.slot_bytes : (index + 1) * self.slot_bytes]
 
+    def describe(self) -> dict[str, int]:
+        """Return what `attach` needs in a process that has the descriptor."""
+        return {"fd": self.fd, "count": self.count, "slot_bytes": self.slot_bytes}
+
     def close(self) -> None:
         """Let go of the descriptor; memory goes with its last view."""
         os.close(self.fd)
@@ -64,15 +68,20 @@ class Slots:
 class Child:
     """A running program `python -m <module>` with a pipe to it and shared memory."""
 
-    def __init__(self, module: str, slots: Slots, log: IO[bytes], first: dict[str, Any]) -> None:
-        """Start it and send the first message; `log` takes what it prints."""
+    def __init__(
+        self, module: str, slots: Slots, log: IO[bytes], first: dict[str, Any], **more: Slots
+    ) -> None:
+        """Start it and send the first message; `log` takes what it prints.
+
+        more: further memory, which the child finds described in the first message under these names.
+        """
         here, there = Pipe()
         package_root = str(Path(__file__).resolve().parents[1])
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, str(there.fileno()), str(os.getpid())],
-                pass_fds=(there.fileno(), slots.fd),
+                pass_fds=(there.fileno(), slots.fd, *(other.fd for other in more.values())),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -82,8 +91,8 @@ class Child:
         finally:
             there.close()
         self.connection = here
-        memory = {"fd": slots.fd, "count": slots.count, "slot_bytes": slots.slot_bytes}
-        self.send({**first, "memory": memory})
+        memory = {name: part.describe() for name, part in more.items()}
+        self.send({**first, **memory, "memory": slots.describe()})
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a message; a child that is gone shows itself when it is listened to."""

@@ -1,8 +1,9 @@
-"""What an encoder is, the table of their names, and a toy one that runs anywhere."""
+"""What an encoder is, the table of their names, recipes to build one elsewhere, and a toy one that runs anywhere."""
 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +26,11 @@ class Encoder(Protocol):
     identity: what determines its features.
     batch_frames: frames it likes to see at once.
     origin: what the user called it, for messages; as a checkpoint's folder or Hub id.
+
+    An ingest calls it from one thread, which is not the caller's. One that has a method `load()` is told to get ready
+    before the first frames are there. One that computes on a CUDA device says so in `device` and offers
+    `encode_there(frames)`, which takes a uint8 tensor on that device and queues work without waiting for it: then
+    transfers, encoding and quantizing overlap.
     """
 
     identity: EncoderIdentity
@@ -50,6 +56,34 @@ def get_encoder(name: str, **options: Any) -> Encoder:
     module, _, cls = target.partition(":")
     encoder: Encoder = getattr(import_module(module), cls)(**options)
     return encoder
+
+
+@dataclass(frozen=True)
+class EncoderRecipe:
+    """How to build an encoder in whatever process it shall run: its name, and options that are plain values.
+
+    batch_frames: frames at once, in place of what the encoder likes.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    batch_frames: int | None = None
+
+    def build(self) -> Encoder:
+        """Return the encoder."""
+        encoder = get_encoder(self.name, **self.options)
+        if self.batch_frames is not None:
+            encoder.batch_frames = self.batch_frames
+        return encoder
+
+    def __str__(self) -> str:
+        """Return a name for messages: `longva on cuda:1`."""
+        device = self.options.get("device")
+        return f"{self.name} on {device}" if device else self.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, to send to another process."""
+        return {"name": self.name, "options": self.options, "batch_frames": self.batch_frames}
 
 
 class ToyEncoder:

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,7 @@ def test_results_go_to_stdout_and_progress_to_stderr(sample_clips, tmp_path):
     done = ingest(sample_clips, tmp_path)
     assert done.exit_code == 0
     assert done.stdout.startswith("demo: 3 stored, 0 skipped, 0 failed")
+    assert re.search(r"bottleneck: (decode|encode|write) \(\d+% busy\); ", done.stdout)
     assert "3 videos to ingest" in done.stderr
     again = ingest(sample_clips, tmp_path)
     assert again.stdout.startswith("demo: 0 stored, 3 skipped, 0 failed")
@@ -155,6 +157,7 @@ def test_a_cache_that_is_not_there_is_refused(tmp_path):
         ["--sampling", "fps:0"],
         ["--nframe", "0"],
         ["--min-free", "much"],
+        ["--device", "cpu,gpu"],
         ["--manifest", "m.csv"],
     ],
 )

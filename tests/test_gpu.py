@@ -13,8 +13,7 @@ from featstore.codecs.blocks import BLOCK_BYTES
 from featstore.encoders import ToyEncoder
 from featstore.errors import RecordError
 from featstore.record import Features, Record
-from featstore.torch import FeatureDataset, explain, prefetch, to_tensor
-from featstore.torch.registered import registered_spans
+from featstore.torch import FeatureDataset, explain, prefetch, registered, to_tensor
 from featstore.torch.staged import SLOT_BYTES, SLOTS, shared_ring
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -51,6 +50,18 @@ def test_every_way_gives_the_cpus_bits(store, way, dtype):
             for _ in range(3):  # auto registers what is asked for again
                 found = to_tensor(features, device="cuda", dtype=dtype, way=way)
                 assert torch.equal(found.cpu(), expected), (name, way)
+
+
+def test_a_copy_by_the_driver_keeps_to_one_side_of_what_is_registered(tmp_path, monkeypatch):
+    """CUDA calls a copy across such an edge an invalid argument."""
+    monkeypatch.setattr(registered, "WINDOW_BYTES", 256 << 10)
+    store_videos(tmp_path, "d", {"v": toy_features(0, frames=30_000)}, spec=toy_spec(40_000))
+    features = featstore.open(tmp_path)["d"]["v"]
+    expected = to_tensor(features)
+    address = features.data.__array_interface__["data"][0]
+    registered.registered_spans(features.owner, address + (300 << 10), 1)
+    for way in ("pageable", "registered", "pageable", "staged"):
+        assert torch.equal(to_tensor(features, device="cuda", way=way).cpu(), expected), way
 
 
 def test_the_callers_stream_may_be_any(store):
@@ -137,7 +148,7 @@ def test_a_damaged_ans_payload_is_refused_on_the_way_to_host_memory():
 def test_a_refused_registration_leaves_cuda_usable(store):
     values = np.zeros(100, np.uint8)
     owner = ToyEncoder()
-    assert registered_spans(owner, values.ctypes.data, 100) == []
+    assert registered.registered_spans(owner, values.ctypes.data, 100) == []
     assert torch.ones(3, device="cuda").sum().item() == 3
 
 

@@ -182,6 +182,15 @@ def test_windows_are_unregistered_before_their_map_goes(ring, runtime, tmp_path)
     assert runtime.spans == {}
 
 
+def test_spans_are_cut_where_registered_ones_begin_and_end():
+    owner = type("Owner", (), {})()
+    registered._maps[owner] = registered._Map(starts=[100, 200], ends=[200, 250])
+    assert registered.uncrossed_spans(owner, 50, 500) == [(0, 50), (50, 100), (150, 50), (200, 300)]
+    assert registered.uncrossed_spans(owner, 210, 20) == [(0, 20)]
+    assert registered.uncrossed_spans(None, 50, 500) == [(0, 500)]
+    del registered._maps[owner]
+
+
 def test_without_page_locked_memory_the_copy_is_pageable(runtime, store, monkeypatch):
     def refuse():
         raise RuntimeError("no page-locked memory")

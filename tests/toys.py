@@ -140,3 +140,18 @@ def start_python(program: str, *arguments: object) -> subprocess.Popen[str]:
 def python_env() -> dict[str, str]:
     path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     return {**os.environ, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"}
+
+
+def children_of(pid: int, module: str) -> list[int]:
+    """The processes that `featstore.children` started for `pid` to run `module`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if module.encode() in words and str(pid).encode() in words:
+            found.append(int(entry.name))
+    return found

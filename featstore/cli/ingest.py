@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import sys
 import threading
@@ -27,8 +28,8 @@ from featstore.errors import FeatstoreError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from featstore.encoders import Encoder
-    from featstore.pipeline.run import IngestSummary
+    from featstore.encoders import Encoder, EncoderRecipe
+    from featstore.pipeline.summary import IngestSummary
 
 SOME_FAILED = 3
 INTERRUPTED = 130
@@ -102,7 +103,14 @@ INTERRUPTED = 130
     show_default=True,
     help="What the encoder computes in; auto is fp16 on CUDA, fp32 on a CPU.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--device",
+    "devices",
+    default="auto",
+    show_default=True,
+    metavar="NAME[,NAME...]",
+    help="auto, cpu, cuda or cuda:N. Of several, as cuda:0,cuda:1, each gets a process that encodes.",
+)
 @click.option(
     "--batch-frames",
     type=click.IntRange(1),
@@ -134,8 +142,6 @@ def ingest(**options: Any) -> None:
     """Store the features of videos, leaving out those that are stored."""
     sources = choose_sources(options)
     encoder = _encoder(options)
-    if options["batch_frames"]:
-        encoder.batch_frames = options["batch_frames"]
     summaries: list[IngestSummary] = []
     with stop_on_signals() as stop:
         for source in sources:
@@ -157,7 +163,10 @@ def ingest(**options: Any) -> None:
 
 
 def _ingest(
-    source: Source, encoder: Encoder, stop: threading.Event, options: dict[str, Any]
+    source: Source,
+    encoder: Encoder | list[EncoderRecipe],
+    stop: threading.Event,
+    options: dict[str, Any],
 ) -> IngestSummary:
     from featstore.pipeline.run import ingest as run
 
@@ -184,25 +193,37 @@ def _ingest(
         )
 
 
-def _encoder(options: dict[str, Any]) -> Any:
-    from featstore.encoders import get_encoder
-
-    if options["encoder_name"] == "toy":
-        return get_encoder("toy")
-    if not options["model_path"]:
-        raise click.UsageError("name the checkpoint with --model-path")
-    try:
-        return get_encoder(
-            "longva",
-            checkpoint=options["model_path"],
-            vision_tower=options["vision_tower"],
-            device=options["device"],
-            dtype=None if options["dtype"] == "auto" else options["dtype"],
+def _encoder(options: dict[str, Any]) -> Encoder | list[EncoderRecipe]:
+    """Return the encoder of one device, or the recipes of several."""
+    devices = [name.strip() for name in options["devices"].split(",")]
+    if len(devices) > 1 and not all(re.fullmatch(r"cpu|cuda(:[0-9]+)?", name) for name in devices):
+        found = options["devices"]
+        raise click.BadParameter(
+            f"{found!r} does not name devices; write cuda:0,cuda:1", param_hint="--device"
         )
+    recipes = [_recipe(options, device) for device in devices]
+    try:
+        return recipes[0].build() if len(recipes) == 1 else recipes
     except FeatstoreError:
         raise
     except ValueError as exc:
         raise click.UsageError(str(exc)) from exc
+
+
+def _recipe(options: dict[str, Any], device: str) -> EncoderRecipe:
+    from featstore.encoders import EncoderRecipe
+
+    if options["encoder_name"] == "toy":
+        return EncoderRecipe("toy", batch_frames=options["batch_frames"])
+    if not options["model_path"]:
+        raise click.UsageError("name the checkpoint with --model-path")
+    words = {
+        "checkpoint": options["model_path"],
+        "vision_tower": options["vision_tower"],
+        "device": device,
+        "dtype": None if options["dtype"] == "auto" else options["dtype"],
+    }
+    return EncoderRecipe("longva", words, options["batch_frames"])
 
 
 @contextlib.contextmanager
@@ -247,10 +268,11 @@ def _print_summary(summary: IngestSummary) -> None:
         f"{gib(summary.record_bytes)} in {clock(summary.seconds)}"
     )
     click.echo(f"  {summary.spec.describe()}")
-    if summary.stored and summary.seconds:
-        shares = {name: seconds / summary.seconds for name, seconds in summary.busy.items()}
-        shares["decode"] /= summary.workers
-        click.echo("  busy: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+    if summary.stored:
+        shares = summary.shares
+        worst = summary.bottleneck
+        others = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if name != worst)
+        click.echo(f"  bottleneck: {worst} ({shares[worst]:.0%} busy); {others}")
     for failure in summary.failures:
         click.echo(f"  failed: {plain(f'{failure.video_id}: {failure.reason}')}")
     for failure in summary.failed_before:

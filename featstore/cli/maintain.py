@@ -188,7 +188,7 @@ def _ask(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None
 
 
 def _progress(summary: MergeSummary, seconds: float) -> Any:
-    from featstore.pipeline.run import Progress
+    from featstore.pipeline.summary import Progress
 
     return Progress(
         total=summary.total - summary.skipped,

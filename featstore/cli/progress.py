@@ -12,7 +12,7 @@ from featstore.cli.printing import clock, gib
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from featstore.pipeline.run import Progress
+    from featstore.pipeline.summary import Progress
 
 _LINE_SECONDS = 10.0
 

@@ -95,32 +95,40 @@ class LongVAEncoder:
             weights = self._weights.load(self.device, self.dtype)
             self._model = build_model(self._vision, weights, self.device)
 
-    @torch.inference_mode()
     def encode(self, frames: NDArray[np.uint8]) -> torch.Tensor:
         """Return features (B, T, D) of `frames` (B, H, W, 3) uint8, resized and cropped; all B at once.
 
         On `device` in `dtype`. Raises ValueError for frames of another shape or dtype, FeatstoreError where the GPU's
         memory does not hold B frames.
         """
-        height, width, _ = expected = self.identity.preprocessing.frame_shape
-        if frames.dtype != "uint8" or frames.shape[1:] != expected or not len(frames):
-            raise ValueError(
-                f"frames are {frames.dtype} of shape {frames.shape}; expected uint8 (B, {height}, {width}, 3), "
-                "as featstore.preprocess.resize_and_crop makes them"
-            )
+        self._check(frames)
+        # Frames may lie in read-only shared memory, of which torch can make no tensor; page-locked memory uploads
+        # five times faster.
+        staged = torch.empty(frames.shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        staged.numpy()[...] = frames
+        return self.encode_there(staged.to(self.device, non_blocking=True))
+
+    @torch.inference_mode()
+    def encode_there(self, frames: torch.Tensor) -> torch.Tensor:
+        """Return what `encode` does of frames that are on `device` already; on CUDA queued, not waited for."""
+        self._check(frames)
         self.load()
         assert self._model is not None
         with self._out_of_memory(f"encoding {len(frames)} frames"), self._whole_floats():
             features: torch.Tensor = self._model(self._pixels(frames))
             return features
 
-    def _pixels(self, frames: NDArray[np.uint8]) -> torch.Tensor:
-        # Frames may lie in read-only shared memory, of which torch can make no tensor; page-locked memory uploads
-        # five times faster.
-        staged = torch.empty(frames.shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        staged.numpy()[...] = frames
-        values = staged.to(self.device, non_blocking=True)
-        channels = [self._table[c][values[..., c].int()] for c in range(3)]
+    def _check(self, frames: NDArray[np.uint8] | torch.Tensor) -> None:
+        height, width, _ = expected = self.identity.preprocessing.frame_shape
+        shape, dtype = tuple(frames.shape), str(frames.dtype).removeprefix("torch.")
+        if dtype != "uint8" or shape[1:] != expected or not len(frames):
+            raise ValueError(
+                f"frames are {dtype} of shape {shape}; expected uint8 (B, {height}, {width}, 3), "
+                "as featstore.preprocess.resize_and_crop makes them"
+            )
+
+    def _pixels(self, frames: torch.Tensor) -> torch.Tensor:
+        channels = [self._table[c][frames[..., c].int()] for c in range(3)]
         return torch.stack(channels, dim=1)  # (B, H, W, 3) -> (B, 3, H, W)
 
     def _whole_floats(self) -> AbstractContextManager[None]:
@@ -143,14 +151,22 @@ class LongVAEncoder:
 
 def _device(name: str | torch.device) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as exc:
         raise ValueError(f"device is {name!r}; use auto, cpu, cuda or cuda:0") from exc
+    if device.type == "cuda" and device.index is None and torch.cuda.is_initialized():
+        # It may be used in another thread, which begins with the first GPU as its current one.
+        return torch.device("cuda", torch.cuda.current_device())
     if device.type == "cuda" and not torch.cuda.is_available():
         raise FeatstoreError(
             f"device is {str(device)!r}, but torch {torch.__version__} sees no GPU; use --device cpu, or install a "
             "torch built for this machine's driver"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise FeatstoreError(
+            f"device is {str(device)!r}, but there are {torch.cuda.device_count()} GPUs, the first is cuda:0; "
+            "name one of them with --device"
         )
     return device

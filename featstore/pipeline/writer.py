@@ -1,12 +1,9 @@
-"""The parent's side of the writer process: a few slots to fill, and word of what was committed."""
+"""The parent's side of the writer process: records in shared slots go there, word of what was committed comes back."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
 from typing import IO, TYPE_CHECKING, Any
-
-import numpy as np
 
 from featstore import errors
 from featstore.children import Child, Slots
@@ -16,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
-    from numpy.typing import NDArray
-
     from featstore.record import Header
     from featstore.store.catalog import Failure
 
@@ -26,15 +21,19 @@ MODULE = "featstore.pipeline.writer_process"
 
 @dataclasses.dataclass
 class Committed:
-    """What one commit made durable: (video id, record bytes) of the stored, the failed, seconds of work."""
+    """What one commit made durable: (video id, record bytes) of the stored, ids of the failed.
+
+    slots: free again. busy: seconds of work it took.
+    """
 
     stored: list[tuple[str, int]]
     failed: list[str]
+    slots: list[int]
     busy: float
 
 
 class WriterProcess:
-    """Spawns the writer and hands it records through shared memory; at most `slots.count` wait.
+    """Spawns the writer and hands it records that lie in slots; a slot is free again with its commit.
 
     prefix_room: bytes kept free before each payload, where the writer puts the record's prefix.
     """
@@ -43,10 +42,8 @@ class WriterProcess:
         self, slots: Slots, *, prefix_room: int, setup: dict[str, Any], log: IO[bytes]
     ) -> None:
         """Start it and wait until it holds the dataset; raise what it could not do."""
-        self._slots = slots
         self._room = prefix_room
         self._log = log
-        self._free = deque(range(slots.count))
         self._unanswered = 0
         self._child = Child(MODULE, slots, log, setup)
         self._receive()
@@ -57,29 +54,19 @@ class WriterProcess:
         return self._child.connection
 
     @property
-    def full(self) -> bool:
-        """Return whether every slot waits to be written."""
-        return not self._free
-
-    @property
     def idle(self) -> bool:
         """Return whether everything handed over was answered for."""
         return self._unanswered == 0
 
-    def payload(self, size: int) -> tuple[int, memoryview]:
-        """Return a free slot and the memory for a payload of `size` bytes in it."""
-        slot = self._free.popleft()
-        return slot, self._slots.slot(slot)[self._room : self._room + size]
-
-    def put(self, slot: int, header: Header, scale: NDArray[np.float32], codec: str) -> None:
-        """Hand over the record whose payload was written to `slot`."""
+    def put(self, slot: int, header: Header, scale: bytes, codec: str) -> None:
+        """Hand over the record whose payload was written to `slot`; scale: its float32 as bytes."""
         fields = dataclasses.asdict(header)
         self._send(
             {
                 "kind": "put",
                 "slot": slot,
                 "header": fields,
-                "scale": np.ascontiguousarray(scale, dtype="<f4").tobytes(),
+                "scale": scale,
                 "payload_start": self._room,
                 "codec": codec,
             }
@@ -123,7 +110,6 @@ class WriterProcess:
         return message
 
     def _committed(self, message: dict[str, Any]) -> Committed:
-        self._free.extend(message["slots"])
         self._unanswered -= len(message["stored"]) + len(message["failed"])
         stored = [(video, size) for video, size in message["stored"]]
-        return Committed(stored, message["failed"], message["busy"])
+        return Committed(stored, message["failed"], message["slots"], message["busy"])

@@ -52,6 +52,28 @@ MAX_REASON_CHARACTERS = 10_000
 Done = TypeVar("Done")
 
 
+def pack_record(
+    header: Header, scale: bytes, buffer: memoryview, payload: slice, *, codec: str = "raw"
+) -> tuple[Header, memoryview]:
+    """Return the header, completed with codec and checksum, and the record of the payload in `buffer[payload]`.
+
+    Of all that a put takes, this needs no transaction: it may be done in another thread, ahead of time. Raises
+    ValueError where too little room lies before the payload for the prefix.
+    """
+    codec, stored = compress(buffer[payload], codec)
+    header = replace(header, codec=codec, payload_xxh3=xxhash.xxh3_64_intdigest(stored))
+    prefix = pack_prefix(header, scale, len(stored))
+    if codec != "raw":
+        return header, memoryview(prefix + stored)
+    start = payload.start - len(prefix)
+    if start < 0:
+        raise ValueError(
+            f"{payload.start} bytes lie before the payload, the record's prefix needs {len(prefix)}"
+        )
+    buffer[start : payload.start] = prefix
+    return header, buffer[start : payload.stop]
+
+
 class FeatureWriter:
     """Puts records into one dataset and commits them by bytes; made durable with each commit.
 
@@ -126,24 +148,16 @@ class FeatureWriter:
         is completed: codec, checksum. Raises StoreFull, leaving what was put before ready to be committed, and
         ValueError where spec, header and payload do not belong together.
         """
+        return self.put_packed(spec, *pack_record(header, scale, buffer, payload, codec=codec))
+
+    def put_packed(self, spec: FeatureSpec, header: Header, record: memoryview) -> Entry:
+        """Put what `pack_record` returned, as `put` does."""
         check_video_id(header.video_id)
         if (header.dataset, header.spec) != (self.dataset, spec.digest):
             raise ValueError(
                 f"the header is of {header.dataset!r}, set {header.spec[:8]}; it is put into {self.dataset!r}, set "
                 f"{spec.digest[:8]}"
             )
-        codec, stored = compress(buffer[payload], codec)
-        header = replace(header, codec=codec, payload_xxh3=xxhash.xxh3_64_intdigest(stored))
-        prefix = pack_prefix(header, scale, len(stored))
-        if codec == "raw":
-            if payload.start < len(prefix):
-                raise ValueError(
-                    f"{payload.start} bytes lie before the payload, the record's prefix needs {len(prefix)}"
-                )
-            buffer[payload.start - len(prefix) : payload.start] = prefix
-            record = buffer[payload.start - len(prefix) : payload.stop]
-        else:
-            record = memoryview(prefix + stored)
         entry = Entry.of(header, len(record))
         self._put_record(spec, entry, record)
         return entry

@@ -56,8 +56,10 @@ def to_tensor(
     if out.device.type == "cpu":
         stored = alias(features.data.view(np.uint8)).view(kind)
         _fill(out, stored, torch.from_numpy(features.scale.copy()))
-    else:
+    elif out.device.type == "cuda":
         _put(features, out, kind, way)
+    else:
+        out.copy_(to_tensor(features, dtype=out.dtype))
     return out
 
 
@@ -65,23 +67,21 @@ def _put(features: Features, out: torch.Tensor, kind: torch.dtype, way: str) -> 
     """Fill `out` on a GPU; its memory and that of what crosses is free for the stream when this returns."""
     codec = features.header.codec
     there = codec != "raw" and not refusal(codec)  # decompressed there
+    mapped = there or codec == "raw"
     values: NDArray[np.uint8] = (
         np.frombuffer(features.payload, np.uint8)
-        if there
+        if mapped
         else features.data.reshape(-1).view(np.uint8)
     )
     ours, copies = torch.cuda.current_stream(out.device), copy_stream(out.device)
-    with torch.cuda.stream(
-        copies
-    ):  # whose memory this is, so that nothing here waits for the caller's kernels
+    # The memory is the copies' own, so that they wait for no kernel of the caller.
+    with torch.cuda.stream(copies):
         stored = torch.empty(features.shape, dtype=kind, device=out.device)
         crossing = stored.view(-1).view(torch.uint8)
         if there:
             crossing = torch.empty(len(values), dtype=torch.uint8, device=out.device)
         scale = alias(features.scale).to(out.device, non_blocking=True)
-    pieces = upload(
-        values, crossing, owner=features.owner if there or codec == "raw" else None, way=way
-    )
+    pieces = upload(values, crossing, owner=features.owner if mapped else None, way=way)
     try:
         if there:
             for _, event in pieces:

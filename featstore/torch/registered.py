@@ -15,6 +15,7 @@ import threading
 import weakref
 from concurrent.futures import wait
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -97,6 +98,19 @@ def registered_spans(
             spans.append((at - address, stop - at))
             at = stop
         return [] if known.refused or not whole else spans
+
+
+def uncrossed_spans(owner: object, address: int, size: int) -> list[tuple[int, int]]:
+    """Return `(offset, length)` pieces that cover `size` bytes at `address`, each in a registered span or in none.
+
+    CUDA refuses to copy across the edge of a registered span, by whatever way.
+    """
+    with _lock:
+        known = None if owner is None else _maps.get(owner)
+        edges = [*known.starts, *known.ends] if known else []
+    inside = sorted({edge for edge in edges if address < edge < address + size})
+    bounds = [address, *inside, address + size]
+    return [(start - address, stop - start) for start, stop in pairwise(bounds)]
 
 
 def _window(at: int) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from featstore.torch.decompress import refusal
 from featstore.torch.memory import alias
-from featstore.torch.registered import outlook, registered_spans
+from featstore.torch.registered import outlook, registered_spans, uncrossed_spans
 from featstore.torch.staged import shared_ring
 from featstore.torch.streams import copy_stream
 
@@ -44,7 +44,7 @@ def upload(
         address = values.__array_interface__["data"][0]
         spans = registered_spans(owner, address, len(values), at_once=way == "registered")
         if spans:
-            yield from _from_map(values, out, spans)
+            yield from _copy_spans(values, out, spans)
             return
     if way != "pageable":
         try:
@@ -56,10 +56,8 @@ def upload(
         else:
             yield from ring.upload(values, out)
             return
-    stream = copy_stream(out.device)
-    with torch.cuda.stream(stream):
-        out.copy_(alias(values))
-    yield len(values), stream.record_event()
+    spans = uncrossed_spans(owner, values.__array_interface__["data"][0], len(values))
+    yield from _copy_spans(values, out, spans)
 
 
 def explain(features: Features, device: torch.device | str = "cuda") -> str:
@@ -80,7 +78,7 @@ def explain(features: Features, device: torch.device | str = "cuda") -> str:
     return f"registered: the GPU reads the map itself{then}"
 
 
-def _from_map(
+def _copy_spans(
     values: NDArray[np.uint8], out: torch.Tensor, spans: list[tuple[int, int]]
 ) -> Iterator[tuple[int, torch.cuda.Event]]:
     source = alias(values)

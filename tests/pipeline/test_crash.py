@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from toys import children_of
 
 from featstore.store.check import check_dataset
 from featstore.store.layout import DATA_FILE
@@ -20,7 +21,7 @@ KILLS = 8
 VIDEOS = 24
 
 
-def command(videos: Path, cache: Path) -> list[str]:
+def command(videos: Path, cache: Path, *more: str) -> list[str]:
     options = {"--videos": videos, "--cache-dir": cache, "--dataset": "demo", "--nframe": 4}
     words = [str(word) for pair in options.items() for word in pair]
     return [
@@ -33,26 +34,13 @@ def command(videos: Path, cache: Path) -> list[str]:
         "--min-free",
         "1MB",
         *words,
+        *more,
     ]
 
 
-def start(videos: Path, cache: Path) -> subprocess.Popen:
-    log = subprocess.DEVNULL
-    return subprocess.Popen(command(videos, cache), stdout=log, stderr=log, start_new_session=True)
-
-
-def children_of(pid: int, module: str) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if module.encode() in words and str(pid).encode() in words:
-            found.append(int(entry.name))
-    return found
+def start(videos: Path, cache: Path, *more: str) -> subprocess.Popen:
+    log, words = subprocess.DEVNULL, command(videos, cache, *more)
+    return subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
 
 
 def stored(cache: Path) -> dict[str, int]:
@@ -101,26 +89,27 @@ def test_a_kill_at_any_moment_loses_no_committed_video(videos, cache, victim):
     assert before.items() <= stored(cache).items()
 
 
-def test_decode_workers_die_with_their_parent(videos, cache):
-    process = start(videos, cache)
+@pytest.mark.parametrize("module", ["decoding.worker", "pipeline.encoder_process"])
+def test_decoders_and_encoders_die_with_their_parent(videos, cache, module):
+    process = start(videos, cache, "--device", "cpu,cpu")
     deadline = time.monotonic() + 30
     workers: list[int] = []
     while not workers and time.monotonic() < deadline:
-        workers = children_of(process.pid, "featstore.decoding.worker")
+        workers = children_of(process.pid, f"featstore.{module}")
         time.sleep(0.01)
     process.kill()
     process.wait()
     assert workers
-    while time.monotonic() < deadline and children_of(process.pid, "featstore.decoding.worker"):
+    while time.monotonic() < deadline and children_of(process.pid, f"featstore.{module}"):
         time.sleep(0.05)
-    assert children_of(process.pid, "featstore.decoding.worker") == []
+    assert children_of(process.pid, f"featstore.{module}") == []
 
 
+@pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_with_130_and_the_same_command_goes_on(videos, cache, number):
-    process = subprocess.Popen(
-        command(videos, cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def test_an_interrupt_ends_with_130_and_the_same_command_goes_on(videos, cache, number, devices):
+    words = command(videos, cache, "--device", devices)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     process.stderr.readline()  # the plan is out: work begins
     time.sleep(0.3)

@@ -51,8 +51,7 @@ def test_int8_is_within_half_a_step_of_the_encoder(clips, cache, codec, scale):
 
 def test_a_second_ingest_decodes_nothing(clips, cache, monkeypatch):
     ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
-    monkeypatch.setattr(run, "DecoderPool", None)
-    monkeypatch.setattr(run, "WriterProcess", None)
+    monkeypatch.setattr(run, "Stages", None)
     summary = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
     assert (summary.stored, summary.skipped) == (0, 3)
 
@@ -156,15 +155,31 @@ def test_odd_names_and_ids_come_back(clips, cache, tmp_path):
 
 
 def test_features_that_are_not_finite_fail_their_video_alone(clips, cache):
+    pre = ToyEncoder().identity.preprocessing
+    blink = np.zeros((9, *pre.frame_shape), np.uint8)
+    decode(str(clips / "blink.mp4"), Sampling(9), pre, blink)
+
     class Overflowing(ToyEncoder):
         def encode(self, frames):
             features = super().encode(frames)
-            return features * np.inf if len(frames) == 1 else features  # blink lasts half a second
+            features[(frames == blink[0]).all(axis=(1, 2, 3))] = np.inf  # it shares a batch
+            return features
 
     summary = ingest(clips, cache, "demo", encoder=Overflowing(), sampling=Sampling(9, "fps", 2.0))
     assert [failure.video_id for failure in summary.failures] == ["blink"]
     assert "NaN or infinite" in summary.failures[0].reason
     assert summary.stored == 2
+    assert {len(video.header.frames) for video in featstore.open(cache)["demo"].values()} != {1}
+
+
+def test_the_summary_tells_how_busy_each_stage_was_and_which_limits(clips, cache):
+    summary = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, workers=1)
+    assert 0 < summary.working_seconds <= summary.seconds
+    assert all(0 < share <= 1 for share in summary.shares.values())
+    assert summary.bottleneck == max(summary.shares, key=summary.shares.get)
+    told = json.loads(json.dumps(summary.to_dict()))
+    assert told["bottleneck"] == summary.bottleneck
+    assert told["shared_bytes"] >= 3 * 6 * 28 * 28 * 3
 
 
 def test_sampling_by_rate_stores_as_many_frames_as_the_clip_has_seconds(clips, cache):
@@ -184,7 +199,7 @@ def test_limit_and_dry_run_do_what_they_say(clips, cache):
 
 @pytest.mark.parametrize("limits", [{"min_free": 1 << 60}, {"max_size": 1000}])
 def test_what_cannot_fit_is_refused_before_any_work(clips, cache, limits, monkeypatch):
-    monkeypatch.setattr(run, "WriterProcess", None)
+    monkeypatch.setattr(run, "Stages", None)
     with pytest.raises(StoreFull, match="the videos need"):
         ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, **limits)
 

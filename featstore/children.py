@@ -79,7 +79,7 @@ class Child:
         package_root = str(Path(__file__).resolve().parents[1])
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         try:
-            self.process = subprocess.Popen(  # nosec B603 # our own interpreter and module
+            self.process = subprocess.Popen(
                 [sys.executable, "-m", module, str(there.fileno()), str(os.getpid())],
                 pass_fds=(there.fileno(), slots.fd, *(other.fd for other in more.values())),
                 stdin=subprocess.DEVNULL,

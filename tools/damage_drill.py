@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import os
 import random
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -18,9 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
-from damage_probe import PROMISED, Verdict, probe
-from damage_stores import DATASET, Store, make_large, make_storages, make_tree
-from forked_probes import UNSEEN, ForkedProbes
+from drills.damage_probe import PROMISED, Verdict, probe
+from drills.damage_stores import DATASET, Store, make_large, make_storages, make_tree
+from drills.figures import report
+from drills.forked_probes import UNSEEN, ForkedProbes
+from drills.processes import say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,12 +68,16 @@ class Outcome(NamedTuple):
 @click.option("--minutes", default=5.0, show_default=True, help="For the large store; 0 skips it.")
 @click.option("--workers", default=2, show_default=True, help="Processes that probe at once.")
 @click.option("--seed", default=0, show_default=True, help="Of features and random damage.")
-def main(all_bits: bool, sample: int | None, minutes: float, workers: int, seed: int) -> None:
-    """Run the drill."""
-    rng = random.Random(seed)  # nosec B311 # chance for a drill
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def main(
+    all_bits: bool, sample: int | None, minutes: float, workers: int, seed: int, as_json: bool
+) -> None:
+    """Damage, look, and print what was seen."""
+    begun = time.monotonic()
+    rng = random.Random(seed)
     if os.path.isdir(RAM):
         tempfile.tempdir = RAM
-    outcomes: list[Outcome] = []
+    outcomes = []
     for store in (make_storages(seed), make_tree(seed)):
         for kind, damages in (
             ("flips", flips(store.data, all_bits)),
@@ -81,15 +86,22 @@ def main(all_bits: bool, sample: int | None, minutes: float, workers: int, seed:
         ):
             chosen = damages if sample is None else rng.sample(damages, min(sample, len(damages)))
             outcomes.append(run(f"{store.name}, {kind}", store, chosen, workers))
-            show(outcomes[-1])
     if minutes:
         store = make_large(seed)
         places = [rng.randrange(len(store.data)) for _ in range(100_000)]
         damages = [_flip(store.data, at, 1 << at % 8, write=bool(at % 2)) for at in places]
         outcomes.append(run(f"{store.name}, flips", store, damages, workers, minutes))
-        show(outcomes[-1])
-    if any(outcome.findings for outcome in outcomes):
-        sys.exit(1)
+    report(
+        Path(tempfile.gettempdir()),
+        ("damage", "probes", *(verdict.name.lower().replace("_", " ") for verdict in Verdict)),
+        [
+            (done.name, done.counts.total(), *(done.counts[verdict] for verdict in Verdict))
+            for done in outcomes
+        ],
+        facts={"seed": seed, "seconds": round(time.monotonic() - begun)},
+        problems=[f"{done.name}: {found}" for done in outcomes for found in done.findings],
+        as_json=as_json,
+    )
 
 
 def flips(data: bytes, all_bits: bool) -> list[Damage]:
@@ -142,7 +154,7 @@ def run(
         log.touch()
 
         def look(worker: int, index: int) -> int:
-            def say(text: str) -> None:
+            def note(text: str) -> None:
                 with log.open("a") as file:
                     file.write(f"{damages[index]}: {text}\n")
 
@@ -150,7 +162,7 @@ def run(
                 gc.collect()
             damage = damages[index]
             damaged = damage.apply(store.data)
-            return probe(folders[worker], store, damaged, write=damage.write, say=say)
+            return probe(folders[worker], store, damaged, write=damage.write, say=note)
 
         gc.collect()
         gc.freeze()
@@ -158,16 +170,9 @@ def run(
             len(damages), look, workers=workers, until=lambda: time.monotonic() > end
         )
         probes.run()
-        return _outcome(name, damages, probes, log.read_text())
-
-
-def show(outcome: Outcome) -> None:
-    """Print one line of the table."""
-    counts = outcome.counts
-    cells = "  ".join(f"{verdict.name.lower()} {counts[verdict]}" for verdict in Verdict)
-    click.echo(f"{outcome.name:16} {counts.total():7} probes  {cells}")
-    for finding in outcome.findings[:40]:
-        click.echo(f"    {finding}", err=True)
+        done = _outcome(name, damages, probes, log.read_text())
+        say(f"{name}: {done.counts.total()} probes, {len(done.findings)} problems")
+        return done
 
 
 def _outcome(

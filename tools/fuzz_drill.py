@@ -11,7 +11,6 @@ import mmap
 import os
 import shutil
 import struct
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,10 +20,12 @@ import atheris
 import click
 
 with atheris.instrument_imports(include=["featstore"]):
-    from fuzz_targets import TARGETS
+    from drills.fuzz_targets import TARGETS
+from drills.figures import report
+from drills.processes import say
 
 if TYPE_CHECKING:
-    from fuzz_targets import Target
+    from drills.fuzz_targets import Target
 
 COUNT = struct.Struct("q")
 OPTIONS = ("-max_len=8192", "-timeout=10", "-rss_limit_mb=1024")
@@ -40,28 +41,39 @@ RAM = "/dev/shm"  # nosec B108 # mkdtemp makes a folder of our own in it
     type=click.Path(path_type=Path),
     help="Keep corpora, logs and findings in this folder.",
 )
-def main(executions: int, seed: int, only: str | None, keep: Path | None) -> None:
-    """Run the drill."""
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def main(executions: int, seed: int, only: str | None, keep: Path | None, as_json: bool) -> None:
+    """Fuzz, and print what was executed."""
+    begun = time.monotonic()
     chosen = [target for target in TARGETS if only in (None, target.name)]
     shares = sum(target.share for target in chosen)
-    total, failed = 0, False
+    rows, problems = [], []
     ram = tempfile.mkdtemp(prefix="fuzz-", dir=RAM if os.path.isdir(RAM) else None)
     tempfile.tempdir = ram
     try:
         for target in chosen:
             place = (keep or Path(ram)) / target.name
-            began = time.monotonic()
+            since = time.monotonic()
             done, status = fuzz(target, executions * target.share // shares, seed, place)
-            seconds = time.monotonic() - began
-            verdict = "clean" if status == 0 else f"FOUND SOMETHING, status {status}"
-            click.echo(f"{target.name:9} {done:9} executions  {seconds:6.0f} s  {verdict}")
+            rows.append((target.name, done, round(time.monotonic() - since)))
+            say(f"{target.name}: {done} executions, status {status}")
             if status:
-                click.echo("".join(log_lines(place)[-30:]), err=True)
-            total, failed = total + done, failed or status != 0
+                said = (place / "log").read_text(errors="replace").splitlines()
+                problems.append(f"{target.name}: " + "\n".join(said[-30:]))
     finally:
         shutil.rmtree(ram)
-    click.echo(f"{'in all':9} {total:9} executions")
-    sys.exit(1 if failed else 0)
+    report(
+        keep or Path(),
+        ("target", "executions", "seconds"),
+        rows,
+        facts={
+            "seed": seed,
+            "executions": sum(row[1] for row in rows),
+            "seconds": round(time.monotonic() - begun),
+        },
+        problems=problems,
+        as_json=as_json,
+    )
 
 
 def fuzz(target: Target, runs: int, seed: int, place: Path) -> tuple[int, int]:
@@ -87,11 +99,6 @@ def fuzz(target: Target, runs: int, seed: int, place: Path) -> tuple[int, int]:
         atheris.Fuzz()  # ends the process
     _, status = os.waitpid(pid, 0)
     return COUNT.unpack_from(counter)[0], status
-
-
-def log_lines(place: Path) -> list[str]:
-    """Return what the fuzzer said."""
-    return (place / "log").read_text(errors="replace").splitlines(keepends=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import click
 
 from featstore.cli.ingest import INTERRUPTED, SOME_FAILED, stop_on_signals
 from featstore.cli.options import cache_dir_option, json_option, size
-from featstore.cli.printing import gib, print_json
+from featstore.cli.printing import gib, plain, print_json
 from featstore.cli.progress import show_progress
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def rm(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None, 
         f"the space is used by later ingests, or given back by featstore compact --dataset {dataset}"
     )
     for video in removed.missing:
-        click.echo(f"  not there: {video}")
+        click.echo(f"  not there: {plain(video)}")
     if removed.missing:
         sys.exit(SOME_FAILED)
 
@@ -158,7 +158,7 @@ def merge(
             f"{gib(done.record_bytes)}"
         )
         for name, reason in done.failures:
-            click.echo(f"  failed: {name}: {reason}")
+            click.echo(f"  failed: {plain(f'{name}: {reason}')}")
     if done.full:
         click.echo(f"featstore: {done.full}", err=True)
         sys.exit(1)
@@ -180,7 +180,7 @@ def _print_report(report: CheckReport) -> None:
         f"{report.failures} failures on record: {verdict}"
     )
     for problem in [*repaired, *report.problems]:
-        click.echo(f"  {problem}")
+        click.echo(f"  {plain(problem)}")
 
 
 def _ask(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None) -> None:

@@ -139,7 +139,7 @@ def compare(
     chosen = _choose(dataset, encoder, nframe, spec)
     report = CompareReport(dataset.name, chosen, limits or Limits())
     entries = sorted(dataset.entries(chosen), key=lambda entry: entry.video_id)
-    random.Random(seed).shuffle(entries)  # nosec B311 # a sample, no secret
+    random.Random(seed).shuffle(entries)
     live = LiveEncoder(encoder, timeout=decode_timeout)
     try:
         for entry in entries[:samples]:

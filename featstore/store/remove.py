@@ -51,7 +51,7 @@ class Removed:
 
 
 def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
-    """Remove `dataset` and return the bytes it took on disk.
+    """Remove `dataset` and return the bytes it took on disk; of one that is a link, the link alone is removed.
 
     Raises StoreNotFound where it is not there, StoreLocked while an ingest is at work. A run killed halfway leaves
     a folder whose name begins with a dot, which no one reads and the next removal of the dataset clears.
@@ -59,14 +59,14 @@ def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
     path = dataset_path(cache_dir, dataset)
     gone = path.with_name(f".removed-{dataset}")
     if not _is_there(path):
-        shutil.rmtree(gone, ignore_errors=True)
+        _clear(gone)
         raise StoreNotFound(
             f"there is no dataset {dataset!r} in {cache_dir}; list them: featstore ls"
         )
     with ingest_lock(path):
         clear_leftovers(path)
-        taken = (path / DATA_FILE).stat().st_blocks * 512
-        shutil.rmtree(gone, ignore_errors=True)
+        taken = 0 if path.is_symlink() else (path / DATA_FILE).stat().st_blocks * 512
+        _clear(gone)
         try:
             os.rename(path, gone)
             sync_folder(
@@ -74,8 +74,7 @@ def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
             )  # or a power loss could bring back a folder with half its files
         except OSError as exc:
             raise StoreError(f"{path} cannot be removed: {exc.strerror}") from exc
-    with contextlib.suppress(FileNotFoundError):  # another removal clears it too
-        shutil.rmtree(gone)
+    _clear(gone)
     return taken
 
 
@@ -168,3 +167,11 @@ def _parts(snapshot: Snapshot, keys: list[bytes]) -> Iterator[dict[bytes, int]]:
             part = {}
     if part:
         yield part
+
+
+def _clear(gone: Path) -> None:
+    """Remove a folder that no one reads any more, or a link in its place; another removal may be clearing it too."""
+    if gone.is_symlink():
+        gone.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(gone, ignore_errors=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING
 
 import lmdb
 
 from featstore.errors import StoreError
 from featstore.store.env import TABLES, open_environment
-from featstore.store.layout import is_sealed
+from featstore.store.layout import DATA_FILE, is_sealed
 from featstore.store.lmdb_errors import store_error, translated
 from featstore.store.lock import WriteLock
 from featstore.store.mounts import refuse_network
@@ -29,6 +30,14 @@ def refuse_sealed(path: Path) -> None:
         )
 
 
+def refuse_link(path: Path) -> None:
+    """Raise StoreError where the data file in the folder `path` is a link; reading through one is fine."""
+    if os.path.islink(path / DATA_FILE):
+        raise StoreError(
+            f"{path / DATA_FILE} is a link, and no link is written through; put the file itself there"
+        )
+
+
 class WriteTransaction:
     """One write transaction on the dataset in a folder; ends with `commit` or `abort`, or the last reference.
 
@@ -42,6 +51,7 @@ class WriteTransaction:
         self._lock = WriteLock(path)
         try:
             refuse_sealed(path)
+            refuse_link(path)
             # Under the lock nobody replaces the file: what is opened now is what is there at the commit.
             self.environment = open_environment(path)
             with translated(path):

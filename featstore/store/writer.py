@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,9 +35,10 @@ from featstore.store.layout import (
     stored_bytes,
 )
 from featstore.store.mounts import refuse_network
-from featstore.store.transaction import WriteTransaction, refuse_sealed
+from featstore.store.transaction import WriteTransaction, refuse_link, refuse_sealed
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable
 
     from featstore.record import Header
@@ -97,6 +97,7 @@ class FeatureWriter:
         refuse_network(self.path)
         make_folder(self.path)
         refuse_sealed(self.path)
+        refuse_link(self.path)
         self._cache_dir = cache_dir
         self._min_free = min_free
         self._max_size = max_size
@@ -104,10 +105,6 @@ class FeatureWriter:
         if not (self.path / DATA_FILE).exists():
             manifest = pack_row(Manifest(dataset, time.time()))
             make_file(self.path, "manifest", MANIFEST_KEY, manifest)
-        if os.path.islink(self.path / DATA_FILE):
-            raise StoreError(
-                f"{self.path / DATA_FILE} is a link, and no link is written through; put the file itself there"
-            )
         self._environment = open_environment(self.path)
         if not self._environment.name_kept:  # also where its maker was killed before
             keep_name(self.path)

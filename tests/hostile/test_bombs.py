@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import xxhash
-from fuzz_targets import HERE
+from drills.fuzz_targets import HERE
 from toys import store_videos, toy_features, toy_header, toy_spec
 
 from featstore.errors import RecordError, StoreDamaged, StoreError

@@ -5,17 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from damage_probe import PROMISED, Verdict, probe
-from damage_stores import DATASET, Journal, Store, make_storages, make_tree
-from forked_probes import UNSEEN, Death, ForkedProbes
-from toys import REPOSITORY, python_env
+from drills.damage_probe import Verdict, probe
+from drills.damage_stores import DATASET, Journal, Store, make_storages, make_tree
+from drills.forked_probes import UNSEEN, Death, ForkedProbes
+from reliability.running import run_drill
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,18 +35,10 @@ def look(folder: Path, store: Store, damaged: bytes, *, write: bool = False) -> 
 
 
 def test_no_sampled_damage_is_served_or_ends_the_process():
-    drill = [sys.executable, REPOSITORY / "tools" / "damage_drill.py"]
-    done = subprocess.run(
-        [*drill, "--sample", "400", "--minutes", "0", "--seed", str(int(time.time()))],
-        env=python_env(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count(" 400 probes") == 6
-    for verdict in set(Verdict) - set(PROMISED):
-        assert done.stdout.count(f"{verdict.name.lower()} 0") == 6
+    figures = run_drill("damage_drill", "--sample", 150, "--minutes", 0)
+    assert [row["probes"] for row in figures["rows"]] == [150] * 6
+    refused = {row["damage"]: row["refused"] for row in figures["rows"]}
+    assert all(refused.values()), "nothing was damaged"
 
 
 @pytest.mark.parametrize("write", [False, True])
@@ -89,7 +79,7 @@ def test_the_drill_sees_what_is_not_found(folder, tree):
 
 
 def test_the_drill_sees_an_exception_that_is_not_featstores(folder, tree, monkeypatch):
-    monkeypatch.setattr("damage_probe.check_dataset", lambda *_: 1 // 0)
+    monkeypatch.setattr("drills.damage_probe.check_dataset", lambda *_: 1 // 0)
     said: list[str] = []
     found = probe(folder, tree, tree.data, write=False, say=said.append)
     assert found == Verdict.UNEXPECTED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fuzz_targets import TARGETS, Target
+from drills.fuzz_targets import TARGETS, Target
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -175,6 +175,17 @@ def test_nothing_is_stored_through_a_link_to_a_data_file(tmp_path):
     assert outside.read_bytes() == before
 
 
+def test_a_dataset_that_is_a_link_is_removed_without_what_it_leads_to(tmp_path):
+    store_videos(tmp_path / "outside", "demo", {"a": A})
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "demo").symlink_to(tmp_path / "outside" / "demo")
+    done = run("rm", "--cache-dir", tmp_path / "cache", "--dataset", "demo", "--yes")
+    assert done.exit_code == 0, done.output
+    assert dataset_names(tmp_path / "cache") == []
+    assert not [name for name in os.listdir(tmp_path / "cache") if "demo" in name]
+    assert featstore.get(tmp_path / "outside", "demo", "a").shape == A.shape
+
+
 def test_an_export_replaces_a_link_and_not_what_it_leads_to(cache, tmp_path):
     store_videos(cache, "demo", {"a": A})
     (tmp_path / "precious").write_text("precious")

@@ -8,8 +8,8 @@ import traceback
 from typing import TYPE_CHECKING
 
 import numpy as np
-from damage_stores import DATASET, Journal, toy_features, toy_spec
 
+from drills.damage_stores import DATASET, Journal, toy_features, toy_spec
 from featstore.errors import FeatstoreError, FeatureNotFound
 from featstore.store.check import check_dataset
 from featstore.store.layout import DATA_FILE
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from damage_stores import Put, Store
+    from drills.damage_stores import Put, Store
 
 
 class Verdict(enum.IntEnum):

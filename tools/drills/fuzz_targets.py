@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xxhash
-from damage_stores import DATASET, Journal, make_storages, make_tree, toy_spec
 from safetensors.numpy import save
 
+from drills.damage_stores import DATASET, Journal, make_storages, make_tree, toy_spec
 from featstore.codecs import CODECS
 from featstore.errors import FeatstoreError
 from featstore.longva.checkpoint import read_checkpoint

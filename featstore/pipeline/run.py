@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featstore.children import Slots
-from featstore.decoding.pool import Decoded, DecoderPool
+from featstore.decoding.pool import DECODE_MEMORY, Decoded, DecoderPool
 from featstore.decoding.video import DECODER, Video
 from featstore.errors import QuantizeError, StoreFull, StoreNotFound
 from featstore.pipeline.plan import Plan, check_listing, list_videos, make_plan
@@ -69,7 +69,8 @@ class IngestSummary:
 
     stored: videos committed now. skipped: stored before. failures: those of now. failed_before: those of earlier runs,
     left alone. record_bytes: committed now. needed_bytes: what the plan was reckoned to need. interrupted: stopped by
-    request. full: why it stopped for lack of room. busy: seconds of work by stage, decode summed over its workers.
+    request. full: why it stopped for lack of room. decoders: videos read by each. busy: seconds of work
+    by stage, decode summed over its workers.
     """
 
     dataset: str
@@ -86,6 +87,7 @@ class IngestSummary:
     seconds: float = 0.0
     interrupted: bool = False
     full: str = ""
+    decoders: dict[str, int] = field(default_factory=dict)
     busy: dict[str, float] = field(
         default_factory=lambda: {"decode": 0.0, "encode": 0.0, "write": 0.0}
     )
@@ -107,6 +109,8 @@ def ingest(
     codec: str = "raw",
     workers: int | None = None,
     decode_timeout: float = DECODE_TIMEOUT,
+    decode_memory: int = DECODE_MEMORY,
+    decoder: str = "auto",
     resume: bool = True,
     retry_failed: bool = False,
     limit: int | None = None,
@@ -122,7 +126,9 @@ def ingest(
 
     videos: folders and video files, or `Video`s with ids of their own. encoder: see featstore.encoders.get_encoder.
     sampling: 128 frames, linspace, by default. workers: decode processes, one a core by default; `workers + 2`
-    videos of resized frames are in flight (43 MB each at 128 frames of 336 x 336). decode_timeout: seconds. min_free,
+    videos of resized frames are in flight (43 MB each at 128 frames of 336 x 336). decode_timeout: seconds.
+    decode_memory: bytes a decode process may take beside its frames. decoder: auto, av or decord, whose frames are the
+    same bytes (see featstore.decoding.video.decode). min_free,
     max_size: bytes, of the disk and of the cache directory. lock_wait: seconds to wait for another ingest.
     stop: set it to end early; what was encoded is committed, and the same call goes on later.
 
@@ -160,11 +166,10 @@ def ingest(
         return summary
     make_folder(dataset_path(cache_dir, dataset))
     _check_room(cache_dir, summary.needed_bytes, min_free, max_size)
+    decoding = {"timeout": decode_timeout, "memory": decode_memory, "decoder": decoder}
     limits = {"min_free": min_free, "max_size": max_size, "lock_wait": lock_wait}
     with ExitStack() as stack:
-        run = _Run(
-            stack, encoder, summary, cache_dir, codec, limits, decode_timeout, stop, on_progress
-        )
+        run = _Run(stack, encoder, summary, cache_dir, codec, limits, decoding, stop, on_progress)
         try:
             run.go(plan.todo)
         finally:
@@ -195,7 +200,7 @@ class _Run:
         cache_dir: str | os.PathLike[str],
         codec: str,
         limits: dict[str, Any],
-        decode_timeout: float,
+        decoding: dict[str, Any],
         stop: threading.Event | None,
         on_progress: Callable[[Progress], None],
     ) -> None:
@@ -230,7 +235,7 @@ class _Run:
         self._pool = DecoderPool(
             self._frames,
             workers=summary.workers,
-            timeout=decode_timeout,
+            **decoding,
             setup={
                 "sampling": spec.sampling.to_dict(),
                 "preprocessing": spec.encoder.preprocessing.to_dict(),
@@ -265,6 +270,9 @@ class _Run:
             self._pool.release(decoded.slot)
             self._fail(decoded.video, decoded.error)
             return
+        assert decoded.clip is not None
+        name = decoded.clip.decoder
+        self._summary.decoders[name] = self._summary.decoders.get(name, 0) + 1
         features = self._encode(decoded)
         self._pool.release(decoded.slot)
         if features is None:

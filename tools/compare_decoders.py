@@ -61,7 +61,7 @@ def read(decoder: str, path: str, sampling: Sampling) -> dict[str, Any]:
         clip = reader(frames)
     except Uncertain as exc:
         return {"uncertain": str(exc)}
-    except (VideoError, by_av.Forbidden) as exc:
+    except VideoError as exc:
         return {"error": str(exc)}
     return {"total": clip.total_frames, "fps": clip.fps, "frames": list(frames.digests.items())}
 

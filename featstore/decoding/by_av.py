@@ -6,6 +6,7 @@ alone. A file is read only where all that was proved holds for it; else Uncertai
 
 from __future__ import annotations
 
+import errno
 import platform
 from bisect import bisect_right
 from itertools import islice, pairwise
@@ -36,12 +37,6 @@ PIXEL_FORMATS = ("yuv420p", "yuvj420p", "yuv422p", "yuv444p")
 MATRICES = (1, 2, 5, 6, 7, 9)  # BT.709, unstated, BT.601 twice, SMPTE 240M, BT.2020
 # Below it decord takes the padding of FFmpeg's lines for pixels.
 MIN_WIDTH = 64
-# Lists of other files, or of addresses.
-PLAYLISTS = ("hls", "dash", "concat", "imf", "sdp", "rtsp", "webm_dash_manifest")
-
-
-class Forbidden(Exception):
-    """Why a file must not be opened by any decoder."""
 
 
 class AvReader:
@@ -55,18 +50,26 @@ class AvReader:
     def read(self, picking: Picking) -> Clip:
         """Hand the wanted frames to `picking`.
 
-        Raises Uncertain where decord might give others, Forbidden where the file points to other files, and
-        VideoError where the sampling finds nothing to take.
+        Raises Uncertain where decord might give others, VideoError where the sampling finds nothing to take, and
+        MemoryError.
         """
         try:
-            with av.open(f"file:{self._path}", metadata_errors="replace") as container:
+            with av.open(
+                f"file:{self._path}",
+                metadata_errors="replace",
+                options={"format_whitelist": ",".join(CONTAINERS)},
+            ) as container:
                 return self._read(container, picking)
-        except (av.FFmpegError, av.ArgumentError, EOFError) as exc:
+        except av.error.InvalidDataError as exc:
+            raise Uncertain(
+                "it is damaged, or in another container than MP4, MOV, MKV or WebM"
+            ) from exc
+        except (av.FFmpegError, EOFError) as exc:
+            if getattr(exc, "errno", 0) == errno.ENOMEM:
+                raise MemoryError from exc
             raise Uncertain(_reason(exc)) from exc
 
     def _read(self, container: av.container.InputContainer, picking: Picking) -> Clip:
-        if set(container.format.name.split(",")) & set(PLAYLISTS):
-            raise Forbidden(f"it is a playlist ({container.format.name})")
         stream = self._stream(container)
         units = Units.of(self.codec, stream.codec_context.extradata or b"")
         table = PacketTable.read(container.demux(stream), units)
@@ -87,7 +90,7 @@ class AvReader:
         if context is None:  # PyAV's stubs do not say so
             raise Uncertain("its codec is unknown")
         self.codec = context.codec.canonical_name
-        _check_kind(container, stream, self.codec)
+        _check_kind(stream, self.codec)
         for other in container.streams:
             if other is not stream:
                 other.discard = av.stream.Discard.all
@@ -96,10 +99,8 @@ class AvReader:
         return stream
 
 
-def _check_kind(container: av.container.InputContainer, stream: av.VideoStream, codec: str) -> None:
+def _check_kind(stream: av.VideoStream, codec: str) -> None:
     context = stream.codec_context
-    if container.format.name not in CONTAINERS:
-        raise Uncertain(f"its container is {container.format.name}")
     if codec in ALONE:
         return
     if not proved_here():

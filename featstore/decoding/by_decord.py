@@ -67,17 +67,23 @@ _MEANINGS = {
     "Error decoding frame": "a frame is damaged",
     "Unable to handle EOF": "its last frames are missing",
     "Error seeking keyframe": "it has no key frame to begin with",
+    "Failed to seek": "a frame cannot be reached",
     "Failed to measure duration": "it states no length and has no frames",
     "Invalid frame count": "it has no frames",
     "The size must exactly match": "it is too narrow, or changes its size on the way",
-    "Cannot allocate memory": "it asks for more memory than there is",
-    "bad_alloc": "it asks for more memory than there is",
 }
+# FFmpeg's -ENOMEM in a check that failed, and the words of C++ and of C for it.
+_OUT_OF_MEMORY = ("(-12 vs. 0)", "bad_alloc", "Cannot allocate memory")
 
 
 def _reason(exc: BaseException) -> str:
-    """Return what a decord error says, without the C++ source line, the failed check and the stack it carries."""
+    """Return what a decord error says, without the C++ source line, the failed check and the stack it carries.
+
+    Raises MemoryError where it says that memory is out.
+    """
     text = " ".join(line.strip() for line in str(exc).splitlines()[:3])
+    if any(words in text for words in _OUT_OF_MEMORY):
+        raise MemoryError from exc
     for words, meaning in _MEANINGS.items():
         if words in text:
             return meaning

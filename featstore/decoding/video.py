@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 DECODER = "decord-rgb24"  # the identity that enters a spec; decoders proved byte-identical share it
 DECODERS = ("auto", "av", "decord")
 _HASH_BLOCK_BYTES = 4 << 20
+# How files begin that make FFmpeg open others: an HLS playlist and a script for its concat demuxer.
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def decode(
     out: (at least nframe, crop_height, crop_width, 3) uint8; the first `len(clip.indices)` frames are written, repeated
     where the clip is shorter than nframe. decoder: auto reads through PyAV what is certain to come out as decord gives
     it, and AV1, which decord cannot read; all else through decord. av and decord are those alone. Raises VideoError,
-    which says why, where there is no frame to be had.
+    which says why, where there is no frame to be had, and MemoryError.
     """
     from featstore.decoding import by_av, by_decord
 
@@ -63,8 +65,6 @@ def decode(
     reader = by_av.AvReader(path)
     try:
         return reader.read(picking)
-    except by_av.Forbidden as exc:
-        raise VideoError(f"{path} is not opened: {exc}; give the video itself", path) from exc
     except Uncertain as exc:
         if reader.codec in by_av.ALONE:
             raise VideoError(f"{path} cannot be decoded: {exc}", path) from exc
@@ -91,7 +91,10 @@ def fingerprint(path: str) -> SourceFingerprint:
 
 
 def check_is_file(path: str) -> None:
-    """Raise VideoError unless `path` is a regular file with something in it: a FIFO would block its opener."""
+    """Raise VideoError unless `path` is a regular file with something in it that does not point elsewhere.
+
+    A FIFO would block its opener; a playlist would have the decoder open other files, or wait for other machines.
+    """
     try:
         found = os.stat(path)
     except (OSError, ValueError) as exc:
@@ -102,3 +105,10 @@ def check_is_file(path: str) -> None:
         raise VideoError(f"{path} is {kind}; a video must be a file", path)
     if found.st_size == 0:
         raise VideoError(f"{path} is empty (0 bytes); copy it again", path)
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(16)
+    except OSError as exc:
+        raise VideoError(f"{path} cannot be opened: {exc.strerror}", path) from exc
+    if begin.startswith(_PLAYLISTS):
+        raise VideoError(f"{path} is a playlist; a video must hold its own frames", path)

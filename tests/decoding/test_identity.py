@@ -94,14 +94,6 @@ def compare_size(picture):
     return resize_and_crop(picture, SQUARE).astype(int)
 
 
-def test_a_playlist_is_not_followed(tmp_path):
-    path = tmp_path / "clip.mp4"
-    path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nother.ts\n#EXT-X-ENDLIST\n")
-    (tmp_path / "other.ts").write_bytes(b"\x47" * 1_880)
-    with pytest.raises(VideoError, match=r"clip.mp4 "):
-        frames_of(path, "auto")
-
-
 def test_other_versions_of_ffmpeg_are_left_to_decord(folder, monkeypatch):
     from featstore.decoding import by_av
 

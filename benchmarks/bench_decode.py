@@ -81,7 +81,7 @@ class Kind:
 KINDS = (
     Kind("libx264", 1280, 720, 5),
     Kind("libx264", 1920, 1080, 2),
-    Kind("libx265", 1280, 720, 2),
+    Kind("libx265", 1280, 720, 1),
 )
 
 

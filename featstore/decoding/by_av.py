@@ -61,9 +61,9 @@ class AvReader:
             ) as container:
                 return self._read(container, picking)
         except av.error.InvalidDataError as exc:
-            raise Uncertain(
-                "it is damaged, or in another container than MP4, MOV, MKV or WebM"
-            ) from exc
+            raise Uncertain("it is damaged") from exc
+        except av.error.ArgumentError as exc:  # what the whitelist comes to
+            raise Uncertain("its container is not MP4, MOV, MKV or WebM") from exc
         except (av.FFmpegError, EOFError) as exc:
             if getattr(exc, "errno", 0) == errno.ENOMEM:
                 raise MemoryError from exc
@@ -92,7 +92,7 @@ class AvReader:
         self.codec = context.codec.canonical_name
         _check_kind(stream, self.codec)
         for other in container.streams:
-            if other is not stream:
+            if other is not stream and hasattr(other, "discard"):  # since PyAV 18
                 other.discard = av.stream.Discard.all
         context.thread_count = 1
         context.options = {"err_detect": "explode"}  # an error ends it, where decord may conceal it

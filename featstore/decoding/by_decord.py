@@ -61,6 +61,8 @@ def _openable(path: str, stack: ExitStack) -> str:
 _MEANINGS = {
     "cannot find video stream": "it has no video stream",
     "Error reading": "it is no video, or one cut short",
+    "getting stream info": "it is damaged or cut short",
+    "avcodec_open2": "its codec cannot be set up",
     "av_read_frame failed": "it is damaged or cut short",
     "Cannot create buffer source": "it states no size or no pixel format",
     "Error sending packet": "a frame is damaged",

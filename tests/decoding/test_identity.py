@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 from tooling import load_tool
 
+import featstore
+from featstore.decoding import by_av
 from featstore.decoding.video import decode
+from featstore.encoders import ToyEncoder
 from featstore.errors import VideoError
-from featstore.preprocess import Preprocessing
+from featstore.pipeline.run import ingest
+from featstore.preprocess import Preprocessing, resize_and_crop
 from featstore.sampling import Sampling
 
 corpus = load_tool("make_decoder_corpus")
@@ -84,19 +88,31 @@ def test_frames_of_av1_come_out_as_they_went_in(folder):
     clip, frames = frames_of(folder / "av1.mp4", "auto", 60)
     assert clip.decoder == "av"
     drawn = [corpus.draw(index, 96, 64) for index in clip.indices]
-    resized = np.stack([compare_size(picture) for picture in drawn])
+    resized = np.stack([resize_and_crop(picture, SQUARE).astype(int) for picture in drawn])
     assert np.abs(frames.astype(int) - resized).mean() < 12
 
 
-def compare_size(picture):
-    from featstore.preprocess import resize_and_crop
-
-    return resize_and_crop(picture, SQUARE).astype(int)
-
-
 def test_other_versions_of_ffmpeg_are_left_to_decord(folder, monkeypatch):
-    from featstore.decoding import by_av
-
     monkeypatch.setattr(by_av, "PROVED", ())
     assert frames_of(folder / "h264.mp4", "auto")[0].decoder == "decord"
     assert frames_of(folder / "av1.mp4", "auto")[0].decoder == "av"
+
+
+def test_features_are_the_same_whichever_decoder_an_ingest_takes(folder, tmp_path):
+    names = ["h264.mp4", "hevc_open_gop.mp4"]
+    kept, digests = {}, set()
+    for decoder, counts in (("auto", {"av": 1, "decord": 1}), ("decord", {"decord": 2})):
+        summary = ingest(
+            [folder / name for name in names],
+            tmp_path / decoder,
+            "demo",
+            encoder=ToyEncoder(),
+            sampling=Sampling(8),
+            decoder=decoder,
+        )
+        assert (summary.failures, summary.decoders) == ([], counts)
+        digests.add(summary.spec.digest)
+        kept[decoder] = featstore.open(tmp_path / decoder)["demo"]
+    assert len(digests) == 1
+    for name in ("h264", "hevc_open_gop"):
+        assert np.array_equal(kept["auto"][name].data, kept["decord"][name].data)

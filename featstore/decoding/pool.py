@@ -103,8 +103,7 @@ class DecoderPool:
             if worker.child.connection.poll():
                 done.append(self._finish(worker, seconds))
             elif seconds > self._timeout:
-                reason = f"decoding took longer than {self._timeout:g} s; raise --decode-timeout"
-                done.append(self._replace(worker, f"{worker.video.path}: {reason}", seconds))
+                done.append(self._replace(worker, self._too_long(worker.video), seconds))
         self._assign()
         return done
 
@@ -136,6 +135,8 @@ class DecoderPool:
             return self._replace(worker, self._out_of_memory(worker), seconds)
         if "error" in answer:
             done = Decoded(worker.video, worker.slot, seconds, error=answer["error"])
+        elif seconds > self._timeout:  # whether anyone looked in time must not decide
+            done = Decoded(worker.video, worker.slot, seconds, error=self._too_long(worker.video))
         else:
             clip, source = Clip(**answer["clip"]), SourceFingerprint(**answer["source"])
             done = Decoded(worker.video, worker.slot, seconds, clip, source)
@@ -145,6 +146,11 @@ class DecoderPool:
             worker.child.kill()
             worker.child, worker.done = self._start(), 0
         return done
+
+    def _too_long(self, video: Video) -> str:
+        return (
+            f"{video.path}: decoding took longer than {self._timeout:g} s; raise --decode-timeout"
+        )
 
     def _describe_end(self, worker: _Worker) -> str:
         """Return why a worker died while it was at its video."""

@@ -89,7 +89,7 @@ class Bench:
             ends.extend([time.monotonic()] * (progress.done - len(ends)))
 
         with Watch() as watch, ExitStack() as stack:
-            settings = Settings(cache_dir, "raw", 600, limits)
+            settings = Settings(cache_dir, "raw", {"timeout": 600}, limits)
             Stages(stack, summary, self.encoder, recipes, settings, on_progress=note, pool=pool).go(
                 videos
             )

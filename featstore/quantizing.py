@@ -14,7 +14,8 @@ from featstore.record import Header
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from featstore.decoding.video import Clip, Video
+    from featstore.decoding.picking import Clip
+    from featstore.decoding.video import Video
     from featstore.record import SourceFingerprint
     from featstore.spec import FeatureSpec
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PACKAGE = REPOSITORY / "featstore"
-HEAVY = {"torch", "transformers", "decord", "numpy", "ray", "matplotlib"}
+HEAVY = {"torch", "transformers", "av", "decord", "numpy", "ray", "matplotlib"}
 
 # A room imports only from floors below its own, or from itself.
 FLOORS = {
@@ -48,6 +48,7 @@ AT_THE_TOP = {
     "lmdb": {"store"},
     "torch": {"torch", "longva"},
     "transformers": {"longva"},
+    "av": {"decoding"},
     "decord": set(),
     "ray": set(),
     "matplotlib": set(),

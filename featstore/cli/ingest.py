@@ -26,7 +26,7 @@ from featstore.cli.sources import SeveralDatasets, Source, choose_sources
 from featstore.errors import FeatstoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from featstore.encoders import Encoder, EncoderRecipe
     from featstore.pipeline.summary import IngestSummary
@@ -126,6 +126,21 @@ INTERRUPTED = 130
     show_default=True,
     help="Seconds a video may take to decode.",
 )
+@click.option(
+    "--decode-memory",
+    type=size,
+    default="4GiB",
+    show_default=True,
+    help="Memory a decode process may take beside its frames; a video that asks for more fails.",
+)
+@click.option(
+    "--decoder",
+    type=click.Choice(["auto", "av", "decord"]),
+    default="auto",
+    show_default=True,
+    help="What reads the files; the frames are the same bytes. auto is PyAV, which is faster, where that is "
+    "certain, and decord for the rest; av is PyAV alone, which reads AV1 too; decord is decord alone.",
+)
 @click.option("--limit", type=click.IntRange(1), help="Ingest so many videos at most.")
 @click.option("--retry-failed", is_flag=True, help="Try again the videos that failed before.")
 @click.option(
@@ -182,6 +197,8 @@ def _ingest(
             codec=options["codec"],
             workers=options["decode_workers"],
             decode_timeout=options["decode_timeout"],
+            decode_memory=options["decode_memory"],
+            decoder=options["decoder"],
             retry_failed=options["retry_failed"],
             limit=options["limit"],
             min_free=options["min_free"],
@@ -262,6 +279,10 @@ def _plan_line(plan: IngestSummary, cache_dir: str) -> str:
     return f"{plan.dataset}: {', '.join(parts)}; {need}"
 
 
+def _shares(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+
+
 def _print_summary(summary: IngestSummary) -> None:
     click.echo(
         f"{summary.dataset}: {summary.stored} stored, {summary.skipped} skipped, {len(summary.failures)} failed, "
@@ -272,6 +293,7 @@ def _print_summary(summary: IngestSummary) -> None:
         shares = summary.shares
         worst = summary.bottleneck
         others = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if name != worst)
+        click.echo("  decoded by: " + _shares(summary.decoders))
         click.echo(f"  bottleneck: {worst} ({shares[worst]:.0%} busy); {others}")
     for failure in summary.failures:
         click.echo(f"  failed: {plain(f'{failure.video_id}: {failure.reason}')}")

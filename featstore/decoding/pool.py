@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from featstore.children import Child, Slots
-from featstore.decoding.video import Clip, Video
+from featstore.decoding.picking import Clip
 from featstore.record import SourceFingerprint
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
+    from featstore.decoding.video import Video
+
 MODULE = "featstore.decoding.worker"
+DECODE_MEMORY = 4 << 30  # bytes; 128 frames of an hour of 1080p have needed 1.8 GB
 # decord leaks; a worker is replaced after so many videos.
 VIDEOS_A_WORKER = 64
 
@@ -37,13 +41,15 @@ class _Worker:
     video: Video | None = None
     slot: int = -1
     begun: float = 0.0
+    log_place: int = 0
     done: int = 0
 
 
 class DecoderPool:
     """Decodes a queue of videos into slots, as many at once as there are workers and free slots.
 
-    timeout: seconds a video may take before its worker is killed.
+    timeout: seconds a video may take before its worker is killed. memory: bytes a worker may take beside the slots.
+    decoder: see featstore.decoding.video.decode.
     """
 
     def __init__(
@@ -54,11 +60,14 @@ class DecoderPool:
         timeout: float,
         setup: dict[str, Any],
         log: IO[bytes],
+        memory: int = DECODE_MEMORY,
+        decoder: str = "auto",
     ) -> None:
         """Start the workers; `setup` is their first message."""
         self._slots = slots
         self._timeout = timeout
-        self._setup = setup
+        self._memory = memory
+        self._setup = {**setup, "memory_limit": memory, "decoder": decoder}
         self._log = log
         self._queue: deque[Video] = deque()
         self._free = deque(range(slots.count))
@@ -94,8 +103,7 @@ class DecoderPool:
             if worker.child.connection.poll():
                 done.append(self._finish(worker, seconds))
             elif seconds > self._timeout:
-                reason = f"decoding took longer than {self._timeout:g} s; raise --decode-timeout"
-                done.append(self._replace(worker, f"{worker.video.path}: {reason}", seconds))
+                done.append(self._replace(worker, self._too_long(worker.video), seconds))
         self._assign()
         return done
 
@@ -113,6 +121,7 @@ class DecoderPool:
             if worker.video is None and self._queue and self._free:
                 worker.video, worker.slot = self._queue.popleft(), self._free.popleft()
                 worker.begun = time.monotonic()
+                worker.log_place = self._log.seek(0, os.SEEK_END)
                 worker.child.send({"path": worker.video.path, "slot": worker.slot})
 
     def _finish(self, worker: _Worker, seconds: float) -> Decoded:
@@ -120,11 +129,14 @@ class DecoderPool:
         try:
             answer = worker.child.receive()
         except EOFError:
-            end = worker.child.describe_end(self._log)
-            return self._replace(worker, f"{worker.video.path}: the decoder died, {end}", seconds)
+            return self._replace(worker, self._describe_end(worker), seconds)
         seconds = answer["seconds"]
+        if "out_of_memory" in answer:
+            return self._replace(worker, self._out_of_memory(worker), seconds)
         if "error" in answer:
             done = Decoded(worker.video, worker.slot, seconds, error=answer["error"])
+        elif seconds > self._timeout:  # whether anyone looked in time must not decide
+            done = Decoded(worker.video, worker.slot, seconds, error=self._too_long(worker.video))
         else:
             clip, source = Clip(**answer["clip"]), SourceFingerprint(**answer["source"])
             done = Decoded(worker.video, worker.slot, seconds, clip, source)
@@ -134,6 +146,27 @@ class DecoderPool:
             worker.child.kill()
             worker.child, worker.done = self._start(), 0
         return done
+
+    def _too_long(self, video: Video) -> str:
+        return (
+            f"{video.path}: decoding took longer than {self._timeout:g} s; raise --decode-timeout"
+        )
+
+    def _describe_end(self, worker: _Worker) -> str:
+        """Return why a worker died while it was at its video."""
+        assert worker.video is not None
+        end = worker.child.describe_end(self._log)
+        self._log.seek(worker.log_place)
+        if b"bad_alloc" in self._log.read():
+            return self._out_of_memory(worker)
+        if "SIGKILL" in end:
+            return f"{worker.video.path}: the decoder was killed from outside, as a system does that has no memory left"
+        return f"{worker.video.path}: the decoder died, {end}"
+
+    def _out_of_memory(self, worker: _Worker) -> str:
+        assert worker.video is not None
+        size = f"{self._memory / 2**30:.3g} GiB"
+        return f"{worker.video.path} needed more than {size} of memory to decode; raise --decode-memory if it is sound"
 
     def _replace(self, worker: _Worker, error: str, seconds: float) -> Decoded:
         assert worker.video is not None

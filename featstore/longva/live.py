@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from featstore.decoding.video import Clip, Video
+    from featstore.decoding.picking import Clip
+    from featstore.decoding.video import Video
     from featstore.encoders import Encoder
     from featstore.record import SourceFingerprint
     from featstore.sampling import Sampling

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from featstore.codecs import require
+from featstore.decoding.pool import DECODE_MEMORY
 from featstore.decoding.video import DECODER, Video
 from featstore.errors import StoreFull, StoreNotFound
 from featstore.pipeline.cores import default_workers
@@ -46,6 +47,8 @@ def ingest(
     codec: str = "raw",
     workers: int | None = None,
     decode_timeout: float = DECODE_TIMEOUT,
+    decode_memory: int = DECODE_MEMORY,
+    decoder: str = "auto",
     resume: bool = True,
     retry_failed: bool = False,
     limit: int | None = None,
@@ -62,9 +65,11 @@ def ingest(
     videos: folders and video files, or `Video`s with ids of their own. encoder: an object, see
     featstore.encoders.get_encoder, which runs in a thread of this process; or a list of recipes, one for each device,
     which run in a process each and must make the same features. sampling: 128 frames, linspace, by default. workers:
-    decode processes, one a core by default. decode_timeout: seconds. min_free, max_size: bytes, of the disk and of the
-    cache directory. lock_wait: seconds to wait for another ingest. stop: set it to end early; what was encoded is
-    committed, and the same call goes on later.
+    decode processes, one a core by default. decode_timeout: seconds. decode_memory: bytes a decode process may take
+    beside its frames. decoder: auto, av or decord, whose frames are the same bytes (see
+    featstore.decoding.video.decode). min_free, max_size: bytes, of the disk and of the cache directory. lock_wait:
+    seconds to wait for another ingest. stop: set it to end early; what was encoded is committed, and the same call goes
+    on later.
 
     The memory for what is in flight is bounded, `shared_bytes` of the summary: with batches of nframe frames it holds
     the frames of `workers + 2` videos (43 MB each at 128 frames of 336 x 336) and 5 records (66 MB each), and for each
@@ -110,8 +115,9 @@ def ingest(
     refuse_network(cache_dir)
     make_folder(dataset_path(cache_dir, dataset))
     _check_room(cache_dir, summary.needed_bytes, min_free, max_size)
+    decoding = {"timeout": decode_timeout, "memory": decode_memory, "decoder": decoder}
     limits = {"min_free": min_free, "max_size": max_size, "lock_wait": lock_wait}
-    settings = Settings(cache_dir, codec, decode_timeout, limits)
+    settings = Settings(cache_dir, codec, decoding, limits)
     with ExitStack() as stack:
         try:
             stages = Stages(

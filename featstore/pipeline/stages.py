@@ -44,11 +44,14 @@ _POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Settings:
-    """What the stages are told beside the spec: see `ingest`; `limits` goes to the writer."""
+    """What the stages are told beside the spec: see `ingest`.
+
+    decoding: timeout, memory and decoder of DecoderPool. limits: of the writer.
+    """
 
     cache_dir: str | os.PathLike[str]
     codec: str
-    decode_timeout: float
+    decoding: dict[str, Any]
     limits: dict[str, Any]
 
 
@@ -110,7 +113,7 @@ class Stages:
         self._pool = pool(
             memory.frame_slots,
             workers=summary.workers,
-            timeout=settings.decode_timeout,
+            **settings.decoding,
             setup={
                 "sampling": summary.spec.sampling.to_dict(),
                 "preprocessing": summary.spec.encoder.preprocessing.to_dict(),
@@ -156,7 +159,9 @@ class Stages:
             if decoded.error:
                 self._pool.release(decoded.slot)
                 self._fail(decoded.video, decoded.error)
-            else:
+            elif decoded.clip is not None:
+                decoders = self._summary.decoders
+                decoders[decoded.clip.decoder] = decoders.get(decoded.clip.decoder, 0) + 1
                 self._ready.append(decoded)
 
     def _feed(self) -> None:

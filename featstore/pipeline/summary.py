@@ -32,7 +32,7 @@ class IngestSummary:
     left alone. record_bytes: committed now. needed_bytes: what the plan was reckoned to need. shared_bytes: memory for
     frames and records in flight. interrupted: stopped by request. full: why it stopped for lack of room.
     workers, encoders: processes that decoded, devices that encoded. seconds: all in all; working_seconds: since the
-    first video was given out. busy: seconds of work by stage, summed over its workers.
+    first video was given out. decoders: videos read by each. busy: seconds of work by stage, summed over its workers.
     """
 
     dataset: str
@@ -52,6 +52,7 @@ class IngestSummary:
     working_seconds: float = 0.0
     interrupted: bool = False
     full: str = ""
+    decoders: dict[str, int] = field(default_factory=dict)
     busy: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     @property

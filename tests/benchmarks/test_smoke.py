@@ -137,3 +137,14 @@ def test_bench_get_refuses_to_fill_the_disk(tmp_path):
     assert done.returncode == 1
     assert "take fewer --videos" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_decoding_is_measured_by_each_decoder(sample_clips, tmp_path):
+    clip = sample_clips / "blink.mp4"
+    size = ["--clips", str(clip), "--nframe", "4", "--repeats", "1"]
+    data, text = run("bench_decode", tmp_path / "out", *size)
+    assert [(row["asked"], row["took"], row["same"]) for row in data["rows"]] == [
+        ("decord", "decord", True),
+        ("auto", "av", True),
+    ]
+    assert "blink.mp4" in text

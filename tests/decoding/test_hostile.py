@@ -1,0 +1,81 @@
+"""Files that want to hang, crash or flood a decoder cost their own record and nothing else."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from multiprocessing.connection import wait
+
+import pytest
+from tooling import load_tool
+
+from featstore.children import Slots
+from featstore.decoding.pool import DecoderPool
+from featstore.decoding.video import Video, check_is_file
+from featstore.errors import VideoError
+from featstore.preprocess import Preprocessing
+from featstore.sampling import Sampling
+
+hostile = load_tool("make_hostile_videos")
+corpus = load_tool("make_decoder_corpus")
+drill = load_tool("hostile_drill")
+
+SQUARE = Preprocessing(32, 32, 32)
+
+
+def decoded(paths, **options):
+    """What a pool of one worker makes of each file, in turn."""
+    slots = Slots.create(1, 4 * 32 * 32 * 3)
+    setup = {"sampling": Sampling(4).to_dict(), "preprocessing": SQUARE.to_dict()}
+    with tempfile.TemporaryFile() as log:
+        pool = DecoderPool(slots, workers=1, setup=setup, log=log, **{"timeout": 30.0, **options})
+        found = []
+        try:
+            pool.add([Video(path.name, str(path)) for path in paths])
+            while not pool.idle:
+                wait(pool.connections, 0.2)
+                for done in pool.collect():
+                    found.append(done)
+                    pool.release(done.slot)
+        finally:
+            pool.kill()
+            slots.close()
+    return found
+
+
+def test_the_drill_finds_nothing_broken(tmp_path):
+    found = drill.run(tmp_path, mutants=12, seed=1, memory=1 << 30, timeout=20.0, large=False)
+    assert found.broken == []
+    assert found.figures["good"] + found.figures["hostile"] >= 30
+
+
+def test_a_video_that_asks_for_too_much_memory_says_so_and_the_next_is_read(tmp_path):
+    bomb = hostile.write_bomb(tmp_path / "bomb.mov", 6_000)
+    clip = corpus.write(corpus.Case("clip.mp4", frames=8), tmp_path / "clip.mp4")
+    first, second = decoded([bomb, clip], memory=256 << 20)
+    assert (
+        first.error
+        == f"{bomb} needed more than 0.25 GiB of memory to decode; raise --decode-memory if it is sound"
+    )
+    assert (second.error, second.clip.total_frames) == ("", 8)
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+    """Opening a FIFO would wait for its other end for good."""
+    os.mkfifo(tmp_path / "fifo.mp4")
+    (tmp_path / "zeros.mp4").symlink_to("/dev/zero")
+    for name in ("fifo", "zeros"):
+        with pytest.raises(VideoError, match="is no regular file; a video must be a file"):
+            check_is_file(str(tmp_path / f"{name}.mp4"))
+
+
+@pytest.mark.parametrize(
+    "begin", ["#EXTM3U\n#EXTINF:9,\nother.ts\n", "ffconcat version 1.0\nfile 'a'\n"]
+)
+def test_a_playlist_is_not_followed(tmp_path, begin):
+    path = tmp_path / "clip.mp4"
+    path.write_text(begin)
+    with pytest.raises(
+        VideoError, match=r"clip.mp4 is a playlist; a video must hold its own frames"
+    ):
+        check_is_file(str(path))

@@ -1,0 +1,118 @@
+"""PyAV gives decord's frames byte for byte, or leaves the file to it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tooling import load_tool
+
+import featstore
+from featstore.decoding import by_av
+from featstore.decoding.video import decode
+from featstore.encoders import ToyEncoder
+from featstore.errors import VideoError
+from featstore.pipeline.run import ingest
+from featstore.preprocess import Preprocessing, resize_and_crop
+from featstore.sampling import Sampling
+
+corpus = load_tool("make_decoder_corpus")
+compare = load_tool("compare_decoders")
+
+CASES = {case.name: case for case in corpus.small_corpus()}
+AV1 = [name for name in CASES if name.startswith("av1")]
+SQUARE = Preprocessing(32, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    for case in CASES.values():
+        corpus.write(case, folder / case.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def readers():
+    both = compare.Reader("av"), compare.Reader("decord")
+    yield both
+    for reader in both:
+        reader.close()
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - set(AV1)))
+def test_frames_are_those_of_decord_or_left_to_it(folder, readers, name):
+    av, decord = (reader.ask(folder / name, compare.SAMPLINGS) for reader in readers)
+    expected = compare.SAME if CASES[name].certain else compare.LEFT
+    found = [compare.verdict(a, d) for a, d in zip(av, decord, strict=True)]
+    assert found == [expected] * len(compare.SAMPLINGS), av
+
+
+@pytest.mark.parametrize("name", AV1)
+def test_what_decord_cannot_read_is_read_by_av_alone(folder, readers, name):
+    av, decord = (reader.ask(folder / name, compare.SAMPLINGS) for reader in readers)
+    assert [answer["total"] for answer in av] == [60] * len(compare.SAMPLINGS)
+    assert all("no video stream" in answer["error"] for answer in decord)
+
+
+def frames_of(path, decoder, nframe=8):
+    out = np.zeros((nframe, *SQUARE.frame_shape), np.uint8)
+    return decode(str(path), Sampling(nframe), SQUARE, out, decoder=decoder), out
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "hevc.mp4", "vp9.webm"])
+def test_auto_takes_av_where_that_is_certain(folder, name):
+    clip, frames = frames_of(folder / name, "auto")
+    there, expected = frames_of(folder / name, "decord")
+    assert (clip.decoder, there.decoder) == ("av", "decord")
+    assert clip.indices == there.indices
+    assert np.array_equal(frames, expected)
+
+
+@pytest.mark.parametrize("name", ["h264_open_gop.mp4", "mpeg4.mp4", "h264_flipped.mp4"])
+def test_auto_takes_decord_for_the_rest(folder, name):
+    """The flipped bit shows halfway, when some frames are taken already."""
+    clip, frames = frames_of(folder / name, "auto", 60)
+    _, expected = frames_of(folder / name, "decord", 60)
+    assert clip.decoder == "decord"
+    assert np.array_equal(frames, expected)
+
+
+def test_av_alone_says_why_it_does_not_read_a_file(folder):
+    with pytest.raises(
+        VideoError, match=r"mpeg4.mp4 is not read by PyAV: its codec is mpeg4, so .* --decoder auto"
+    ):
+        frames_of(folder / "mpeg4.mp4", "av")
+
+
+def test_frames_of_av1_come_out_as_they_went_in(folder):
+    clip, frames = frames_of(folder / "av1.mp4", "auto", 60)
+    assert clip.decoder == "av"
+    drawn = [corpus.draw(index, 96, 64) for index in clip.indices]
+    resized = np.stack([resize_and_crop(picture, SQUARE).astype(int) for picture in drawn])
+    assert np.abs(frames.astype(int) - resized).mean() < 12
+
+
+def test_other_versions_of_ffmpeg_are_left_to_decord(folder, monkeypatch):
+    monkeypatch.setattr(by_av, "PROVED", ())
+    assert frames_of(folder / "h264.mp4", "auto")[0].decoder == "decord"
+    assert frames_of(folder / "av1.mp4", "auto")[0].decoder == "av"
+
+
+def test_features_are_the_same_whichever_decoder_an_ingest_takes(folder, tmp_path):
+    names = ["h264.mp4", "hevc_open_gop.mp4"]
+    kept, digests = {}, set()
+    for decoder, counts in (("auto", {"av": 1, "decord": 1}), ("decord", {"decord": 2})):
+        summary = ingest(
+            [folder / name for name in names],
+            tmp_path / decoder,
+            "demo",
+            encoder=ToyEncoder(),
+            sampling=Sampling(8),
+            decoder=decoder,
+        )
+        assert (summary.failures, summary.decoders) == ([], counts)
+        digests.add(summary.spec.digest)
+        kept[decoder] = featstore.open(tmp_path / decoder)["demo"]
+    assert len(digests) == 1
+    for name in ("h264", "hevc_open_gop"):
+        assert np.array_equal(kept["auto"][name].data, kept["decord"][name].data)

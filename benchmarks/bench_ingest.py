@@ -70,6 +70,7 @@ class Bench:
 
     def run(self, label: str, videos: list[Video], stages: tuple[str, ...], pool: Any) -> None:
         """Ingest `videos` and note how fast, as a share of the slowest of `stages` alone."""
+        _say(f"ingesting {label}")
         recipes = self.recipes if len(self.recipes) > 1 else []
         cache_dir = self.folder / label.replace(" ", "-")
         summary = ingest(
@@ -114,11 +115,14 @@ class Bench:
     def measure_alone(self, clips: list[Video], videos: int) -> None:
         """Measure each stage by itself."""
         devices = len(self.recipes)
+        _say("decoding alone")
         self.alone["decode"] = decode_alone(clips, self.spec, self.workers)
+        _say("encoding alone")
         self.alone["encode"] = encode_alone(self.encoder, self.spec, max(3, videos // 4)) * devices
         for name, size in (("write", self.spec), ("write, 63 MiB", at_real_size(self.spec))):
             if name != "write" and size == self.spec:
                 continue
+            _say(f"{name} alone")
             plain = f"plain file for {name}"
             self.alone[plain] = write_plainly(self.folder, size, max(10, videos // 4))
             self.alone[name] = write_alone(self.folder / name, size, max(10, videos // 4))
@@ -183,6 +187,7 @@ def main(**options: Any) -> None:
     """Measure, print a table, and write text, JSON and a plot."""
     with tempfile.TemporaryDirectory(prefix="bench-ingest-", dir=options["workdir"]) as made:
         folder = Path(made)
+        _say("making an encoder")
         recipes = make_recipes(folder, options)
         encoder = recipes[0].build()
         sampling = Sampling(options["nframe"])
@@ -192,6 +197,7 @@ def main(**options: Any) -> None:
         workers = options["workers"] or default_workers()
         bench = Bench(recipes, encoder, spec, workers, folder)
         facts = machine(PACKAGES, folder) | {"gpu": gpu_name(encoder)}
+        _say("making clips")
         clips = list_clips(folder, options, options["decode_videos"] or 4 * workers)
         free = [Video(f"free-{i}", f"/free/{i}") for i in range(options["videos"])]
         bench.measure_alone(clips, options["videos"])
@@ -208,6 +214,10 @@ def main(**options: Any) -> None:
         text += "\n" + plot(options["out"] / f"{options['name']}.png", data)
         write_results(options["out"], options["name"], text + "\n", data)
     click.echo(text)
+
+
+def _say(stage: str) -> None:
+    click.echo(f"{time.strftime('%H:%M:%S')} {stage}", err=True)
 
 
 def make_recipes(folder: Path, options: dict[str, Any]) -> list[EncoderRecipe]:

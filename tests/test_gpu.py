@@ -96,14 +96,14 @@ def test_what_is_compressed_crosses_compressed(store, codec):
 
 @needs_nvcomp
 @pytest.mark.parametrize("codec", ON_THE_GPU)
-def test_a_damaged_block_is_found_on_the_gpu(store, codec):
-    """The checksum stands before this; a payload that passes it and lies still gives no wrong features."""
+def test_a_damaged_block_never_reaches_nvcomp(store, codec):
+    """Of damaged zstd blocks it makes an illegal memory access, after which the process has no GPU."""
     features = store[f"tensor-{codec}"]["v1"]
     damaged = bytearray(features.payload)
     start, length = CODECS[codec].layout.spans(features.payload, features.header.raw_bytes)[3]
     damaged[start : start + length] = bytes(length)
     record = Record(features.header, memoryview(features.scale.tobytes()), memoryview(damaged))
-    with pytest.raises(RecordError, match="remove the video and ingest it again"):
+    with pytest.raises(RecordError, match="is damaged"):
         to_tensor(Features(features.header, record), device="cuda")
     assert torch.ones(3, device="cuda").sum().item() == 3
 
@@ -118,7 +118,7 @@ def test_a_claim_about_a_huge_payload_takes_no_memory_on_the_gpu(store, codec):
     before = torch.cuda.memory_allocated()
     record = Record(header, memoryview(features.scale.tobytes()), features.payload)
     with pytest.raises(RecordError, match=r"needs|expand|speaks"):
-        to_tensor(Features(header, record), device="cuda")
+        to_tensor(Features(header, record, proved=True), device="cuda")
     assert torch.cuda.max_memory_allocated() == before
 
 
@@ -133,16 +133,6 @@ def test_ans_comes_back_through_host_memory(size):
         used, smaller = compress(payload, "ans")
         assert used == "ans"
         assert len(smaller) < 0.8 * size
-
-
-@needs_nvcomp
-def test_a_damaged_ans_payload_is_refused_on_the_way_to_host_memory():
-    payload = memoryview(bytes(range(200)) * 2000)
-    stored = bytearray(CODECS["ans"].compress(payload))
-    start, length = CODECS["ans"].layout.spans(memoryview(stored), len(payload))[2]
-    stored[start : start + length] = bytes(length)
-    with pytest.raises(RecordError, match="cannot be decompressed"):
-        CODECS["ans"].decompress(memoryview(stored), len(payload))
 
 
 def test_a_refused_registration_leaves_cuda_usable(store):

@@ -21,6 +21,11 @@ class Codec(Protocol):
     """Two functions that undo each other."""
 
     @property
+    def fragile(self) -> bool:
+        """Return whether only bytes with a proved checksum may be decompressed: others can end more than the call."""
+        ...
+
+    @property
     def layout(self) -> Layout | None:
         """Return how the blocks lie, or None where there are none."""
         ...

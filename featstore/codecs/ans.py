@@ -26,6 +26,7 @@ class Ans:
     """Each block a chunk of nvCOMP's batched ANS, bytes for symbols."""
 
     layout = LAYOUT
+    fragile = True
 
     def compress(self, payload: memoryview) -> bytearray:
         """Return the table and the blocks, made on a GPU.

@@ -14,6 +14,7 @@ class Lz4:
     """Each block an LZ4 block without a size before it."""
 
     layout = LAYOUT
+    fragile = False
 
     def compress(self, payload: memoryview) -> bytearray:
         """Return the table and the blocks."""

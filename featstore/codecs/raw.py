@@ -14,6 +14,7 @@ class Raw:
     """The one codec that can be read without a copy."""
 
     layout: Layout | None = None
+    fragile = False
 
     def compress(self, payload: memoryview) -> memoryview:
         """Return `payload` itself."""

@@ -76,6 +76,8 @@ def _put(
     """Return `out`, or a new tensor, filled on the GPU `device`; what crossed is free for the stream then."""
     codec = features.header.codec
     there = codec != "raw" and not refusal(codec)  # decompressed there
+    if there:
+        features.prove()  # nvCOMP reads and writes where damaged blocks send it, and CUDA ends with that
     mapped = there or codec == "raw"
     values: NDArray[np.uint8] = (
         np.frombuffer(features.payload, np.uint8)

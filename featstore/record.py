@@ -122,8 +122,8 @@ class Features:
     """One video's stored features.
 
     header: what is known of them. owner: the object whose life is that of the map they lie in, if they lie in one.
-    proved: whether the payload's checksum was, in this process. The arrays are read-only and stay valid as long as they are
-    referenced, whatever happens to the store they came from.
+    proved: whether the payload's checksum was, in this process. The arrays are read-only and stay valid as long as they
+    are referenced, whatever happens to the store they came from.
     """
 
     header: Header

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 WAYS = ("auto", "registered", "staged", "pageable")
 # What crosses from a registered map at once: large enough that the GPU's copy engine never waits for the next piece,
 # small enough that little is left to dequantize when the last one is there.
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 16 << 20
 log = logging.getLogger("featstore.torch")
 
 

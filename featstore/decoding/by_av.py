@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from featstore.decoding.picking import Clip, Picking
 
 # Major versions of FFmpeg's libavcodec and libswscale whose frames were compared with decord's, on x86-64.
-PROVED = ((62, 9),)
+PROVED = ((62, 9), (63, 10))
 CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 # Their standards fix every bit of a frame; those of MPEG-4 and before leave the decoder some rounding.
 CODECS = ("h264", "hevc", "vp9")
@@ -56,7 +56,6 @@ class AvReader:
         try:
             with av.open(
                 f"file:{self._path}",
-                metadata_errors="replace",
                 options={"format_whitelist": ",".join(CONTAINERS)},
             ) as container:
                 return self._read(container, picking)
@@ -64,6 +63,10 @@ class AvReader:
             raise Uncertain("it is damaged") from exc
         except av.error.ArgumentError as exc:  # what the whitelist comes to
             raise Uncertain("its container is not MP4, MOV, MKV or WebM") from exc
+        except UnicodeDecodeError as exc:
+            raise Uncertain("its metadata are no UTF-8") from exc
+        except (AttributeError, TypeError) as exc:  # each major version has another face
+            raise Uncertain(f"PyAV {av.__version__} is not as expected: {exc}") from exc
         except (av.FFmpegError, EOFError) as exc:
             if getattr(exc, "errno", 0) == errno.ENOMEM:
                 raise MemoryError from exc

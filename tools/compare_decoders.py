@@ -48,7 +48,7 @@ class WholeFrames(Picking):
 
     def put(self, index: int, frame: np.ndarray) -> None:
         """Keep its shape and digest."""
-        self.digests[index] = f"{frame.shape} {xxhash.xxh3_128_hexdigest(frame)}"
+        self.digests[index] = f"{frame.shape} {xxhash.xxh3_128_hexdigest(frame.tobytes())}"
 
 
 def read(decoder: str, path: str, sampling: Sampling) -> dict[str, Any]:

@@ -58,7 +58,10 @@ class Crowd:
 
     def kill_one(self, rng: random.Random) -> None:
         """Kill a random reader, or a worker of one; the writer is the crash drill's."""
-        who = rng.choice([who for kind, who in PROGRAMS if kind != "writer"])
+        begun = [who for kind, who in PROGRAMS if kind != "writer" and who in self.programs]
+        if not begun:
+            return
+        who = rng.choice(begun)
         pid = self.programs[who].pid
         processes.kill([rng.choice([processes.psutil.Process(pid), *processes.children_of(pid)])])
         self.kills += 1
@@ -129,12 +132,13 @@ def work(place: Path, seconds: float, pause: float, seed: int) -> Crowd:
             next_kill += pause
         crowd.largest = max(crowd.largest, size_of(place))
         time.sleep(0.05)
-    for (kind, _), program in zip(PROGRAMS, crowd.programs.values(), strict=True):
+    kinds = {who: kind for kind, who in PROGRAMS}
+    for who, program in crowd.programs.items():  # on a busy machine not all were begun in time
         try:
             program.wait(60)
         except subprocess.TimeoutExpired:
             program.kill()
-            crowd.problems.append(f"the program {kind} hung")
+            crowd.problems.append(f"the program {kinds[who]} hung")
     crowd.tend()
     return crowd
 

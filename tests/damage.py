@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featstore.store.env import TABLES, open_environment
+from featstore.store.env import open_environment
+from featstore.store.snapshot import TABLES
 
 if TYPE_CHECKING:
     from pathlib import Path

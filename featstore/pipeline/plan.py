@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from featstore.spec import FeatureSpec
-    from featstore.store.env import Snapshot
+    from featstore.store.snapshot import Snapshot
 
 MAX_MANIFEST_BYTES = 256 << 20  # a million videos take some 100 MB
 _NAMES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"

@@ -21,7 +21,7 @@ from featstore.spec import FeatureSpec
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from featstore.store.env import Snapshot
+    from featstore.store.snapshot import Snapshot
 
 STORE_FORMAT = 1
 MANIFEST_KEY = b"manifest"

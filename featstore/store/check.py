@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from featstore.spec import FeatureSpec
-    from featstore.store.env import Snapshot
+    from featstore.store.snapshot import Snapshot
 
 
 @dataclass

@@ -16,7 +16,7 @@ from featstore.store.layout import DATA_FILE, dataset_names, dataset_path, is_se
 
 if TYPE_CHECKING:
     from featstore.store.catalog import FeatureSet
-    from featstore.store.env import Snapshot
+    from featstore.store.snapshot import Snapshot
 
 META_FILE = "cache_meta.json"
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from featstore.spec import FeatureSpec
-    from featstore.store.env import Snapshot
+    from featstore.store.snapshot import Snapshot
 
 LOCK_WAIT = 10.0
 

@@ -22,11 +22,13 @@ from featstore.store.catalog import (
     stored_spec,
     video_key,
 )
-from featstore.store.env import Environment, Snapshot, open_environment
+from featstore.store.env import Environment, open_environment
 from featstore.store.layout import dataset_names, dataset_path
 
 if TYPE_CHECKING:
     import os
+
+    from featstore.store.snapshot import Snapshot
 
 VERIFY = ("first", "always", "never")
 MAX_LEARNT = 4096  # records, some 2 KB each

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from featstore.spec import FeatureSpec
-    from featstore.store.env import Snapshot
+    from featstore.store.snapshot import Snapshot
 
 # Each commit is synced; each holds the page numbers of what it frees in memory, 8 bytes for 4 KiB.
 COMMIT_VIDEOS = 256

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from featstore.record import Header
     from featstore.spec import FeatureSpec
-    from featstore.store.env import Snapshot
+    from featstore.store.snapshot import Snapshot
 
 COMMIT_KEYS = 256
 DIGEST_BYTES = 32  # of a key: the feature set it is in

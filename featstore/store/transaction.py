@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import lmdb
 
 from featstore.errors import StoreError
-from featstore.store.env import TABLES, open_environment
+from featstore.store.env import open_environment
 from featstore.store.layout import DATA_FILE, is_sealed
 from featstore.store.lmdb_errors import store_error, translated
 from featstore.store.lock import WriteLock
 from featstore.store.mounts import refuse_network
+from featstore.store.snapshot import TABLES
 from featstore.store.trust import check_trust, leave_note
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from featstore.errors import RecordError, StoreDamaged, StoreError
 from featstore.record import MAX_PAYLOAD_BYTES, Features, pack, parse
 from featstore.store.catalog import pack_row, read_manifest
 from featstore.store.check import check_dataset
-from featstore.store.env import MAX_ROW_BYTES, TABLES, open_environment
+from featstore.store.env import open_environment
 from featstore.store.reader import FeatureStore
+from featstore.store.snapshot import MAX_ROW_BYTES, TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,6 +12,7 @@ from toys import expected, store_videos, toy_features, toy_spec
 from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
 from featstore.record import PAGE
 from featstore.store import env, lmdb_errors, reader
+from featstore.store import snapshot as snapshot_module
 from featstore.store.check import check_dataset
 from featstore.store.env import make_file, open_environment
 from featstore.store.layout import SEAL_FILE
@@ -163,11 +164,11 @@ def test_tables_do_not_run_into_each_other(tmp_path):
     make_file(tmp_path, "manifest", b"k", b"m")
     environment = open_environment(tmp_path)
     with environment.lmdb.begin(write=True) as txn:
-        for table, name in env.TABLES.items():
+        for table, name in snapshot_module.TABLES.items():
             txn.put(name, table.encode())
             txn.put(name + b"\xff" * 400, b"last")
     snapshot = environment.snapshot()
-    for table in env.TABLES:
+    for table in snapshot_module.TABLES:
         assert snapshot.read(table, b"") == table.encode()
         assert snapshot.count(table) == 2 + (table == "manifest")
         assert [value for _, value in snapshot.rows(table, b"\xff")] == [b"last"]

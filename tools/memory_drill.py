@@ -1,8 +1,8 @@
 """Watch memory and descriptors over ten thousand gets and five hundred ingested videos: they must stay flat.
 
-Memory is what a process holds of its own; pages mapped from the store's files belong to the page cache. The second
-fifth of the work is compared with the last. Exits with 1 where something grew beyond the bound, or descriptors stayed
-open.
+Memory is what a process holds of its own; pages mapped from the store's files belong to the page cache. The work's
+beginning, but for its first fifth, is compared with its end. Exits with 1 where something grew beyond the bound, or
+descriptors stayed open.
 """
 
 from __future__ import annotations

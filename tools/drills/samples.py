@@ -44,14 +44,16 @@ class Series:
             self.descriptors.append(descriptors)
 
     def growth(self) -> tuple[int, int, int, int]:
-        """Return the median memory of the second fifth of the samples and of the last, and the descriptors likewise.
+        """Return the median memory early and late in the work, and the descriptors likewise; zeros of too few samples.
 
-        The first fifth is left out: there caches are filled and modules loaded. Zeros where there are too few.
+        The first fifth of the work is left out: there caches are filled and modules loaded. Of the samples that remain
+        the first and the last quarter are compared.
         """
-        fifth = len(self.done) // 5
-        if not fifth:
+        kept = [i for i, done in enumerate(self.done) if done >= max(self.done) / 5]
+        quarter = len(kept) // 4
+        if not quarter:
             return 0, 0, 0, 0
-        early, late = range(fifth, 2 * fifth), range(4 * fifth, len(self.done))
+        early, late = kept[:quarter], kept[-quarter:]
         return (
             round(median(self.memory[i] for i in early)),
             round(median(self.memory[i] for i in late)),

@@ -57,13 +57,17 @@ class Crowd:
                 self.programs[who] = self._begin(kind, who)
 
     def kill_one(self, rng: random.Random) -> None:
-        """Kill a random reader, or a worker of one; the writer is the crash drill's."""
+        """Kill a random reader, with its workers, or one worker of it; the writer is the crash drill's.
+
+        A spawned worker of a DataLoader may outlive its killed parent for good, and its views keep their pages.
+        """
         begun = [who for kind, who in PROGRAMS if kind != "writer" and who in self.programs]
         if not begun:
             return
-        who = rng.choice(begun)
-        pid = self.programs[who].pid
-        processes.kill([rng.choice([processes.psutil.Process(pid), *processes.children_of(pid)])])
+        pid = self.programs[rng.choice(begun)].pid
+        workers = processes.children_of(pid)
+        victim = rng.choice([processes.psutil.Process(pid), *workers])
+        processes.kill([victim, *workers] if victim.pid == pid else [victim])
         self.kills += 1
 
     def _begin(self, kind: str, who: int) -> subprocess.Popen[bytes]:

@@ -84,6 +84,11 @@ def find_problems(
                     "records",
                     key,
                 )
+        for key in snapshot.strays():
+            yield Problem(
+                f"the key {key!r:.100} belongs to no table, a bit of its name may have flipped; what it held is lost: "
+                "featstore merge into another cache leaves it behind"
+            )
     except FeatstoreError as exc:
         yield Problem(str(exc))
 

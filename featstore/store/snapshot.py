@@ -92,6 +92,11 @@ class Snapshot:
         """Return the number of keys, touching no value."""
         return sum(1 for _ in self.keys(table))
 
+    def strays(self) -> Iterator[bytes]:
+        """Yield the keys that belong to no table."""
+        names = tuple(TABLES.values())
+        return (key for key in self._tree.keys(b"") if not key.startswith(names))
+
     def _row(self, place: Place) -> bytes:
         if place.length > MAX_ROW_BYTES:  # before memory is taken for it
             raise damaged(self.environment.path, f"a row of {place.length} bytes cannot be")

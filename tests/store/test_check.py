@@ -190,3 +190,15 @@ def test_a_check_sees_one_snapshot_while_a_writer_goes_on(cache):
         report = check_dataset(cache, "demo", replace)
     assert (report.problems, report.videos) == ([], 5)
     assert len(FeatureStore(cache)["demo"]) == 10
+
+
+def test_a_key_of_no_table_is_found(cache):
+    """As a flipped bit in the name of a failure's table makes one."""
+    store_videos(cache, "demo", {"a": toy_features(1)})
+    environment = open_environment(cache / "demo")
+    with environment.lmdb.begin(write=True) as txn:
+        txn.put(b"fbilures/x", b"row")
+    [problem] = check_dataset(cache, "demo").problems
+    assert "the key b'fbilures/x' belongs to no table" in problem
+    with environment.lmdb.begin(write=True) as txn:
+        txn.delete(b"fbilures/x")

@@ -29,6 +29,15 @@ def sync_folder(path: str | os.PathLike[str]) -> None:
             raise
 
 
+def sync_file(path: str | os.PathLike[str]) -> None:
+    """Make durable what the file `path` holds; raise OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def make_durable_folder(path: Path) -> None:
     """Make the folder `path` and those above it that are missing, their names durable; raise OSError."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -39,10 +48,6 @@ def make_durable_folder(path: Path) -> None:
 
 def replace_durably(draft: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Give the file `draft` the name `target`: after a power loss that is the old file or the new one, whole."""
-    fd = os.open(draft, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_file(draft)
     os.replace(draft, target)
     sync_folder(os.path.dirname(os.path.abspath(target)))

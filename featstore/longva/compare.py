@@ -14,7 +14,8 @@ from featstore.errors import StoreMismatch, VideoError
 from featstore.longva.live import LiveEncoder
 from featstore.longva.lookup import serves
 from featstore.spec import FeatureSpec
-from featstore.store.reader import Dataset, describe_mismatch
+from featstore.store.mismatch import describe_mismatch
+from featstore.store.reader import Dataset
 from featstore.torch import measure_error, to_tensor
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 from featstore.errors import FeatureNotFound, StoreMismatch, StoreNotFound
-from featstore.store.reader import Dataset, describe_mismatch
+from featstore.store.mismatch import describe_mismatch
+from featstore.store.reader import Dataset
 
 if TYPE_CHECKING:
     import os

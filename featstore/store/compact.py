@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import lmdb
 
-from featstore.durable import sync_folder
+from featstore.durable import sync_file, sync_folder
 from featstore.errors import StoreError, StoreFull
 from featstore.store.catalog import read_manifest
 from featstore.store.env import open_environment
@@ -154,7 +154,7 @@ def _copy(source: lmdb.Environment, path: Path, aside: Path) -> None:
         os.mkdir(aside, 0o700)
         with translated(path):
             source.copy(os.fspath(aside), compact=True)
-        _sync(aside / DATA_FILE)
+        sync_file(aside / DATA_FILE)
         _finish(source, path, aside)
         sync_folder(aside)
     except OSError as exc:

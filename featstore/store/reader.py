@@ -24,6 +24,7 @@ from featstore.store.catalog import (
 )
 from featstore.store.env import Environment, open_environment
 from featstore.store.layout import dataset_names, dataset_path
+from featstore.store.mismatch import describe_mismatch
 
 if TYPE_CHECKING:
     import os
@@ -267,26 +268,6 @@ class Dataset(Mapping[str, Features]):
             f"video {video!r} is not stored in {where}; list what is: featstore ls --cache-dir "
             f"{self.path.parent} --dataset {self.name}"
         )
-
-
-def describe_mismatch(
-    dataset: Dataset, sets: list[FeatureSet], wanted: FeatureSpec, origin: str = "CHECKPOINT"
-) -> str:
-    """Return the sentence that refuses `wanted`: the nearest feature set, the fields that differ, the remedy.
-
-    origin: the checkpoint that makes the wanted features, as the command in the remedy names it.
-    """
-    nearest = min(sets, key=lambda found: len(found.spec.diff(wanted)))
-    lines = [
-        f"\n  {field}: stored {here[:40]}, asked for {there[:40]}"
-        for field, here, there in nearest.spec.diff(wanted)
-    ]
-    return (
-        f"dataset {dataset.name!r} in {dataset.path.parent} holds no such features; the nearest set, "
-        f"{nearest.spec.digest[:8]} ingested from {nearest.origin}, differs in:{''.join(lines)}\n"
-        f"make them beside it: featstore ingest --videos VIDEOS --dataset {dataset.name} --model-path {origin} "
-        f"--cache-dir {dataset.path.parent} {wanted.ingest_options()}"
-    )
 
 
 def _fits(found: FeatureSpec, nframe: int | None, spec: FeatureSpec | str | None) -> bool:

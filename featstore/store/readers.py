@@ -12,12 +12,12 @@ import os
 from typing import TYPE_CHECKING
 
 from featstore.errors import StoreFull
+from featstore.store.layout import LMDB_LOCK_FILE
 from featstore.store.room import NO_ROOM
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-TABLE_FILE = "lock.mdb"
 # What LMDB 0.9 makes it for 1,022 readers: 64 bytes each, and 192 of its own for one of them less.
 TABLE_BYTES = 64 << 10
 
@@ -28,7 +28,7 @@ def allocate_table(folder: Path) -> None:
     For a file that this process does not have open in LMDB: closing it lets go of all locks that the process has on it.
     Nothing happens where this user may not write it; whether that is in order is LMDB's to say.
     """
-    path = folder / TABLE_FILE
+    path = folder / LMDB_LOCK_FILE
     with contextlib.suppress(FileNotFoundError):
         stat = os.stat(path)
         if stat.st_size and stat.st_blocks * 512 >= stat.st_size:
@@ -43,8 +43,8 @@ def allocate_table(folder: Path) -> None:
         os.close(fd)
     if code in NO_ROOM:
         raise StoreFull(
-            f"{folder}: the disk has no room for the {TABLE_BYTES >> 10} KiB of {TABLE_FILE} ({os.strerror(code)}), "
-            "without which a store can neither be read nor written; free some space"
+            f"{folder}: the disk has no room for the {TABLE_BYTES >> 10} KiB of {LMDB_LOCK_FILE} "
+            f"({os.strerror(code)}), without which a store can neither be read nor written; free some space"
         )
 
 

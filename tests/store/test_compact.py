@@ -239,7 +239,9 @@ def test_no_file_is_made_through_a_link(hollow, tmp_path):
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize("moment", ["_copy", "_finish", "exchange", "_sync", "_take_along"])
+@pytest.mark.parametrize(
+    "moment", ["_copy", "_finish", "exchange", "sync_file", "sync_folder", "_take_along"]
+)
 @pytest.mark.parametrize("after", [False, True])
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new(hollow, moment, after):
     program = f"""

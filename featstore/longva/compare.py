@@ -15,7 +15,6 @@ from featstore.longva.live import LiveEncoder
 from featstore.longva.lookup import serves
 from featstore.spec import FeatureSpec
 from featstore.store.mismatch import describe_mismatch
-from featstore.store.reader import Dataset
 from featstore.torch import measure_error, to_tensor
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from featstore.quant import QuantError
     from featstore.record import Features
     from featstore.store.catalog import Entry, FeatureSet
+    from featstore.store.reader import Dataset
 
 NO_SCALE = torch.empty((0, 0))
 

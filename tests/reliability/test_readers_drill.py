@@ -10,5 +10,4 @@ def test_readers_beside_a_writer_read_what_is_right_and_leave_no_slot_behind(tmp
     options = ("--seconds", 20, "--pause", 2, "--folder", tmp_path)
     (row,) = run_drill("readers_drill", *options)["rows"]
     assert row["reads"] > 100
-    assert row["commits"] > 20
     assert row["readers killed"] > 2

@@ -18,7 +18,7 @@ from featstore.errors import StoreError, StoreLocked, StoreNotFound
 from featstore.store.layout import make_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 LOCK_FILE = "ingest.lock"
@@ -35,26 +35,21 @@ def ingest_lock(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
 
     One ingest at a time makes a video's features once. Single commits need no lock of ours: LMDB orders them.
     """
-    deadline = time.monotonic() + wait
-    while True:
-        fd = _open(folder / LOCK_FILE)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(fd, _MAX_NOTE_BYTES, 0)
-            os.close(fd)
+    path, deadline = folder / LOCK_FILE, time.monotonic() + wait
+
+    def lock(fd: int) -> None:
+        while _is_current(fd, path):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
             if time.monotonic() >= deadline:
+                holder = _describe(os.pread(fd, _MAX_NOTE_BYTES, 0))
                 raise StoreLocked(
-                    f"another process is at work on {folder}{_describe(holder)}; wait for it to end, or stop it"
-                ) from None
+                    f"another process is at work on {folder}{holder}; wait for it to end, or stop it"
+                )
             time.sleep(0.05)
-            continue
-        except OSError as exc:
-            os.close(fd)
-            raise StoreError(f"{folder / LOCK_FILE} cannot be locked: {exc.strerror}") from exc
-        if _is_current(fd, folder / LOCK_FILE):
-            break
-        os.close(fd)  # the folder was removed while we waited: try again on the new one
+
+    fd = _hold(path, lock)
     try:
         note = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
         with contextlib.suppress(OSError):  # on a full disk nobody is named
@@ -77,22 +72,8 @@ def flight_lock(folder: Path, key: bytes) -> Iterator[None]:
 
     Raises StoreNotFound where there is no such folder, StoreError where the file cannot be locked.
     """
-    path = folder / FLIGHT_FILE
-    while True:
-        fd = _open(path)
-        try:
-            _lock_byte(fd, xxhash.xxh3_64_intdigest(key) >> 2)  # within what off_t can say
-            current = _is_current(fd, path)
-        except OSError as exc:
-            os.close(fd)
-            raise StoreError(f"{path} cannot be locked: {exc.strerror}") from exc
-        except BaseException:  # interrupted while it waited
-            os.close(fd)
-            raise
-        if current:
-            break
-        os.close(fd)
-        make_folder(folder)  # it was removed while we waited
+    byte = xxhash.xxh3_64_intdigest(key) >> 2  # within what off_t can say
+    fd = _hold(folder / FLIGHT_FILE, lambda fd: _lock_byte(fd, byte), remake=True)
     try:
         yield
     finally:
@@ -109,22 +90,9 @@ class WriteLock:
     def __init__(self, folder: Path) -> None:
         """Wait for the lock of the dataset in `folder`; raise StoreNotFound where there is none."""
         self._fd = -1
-        path = folder / WRITE_FILE
-        while True:
-            fd = _open(path, readable=True)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-                current = _is_current(fd, path)
-            except OSError as exc:
-                os.close(fd)
-                raise StoreError(f"{path} cannot be locked: {exc.strerror}") from exc
-            except BaseException:  # interrupted while it waited
-                os.close(fd)
-                raise
-            if current:
-                break
-            os.close(fd)  # the folder was replaced while we waited: try again on the new one
-        self._fd = fd
+        self._fd = _hold(
+            folder / WRITE_FILE, lambda fd: fcntl.flock(fd, fcntl.LOCK_EX), readable=True
+        )
         _write_locks.add(self)
 
     def read(self) -> bytes:
@@ -158,6 +126,30 @@ def _let_go_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+def _hold(
+    path: Path, lock: Callable[[int], None], *, readable: bool = False, remake: bool = False
+) -> int:
+    """Return a descriptor of the lock file at `path`, locked by `lock`, once it is the file that stands there.
+
+    The folder may be removed or replaced while we wait: then the lock held is nobody's, and the new file's is taken.
+    readable: a file that may not be written is locked all the same. remake: make the folder where it was removed.
+    """
+    while True:
+        fd = _open(path, readable=readable)
+        try:
+            lock(fd)
+            if _is_current(fd, path):
+                held, fd = fd, -1
+                return held
+        except OSError as exc:
+            raise StoreError(f"{path} cannot be locked: {exc.strerror}") from exc
+        finally:
+            if fd >= 0:
+                os.close(fd)
+        if remake:
+            make_folder(path.parent)
 
 
 def _lock_byte(fd: int, offset: int) -> None:

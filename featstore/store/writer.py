@@ -274,12 +274,14 @@ class FeatureWriter:
         if free - need < self._min_free:
             raise StoreFull(
                 f"{self.path}: {free / 2**30:.2f} GiB are free, the next record needs {need / 2**20:.0f} MiB and "
-                f"{self._min_free / 2**30:.2f} GiB are to stay free; make room, or lower --min-free"
+                f"{self._min_free / 2**30:.2f} GiB are to stay free; make room, or lower --min-free: "
+                "what featstore rm freed inside the file is used first, and does not count here"
             )
         if self._max_size is not None:
             taken = stored_bytes(self._cache_dir)
             if taken + need > self._max_size:
                 raise StoreFull(
                     f"{self._cache_dir} takes {taken / 2**30:.2f} GiB, the next record needs "
-                    f"{need / 2**20:.0f} MiB, the limit is {self._max_size / 2**30:.2f} GiB; raise --max-size"
+                    f"{need / 2**20:.0f} MiB, the limit is {self._max_size / 2**30:.2f} GiB; raise --max-size, "
+                    "or give back with featstore compact what featstore rm freed"
                 )

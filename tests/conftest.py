@@ -1,6 +1,7 @@
 """Sample clips, and a cache directory that must be clean when a test is done with it."""
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,3 +54,12 @@ def let_go_of_shared_readers() -> Iterator[None]:
     """`featstore.get` keeps its stores for the life of the process, 4 TiB of address space for each dataset."""
     yield
     reader._shared.clear()
+
+
+@pytest.fixture(autouse=True)
+def scheduled_as_before() -> Iterator[None]:
+    """What a test starts inherits its scheduling: after a real-time one, all that follow starve each other."""
+    before = os.sched_getscheduler(0) if hasattr(os, "sched_getscheduler") else None
+    yield
+    if before is not None:
+        assert os.sched_getscheduler(0) == before

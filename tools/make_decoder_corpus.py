@@ -7,6 +7,8 @@ Each file is one trap. `certain` says whether the faster decoder is to take it, 
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -63,6 +65,23 @@ def draw(index: int, width: int, height: int) -> np.ndarray:
     return np.clip(picture + noise, 0, 255).astype(np.uint8)
 
 
+@contextlib.contextmanager
+def _own_scheduling() -> Iterator[None]:
+    """Give back the scheduling this thread had: as root, SVT-AV1 makes whoever calls it a real-time thread.
+
+    What that thread starts inherits it, and lets nothing else run.
+    """
+    if not hasattr(os, "sched_setscheduler"):
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
+@_own_scheduling()
 def write(case: Case, path: Path) -> Path:
     """Write the file of `case` to `path` and return it."""
     with av.open(str(path), "w", options=case.muxer) as container:

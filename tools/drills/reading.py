@@ -23,6 +23,8 @@ from featstore.store.reader import FeatureStore, get
 from featstore.store.writer import FeatureWriter
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from featstore.record import Features
 
 DATASET = "demo"
@@ -150,18 +152,32 @@ class Reads:
 
 
 def write_until(place: Path, who: int, seed: int, end: float) -> None:
-    """Put ever newer versions of random videos, one commit each."""
-    rng, spec, board = random.Random(seed), drill_spec(), Board(place / "board")
+    """Put ever newer versions of random videos, one commit each, until the time `end`."""
+    rng, board = random.Random(seed), Board(place / "board")
+    for _ in newer(place, iter(lambda: rng.choice(VIDEOS), None)):
+        board.add(who, COMMITS)
+        time.sleep(1 / COMMITS_A_SECOND)
+        if time.time() >= end:
+            return
+
+
+def rewrite(place: Path) -> int:
+    """Put a newer version of each video four times over, one commit each, and return how many that were."""
+    return sum(1 for _ in newer(place, VIDEOS * 4))
+
+
+def newer(place: Path, videos: Iterable[str]) -> Iterator[int]:
+    """Put a newer version of each of `videos`, one commit each, and yield it."""
+    spec = drill_spec()
     shelf = FeatureStore(place / "cache")[DATASET]
     version = max(entry.source.size for entry in shelf.entries())
     with FeatureWriter(place / "cache", DATASET, min_free=0) as writer:
         writer.add_set(spec, "drill")
-        while time.time() < end:
+        for video in videos:
             version += 1
-            put(writer, spec, rng.choice(VIDEOS), version)
+            put(writer, spec, video, version)
             writer.commit()
-            board.add(who, COMMITS)
-            time.sleep(1 / COMMITS_A_SECOND)
+            yield version
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Stored int8 to floats on the device: one pass over the values where Triton can compile, blocks elsewhere.
 
-On a CPU a few threads of our own take blocks that fit a core's cache, each too small for torch to divide among its
-threads: torch's wait for each other after every operation, which on a busy machine was measured to take ten times as
-long as the work.
+On a CPU a few threads of our own take blocks that fit a core's cache, and torch divides none of them among its threads:
+those wait for each other after every operation, which on a busy machine was measured to take ten times as long as the
+work.
 
 Either way the float32 product `value * scale`, rounded once: the same bits on every device.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,12 @@ from featstore.torch.blocks import blocks, part
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# A block of a thread of ours: 1 MiB as float32. Smaller ones have the threads wait for the interpreter's lock (a record
+# of 66 MB on 2 cores: 24 ms; with an eighth of it 60 to 90), larger ones leave the cache.
+_BLOCK = 1 << 18
+_WORTH_A_THREAD = 1 << 19  # values
 # torch divides an operation on more values than this (GRAIN_SIZE in ATen/TensorIterator.h) among its threads.
-_WHOLE = 32768 - 1
-_WORTH_A_THREAD = 16  # blocks, half a million values
+_UNDIVIDED = 32768 - 1
 
 log = logging.getLogger("featstore.torch")
 
@@ -44,21 +48,22 @@ def dequantize_into(out: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor
 
 
 def _on_threads(out: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor) -> None:
-    rows = max(1, _WHOLE // stored.shape[1])
+    available = torch.get_num_threads()
+    threads = min(available, stored.numel() // _WORTH_A_THREAD)
+    here = threads <= 1
+    rows = max(1, (_UNDIVIDED if here and available > 1 else _BLOCK) // stored.shape[1])
     places, values, scales = (
         tensor.split(rows)  # type: ignore[no-untyped-call]
         for tensor in (out, stored, scale)
     )
     count = len(values)
     work = list(zip(places, values, scales if len(scale) > 1 else scales * count, strict=True))
-    threads = min(torch.get_num_threads(), count // _WORTH_A_THREAD)
-    if threads <= 1:
+    if here:
         _fill(work)
         return
-    shares = [
-        work[len(work) * i // threads : len(work) * (i + 1) // threads] for i in range(threads)
-    ]
-    for share in [_pool(os.getpid(), torch.get_num_threads()).submit(_fill, s) for s in shares]:
+    pool, threads = _pool(os.getpid(), available), min(threads, count)
+    shares = [work[count * i // threads : count * (i + 1) // threads] for i in range(threads)]
+    for share in [pool.submit(_fill, share) for share in shares]:
         share.result()
 
 
@@ -74,7 +79,18 @@ def _fill(work: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> No
 
 @functools.lru_cache(maxsize=1)
 def _pool(pid: int, threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "featstore-dequantize")  # threads do not survive a fork
+    # A new one in a forked child, where threads do not survive.
+    return ThreadPoolExecutor(threads, "featstore-dequantize", _divide_nothing, (threads,))
+
+
+def _divide_nothing(elsewhere: int) -> None:
+    """Have torch divide nothing among threads in this thread, and among `elsewhere` in others, as before."""
+    torch.get_num_threads()  # the first call takes the default, and would take it later in place of ours
+    torch.set_num_threads(1)
+    # That made 1 the default of threads to come: another thread gives theirs back, without touching this one's.
+    other = threading.Thread(target=torch.set_num_threads, args=(elsewhere,))
+    other.start()
+    other.join()
 
 
 @functools.cache

@@ -44,6 +44,18 @@ def remount(place: Path, *, writable: bool) -> None:
     _run("mount", "-o", "remount,rw" if writable else "remount,ro", str(place))
 
 
+@contextlib.contextmanager
+def read_only_view(folder: Path, at: Path) -> Iterator[Path]:
+    """Mount `folder` a second time, read-only, as into a container; skip the test where that is not permitted."""
+    at.mkdir()
+    _run("mount", "--bind", str(folder), str(at))
+    try:
+        _run("mount", "-o", "remount,bind,ro", str(at))
+        yield at
+    finally:
+        subprocess.run(["umount", "-l", str(at)], check=True)
+
+
 def fill(place: Path) -> None:
     """Leave no byte free on a small disk."""
     assert os.path.ismount(place), "never fill the machine's own disk"

@@ -22,7 +22,7 @@ from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
 from featstore.store.layout import DATA_FILE, LMDB_LOCK_FILE, is_sealed
 from featstore.store.lmdb_errors import MAP_BYTES, MAX_READERS, translated
 from featstore.store.mapping import Mapping
-from featstore.store.mounts import warn_of_network
+from featstore.store.mounts import is_read_only_disk, warn_of_network
 from featstore.store.pages import damaged, read_metas
 from featstore.store.readers import allocate_table
 from featstore.store.room import NO_ROOM
@@ -170,6 +170,13 @@ def _open_for_transactions(path: Path) -> lmdb.Environment:
     if os.path.islink(path / LMDB_LOCK_FILE):  # liblmdb would write over whatever it leads to
         raise StoreError(
             f"{path / LMDB_LOCK_FILE} is a link, and no link is written through; remove it"
+        )
+    if os.statvfs(path).f_flag & os.ST_RDONLY and not is_read_only_disk(path):
+        # liblmdb would read it without a slot in the reader table, and a writer elsewhere use its pages again.
+        raise StoreError(
+            f"{path} is mounted read-only here: whoever writes to it elsewhere cannot see who reads, and could change "
+            "what is being read; mount it writable, or seal it where it may be written: featstore seal --dataset "
+            f"{path.name} --cache-dir ..."
         )
     with translated(path), _beside_inherited():
         opened = _open(path, readonly=not os.access(path / DATA_FILE, os.W_OK))

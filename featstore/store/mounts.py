@@ -12,6 +12,7 @@ import re
 import warnings
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from featstore.errors import StoreError
 
@@ -49,23 +50,48 @@ def network_kind(path: str | os.PathLike[str], mounts: Path | None = None) -> st
 
     mounts: a file as /proc/self/mountinfo; where there is none, as on other systems than Linux, nothing is known.
     """
+    found = _mount_of(path, mounts or MOUNTS)
+    if found is None:
+        return None
+    network = found.kind in NETWORK or (
+        found.kind.startswith("fuse.") and found.kind not in LOCAL_FUSE
+    )
+    return found.kind if network else None
+
+
+def is_read_only_disk(path: str | os.PathLike[str], mounts: Path | None = None) -> bool:
+    """Return whether nobody on this machine can write where `path` lies: the file system is mounted read-only.
+
+    Not so where this mount of it alone is: others may write through theirs, as the host of a container does.
+    """
+    found = _mount_of(path, mounts or MOUNTS)
+    return found is not None and found.read_only
+
+
+class _Mount(NamedTuple):
+    """A mounted file system: its kind, and whether it is read-only by whatever mount."""
+
+    kind: str
+    read_only: bool
+
+
+def _mount_of(path: str | os.PathLike[str], mounts: Path) -> _Mount | None:
     try:
-        lines = (
-            (mounts or MOUNTS).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-        )
+        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return None
-    real, best, kind = os.path.realpath(path), "", ""
+    real, best, found = os.path.realpath(path), "", None
     for line in lines:
+        # A mount's own options come before the dash; kind, source and the file system's options after it.
         fields, _, rest = line.partition(" - ")
         if len(fields.split(" ")) < 5 or not rest:
             continue
         place = _unescape(fields.split(" ")[4])
         # The last mount on a place hides those before.
         if len(place) >= len(best) and _is_below(real, place):
-            best, kind = place, rest.split(" ")[0]
-    network = kind in NETWORK or (kind.startswith("fuse.") and kind not in LOCAL_FUSE)
-    return kind if network else None
+            kind, *others = rest.split(" ")
+            best, found = place, _Mount(kind, "ro" in others[-1].split(",") if others else False)
+    return found
 
 
 def _is_below(path: str, folder: str) -> bool:

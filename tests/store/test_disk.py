@@ -6,7 +6,7 @@ import shutil
 import lmdb
 import numpy as np
 import pytest
-from disks import KINDS, fill, free, remount, small_disk
+from disks import KINDS, fill, free, read_only_view, remount, small_disk
 from toys import expected, put_video, run_python, store_videos, toy_features, toy_spec
 
 from featstore.errors import StoreError, StoreFull, StoreNotFound
@@ -19,6 +19,7 @@ from featstore.store.merge import merge_dataset
 from featstore.store.reader import FeatureStore, get
 from featstore.store.remove import remove_videos
 from featstore.store.repair import repair_dataset
+from featstore.store.seal import seal_dataset
 from featstore.store.writer import FeatureWriter
 
 SPEC = toy_spec(4000)
@@ -172,6 +173,18 @@ store_videos(sys.argv[1], "demo", {"0": toy_features(0, 4000)}, spec=toy_spec(40
         ):
             with pytest.raises(StoreError, match="Read-only file system"):
                 write()
+
+
+def test_a_mount_that_alone_is_read_only_is_read_where_the_dataset_is_sealed(cache, tmp_path):
+    """A reader without a slot: the writer beside it would use the pages it is looking at."""
+    store_videos(cache, "demo", {"0": X}, spec=SPEC)
+    with read_only_view(cache, tmp_path / "view") as view:
+        with pytest.raises(
+            StoreError, match=r"mounted read-only here: .* or seal it where it may be"
+        ):
+            get(view, "demo", "0", spec=SPEC)
+        seal_dataset(cache, "demo")
+        assert np.array_equal(get(view, "demo", "0", spec=SPEC).data, get(cache, "demo", "0").data)
 
 
 def test_a_dataset_taken_away_while_it_is_written_is_said_so(cache):

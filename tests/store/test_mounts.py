@@ -118,3 +118,16 @@ def test_this_machine_has_a_table_that_can_be_read(tmp_path):
     if not mounts.MOUNTS.exists():
         pytest.skip("no mount table: not Linux")
     network_kind(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("own", "disk", "nobody_writes"),
+    [("rw", "rw", False), ("ro", "rw", False), ("ro", "ro", True), ("ro", "errors=ro,rw", False)],
+)
+def test_a_disk_is_read_only_where_its_file_system_is(table, own, disk, nobody_writes):
+    table(f"36 35 98:0 / /data {own},noatime shared:1 - ext4 /dev/loop0 {disk},discard")
+    assert mounts.is_read_only_disk("/data/cache") == nobody_writes
+
+
+def test_of_a_disk_of_which_nothing_is_known_nobody_says_it_is_read_only(tmp_path):
+    assert not mounts.is_read_only_disk("/data", tmp_path / "nothing")

@@ -128,6 +128,11 @@ def remove_set(cache_dir: str | os.PathLike[str], dataset: str, spec: FeatureSpe
         keys = {key for table in VIDEO_TABLES for key in snapshot.keys(table, prefix)}
         removed = _remove_keys(path, snapshot, sorted(keys))
         with WriteTransaction(path) as txn:
+            # Models store what they miss one by one, without the ingest lock: nobody does from here on.
+            newest = txn.environment.snapshot()
+            late = sorted({key for table in VIDEO_TABLES for key in newest.keys(table, prefix)})
+            removed.record_bytes += sum(_record_bytes(newest, key) for key in late)
+            _delete(txn, late, removed)
             txn.delete("specs", prefix)
     return removed
 
@@ -146,27 +151,35 @@ def _remove_keys(path: Path, snapshot: Snapshot, keys: list[bytes]) -> Removed:
     removed = Removed()
     for part in _parts(snapshot, keys):
         with WriteTransaction(path) as txn:
-            for key in part:
-                entry, record, failure = (txn.delete(table, key) for table in VIDEO_TABLES)
-                removed.videos += entry or record
-                removed.failures += failure
+            _delete(txn, part, removed)
         removed.record_bytes += sum(part.values())
     return removed
+
+
+def _delete(txn: WriteTransaction, keys: Iterable[bytes], removed: Removed) -> None:
+    for key in keys:
+        entry, record, failure = (txn.delete(table, key) for table in VIDEO_TABLES)
+        removed.videos += entry or record
+        removed.failures += failure
 
 
 def _parts(snapshot: Snapshot, keys: list[bytes]) -> Iterator[dict[bytes, int]]:
     """Yield keys with the bytes of their records, a commit's worth at a time."""
     part: dict[bytes, int] = {}
     for key in keys:
-        part[key] = 0
-        with contextlib.suppress(StoreMismatch):  # a damaged row goes as well
-            entry = read_entry(snapshot, key)
-            part[key] = entry.record_bytes if entry else 0
+        part[key] = _record_bytes(snapshot, key)
         if len(part) >= COMMIT_VIDEOS or sum(part.values()) >= COMMIT_BYTES:
             yield part
             part = {}
     if part:
         yield part
+
+
+def _record_bytes(snapshot: Snapshot, key: bytes) -> int:
+    with contextlib.suppress(StoreMismatch):  # a damaged row goes as well
+        entry = read_entry(snapshot, key)
+        return entry.record_bytes if entry else 0
+    return 0
 
 
 def _clear(gone: Path) -> None:

@@ -233,3 +233,21 @@ def test_a_writer_whose_set_was_removed_says_so_and_lets_others_write(two_sets):
     with pytest.raises(StoreError, match=r"was removed from .* meanwhile; run the command again"):
         put_video(writer, WIDE, "a", A)
     store_videos(two_sets, "demo", {"e": A})
+
+
+def test_what_a_model_stored_while_its_set_was_removed_goes_with_it(cache, monkeypatch):
+    """Its record was acknowledged, and then no set was left to find it by."""
+    spec = toy_spec()
+    store_videos(cache, "demo", {"a": A}, spec=spec)
+    real = remove._remove_keys
+
+    def missed_meanwhile(*words):
+        removed = real(*words)
+        store_videos(cache, "demo", {"b": B}, spec=spec)
+        return removed
+
+    monkeypatch.setattr(remove, "_remove_keys", missed_meanwhile)
+    removed = remove_set(cache, "demo", spec)
+    assert (removed.videos, removed.record_bytes > 0) == (2, True)
+    assert check_dataset(cache, "demo").problems == []
+    assert list(FeatureStore(cache)["demo"]) == []

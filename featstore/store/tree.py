@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import struct
 from bisect import bisect_right
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featstore.store.pages import (
@@ -136,14 +137,17 @@ class Tree:
         if known is not None:
             return known
         page = self._page(number, BRANCH, limit)
-        keys = [self._key(page, index) for index in range(len(page.nodes))]
+        # The first node stands for all smaller keys, whatever its own says.
+        keys = [self._key(page, index) for index in range(len(page.nodes))][1:]
+        if any(key >= following for key, following in pairwise(keys)):
+            raise self._wrong(number, "its keys are out of order")
         children = []
         for start in page.nodes:
             low, high, top, _ = NODE.unpack_from(page.data, start)
             children.append(low | high << 16 | top << 32)
         if len(self._branches) >= MAX_BRANCHES:
             self._branches.clear()
-        branch = self._branches[number] = _Branch(keys[1:], children)
+        branch = self._branches[number] = _Branch(keys, children)
         return branch
 
     def _page(self, number: int, kind: int, limit: int) -> _Page:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from featstore.errors import StoreDamaged, StoreError, StoreMismatch
 from featstore.store.mapping import Mapping
-from featstore.store.pages import HEADER, read_metas
+from featstore.store.pages import BRANCH, HEADER, NODE, read_metas
 from featstore.store.tree import Tree
 
 PAGE = 4096
@@ -151,3 +151,18 @@ def test_keys_out_of_order_are_damage(tmp_path):
     file.write_bytes(data.replace(b"b2", b"z2"))
     with pytest.raises(StoreDamaged, match="out of order"):
         read_all(open_tree(file))
+
+
+def test_separators_out_of_order_are_damage(deep):
+    """A look-up would turn into the wrong half of the tree, and find nothing there."""
+    tree = open_tree(deep)
+    read_all(tree)
+    number, branch = max(tree._branches.items(), key=lambda item: len(item[1].children))
+    page = tree._page(number, BRANCH, 1 << 40)
+    data = bytearray(page.data)
+    data[page.nodes[-2] + NODE.size] = 0xFF
+    with open(deep, "r+b", buffering=0) as file:
+        os.pwrite(file.fileno(), data, number * PAGE)
+    for look in (lambda tree: tree.find(branch.keys[0]), read_all):
+        with pytest.raises(StoreDamaged, match="out of order"):
+            look(open_tree(deep))

@@ -61,7 +61,8 @@ class Environment:
         self._snapshot: weakref.ref[Snapshot] | None = None
         self._snapshot_lock = threading.Lock()
         self._file = _open_file(path)
-        weakref.finalize(self, os.close, self._file)
+        # Others may still read while the process ends.
+        weakref.finalize(self, os.close, self._file).atexit = False
         self._mapping: Mapping | None = None
         self._tree: Tree | None = None
         read_metas(self._file, path)  # liblmdb would take them as they are

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from featstore.errors import FeatstoreError
 from featstore.store.catalog import read_entries, read_failures, read_manifest, read_sets
 from featstore.store.env import open_environment
-from featstore.store.layout import DATA_FILE, dataset_names, dataset_path, is_sealed
+from featstore.store.layout import dataset_names, dataset_path, is_sealed
 
 if TYPE_CHECKING:
     from featstore.store.catalog import FeatureSet
@@ -33,7 +33,7 @@ def describe_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> dict[st
         "engine": manifest.engine,
         "created": manifest.created,
         "sealed": is_sealed(path),
-        "file_bytes": (path / DATA_FILE).stat().st_size,
+        "file_bytes": snapshot.mapping.file_bytes(),
         "videos": sum(found["videos"] for found in sets),
         "record_bytes": sum(found["record_bytes"] for found in sets),
         "failures": sum(found["failures"] for found in sets),

@@ -26,7 +26,7 @@ class Mapping:
     def __init__(self, fd: int) -> None:
         """Map the file; raise StoreError where the process may not take the address space."""
         self._fd = os.dup(fd)
-        weakref.finalize(self, os.close, self._fd)
+        weakref.finalize(self, os.close, self._fd).atexit = False  # as the map below
         self.length = max(MIN_BYTES, GROWTH * self.file_bytes())
         address = _libc().mmap(None, self.length, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
         if address == ctypes.c_void_p(-1).value:

@@ -7,7 +7,7 @@ from pathlib import Path
 import lmdb
 import numpy as np
 import pytest
-from toys import expected, store_videos, toy_features, toy_spec
+from toys import expected, run_python, store_videos, toy_features, toy_spec
 
 from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
 from featstore.record import PAGE
@@ -243,3 +243,21 @@ def test_a_sealed_dataset_is_read_without_liblmdb_and_without_its_lock_file(cach
     store_videos(cache, "demo", {"b": A})
     assert sorted(FeatureStore(cache)["demo"]) == ["a", "b"]
     assert np.array_equal(features.data, expected(A, toy_spec()))
+
+
+def test_a_store_can_be_described_while_the_process_ends(cache):
+    """Finalizers run newest first: the environment's descriptors were closed before."""
+    program = """
+import sys, weakref
+from featstore.store.info import write_cache_meta
+from featstore.store.reader import get
+from toys import *
+store_videos(sys.argv[1], "demo", {"a": toy_features(1)})
+class Owner: pass
+owner = Owner()
+weakref.finalize(owner, write_cache_meta, sys.argv[1])
+get(sys.argv[1], "demo", "a")
+"""
+    done = run_python(program, cache)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert '"videos": 1' in (cache / "cache_meta.json").read_text()

@@ -191,19 +191,12 @@ def read_failure(snapshot: Snapshot, key: bytes) -> Failure | None:
 
 def unpack_failure(data: bytes) -> Failure:
     """Return a failed video's row; StoreMismatch where it cannot be one."""
-    return _build(Failure, _unpack(data))
+    return _build_failure(_unpack(data))
 
 
 def unpack_entry(data: bytes) -> Entry:
     """Return a finished video's row; StoreMismatch where it cannot be one."""
-    plain = _unpack(data)
-    shape = plain.get("shape")
-    if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int for n in shape)):
-        raise _unreadable(f"shape = {shape!r}")
-    plain["shape"] = tuple(shape)
-    plain["source"] = _build(SourceFingerprint, plain.get("source"))
-    plain["error"] = _build(QuantError, plain.get("error"))
-    return _build(Entry, plain)
+    return _build_entry(_unpack(data))
 
 
 Row = TypeVar("Row", Manifest, FeatureSet, Entry, Failure, SourceFingerprint, QuantError)
@@ -212,14 +205,45 @@ Row = TypeVar("Row", Manifest, FeatureSet, Entry, Failure, SourceFingerprint, Qu
 @lru_cache(maxsize=256)
 def unpack_set(key: bytes, data: bytes) -> FeatureSet:
     """Return the feature set whose row lies under `key`; StoreMismatch where it cannot be one, or is another's."""
-    plain = _unpack(data)
-    plain["spec"] = spec = FeatureSpec.from_dict(plain.get("spec", {}))
-    if set_key(spec.digest) != key:
+    found = _build_set(_unpack(data))
+    if set_key(found.spec.digest) != key:
         raise StoreMismatch(
-            f"the feature set {key.decode(errors='replace')} describes {spec.digest}; its row is damaged: remove the "
-            "dataset and ingest it again"
+            f"the feature set {key.decode(errors='replace')} describes {found.spec.digest}; its row is damaged: remove "
+            "the dataset and ingest it again"
         )
-    return _build(FeatureSet, plain)
+    return found
+
+
+def is_newer_row(table: str, data: bytes) -> bool:
+    """Return whether a row is whole and yet none of this release's: its checksum holds, what it says is unknown."""
+    build = {"specs": _build_set, "catalog": _build_entry, "failures": _build_failure}[table]
+    try:
+        plain = _unpack(data)
+    except StoreMismatch:
+        return False
+    try:
+        build(plain)
+    except StoreMismatch:
+        return True
+    return False
+
+
+def _build_set(plain: dict[str, Any]) -> FeatureSet:
+    return _build(FeatureSet, {**plain, "spec": FeatureSpec.from_dict(plain.get("spec", {}))})
+
+
+def _build_failure(plain: dict[str, Any]) -> Failure:
+    return _build(Failure, plain)
+
+
+def _build_entry(plain: dict[str, Any]) -> Entry:
+    shape = plain.get("shape")
+    if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int for n in shape)):
+        raise _unreadable(f"shape = {shape!r}")
+    plain["shape"] = tuple(shape)
+    plain["source"] = _build(SourceFingerprint, plain.get("source"))
+    plain["error"] = _build(QuantError, plain.get("error"))
+    return _build(Entry, plain)
 
 
 def _unpack(data: bytes) -> dict[str, Any]:

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING
 
 from featstore.errors import FeatstoreError, RecordError
 from featstore.record import has_whole_prefix, parse
-from featstore.store.catalog import DAMAGED, Entry, Failure, pack_row, unpack_entry, video_key
+from featstore.store.catalog import (
+    DAMAGED,
+    Entry,
+    Failure,
+    is_newer_row,
+    pack_row,
+    unpack_entry,
+    video_key,
+)
 from featstore.store.check import CheckReport, Problem, check_sets, find_problems, whole_entry
 from featstore.store.env import open_environment
 from featstore.store.layout import dataset_path
@@ -81,7 +89,7 @@ def _mend(path: Path, problems: list[Problem], report: RepairReport) -> None:
             done = mending.mend(problem)
             if done is None:
                 report.problems.append(
-                    f"{problem.sentence}; left alone, for its header is whole: update featstore"
+                    f"{problem.sentence}; left alone, for it is whole: update featstore"
                 )
             else:
                 report.repaired.append(f"{problem.sentence}; {done}")
@@ -99,7 +107,11 @@ class _Mending:
         list(check_sets(self._snapshot, self._known))
 
     def mend(self, problem: Problem) -> str | None:
-        """Mend it, and return what was done; None where nothing was, the record being one of a newer release."""
+        """Mend it, and return what was done; None where nothing was, row or record being of a newer release."""
+        if problem.table != "records":
+            row = self._snapshot.read(problem.table, problem.key)
+            if row is not None and is_newer_row(problem.table, row):
+                return None
         if problem.table == "failures":
             self._txn.delete("failures", problem.key)
             return "removed"

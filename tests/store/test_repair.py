@@ -1,5 +1,6 @@
 import struct
 
+import msgpack
 import pytest
 import xxhash
 from damage import flip_in_file, put_raw, read_raw
@@ -9,7 +10,7 @@ from featstore.decoding.video import Video
 from featstore.errors import FeatureNotFound, StoreError, StoreLocked, StoreNotFound
 from featstore.pipeline.plan import make_plan
 from featstore.store import repair, trust
-from featstore.store.catalog import video_key
+from featstore.store.catalog import Failure, pack_row, set_key, video_key
 from featstore.store.check import check_dataset
 from featstore.store.env import open_environment
 from featstore.store.lock import ingest_lock
@@ -162,9 +163,29 @@ def test_a_record_of_a_newer_release_is_left_alone(damaged):
     report = repair_dataset(damaged, "demo")
     [problem] = report.problems
     assert "codec = 'new'" in problem
-    assert problem.endswith("left alone, for its header is whole: update featstore")
+    assert problem.endswith("left alone, for it is whole: update featstore")
     assert (report.repaired, report.again) == ([], 0)
     assert read_raw(damaged, "records", KEY_A) == bytes(record)
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [("specs", set_key(SPEC.digest)), ("catalog", KEY_A), ("failures", KEY_B)],
+)
+def test_a_row_of_a_newer_release_is_left_alone_with_all_it_stands_for(damaged, table, key):
+    """One that says more than this release knows is no damage: with a set's row its videos were removed."""
+    if table == "failures":
+        put_raw(
+            damaged, table, key, pack_row(Failure("b", "/b.mp4", SPEC.digest, "no frames", 1.0))
+        )
+    plain = msgpack.unpackb(read_raw(damaged, table, key)[11:])
+    packed = msgpack.packb({**plain, "of the future": 1})
+    put_raw(damaged, table, key, b"\x92\xc4\x08" + xxhash.xxh3_64_digest(packed) + packed)
+    report = repair_dataset(damaged, "demo")
+    assert (report.repaired, report.again) == ([], 0)
+    assert report.problems[0].endswith("left alone, for it is whole: update featstore")
+    assert read_raw(damaged, "records", KEY_A) is not None
+    assert msgpack.unpackb(read_raw(damaged, table, key)[11:])["of the future"] == 1
 
 
 def test_a_damaged_failure_is_removed(damaged):

@@ -74,6 +74,19 @@ def test_the_callers_stream_may_be_any(store):
         assert torch.equal(found, expected), way
 
 
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+@pytest.mark.parametrize("way", ["registered", "staged", "pageable"])
+def test_a_tensor_is_not_filled_anew_before_the_one_before_is_made(store, device, way):
+    """The values of both cross through the same memory, and the GPU is far behind the host."""
+    videos = [store["channel-raw"][name] for name in ("v0", "v1", "v2")]
+    expected = [to_tensor(features) for features in videos]
+    for _ in range(2):  # the second time memory is there to be used again
+        torch.cuda.synchronize()
+        torch.cuda._sleep(200_000_000)
+        found = [to_tensor(features, device=device, way=way) for features in videos]
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))
+
+
 def test_a_map_is_registered_when_it_is_asked_for_again(tmp_path):
     store_videos(tmp_path / "cache", "d", {"v": toy_features(0, frames=3000)}, spec=toy_spec(4000))
     features = featstore.open(tmp_path / "cache")["d"]["v"]

@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import pickle
+import sys
 import threading
 import time
 
@@ -144,6 +145,49 @@ def test_threads_share_a_cache():
         thread.join()
     assert wrong == []
     assert 0 < cache.nbytes <= 4000
+
+
+def test_a_cached_tensor_is_waited_for_on_the_stream_that_asks_again(monkeypatch):
+    """It may still be being made on another stream, which would also use its memory again once it is let go of."""
+    said = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def record_event(self):
+            return f"after {self.name}"
+
+        def wait_event(self, event):
+            said.append(f"{self.name} waits {event}")
+
+    class Tensor:
+        is_cuda, nbytes, device = True, 100, torch.device("cuda:0")
+
+        def record_stream(self, stream):
+            said.append(f"used on {stream.name}")
+
+    cache, tensor = TensorCache(1000), Tensor()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("maker"))
+    assert cache.get("a", lambda: tensor) is tensor
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("other"))
+    assert cache.get("a", lambda: pytest.fail("made twice")) is tensor
+    assert said == ["other waits after maker", "used on other"]
+
+
+def test_the_current_gpu_is_the_one_of_whoever_asks(cache_dir, monkeypatch):
+    """The thread that reads ahead has the first one for its own."""
+    asked = []
+
+    def number(device):
+        asked.append((str(device), threading.current_thread()))
+        return torch.device("cpu")
+
+    monkeypatch.setattr(sys.modules["featstore.torch.prefetch"], "numbered", number)
+    dataset = featstore.open(cache_dir)["demo"]
+    names = [name for name, _ in prefetch(dataset, dataset, device="cuda")]
+    assert names == list(dataset)
+    assert asked == [("cuda", threading.current_thread())]
 
 
 def test_a_dataset_has_every_video_in_order(cache_dir):

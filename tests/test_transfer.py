@@ -6,6 +6,7 @@ What CUDA itself does with them is for tests/test_gpu.py.
 import contextlib
 import gc
 import os
+import threading
 import weakref
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from toys import store_videos, toy_features, toy_spec
 
 import featstore
-from featstore.torch import convert, explain, registered, staged, to_tensor, transfer
+from featstore.torch import convert, explain, registered, staged, streams, to_tensor, transfer
 
 KINDS = {torch.int8: "int8", torch.bfloat16: "bf16"}
 
@@ -122,6 +123,55 @@ def test_an_upload_that_was_given_up_leaves_the_ring_usable(ring):
         assert torch.equal(out, torch.from_numpy(values))
 
 
+def test_an_upload_that_was_interrupted_is_followed_by_one_in_other_slots(ring, monkeypatch):
+    """Threads may still write into the slots: the next upload took their numbers for its own, and sent old bytes."""
+    values = np.random.default_rng(0).integers(0, 256, 100_001, dtype=np.uint8)
+    out = torch.zeros(len(values), dtype=torch.uint8)
+
+    def interrupt(number, out):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ring, "_send", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(ring.upload(values, out))
+    other = staged.shared_ring()
+    assert other is not ring
+    for upload in (
+        ring.upload,
+        other.upload,
+    ):  # whoever waited for the spoiled one goes on with the other
+        out.zero_()
+        list(upload(values, out))
+        assert torch.equal(out, torch.from_numpy(values))
+    other.close()
+
+
+def test_what_is_raised_between_two_pieces_lets_go_of_the_ring(ring, store, monkeypatch):
+    """Its traceback kept the upload, and with it the lock: the next one waited for good."""
+    features = store["channel-raw"]["v0"]
+
+    def refuse(*words):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(convert, "_fill", refuse)
+    with pytest.raises(torch.OutOfMemoryError) as kept:
+        put(features, "staged")
+    monkeypatch.undo()
+    assert not ring._lock.locked()
+    assert kept.tb is not None
+
+
+def test_a_gpu_has_one_stream_by_either_of_its_names(monkeypatch):
+    """Two did not wait for each other: a tensor was filled anew while the one before was still being made."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: [device])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(streams, "_local", threading.local())
+    one = streams.copy_stream(torch.device("cuda"))
+    assert one == [torch.device("cuda:1")]
+    assert streams.copy_stream(torch.device("cuda:1")) is one
+    assert streams.copy_stream(torch.device("cuda:0")) is not one
+
+
 def test_auto_registers_a_window_that_is_asked_for_again(ring, runtime, tmp_path, monkeypatch):
     monkeypatch.setattr(registered, "WINDOW_BYTES", 1 << 16)
     videos = {"v": toy_features(0, frames=4000)}
@@ -147,6 +197,19 @@ def test_auto_registers_nothing_that_does_not_lie_in_memory(ring, runtime, tmp_p
         assert torch.equal(put(features, "auto"), to_tensor(features))
     assert runtime.spans == {}
     assert explain(features).endswith("registered once all of it lies in memory")
+
+
+def test_auto_looks_ever_more_seldom_whether_a_window_lies_in_memory(
+    ring, runtime, tmp_path, monkeypatch
+):
+    """A window with pages that no one reads never does, and to look takes longer than to copy a record."""
+    store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
+    features = featstore.open(tmp_path / "cache")["d"]["v"]
+    looks = []
+    monkeypatch.setattr(registered, "is_resident", lambda *span: bool(looks.append(span)))
+    for _ in range(40):
+        put(features, "auto")
+    assert len(looks) == 5  # the 2nd, 4th, 8th, 16th and 32nd time
 
 
 def test_a_refused_registration_is_staged_and_explained(ring, runtime, tmp_path):

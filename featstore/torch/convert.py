@@ -12,7 +12,7 @@ from featstore.torch.blocks import part
 from featstore.torch.decompress import block_spans, decompress_into, refusal
 from featstore.torch.dequantize import dequantize_into
 from featstore.torch.memory import alias
-from featstore.torch.streams import copy_stream
+from featstore.torch.streams import copy_stream, numbered
 from featstore.torch.transfer import WAYS, upload
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ def to_tensor(
     place = torch.device("cpu" if device is None else device) if out is None else out.device
     kind = _STORED[features.header.quantization]
     if place.type == "cuda":
-        return _put(features, out, place, dtype, kind, way)
+        place = numbered(place)
+        with torch.cuda.device(place):  # what is registered and compiled on the way is that GPU's
+            return _put(features, out, place, dtype, kind, way)
     if out is None:
         out = torch.empty(features.shape, dtype=dtype, device=place)
     if place.type == "cpu":
@@ -91,8 +93,8 @@ def _put(
         crossing = stored.view(-1).view(torch.uint8)
         if there:
             crossing = torch.empty(len(values), dtype=torch.uint8, device=device)
-    pieces = upload(values, crossing, owner=features.owner if mapped else None, way=way)
-    pieces = chain([next(pieces)], pieces)  # the first is on its way while the rest is prepared
+    begun = upload(values, crossing, owner=features.owner if mapped else None, way=way)
+    pieces = chain([next(begun)], begun)  # the first is on its way while the rest is prepared
     try:
         with torch.cuda.stream(copies):
             scale = alias(features.scale).to(device, non_blocking=True)
@@ -109,6 +111,7 @@ def _put(
             ours.wait_event(scaled)
             _fill_as_it_comes(out, stored, scale, pieces)
     finally:
+        begun.close()  # a traceback would keep it, and with it the slots that other uploads wait for
         crossed = copies.record_event()
         copies.wait_stream(ours)
         crossed.synchronize()  # the caller may let go of the map now

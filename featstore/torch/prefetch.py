@@ -12,6 +12,7 @@ import torch
 
 from featstore.errors import FeatstoreError
 from featstore.torch.convert import to_tensor
+from featstore.torch.streams import numbered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -44,6 +45,8 @@ def prefetch(
     source: as `store["demo"]`, or a FeatureDataset. At most `ahead + 1` tensors exist that the caller has not seen.
     What a look-up raises is raised in its turn. Closing the iterator ends the thread.
     """
+    # Another thread's current GPU is the first one, whatever is the caller's.
+    place = numbered(torch.device("cpu" if device is None else device))
     ready: queue.Queue[tuple[str, torch.Tensor | BaseException | None]] = queue.Queue(max(1, ahead))
     ended = threading.Event()
 
@@ -58,10 +61,10 @@ def prefetch(
 
     def work() -> None:
         try:
-            stream = _side_stream(device)
+            stream = _side_stream(place)
             for video in _reading_ahead(source, videos, ahead):
                 with torch.cuda.stream(stream):
-                    tensor = to_tensor(source.lookup(video), device=device, dtype=dtype)
+                    tensor = to_tensor(source.lookup(video), device=place, dtype=dtype)
                 if stream is not None:
                     stream.synchronize()
                 if not offer((video, tensor)):
@@ -100,7 +103,5 @@ def _reading_ahead(source: Source, videos: Iterable[str], ahead: int) -> Iterato
     yield from asked
 
 
-def _side_stream(device: torch.device | str | None) -> torch.cuda.Stream | None:
-    if device is None or torch.device(device).type != "cuda":
-        return None
-    return torch.cuda.Stream(torch.device(device))  # type: ignore[no-untyped-call]
+def _side_stream(device: torch.device) -> torch.cuda.Stream | None:
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]

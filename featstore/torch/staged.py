@@ -10,14 +10,14 @@ import ctypes
 import os
 import queue
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from featstore.torch.streams import copy_stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from numpy.typing import NDArray
 
@@ -28,18 +28,30 @@ COPY_THREADS = 8
 _copy = ctypes.memmove  # lets go of the interpreter lock
 
 
+class _Piece(NamedTuple):
+    """What a thread copies, and whom it tells; it keeps the map that `source` lies in, also after an interrupt."""
+
+    number: int
+    target: int
+    source: NDArray[Any]
+    filled: queue.SimpleQueue[int]
+
+
 class Ring:
-    """Page-locked slots, each free once the GPU has read it; one upload at a time."""
+    """Page-locked slots, each free once the GPU has read it; one upload at a time.
+
+    spoiled: an upload was interrupted, so that threads may still write into any slot. No other upload uses it then.
+    """
 
     def __init__(self, *, slot_bytes: int = SLOT_BYTES, threads: int = COPY_THREADS) -> None:
         """Take the memory, as much whatever the size of a slot, and start the threads."""
         count = max(2, SLOTS * SLOT_BYTES // slot_bytes)
+        self.spoiled = False
         self._memory = torch.empty((count, slot_bytes), dtype=torch.uint8, pin_memory=True)
         self._passed: list[torch.cuda.Event | None] = [None] * count
         self._next = 0
         self._lock = threading.Lock()
-        self._work: queue.SimpleQueue[tuple[int, int, int, int] | None] = queue.SimpleQueue()
-        self._filled: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
         self._threads = max(1, min(threads, os.cpu_count() or 1))
         for number in range(self._threads):
             name = f"featstore-copy-{number}"
@@ -52,44 +64,61 @@ class Ring:
 
     def upload(
         self, values: NDArray[Any], out: torch.Tensor
-    ) -> Iterator[tuple[int, torch.cuda.Event]]:
+    ) -> Generator[tuple[int, torch.cuda.Event]]:
         """Copy `values`, uint8 of one axis, to `out` on a GPU, in pieces.
 
         Yields `(bytes, event)`: so many of the first bytes of `out` are there once the event passes. When it ends
         `values` is read. Whoever closes it early waits for the copies that were begun.
         """
         with self._lock:
-            slot_bytes = self._memory.shape[1]
-            bounds = range(0, len(values), slot_bytes)
-            full: set[int] = set()
-            handed = sent = 0
-            try:
-                while sent < len(bounds):
-                    while handed < len(bounds) and handed - sent < len(self._passed):
-                        start = bounds[handed]
-                        self._hand_out(handed, values[start : start + slot_bytes])
-                        handed += 1
-                    while sent not in full:
-                        full.add(self._filled.get())
-                    start = bounds[sent]
-                    stop = min(start + slot_bytes, len(values))
-                    event = self._send(sent, out[start:stop])
-                    sent += 1
-                    yield stop, event
-            finally:
-                while len(full) < handed:
-                    full.add(self._filled.get())
-                self._next = (self._next + handed) % len(self._passed)
+            if not self.spoiled:
+                yield from self._upload(values, out)
+                return
+        yield from shared_ring().upload(values, out)
 
-    def _hand_out(self, number: int, part: NDArray[Any]) -> None:
+    def _upload(
+        self, values: NDArray[Any], out: torch.Tensor
+    ) -> Generator[tuple[int, torch.cuda.Event]]:
+        slot_bytes = self._memory.shape[1]
+        bounds = range(0, len(values), slot_bytes)
+        full: set[int] = set()
+        filled: queue.SimpleQueue[int] = queue.SimpleQueue()
+        handed = sent = 0
+        whole = False
+        try:
+            while sent < len(bounds):
+                while handed < len(bounds) and handed - sent < len(self._passed):
+                    start = bounds[handed]
+                    self._hand_out(handed, values[start : start + slot_bytes], filled)
+                    handed += 1
+                while sent not in full:
+                    full.add(filled.get())
+                start = bounds[sent]
+                stop = min(start + slot_bytes, len(values))
+                event = self._send(sent, out[start:stop])
+                sent += 1
+                yield stop, event
+            whole = True
+        except GeneratorExit:
+            while len(full) < handed:
+                full.add(filled.get())
+            whole = True
+            raise
+        finally:
+            if whole:
+                self._next = (self._next + handed) % len(self._passed)
+            else:
+                self.spoiled = True
+                self.close()
+
+    def _hand_out(self, number: int, part: NDArray[Any], filled: queue.SimpleQueue[int]) -> None:
         """Have a thread fill the slot of the piece `number`."""
         slot = (self._next + number) % len(self._passed)
         event = self._passed[slot]
         if event is not None:
             event.synchronize()
-        source = part.__array_interface__["data"][0]
         target = self._memory.data_ptr() + slot * self._memory.shape[1]
-        self._work.put((number, target, source, len(part)))
+        self._work.put(_Piece(number, target, part, filled))
 
     def _send(self, number: int, out: torch.Tensor) -> torch.cuda.Event:
         slot = (self._next + number) % len(self._passed)
@@ -101,10 +130,9 @@ class Ring:
         return event
 
     def _fill_slots(self) -> None:
-        while (work := self._work.get()) is not None:
-            number, target, source, length = work
-            _copy(target, source, length)
-            self._filled.put(number)
+        while (piece := self._work.get()) is not None:
+            _copy(piece.target, piece.source.__array_interface__["data"][0], len(piece.source))
+            piece.filled.put(piece.number)
 
 
 _ring: tuple[int, Ring] | None = None
@@ -115,6 +143,6 @@ def shared_ring() -> Ring:
     """Return this process's ring."""
     global _ring
     with _ring_lock:
-        if _ring is None or _ring[0] != os.getpid():
+        if _ring is None or _ring[0] != os.getpid() or _ring[1].spoiled:
             _ring = os.getpid(), Ring()
         return _ring[1]

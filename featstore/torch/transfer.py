@@ -19,7 +19,7 @@ from featstore.torch.staged import shared_ring
 from featstore.torch.streams import copy_stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from numpy.typing import NDArray
 
@@ -34,11 +34,12 @@ log = logging.getLogger("featstore.torch")
 
 def upload(
     values: NDArray[np.uint8], out: torch.Tensor, *, owner: object = None, way: str = "auto"
-) -> Iterator[tuple[int, torch.cuda.Event]]:
+) -> Generator[tuple[int, torch.cuda.Event]]:
     """Copy `values`, uint8 of one axis, to `out`, as many bytes on a GPU, in pieces.
 
     owner: the object that keeps the map these bytes lie in, None where they lie elsewhere. Yields `(bytes, event)`: so
     many of the first bytes of `out` are there once the event passes. The map must stay until the last event passed.
+    Close it where it is given up: until then it may hold what other uploads wait for.
     """
     if way in ("auto", "registered") and owner is not None:
         address = values.__array_interface__["data"][0]

@@ -6,10 +6,10 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import torch
 
 
 class TensorCache:
@@ -25,7 +25,9 @@ class TensorCache:
         """Begin empty."""
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._tensors: OrderedDict[object, torch.Tensor] = OrderedDict()
+        self._tensors: OrderedDict[object, tuple[torch.Tensor, torch.cuda.Event | None]] = (
+            OrderedDict()
+        )
         self._lock = threading.Lock()
 
     @property
@@ -41,16 +43,17 @@ class TensorCache:
         with self._lock:
             if key in self._tensors:
                 self._tensors.move_to_end(key)
-                return self._tensors[key]
+                return _for_this_stream(*self._tensors[key])
         made = make()  # without the lock: it takes milliseconds
+        ready = torch.cuda.current_stream(made.device).record_event() if made.is_cuda else None
         with self._lock:
             if key in self._tensors:
-                return self._tensors[key]
+                return _for_this_stream(*self._tensors[key])
             if made.nbytes <= self._max_bytes:
-                self._tensors[key] = made
+                self._tensors[key] = made, ready
                 self._bytes += made.nbytes
             while self._bytes > self._max_bytes:
-                _, gone = self._tensors.popitem(last=False)
+                _, (gone, _) = self._tensors.popitem(last=False)
                 self._bytes -= gone.nbytes
             return made
 
@@ -59,3 +62,12 @@ class TensorCache:
         with self._lock:
             self._tensors.clear()
             self._bytes = 0
+
+
+def _for_this_stream(tensor: torch.Tensor, ready: torch.cuda.Event | None) -> torch.Tensor:
+    """Return a tensor that was perhaps made on another stream: waited for there, and kept while it is used here."""
+    if ready is not None:
+        stream = torch.cuda.current_stream(tensor.device)
+        stream.wait_event(ready)
+        tensor.record_stream(stream)
+    return tensor

@@ -37,7 +37,7 @@ class _Map:
 
     starts: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
-    asked: set[int] = field(default_factory=set)
+    asked: dict[int, int] = field(default_factory=dict)  # window -> how often
     refused: str = ""
 
     def cover(self, at: int) -> int | None:
@@ -62,9 +62,10 @@ def outlook(owner: object, address: int, size: int) -> str:
     while at < address + size:
         end = known.cover(at)
         if end is None:
-            if _window(at) not in known.asked:
+            asked = known.asked.get(_window(at), 0)
+            if asked == 0:
                 return "its part of the map is registered when it is asked for again"
-            if not _in_memory(known, at):
+            if not (_is_looked_at(asked + 1) and _in_memory(known, at)):
                 return "its part of the map is registered once all of it lies in memory"
             end = _window(at) + WINDOW_BYTES
         at = end
@@ -119,10 +120,13 @@ def _window(at: int) -> int:
 
 def _earned(known: _Map, at: int) -> bool:
     """Return whether the window of `at` was asked for before and lies in memory; it has been asked for now."""
-    if _window(at) not in known.asked:
-        known.asked.add(_window(at))
-        return False
-    return _in_memory(known, at)
+    asked = known.asked[_window(at)] = known.asked.get(_window(at), 0) + 1
+    return _is_looked_at(asked) and _in_memory(known, at)
+
+
+def _is_looked_at(asked: int) -> bool:
+    """Return whether it is found out if the window lies in memory, which takes milliseconds: the 2nd, 4th, 8th time."""
+    return asked > 1 and asked & (asked - 1) == 0
 
 
 def _in_memory(known: _Map, at: int) -> bool:

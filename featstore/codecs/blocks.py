@@ -15,10 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from featstore.errors import RecordError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
 BLOCK_BYTES = 64 << 10
 # Payloads below it are not worth waking threads for.
@@ -47,6 +51,13 @@ class Layout:
 
     def spans(self, stored: memoryview, raw_bytes: int) -> list[tuple[int, int]]:
         """Return start and length of each block in `stored`; RecordError where they cannot be what it says."""
+        starts, lengths = self.table(stored, raw_bytes)
+        return list(zip(starts.tolist(), lengths.tolist(), strict=True))
+
+    def table(
+        self, stored: memoryview, raw_bytes: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the starts of all blocks in `stored`, and their lengths; RecordError as `spans`."""
         count = -(-raw_bytes // BLOCK_BYTES)
         if len(stored) < 4 * count:
             raise RecordError(
@@ -58,17 +69,16 @@ class Layout:
                 f"the {self.name} payload of {len(stored)} bytes cannot expand to the {raw_bytes} its shape needs; "
                 "ingest the video again"
             )
-        spans = []
-        at = 4 * count
-        for length in struct.unpack_from(f"<{count}I", stored):
-            at += -at % self.alignment
-            spans.append((at, length))
-            at += length
-        if at != len(stored):
+        lengths = np.frombuffer(stored, "<u4", count).astype(np.int64)
+        first = 4 * count + -4 * count % self.alignment
+        rooms = lengths + -lengths % self.alignment
+        starts = first + np.cumsum(rooms) - rooms
+        end = int(starts[-1] + lengths[-1]) if count else 0
+        if end != len(stored):
             raise RecordError(
-                f"the {self.name} payload holds {len(stored)} bytes, its table speaks of {at}; ingest the video again"
+                f"the {self.name} payload holds {len(stored)} bytes, its table speaks of {end}; ingest the video again"
             )
-        return spans
+        return starts, lengths
 
 
 def raw_blocks(payload: memoryview) -> list[memoryview]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from featstore.torch.blocks import part
-from featstore.torch.decompress import block_spans, decompress_into, refusal
+from featstore.torch.decompress import check_blocks, decompress_into, refusal
 from featstore.torch.dequantize import dequantize_into
 from featstore.torch.memory import alias
 from featstore.torch.streams import copy_stream, numbered
@@ -48,7 +48,7 @@ def to_tensor(
     """
     if way not in WAYS:
         raise ValueError(f"way is {way!r}; use one of {', '.join(WAYS)}")
-    block_spans(features)  # before memory is taken for what a header says
+    check_blocks(features)  # before memory is taken for what a header says
     if out is not None and tuple(out.shape) != features.shape:
         raise ValueError(f"out has shape {tuple(out.shape)}, the features have {features.shape}")
     place = torch.device("cpu" if device is None else device) if out is None else out.device
@@ -94,8 +94,8 @@ def _put(
         if there:
             crossing = torch.empty(len(values), dtype=torch.uint8, device=device)
     begun = upload(values, crossing, owner=features.owner if mapped else None, way=way)
-    pieces = chain([next(begun)], begun)  # the first is on its way while the rest is prepared
     try:
+        pieces = chain([next(begun)], begun)  # the first is on its way while the rest is prepared
         with torch.cuda.stream(copies):
             scale = alias(features.scale).to(device, non_blocking=True)
         scaled = copies.record_event()

@@ -1,10 +1,12 @@
-"""Decoders that end while they have nothing to do cost no video."""
+"""Decoders that end while they have nothing to do, or whose starter ends, cost no video."""
 
 from __future__ import annotations
 
 import os
 import signal
 import tempfile
+import threading
+import time
 from contextlib import ExitStack
 from multiprocessing.connection import wait
 
@@ -62,3 +64,21 @@ def test_a_decoder_that_died_with_nothing_to_do_is_replaced_and_no_video_is_blam
     assert (first.error, second.error) == ("", "")
     assert second.source == first.source
     assert victim not in decoders()
+
+
+def test_a_decoder_outlives_the_thread_that_started_it(clips, make_pool):
+    """A server has a thread for each request, and the decoder that the first one started serves them all."""
+    pools, found, pids = [], [], []
+
+    def request() -> None:
+        pools.append(pools[0] if pools else make_pool())
+        found.append(decode(pools[0], clips / "blink.mp4").error)
+        pids.extend(decoders())
+
+    for _ in range(3):
+        thread = threading.Thread(target=request)
+        thread.start()
+        thread.join()
+        time.sleep(0.1)  # for what the end of the thread may send
+    assert found == [""] * 3
+    assert len(set(pids)) == 1

@@ -112,23 +112,29 @@ class _Session:
         while True:
             with _to_parent():
                 self._hear()
-            engine = self._engine
-            if engine.in_flight < engine.depth:
-                # A batch that is not full is worth its while only where there would be no batch at all.
-                batch = self._batches.take(short=not engine.in_flight)
-                if batch:
-                    engine.submit(batch)
-            answers = engine.collect()
+            if self._can_submit:
+                self._engine.submit(self._batches.take(short=self._idle))
+            answers = self._engine.collect()
             with _to_parent():
                 for answer in answers:
                     send(self._connection, answer)
+
+    @property
+    def _idle(self) -> bool:
+        """Return whether no batch is at work: only then is one that is not full worth its while."""
+        return not self._engine.in_flight
+
+    @property
+    def _can_submit(self) -> bool:
+        engine = self._engine
+        return engine.in_flight < engine.depth and self._batches.ready(short=self._idle)
 
     def _hear(self) -> None:
         """Take in all requests there are; wait for one as long as there is nothing to do."""
         timeout: float | None = None
         if self._engine.owes:
             timeout = _POLL_SECONDS
-        if self._batches and self._engine.in_flight < self._engine.depth:
+        if self._can_submit:
             timeout = 0.0
         while self._connection.poll(timeout):
             self._batches.add(Job(**receive(self._connection)))

@@ -18,7 +18,7 @@ BATCH_SECONDS = 0.15
 
 
 class PlayedGpu:
-    """Works on a batch for `BATCH_SECONDS` while the loop goes on."""
+    """Works on a batch for `BATCH_SECONDS` while the loop goes on, and counts how often it is asked."""
 
     depth = 2
 
@@ -26,6 +26,7 @@ class PlayedGpu:
         self._until: list[float] = []
         self.sizes: list[int] = []
         self.queued: list[int] = []  # batches at work once each was taken
+        self.asked = 0
         self.closed = False
 
     @property
@@ -43,6 +44,7 @@ class PlayedGpu:
         self.queued.append(len(self._until))
 
     def collect(self):
+        self.asked += 1
         done = [until for until in self._until if until <= time.monotonic()]
         self._until = self._until[len(done) :]
         return [{"busy": BATCH_SECONDS} for _ in done]
@@ -70,6 +72,18 @@ def served(monkeypatch, engine):
 
 def job(number: int, count: int) -> dict[str, int]:
     return {"video": number, "frames": number, "count": count, "record": number}
+
+
+def test_the_loop_sleeps_while_a_batch_is_at_work_and_too_few_frames_wait(monkeypatch):
+    """To poll without a pause takes a core from the decoders; a turn a millisecond makes 300 of them here."""
+    engine = PlayedGpu()
+    with served(monkeypatch, engine) as parent:
+        send(parent, job(0, 4))
+        send(parent, job(1, 3))  # no full batch: it waits for more until the first is done
+        for _ in range(2):
+            receive(parent)
+    assert (engine.sizes, engine.queued) == ([4, 3], [1, 1])
+    assert engine.asked < 1000
 
 
 def test_full_batches_are_queued_while_one_is_at_work(monkeypatch):

@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import mmap
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import IO, Any
+from queue import SimpleQueue
+from typing import IO, TYPE_CHECKING, Any
 
 import msgpack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_MESSAGE_BYTES = 256 << 20  # a token scale of some million tokens fits
 _PR_SET_PDEATHSIG = 1
@@ -79,7 +86,7 @@ class Child:
         package_root = str(Path(__file__).resolve().parents[1])
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         try:
-            self.process = subprocess.Popen(
+            self.process = _start(
                 [sys.executable, "-m", module, str(there.fileno()), str(os.getpid())],
                 pass_fds=(there.fileno(), slots.fd, *(other.fd for other in more.values())),
                 stdin=subprocess.DEVNULL,
@@ -119,6 +126,49 @@ class Child:
         lines = log.read().decode(errors="replace").strip().splitlines()
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return f"{how}{': ' + lines[-1] if lines else ''}"
+
+
+def _start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a program from a thread that ends with this process.
+
+    A child that is to die with its parent is killed when the *thread* that started it ends: one that serves a single
+    request would take the decoder with it.
+    """
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, **options)
+
+    if threading.current_thread() is threading.main_thread():
+        return start()
+    started: Future[subprocess.Popen[bytes]] = Future()
+    _starter().put((started, start))
+    return started.result()
+
+
+@functools.cache
+def _starter() -> SimpleQueue[Any]:
+    """Return the queue of a thread that starts programs for as long as this process lives."""
+    queue: SimpleQueue[Any] = SimpleQueue()
+
+    def serve() -> None:
+        while True:
+            _answer(*queue.get())
+
+    threading.Thread(target=serve, name="children-starter", daemon=True).start()
+    return queue
+
+
+# A forked process has the queue and not the thread.
+os.register_at_fork(after_in_child=_starter.cache_clear)
+
+
+def _answer(
+    started: Future[subprocess.Popen[bytes]], start: Callable[[], subprocess.Popen[bytes]]
+) -> None:
+    try:
+        started.set_result(start())
+    except BaseException as exc:
+        started.set_exception(exc)
 
 
 def send(connection: Connection, message: dict[str, Any]) -> None:

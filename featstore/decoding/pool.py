@@ -119,6 +119,8 @@ class DecoderPool:
     def _assign(self) -> None:
         for worker in self._workers:
             if worker.video is None and self._queue and self._free:
+                if worker.child.connection.poll():  # it owes no answer, so what is heard is its end
+                    self._renew(worker)
                 worker.video, worker.slot = self._queue.popleft(), self._free.popleft()
                 worker.begun = time.monotonic()
                 worker.log_place = self._log.seek(0, os.SEEK_END)
@@ -143,8 +145,7 @@ class DecoderPool:
         worker.video = None
         worker.done += 1
         if worker.done >= VIDEOS_A_WORKER:
-            worker.child.kill()
-            worker.child, worker.done = self._start(), 0
+            self._renew(worker)
         return done
 
     def _too_long(self, video: Video) -> str:
@@ -171,6 +172,10 @@ class DecoderPool:
     def _replace(self, worker: _Worker, error: str, seconds: float) -> Decoded:
         assert worker.video is not None
         done = Decoded(worker.video, worker.slot, seconds, error=error)
-        worker.child.kill()
-        worker.child, worker.video, worker.done = self._start(), None, 0
+        worker.video = None
+        self._renew(worker)
         return done
+
+    def _renew(self, worker: _Worker) -> None:
+        worker.child.kill()
+        worker.child, worker.done = self._start(), 0

@@ -90,8 +90,8 @@ def fingerprint(path: str) -> SourceFingerprint:
     return SourceFingerprint(found.st_size, found.st_mtime_ns, digest.hexdigest())
 
 
-def check_is_file(path: str) -> None:
-    """Raise VideoError unless `path` is a regular file with something in it that does not point elsewhere.
+def check_is_file(path: str) -> os.stat_result:
+    """Return the status of `path`; VideoError unless it is a file with something in it that does not point elsewhere.
 
     A FIFO would block its opener; a playlist would have the decoder open other files, or wait for other machines.
     """
@@ -112,3 +112,17 @@ def check_is_file(path: str) -> None:
         raise VideoError(f"{path} cannot be opened: {exc.strerror}", path) from exc
     if begin.startswith(_PLAYLISTS):
         raise VideoError(f"{path} is a playlist; a video must hold its own frames", path)
+    return found
+
+
+def check_is_unchanged(path: str, before: os.stat_result) -> None:
+    """Raise VideoError unless `path` is the file it was, as it was, when `check_is_file` returned `before`."""
+    if _state(check_is_file(path)) != _state(before):
+        raise VideoError(
+            f"{path} changed while it was read; once it is whole, ask again or ingest it with --retry-failed",
+            path,
+        )
+
+
+def _state(found: os.stat_result) -> tuple[int, int, int, int]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

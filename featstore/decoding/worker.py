@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featstore.children import join_parent, receive, send
-from featstore.decoding.video import decode, fingerprint
+from featstore.decoding.video import check_is_file, check_is_unchanged, decode, fingerprint
 from featstore.errors import VideoError
 from featstore.preprocess import Preprocessing
 from featstore.sampling import Sampling
@@ -53,8 +53,10 @@ def answer(
     memory = slots.slot(request["slot"])[: math.prod(shape)]
     try:
         out = np.frombuffer(memory, dtype=np.uint8).reshape(shape)
+        before = check_is_file(path)
         clip = decode(path, sampling, pre, out, decoder=decoder)
         source = fingerprint(path)
+        check_is_unchanged(path, before)  # or these are another file's frames
     except VideoError as exc:
         return {"error": str(exc)}
     except MemoryError:

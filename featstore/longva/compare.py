@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from featstore.decoding.video import DECODER, Video
-from featstore.errors import StoreMismatch, VideoError
+from featstore.errors import FeatureNotFound, RecordError, StoreError, StoreMismatch, VideoError
 from featstore.longva.live import LiveEncoder
 from featstore.longva.lookup import serves
 from featstore.spec import FeatureSpec
@@ -135,7 +135,8 @@ def compare(
 
     model: answers `prompt` from stored and from fresh features, greedily; None for no answers. seed: of the sample.
     nframe, spec: which feature set, where several serve the encoder. A video whose file is gone, was replaced or cannot
-    be decoded is a failure of the report. Raises StoreMismatch where no feature set is the encoder's, or several are.
+    be decoded is a failure of the report, and so is one whose record is damaged or was removed meanwhile. Raises
+    StoreMismatch where no feature set is the encoder's, or several are.
     """
     chosen = _choose(dataset, encoder, nframe, spec)
     report = CompareReport(dataset.name, chosen, limits or Limits())
@@ -146,7 +147,7 @@ def compare(
         for entry in entries[:samples]:
             try:
                 row = _compare_one(dataset, live, chosen, entry, model, prompt, max_new_tokens)
-            except VideoError as exc:
+            except (VideoError, RecordError, FeatureNotFound, StoreError) as exc:
                 report.failures[entry.video_id] = str(exc)
                 continue
             report.rows.append(row)

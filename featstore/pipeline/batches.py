@@ -51,9 +51,9 @@ class Batches:
         self._open: list[Piece] = []
         self._room = size
 
-    def __bool__(self) -> bool:
-        """Return whether a frame waits."""
-        return bool(self._full or self._open)
+    def ready(self, *, short: bool) -> bool:
+        """Return whether `take` has a batch to give."""
+        return bool(self._full or (short and self._open))
 
     def add(self, job: Job) -> None:
         """Queue the frames of a job."""

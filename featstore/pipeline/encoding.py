@@ -7,6 +7,7 @@ works when it is told to, or `CudaEngine`, which queues work on a GPU and is ask
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -18,6 +19,7 @@ from featstore.pipeline.batches import Batches, Job
 from featstore.quantizing import quantize_into
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
     from numpy.typing import NDArray
@@ -69,7 +71,7 @@ def serve(connection: Connection, encoder: Encoder, memory: Memory, *, batch_fra
     engine = make_engine(encoder, memory, batch_frames)
     try:
         _Session(connection, engine, Batches(batch_frames)).run()
-    except (EOFError, ConnectionResetError, BrokenPipeError):
+    except _Closed:
         pass  # the parent wants no more
     finally:
         engine.close()
@@ -85,6 +87,19 @@ def make_engine(encoder: Encoder, memory: Memory, batch_frames: int) -> Engine:
     return HostEngine(encoder, memory)
 
 
+class _Closed(Exception):
+    """The parent closed its end."""
+
+
+@contextmanager
+def _to_parent() -> Iterator[None]:
+    """Tell the end of the parent from that of any connection the encoder may have."""
+    try:
+        yield
+    except (EOFError, ConnectionResetError, BrokenPipeError) as exc:
+        raise _Closed from exc
+
+
 class _Session:
     """The loop between the parent and the engine."""
 
@@ -95,22 +110,31 @@ class _Session:
 
     def run(self) -> None:
         while True:
-            self._hear()
-            engine = self._engine
-            if engine.in_flight < engine.depth:
-                # A batch that is not full is worth its while only where there would be no batch at all.
-                batch = self._batches.take(short=not engine.in_flight)
-                if batch:
-                    engine.submit(batch)
-            for answer in engine.collect():
-                send(self._connection, answer)
+            with _to_parent():
+                self._hear()
+            if self._can_submit:
+                self._engine.submit(self._batches.take(short=self._idle))
+            answers = self._engine.collect()
+            with _to_parent():
+                for answer in answers:
+                    send(self._connection, answer)
+
+    @property
+    def _idle(self) -> bool:
+        """Return whether no batch is at work: only then is one that is not full worth its while."""
+        return not self._engine.in_flight
+
+    @property
+    def _can_submit(self) -> bool:
+        engine = self._engine
+        return engine.in_flight < engine.depth and self._batches.ready(short=self._idle)
 
     def _hear(self) -> None:
         """Take in all requests there are; wait for one as long as there is nothing to do."""
         timeout: float | None = None
         if self._engine.owes:
             timeout = _POLL_SECONDS
-        if self._batches and self._engine.in_flight < self._engine.depth:
+        if self._can_submit:
             timeout = 0.0
         while self._connection.poll(timeout):
             self._batches.add(Job(**receive(self._connection)))

@@ -26,7 +26,7 @@ from featstore.store.writer import MIN_FREE_BYTES
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from featstore.encoders import Encoder, EncoderRecipe
     from featstore.pipeline.summary import Progress
@@ -36,7 +36,7 @@ LOCK_WAIT = 10.0  # an ingest that was just killed may still have its writer fin
 
 
 def ingest(
-    videos: Iterable[str | os.PathLike[str]] | Sequence[Video],
+    videos: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Video],
     cache_dir: str | os.PathLike[str],
     dataset: str,
     *,
@@ -62,7 +62,7 @@ def ingest(
 ) -> IngestSummary:
     """Store the features of `videos` in `cache_dir/dataset`, leaving out those that are stored.
 
-    videos: folders and video files, or `Video`s with ids of their own. encoder: an object, see
+    videos: folders and video files, one or several, or `Video`s with ids of their own. encoder: an object, see
     featstore.encoders.get_encoder, which runs in a thread of this process; or a list of recipes, one for each device,
     which run in a process each and must make the same features. sampling: 128 frames, linspace, by default. workers:
     decode processes, one a core by default. decode_timeout: seconds. decode_memory: bytes a decode process may take
@@ -81,8 +81,8 @@ def ingest(
     an encoder raised; what was committed until then stays.
     """
     begun = time.monotonic()
-    if isinstance(videos, (str, os.PathLike)):
-        videos = [videos]
+    # Walked twice below, which a generator allows once.
+    videos = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
     listed = [video for video in videos if isinstance(video, Video)]
     places = [place for place in videos if not isinstance(place, Video)]
     listing = check_listing(listed + (list_videos(places) if places else []))

@@ -1,9 +1,12 @@
 import json
+import random
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from damage import flip_in_file
 
 from featstore.cli import main
 from featstore.errors import StoreMismatch
@@ -12,6 +15,9 @@ from featstore.longva.compare import Limits, compare
 from featstore.pipeline.run import ingest
 from featstore.sampling import Sampling
 from featstore.store.reader import Dataset
+from featstore.store.remove import remove_set, remove_videos
+
+PAGE = 4096
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +55,56 @@ def test_another_encoders_features_are_not_compared(stored, make_checkpoint, tmp
     other = LongVAEncoder(make_checkpoint(tmp_path / "other", seed=5))
     with pytest.raises(StoreMismatch, match=r"encoder\.weights"):
         compare(Dataset(cache, "demo"), other)
+
+
+def flip_payload(cache, video, payload):
+    flip_in_file(cache, payload)
+
+
+def flip_page(cache, video, payload):
+    """Damage the number of the page that the record begins on."""
+    content = (cache / "demo/data.mdb").read_bytes()
+    page = content.index(payload) // PAGE
+    while not content.startswith(page.to_bytes(8, "little"), page * PAGE):
+        page -= 1
+    flip_in_file(cache, content[page * PAGE :][:PAGE])
+
+
+def remove(cache, video, payload):
+    remove_videos(cache, "demo", [video])
+
+
+def remove_all(cache, video, payload):
+    remove_set(cache, "demo", Dataset(cache, "demo").sets()[0].spec)
+
+
+@pytest.mark.parametrize(
+    ("happen", "reason", "lost"),
+    [
+        (flip_payload, "the payload of video .* is damaged", 1),
+        (flip_page, "the file is damaged", 1),
+        (remove, "is not stored in dataset 'demo'", 1),
+        (remove_all, "no feature set of dataset 'demo' fits", 2),
+    ],
+)
+def test_a_record_that_is_not_to_be_had_costs_its_own_row_alone(
+    stored, tmp_path, happen, reason, lost
+):
+    checkpoint, made, _ = stored
+    cache = Path(shutil.copytree(made, tmp_path / "cache"))
+    entries = sorted(entry.video_id for entry in Dataset(cache, "demo").entries())
+    random.Random(0).shuffle(entries)
+    first, *rest = entries
+    payload = Dataset(made, "demo")[rest[0]].data.tobytes()[1000:1064]
+
+    def on_row(row):
+        if row.video_id == first:
+            happen(cache, rest[0], payload)
+
+    report = compare(Dataset(cache, "demo"), LongVAEncoder(checkpoint), on_row=on_row)
+    assert list(report.failures) == rest[:lost]
+    assert [row.video_id for row in report.rows] == [first, *rest[lost:]]
+    assert all(re.search(reason, failure) for failure in report.failures.values()), report.failures
 
 
 def test_the_command_prints_json_and_exits_3_where_a_file_was_replaced(stored, tmp_path):

@@ -22,7 +22,7 @@ def test_every_frame_comes_out_once_and_a_videos_in_their_order(size, counts, da
         if data.draw(st.booleans()):
             found += drain(batches, short=data.draw(st.booleans()))
     found += drain(batches, short=True)
-    assert not batches
+    assert not batches.ready(short=True)
     assert all(sum(piece.count for piece in batch) <= size for batch in found)
     for video, count in enumerate(counts):
         pieces = [piece for batch in found for piece in batch if piece.job.video == video]
@@ -52,7 +52,8 @@ def test_a_video_that_fills_batches_shares_none():
 def test_a_short_batch_comes_only_when_asked_for():
     batches = Batches(4)
     batches.add(Job(0, 0, 3, 0))
-    assert batches
+    assert batches.ready(short=True)
+    assert not batches.ready(short=False)
     assert batches.take(short=False) == []
     assert len(batches.take(short=True)) == 1
     assert batches.take(short=True) == []

@@ -38,6 +38,22 @@ def test_what_was_ingested_is_what_the_encoder_gives(clips, cache):
         assert features.header.source.size == path.stat().st_size
 
 
+@pytest.mark.parametrize("kind", [iter, tuple, dict.fromkeys])
+def test_videos_may_come_from_anything_that_can_be_walked_once(clips, cache, kind):
+    """A glob is walked once; to look through it twice would find nothing the second time."""
+    mixed = [clips / "blink.mp4", str(clips / "color_bars.mp4")]
+    mixed.append(Video("ball", str(clips / "bouncing_ball.mp4")))
+    summary = ingest(kind(mixed), cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    assert (summary.planned, summary.stored) == (3, 3)
+    assert sorted(featstore.open(cache)["demo"]) == ["ball", "blink", "color_bars"]
+
+
+@pytest.mark.parametrize("place", [str, Path])
+def test_a_single_place_needs_no_list(clips, cache, place):
+    summary = ingest(place(clips), cache, "demo", encoder=ToyEncoder(), sampling=SIX, dry_run=True)
+    assert summary.planned == 3
+
+
 @pytest.mark.parametrize("codec", ["raw", "lz4", "zstd"])
 @pytest.mark.parametrize("scale", ["channel", "token", "tensor"])
 def test_int8_is_within_half_a_step_of_the_encoder(clips, cache, codec, scale):

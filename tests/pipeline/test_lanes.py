@@ -106,12 +106,17 @@ def test_a_killed_encoder_process_is_named_and_the_next_run_goes_on(many, cache)
     assert before.items() <= payloads(cache).items()
 
 
-def test_what_an_encoder_raises_reaches_the_caller_as_it_is(many, cache):
+@pytest.mark.parametrize(
+    "kind", [ZeroDivisionError, EOFError, ConnectionResetError, BrokenPipeError]
+)
+def test_what_an_encoder_raises_reaches_the_caller_as_it_is(many, cache, kind):
+    """Also what a pipe would raise whose other end is gone: the encoder may have pipes of its own."""
+
     class Failing(ToyEncoder):
         def encode(self, frames):
-            raise ZeroDivisionError("on purpose")
+            raise kind("on purpose")
 
-    with pytest.raises(ZeroDivisionError, match="on purpose"):
+    with pytest.raises(kind, match="on purpose"):
         ingest(many, cache, "demo", encoder=Failing(), **options())
     assert [thread.name for thread in threading.enumerate() if "featstore" in thread.name] == []
 

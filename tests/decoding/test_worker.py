@@ -1,0 +1,83 @@
+"""What the decode process answers of a file that does not stay as it is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+
+import pytest
+
+from featstore.children import Slots
+from featstore.decoding import worker
+from featstore.decoding.video import fingerprint
+from featstore.preprocess import Preprocessing
+from featstore.sampling import Sampling
+
+SQUARE = Preprocessing(32, 32, 32)
+FOUR = Sampling(4)
+
+
+@pytest.fixture
+def answer():
+    slots = Slots.create(1, 4 * 32 * 32 * 3)
+    yield lambda path: worker.answer({"path": str(path), "slot": 0}, slots, FOUR, SQUARE, "auto")
+    slots.close()
+
+
+def grow(path):
+    with path.open("ab") as file:
+        file.write(b"the rest of a download")
+
+
+def exchange(path):
+    """Another file takes its name, of the same size and time."""
+    found = path.stat()
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes()[::-1])
+    os.utime(other, ns=(found.st_atime_ns, found.st_mtime_ns))
+    other.rename(path)
+
+
+def write_over(path):
+    found = path.stat()
+    with path.open("r+b") as file:
+        file.write(bytes(16))
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns + 1))
+
+
+@pytest.mark.parametrize("change", [grow, exchange, write_over])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_file_that_changes_while_it_is_read_is_refused(clips, monkeypatch, answer, change, late):
+    """Else old frames would be stored under the new file's fingerprint, and no later ingest would notice."""
+    path = clips / "blink.mp4"
+    step = "fingerprint" if late else "decode"
+    does = getattr(worker, step)
+
+    def change_after(*args, **options):
+        found = does(*args, **options)
+        change(path)
+        return found
+
+    monkeypatch.setattr(worker, step, change_after)
+    found = answer(path)
+    assert found.keys() == {"error"}
+    assert f"{path} changed while it was read" in found["error"]
+    assert "--retry-failed" in found["error"]
+
+
+def test_a_file_that_goes_while_it_is_read_is_refused(clips, monkeypatch, answer):
+    path = clips / "blink.mp4"
+
+    def fingerprint_and_remove(name):
+        found = fingerprint(name)
+        path.unlink()
+        return found
+
+    monkeypatch.setattr(worker, "fingerprint", fingerprint_and_remove)
+    assert "cannot be opened: No such file" in answer(path)["error"]
+
+
+def test_a_file_that_stays_is_taken_by_its_content_also_through_a_link(clips, answer):
+    link = clips / "link.mp4"
+    link.symlink_to(clips / "blink.mp4")
+    assert answer(link)["source"] == asdict(fingerprint(str(clips / "blink.mp4")))

@@ -6,6 +6,7 @@ import pickle
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -173,6 +174,29 @@ def test_a_cached_tensor_is_waited_for_on_the_stream_that_asks_again(monkeypatch
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("other"))
     assert cache.get("a", lambda: pytest.fail("made twice")) is tensor
     assert said == ["other waits after maker", "used on other"]
+
+
+def test_tensors_for_the_cpu_leave_cuda_alone(cache_dir, monkeypatch):
+    """A child that was forked after CUDA was used must not begin it."""
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: pytest.fail("CUDA was begun"))
+    dataset = featstore.open(cache_dir)["demo"]
+    assert [name for name, _ in prefetch(dataset, dataset)] == list(dataset)
+
+
+def test_two_who_make_a_tensor_at_once_get_the_first_and_wait_for_it(monkeypatch):
+    waited, cache = [], TensorCache(1000)
+    cuda = SimpleNamespace(
+        is_cuda=True, nbytes=100, device=0, record_stream=lambda stream: waited.append("used")
+    )
+    stream = SimpleNamespace(record_event=lambda: "ready", wait_event=waited.append)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+
+    def make():
+        cache.get("a", lambda: cuda)  # another thread is quicker
+        return SimpleNamespace(is_cuda=True, nbytes=100, device=0)
+
+    assert cache.get("a", make) is cuda
+    assert waited == ["ready", "used"]
 
 
 def test_the_current_gpu_is_the_one_of_whoever_asks(cache_dir, monkeypatch):

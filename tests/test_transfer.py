@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -50,6 +51,7 @@ class Runtime:
 
     def cudaHostUnregister(self, start):
         del self.spans[start]
+        return 0
 
 
 @pytest.fixture
@@ -67,9 +69,10 @@ def runtime(monkeypatch):
     monkeypatch.setattr(registered, "_maps", maps)
     monkeypatch.setattr(registered, "_cudart", lambda: found)
     monkeypatch.setattr(registered, "_clear_error", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: -1)
     yield found
     for known in maps.values():  # there is no CUDA to unregister them with later
-        known.starts.clear()
+        known.held.clear()
 
 
 @pytest.fixture(params=[4096, 10_000, 1 << 20])
@@ -144,6 +147,57 @@ def test_an_upload_that_was_interrupted_is_followed_by_one_in_other_slots(ring, 
         list(upload(values, out))
         assert torch.equal(out, torch.from_numpy(values))
     other.close()
+
+
+def test_an_upload_that_is_given_up_waits_for_what_was_begun(ring, monkeypatch):
+    copied, real = [], staged._copy
+
+    def copy(*words):
+        time.sleep(0.05)
+        real(*words)
+        copied.append(words)
+
+    monkeypatch.setattr(staged, "_copy", copy)
+    values = np.zeros(100_001, np.uint8)
+    given_up = ring.upload(values, torch.zeros(len(values), dtype=torch.uint8))
+    next(given_up)
+    given_up.close()
+    slots, slot_bytes = ring._memory.shape
+    assert len(copied) == min(slots, -(-len(values) // slot_bytes))
+
+
+@pytest.mark.parametrize("way", ["staged", "registered", "pageable"])
+def test_a_map_is_let_go_of_with_the_last_who_uses_it(ring, tmp_path, way):
+    """A thread that waited for work kept what it had copied last."""
+    store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
+    store = featstore.open(tmp_path / "cache")
+    features = store["d"]["v"]
+    put(features, way)
+    owner = weakref.ref(features.owner)
+    store.close()
+    del features, store
+    gc.collect()
+    assert owner() is None
+
+
+def test_a_ring_whose_threads_cannot_be_started_is_let_go_of(runtime, monkeypatch):
+    real, left = threading.Thread.start, [2]
+
+    def start(thread):
+        if not left[0]:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        real(thread)
+
+    before = threading.active_count()
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="can't start"):
+        staged.Ring(threads=4)
+    deadline = time.monotonic() + 20
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
 
 
 def test_what_is_raised_between_two_pieces_lets_go_of_the_ring(ring, store, monkeypatch):
@@ -240,6 +294,30 @@ def test_windows_are_unregistered_before_their_map_goes(ring, runtime, tmp_path)
     store.close()
     assert len(runtime.spans) == 1
     del features, store
+    gc.collect()
+    assert runtime.spans == {}
+
+
+def test_a_window_that_was_interrupted_while_it_was_registered_is_unregistered(
+    ring, runtime, tmp_path, monkeypatch
+):
+    """An address that is used again later would be read from the pages that were registered."""
+    store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
+    features = featstore.open(tmp_path / "cache")["d"]["v"]
+    real = runtime.cudaHostRegister
+
+    def interrupted(*words):
+        real(*words)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runtime, "cudaHostRegister", interrupted, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        put(features, "registered")
+    assert len(runtime.spans) == 1
+    monkeypatch.delattr(runtime, "cudaHostRegister")
+    assert torch.equal(put(features, "registered"), to_tensor(features))
+    assert explain(features).startswith("registered")
+    del features
     gc.collect()
     assert runtime.spans == {}
 

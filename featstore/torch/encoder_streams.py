@@ -6,6 +6,7 @@ encoded the next one's frames are on their way up, and the last one's record is 
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import torch
 from featstore.torch.quantize import queue_quantize, read_measures
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -84,13 +85,14 @@ class EncoderStreams:
     ) -> None:
         """Take the memory for `DEPTH` batches of frames of `frames_shape`, (B, H, W, 3)."""
         self._encode = encode
+        self._device = device
         with torch.cuda.device(device):
             self._up, self._main, self._down = (
                 torch.cuda.Stream()  # type: ignore[no-untyped-call]
                 for _ in range(3)
             )
         torch.cuda.synchronize(device)  # the encoder's weights were put there on another stream
-        with torch.cuda.stream(self._up):
+        with self._on(self._up):
             shape = (DEPTH, *frames_shape)
             self._frames = torch.empty(shape, dtype=torch.uint8, device=device)
         self._read: list[torch.cuda.Event | None] = [None] * DEPTH
@@ -103,7 +105,7 @@ class EncoderStreams:
         """
         turn, self._turn = self._turn, (self._turn + 1) % DEPTH
         place, count = self._frames[turn], 0
-        with torch.cuda.stream(self._up):
+        with self._on(self._up):
             before = self._read[turn]
             if before is not None:  # the batch that lay there last
                 self._up.wait_event(before)
@@ -112,7 +114,7 @@ class EncoderStreams:
                 part.copy_(torch.from_numpy(piece), non_blocking=True)
                 count += len(piece)
             read = self._up.record_event()
-        with torch.cuda.stream(self._main):
+        with self._on(self._main):
             self._main.wait_event(read)
             begun = self._mark()
             features = self._encode(place[:count])
@@ -133,12 +135,12 @@ class EncoderStreams:
 
         shape: (num_tokens, hidden_dim).
         """
-        with torch.cuda.stream(self._main):
+        with self._on(self._main):
             begun = self._mark()
             features = (parts[0] if len(parts) == 1 else torch.cat(list(parts))).reshape(shape)
             stored, scale, measures = queue_quantize(features, quantization, granularity)
             ended = self._mark()
-        with torch.cuda.stream(self._down):
+        with self._on(self._down):
             self._down.wait_event(ended)
             values = torch.frombuffer(payload, dtype=stored.dtype).reshape(shape)
             values.copy_(stored, non_blocking=True)
@@ -154,6 +156,12 @@ class EncoderStreams:
         """Wait until nothing is on its way: the host's memory may go."""
         for stream in (self._up, self._main, self._down):
             stream.synchronize()
+
+    @contextlib.contextmanager
+    def _on(self, stream: torch.cuda.Stream) -> Iterator[None]:
+        # To leave a stream alone goes back to the current GPU, and gives it a context of some 500 MB.
+        with torch.cuda.device(self._device), torch.cuda.stream(stream):
+            yield
 
     def _mark(self) -> torch.cuda.Event:
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from featstore.record import Features
 
 
+LONGEST_JOIN = 5.0  # seconds
+
+
 class Source(Protocol):
     """What videos are fetched from: a Dataset of the store, or a FeatureDataset."""
 
@@ -63,7 +66,7 @@ def prefetch(
         try:
             stream = _side_stream(place)
             for video in _reading_ahead(source, videos, ahead):
-                with torch.cuda.stream(stream):
+                with _working_on(place, stream):
                     tensor = to_tensor(source.lookup(video), device=place, dtype=dtype)
                 if stream is not None:
                     stream.synchronize()
@@ -88,7 +91,9 @@ def prefetch(
             yield video, item
     finally:
         ended.set()
-        thread.join()
+        # It ends after its video. Not waited for without end: where the collector closes a forgotten iterator, in the
+        # middle of another upload of this thread, it waits for that.
+        thread.join(LONGEST_JOIN)
 
 
 def _reading_ahead(source: Source, videos: Iterable[str], ahead: int) -> Iterator[str]:
@@ -105,3 +110,17 @@ def _reading_ahead(source: Source, videos: Iterable[str], ahead: int) -> Iterato
 
 def _side_stream(device: torch.device) -> torch.cuda.Stream | None:
     return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+
+def _working_on(
+    device: torch.device, stream: torch.cuda.Stream | None
+) -> contextlib.AbstractContextManager[object]:
+    stack = contextlib.ExitStack()
+    if (
+        stream is not None
+    ):  # torch.cuda.stream(None) would begin CUDA, which a forked child must not
+        stack.enter_context(
+            torch.cuda.device(device)
+        )  # left by a stream alone, the first GPU gets a context
+        stack.enter_context(torch.cuda.stream(stream))
+    return stack

@@ -33,11 +33,16 @@ _READ_ONLY = 0x08  # the map is
 
 @dataclass
 class _Map:
-    """The registered spans of one map, sorted and disjoint, and the windows that were asked for."""
+    """The registered spans of one map, sorted and disjoint, and the windows that were asked for.
+
+    held: where CUDA was asked to register a span and did not refuse. device: the GPU that did.
+    """
 
     starts: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     asked: dict[int, int] = field(default_factory=dict)  # window -> how often
+    held: set[int] = field(default_factory=set)
+    device: int = -1
     refused: str = ""
 
     def cover(self, at: int) -> int | None:
@@ -52,14 +57,16 @@ _maps: weakref.WeakKeyDictionary[object, _Map] = weakref.WeakKeyDictionary()
 
 def outlook(owner: object, address: int, size: int) -> str:
     """Return why the `size` bytes at `address` in the map of `owner` are not registered next, nothing if they are."""
-    known = _maps.get(owner)
-    refused = known.refused if known else _too_large(_find_mapping(address))
-    if refused:
-        return refused
-    if known is None:
-        return "its part of the map is registered when it is asked for again"
-    at = address
-    while at < address + size:
+    with _lock:
+        known = _maps.get(owner)
+        if known is None:
+            refused = _too_large(_find_mapping(address))
+            return refused or "its part of the map is registered when it is asked for again"
+        return known.refused or _outlook(known, address, address + size)
+
+
+def _outlook(known: _Map, at: int, stop: int) -> str:
+    while at < stop:
         end = known.cover(at)
         if end is None:
             asked = known.asked.get(_window(at), 0)
@@ -83,8 +90,9 @@ def registered_spans(
     with _lock:
         known = _maps.get(owner)
         if known is None:
-            known = _maps[owner] = _Map(refused=_too_large(_find_mapping(address)))
+            known = _Map(refused=_too_large(_find_mapping(address)))
             weakref.finalize(owner, _unregister, known, os.getpid())
+            _maps[owner] = known
         spans = []
         at, end, whole = address, address + size, True
         while at < end and not known.refused:
@@ -145,8 +153,13 @@ def _register_window(known: _Map, at: int) -> None:
     start, stop = _bounds(known, mapped, at)
     if not is_resident(start, stop - start):  # pinning would fault its pages in one by one
         wait(read_in(mapped.path, mapped.offset + start - mapped.start, stop - start))
+    if start in known.held:  # and yet not covered: an interrupt came as it was registered
+        _release(start)
+    known.device = torch.cuda.current_device()
+    known.held.add(start)
     code = int(_cudart().cudaHostRegister(start, stop - start, _PORTABLE | _READ_ONLY))
     if code != 0:
+        known.held.discard(start)
         _clear_error()
         known.refused = f"CUDA refused to register {stop - start} bytes of it (error {code})"
         log.info("not registering a store's map: %s", known.refused)
@@ -165,7 +178,7 @@ def _bounds(known: _Map, mapped: _Mapping, at: int) -> tuple[int, int]:
 
 
 def _clear_error() -> None:
-    # A refused registration stays the runtime's last error until a launch reports it: let that be ours.
+    # What was refused stays the runtime's last error until a launch reports it: let that be ours.
     with contextlib.suppress(RuntimeError):
         torch.zeros(1, device="cuda")
 
@@ -182,8 +195,14 @@ def _too_large(mapped: _Mapping | None) -> str:
 def _unregister(known: _Map, pid: int) -> None:
     if os.getpid() != pid:  # a forked child holds no registrations of its own
         return
-    for start in known.starts:
-        _cudart().cudaHostUnregister(start)
+    with torch.cuda.device(known.device):  # or the first GPU would get a context, of some 500 MB
+        for start in known.held:
+            _release(start)
+
+
+def _release(start: int) -> None:
+    if int(_cudart().cudaHostUnregister(start)) != 0:
+        _clear_error()
 
 
 def _cudart() -> Any:

@@ -53,9 +53,13 @@ class Ring:
         self._lock = threading.Lock()
         self._work: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
         self._threads = max(1, min(threads, os.cpu_count() or 1))
-        for number in range(self._threads):
-            name = f"featstore-copy-{number}"
-            threading.Thread(target=self._fill_slots, name=name, daemon=True).start()
+        try:
+            for number in range(self._threads):
+                name = f"featstore-copy-{number}"
+                threading.Thread(target=self._fill_slots, name=name, daemon=True).start()
+        except BaseException:
+            self.close()  # those that run would keep the memory
+            raise
 
     def close(self) -> None:
         """End the threads; no upload may follow."""
@@ -132,7 +136,9 @@ class Ring:
     def _fill_slots(self) -> None:
         while (piece := self._work.get()) is not None:
             _copy(piece.target, piece.source.__array_interface__["data"][0], len(piece.source))
-            piece.filled.put(piece.number)
+            number, filled = piece.number, piece.filled
+            del piece  # a thread that waits for work would keep the map
+            filled.put(number)
 
 
 _ring: tuple[int, Ring] | None = None

@@ -20,6 +20,8 @@ from featstore.errors import VideoError
 from featstore.record import SourceFingerprint
 
 if TYPE_CHECKING:
+    from pathlib import PurePath
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 DECODER = "decord-rgb24"  # the identity that enters a spec; decoders proved byte-identical share it
 DECODERS = ("auto", "av", "decord")
+_NAMES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
+VIDEO_SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 _HASH_BLOCK_BYTES = 4 << 20
 # How files begin that make FFmpeg open others: an HLS playlist and a script for its concat demuxer.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat")
@@ -39,6 +43,15 @@ class Video:
 
     video_id: str
     path: str
+
+
+def name_video(path: PurePath) -> str:
+    """Return `path` as ids have it: with slashes, and without its suffix where that is a video's.
+
+    What else follows a dot tells videos apart, as in `s1.e1` and `s1.e2`. Every id that is made of a path is made here.
+    """
+    named = path.with_suffix("") if path.suffix.lower() in VIDEO_SUFFIXES else path
+    return named.as_posix()
 
 
 def decode(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featstore.decoding.video import Video, fingerprint
+from featstore.decoding.video import VIDEO_SUFFIXES, Video, fingerprint, name_video
 from featstore.errors import ListingError, VideoError
 from featstore.store.catalog import Entry, Failure, read_entry, read_failure, stored_spec, video_key
 from featstore.store.layout import check_video_id
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from featstore.store.snapshot import Snapshot
 
 MAX_MANIFEST_BYTES = 256 << 20  # a million videos take some 100 MB
-_NAMES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
-VIDEO_SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,7 @@ def list_videos(places: Iterable[str | os.PathLike[str]]) -> list[Video]:
     for place in map(Path, places):
         if not place.exists():
             raise ListingError(f"{place} does not exist; --videos takes folders and video files")
-        found = (
-            list(_walk(place)) if place.is_dir() else [Video(place.stem, os.path.abspath(place))]
-        )
+        found = list(_walk(place)) if place.is_dir() else [_named(place, Path(place.name))]
         if not found:
             raise ListingError(
                 f"{place} holds no video: no name in it ends in {' '.join(sorted(VIDEO_SUFFIXES))}"
@@ -175,8 +171,11 @@ def _walk(folder: Path) -> Iterator[Video]:
         for name in sorted(files + named):
             path = Path(root, name)
             if path.suffix.lower() in VIDEO_SUFFIXES and not name.startswith("."):
-                video_id = path.relative_to(folder).with_suffix("").as_posix()
-                yield Video(video_id, os.path.abspath(path))
+                yield _named(path, path.relative_to(folder))
+
+
+def _named(path: Path, below: Path) -> Video:
+    return Video(name_video(below), os.path.abspath(path))
 
 
 def _read_jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -101,6 +102,32 @@ def fingerprint(path: str) -> SourceFingerprint:
     except OSError as exc:
         raise VideoError(f"{path} cannot be read: {exc.strerror}", path) from exc
     return SourceFingerprint(found.st_size, found.st_mtime_ns, digest.hexdigest())
+
+
+def was_replaced(source: SourceFingerprint, path: str) -> bool:
+    """Return whether the file at `path` is another than `source` is of; False where there is none to be seen.
+
+    It is opened only where it has the size and another modification time; once a process as long as it does not change.
+    """
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a path that no file can have
+        return False
+    if not stat.S_ISREG(found.st_mode) or found.st_size != source.size:
+        return True
+    if found.st_mtime_ns == source.mtime_ns:
+        return False
+    state = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    try:
+        return _content(path, state) != source.xxh3_128
+    except VideoError:
+        return True
+
+
+@lru_cache(maxsize=1 << 16)  # some 20 MB
+def _content(path: str, state: tuple[int, ...]) -> str:
+    """Return xxh3-128 of the file; of each `state` it was seen in, it is read once."""
+    return fingerprint(path).xxh3_128
 
 
 def check_is_file(path: str) -> None:

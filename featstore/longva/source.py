@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from featstore.decoding.video import Video
+from featstore.decoding.video import Video, was_replaced
 from featstore.errors import (
     FeatstoreError,
     FeatureNotFound,
@@ -105,15 +105,31 @@ class FeatureSource:
     def _find(self, wanted: Wanted) -> Features | None:
         assert self._lookup is not None
         try:
-            return self._lookup.find(wanted)
+            features = self._lookup.find(wanted)
         except (RecordError, StoreDamaged) as exc:
             if self._on_miss == "error":
                 self._statistics.misses += 1
                 raise
-            if str(exc) not in self._reported:
-                self._reported.add(str(exc))
-                _say(f"{exc}; features that cannot be read are made again")
+            self._say_once(f"{exc}; features that cannot be read are made again")
             return None
+        if features is None or wanted.path is None:
+            return features
+        return self._unless_replaced(features, wanted.path)
+
+    def _unless_replaced(self, features: Features, path: str) -> Features | None:
+        """Return `features`, None where the file at `path` is another than they were made from: that is a miss."""
+        header = features.header
+        if not was_replaced(header.source, path):
+            return features
+        found = (
+            f"{path} is not the file that the features of video {header.video_id!r} in dataset {header.dataset!r} were "
+            f"made from, {header.video_path} of {header.source.size:,} bytes"
+        )
+        if self._on_miss == "error":
+            self._statistics.misses += 1
+            raise FeatureNotFound(f"{found}; ingest it again, or give each file an id of its own")
+        self._say_once(f"{found}; its features are made again")
+        return None
 
     def _make(self, wanted: Wanted) -> Visual:
         """Return the features of a video that is not stored, having stored them where that is wanted and can be."""
@@ -163,6 +179,11 @@ class FeatureSource:
         except StoreError as exc:
             self._give_up(exc)
         return None
+
+    def _say_once(self, sentence: str) -> None:
+        if sentence not in self._reported:
+            self._reported.add(sentence)
+            _say(sentence)
 
     def _give_up(self, exc: StoreError) -> None:
         """Go on as `encode-only`: an evaluation is not to end for want of room."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featstore.decoding.video import VIDEO_SUFFIXES, Video, fingerprint, name_video
-from featstore.errors import ListingError, VideoError
-from featstore.store.catalog import Entry, Failure, read_entry, read_failure, stored_spec, video_key
+from featstore.decoding.video import VIDEO_SUFFIXES, Video, name_video, was_replaced
+from featstore.errors import ListingError
+from featstore.store.catalog import Failure, read_entry, read_failure, stored_spec, video_key
 from featstore.store.layout import check_video_id
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def make_plan(
         key = video_key(spec, dataset, video.video_id)
         entry = read_entry(snapshot, key) if snapshot and resume else None
         failure = read_failure(snapshot, key) if snapshot and resume else None
-        if entry is not None and not was_replaced(entry, video.path):
+        if entry is not None and not was_replaced(entry.source, video.path):
             plan.stored.append(video)
         elif failure is not None and not (retry_failed or failure.damaged):
             plan.failed_before.append(failure)
@@ -145,22 +145,6 @@ def make_plan(
             plan.todo.append(video)
     todo = plan.todo if limit is None else plan.todo[:limit]
     return Plan(todo, plan.stored, plan.failed_before, replaced)
-
-
-def was_replaced(entry: Entry, path: str) -> bool:
-    """Return whether the file at `path` is another than the one `entry`'s features were made from."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return False
-    if not stat.S_ISREG(found.st_mode) or found.st_size != entry.source.size:
-        return True
-    if found.st_mtime_ns == entry.source.mtime_ns:
-        return False
-    try:
-        return fingerprint(path).xxh3_128 != entry.source.xxh3_128
-    except VideoError:
-        return True
 
 
 def _walk(folder: Path) -> Iterator[Video]:

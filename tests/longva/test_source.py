@@ -1,4 +1,4 @@
-"""Where a question's features come from, with a toy encoder: replaced files."""
+"""Where a question's features come from, with a toy encoder: replaced files, and stores that cannot be written."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ import featstore
 from featstore.decoding import video as decoding
 from featstore.decoding.video import DECODER
 from featstore.encoders import ToyEncoder
-from featstore.errors import FeatureNotFound
+from featstore.errors import FeatureNotFound, StoreFull
 from featstore.integrations.vlmevalkit import video_id
+from featstore.longva import source
 from featstore.longva.lookup import Wanted
 from featstore.longva.source import FeatureSource
 from featstore.longva.statistics import CacheStatistics
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
+from featstore.store.seal import seal_dataset
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -199,3 +201,60 @@ def test_a_touched_files_content_is_compared_once_in_each_state(model, clips, re
     with pytest.raises(FeatureNotFound):
         ask(model(on_miss="error"), path)
     assert len(read) == 2
+
+
+# Stores that cannot be written
+
+
+def sealed_beside(cache: Path, clips: Path, model) -> Path:
+    """`demo` and `other`, both with another video than blink, `demo` sealed."""
+    for dataset in ("demo", "other"):
+        ask(model(), clips / "color_bars.mp4", "color_bars", dataset)
+    seal_dataset(cache, "demo")
+    return cache
+
+
+def test_a_sealed_dataset_ends_storing_in_itself_alone(model, clips, cache, capsys):
+    sealed_beside(cache, clips, model)
+    asked = model()
+    for _ in range(2):
+        for dataset in ("demo", "other", "new"):
+            ask(asked, clips / "blink.mp4", dataset=dataset)
+    assert counts(asked) == (2, 4)
+    store = featstore.open(cache)
+    assert ["blink" in store[name] for name in ("demo", "other", "new")] == [False, True, True]
+    err = capsys.readouterr().err
+    assert err.count("no longer stored") == err.count("dataset 'demo'") == 1
+    assert "is sealed" in err
+
+
+def test_a_datasets_folder_that_cannot_be_made_ends_storing_in_it_alone(
+    model, clips, cache, capsys
+):
+    cache.mkdir()
+    (cache / "demo").touch()
+    asked = model()
+    for dataset in ("demo", "other"):
+        ask(asked, clips / "blink.mp4", dataset=dataset)
+    assert list(featstore.open(cache)) == ["other"]
+    assert capsys.readouterr().err.count("no longer stored") == 1
+
+
+@pytest.mark.parametrize("cause", ["full", "no folder"])
+def test_a_full_disk_or_no_cache_folder_ends_storing_for_all(
+    model, clips, cache, monkeypatch, capsys, cause
+):
+    def full(*args, **options):
+        raise StoreFull("the disk is full")
+
+    if cause == "full":
+        monkeypatch.setattr(source, "store_features", full)
+    else:
+        cache = clips / "blink.mp4" / "cache"
+    asked = model(cache)
+    for dataset in ("demo", "other"):
+        ask(asked, clips / "blink.mp4", dataset=dataset)
+    monkeypatch.undo()
+    ask(asked, clips / "blink.mp4", dataset="third")
+    assert counts(asked) == (0, 3)
+    assert capsys.readouterr().err.count("no longer stored") == 1

@@ -252,6 +252,8 @@ class Dataset(Mapping[str, Features]):
                 f"{len(fitting)} feature sets of dataset {self.name!r} fit; name one with spec= (on the command line "
                 f"--spec), its first digits will do:{listed}"
             )
+        if isinstance(spec, FeatureSpec):
+            spec = spec.describe()
         wanted = ", ".join(
             f"{name}={value!r}" for name, value in (("nframe", nframe), ("spec", spec)) if value
         )

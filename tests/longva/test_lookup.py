@@ -1,4 +1,4 @@
-"""Which stored features serve a model."""
+"""Which stored features serve a model, and what is said where none do."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import pytest
 from damage import put_raw, read_raw
 from toys import expected, store_videos, toy_features, toy_spec
 
-from featstore.errors import StoreMismatch
-from featstore.longva.lookup import find_features
+from featstore.errors import FeatureNotFound, StoreMismatch
+from featstore.longva.lookup import Lookup, Wanted, find_features
 from featstore.store import reader
 from featstore.store.catalog import video_key
 from featstore.store.reader import Dataset
 from featstore.store.remove import remove_set, remove_videos
+from featstore.store.writer import FeatureWriter
 
 A, B = toy_features(1), toy_features(2)
 SPEC, PLAIN = toy_spec(), toy_spec(quantization="fp32")
@@ -80,3 +81,17 @@ def test_of_several_sets_the_one_stored_as_asked_for_is_taken(cache):
         assert found.header.spec == spec.digest
     with pytest.raises(StoreMismatch, match="2 feature sets have video 'a'"):
         find_features(dataset, "a", toy_spec(quantization="bf16"))
+
+
+def test_a_refusal_names_what_is_missing_in_a_line(cache):
+    with FeatureWriter(cache, "demo", min_free=0):
+        pass
+    lookup, wanted = Lookup(cache), Wanted("demo", "a", None, SPEC)
+    assert lookup.find(wanted) is None
+    with pytest.raises(StoreMismatch, match="it has 0: none") as refused:
+        lookup.refuse(wanted, "toy")
+    assert SPEC.describe() in str(refused.value)
+    assert "FeatureSpec(" not in str(refused.value)
+    store_videos(cache, "demo", {"b": B})
+    with pytest.raises(FeatureNotFound, match="'a' is not stored"):
+        lookup.refuse(wanted, "toy")

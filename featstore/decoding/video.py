@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -20,6 +21,8 @@ from featstore.errors import VideoError
 from featstore.record import SourceFingerprint
 
 if TYPE_CHECKING:
+    from pathlib import PurePath
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
 DECODER = "decord-rgb24"  # the identity that enters a spec; decoders proved byte-identical share it
 DECODERS = ("auto", "av", "decord")
+_NAMES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
+VIDEO_SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 _HASH_BLOCK_BYTES = 4 << 20
 # How files begin that make FFmpeg open others: an HLS playlist and a script for its concat demuxer.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat")
@@ -39,6 +44,15 @@ class Video:
 
     video_id: str
     path: str
+
+
+def name_video(path: PurePath) -> str:
+    """Return `path` as ids have it: with slashes, and without its suffix where that is a video's.
+
+    What else follows a dot tells videos apart, as in `s1.e1` and `s1.e2`. Every id that is made of a path is made here.
+    """
+    named = path.with_suffix("") if path.suffix.lower() in VIDEO_SUFFIXES else path
+    return named.as_posix()
 
 
 def decode(
@@ -88,6 +102,31 @@ def fingerprint(path: str) -> SourceFingerprint:
     except OSError as exc:
         raise VideoError(f"{path} cannot be read: {exc.strerror}", path) from exc
     return SourceFingerprint(found.st_size, found.st_mtime_ns, digest.hexdigest())
+
+
+def was_replaced(source: SourceFingerprint, path: str) -> bool:
+    """Return whether the file at `path` is another than `source` is of; False where there is none to be seen.
+
+    It is opened only where it has the size and another modification time; once a process as long as it does not change.
+    """
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a path that no file can have
+        return False
+    if not stat.S_ISREG(found.st_mode) or found.st_size != source.size:
+        return True
+    if found.st_mtime_ns == source.mtime_ns:
+        return False
+    try:
+        return _content(path, (*_state(found), found.st_ctime_ns)) != source.xxh3_128
+    except VideoError:
+        return True
+
+
+@lru_cache(maxsize=1 << 16)  # some 20 MB
+def _content(path: str, state: tuple[int, ...]) -> str:
+    """Return xxh3-128 of the file; of each `state` it was seen in, it is read once."""
+    return fingerprint(path).xxh3_128
 
 
 def check_is_file(path: str) -> os.stat_result:

@@ -121,10 +121,11 @@ class CachedLongVA:
     ) -> str:
         """Return the answer to `prompt` about a video, images, both or neither.
 
-        video: its id in the store. dataset: the store's, for this question. path: its file, needed on a miss. nframe:
-        for this question. images: files or pictures. Features go where the prompt has a `<image>`, the video's first;
-        in a prompt without, before its text. options: of transformers' GenerationConfig; greedy, at most 1024 new
-        tokens and the checkpoint's generation_config.json otherwise.
+        video: its id in the store. dataset: the store's, for this question. path: its file, needed on a miss; where it
+        is another than the stored features were made from, that is a miss too. nframe: for this question. images: files
+        or pictures. Features go where the prompt has a `<image>`, the video's first; in a prompt without, before its
+        text. options: of transformers' GenerationConfig; greedy, at most 1024 new tokens and the checkpoint's
+        generation_config.json otherwise.
 
         Raises VideoError where the file cannot be decoded, StoreMismatch where several feature sets serve, and under
         on_miss="error" StoreNotFound, FeatureNotFound, StoreMismatch or RecordError for a video that is not to be had.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 from featstore.errors import FeatureNotFound, StoreMismatch, StoreNotFound
+from featstore.store.catalog import has_entry, read_sets, video_key
 from featstore.store.mismatch import describe_mismatch
 from featstore.store.reader import Dataset
 
@@ -42,7 +43,7 @@ class Lookup:
         """Return the stored features, None where there are none; see `find_features`."""
         try:
             return find_features(self._open(wanted.dataset), wanted.video, wanted.spec)
-        except (StoreNotFound, FeatureNotFound):  # the latter where it was removed this very moment
+        except StoreNotFound:
             return None
 
     def refuse(self, wanted: Wanted, origin: str) -> NoReturn:
@@ -83,11 +84,17 @@ def find_features(dataset: Dataset, video: str, wanted: FeatureSpec) -> Features
 
     Raises StoreMismatch where several do and none is stored as `wanted` says, RecordError where they are damaged.
     """
-    specs = [found.spec for found in dataset.sets() if serves(found.spec, wanted)]
-    specs = [spec for spec in specs if dataset.entry(video, spec) is not None]
+    snapshot = dataset.snapshot()  # one for all: sets and videos may be removed meanwhile
+    specs = [
+        found.spec
+        for found in read_sets(snapshot).values()
+        if serves(found.spec, wanted)
+        # Only whether the row is there: a damaged one is no reason to refuse a whole record.
+        and has_entry(snapshot, video_key(found.spec, dataset.name, video))
+    ]
     if not specs:
         return None
-    return dataset.lookup(video, spec=_prefer(specs, video, wanted))
+    return dataset.lookup(video, spec=_prefer(specs, video, wanted), snapshot=snapshot)
 
 
 def refuse(dataset: Dataset, video: str, wanted: FeatureSpec, origin: str) -> NoReturn:

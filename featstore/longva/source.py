@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from featstore.decoding.video import Video
+from featstore.decoding.video import Video, was_replaced
 from featstore.errors import (
     FeatstoreError,
     FeatureNotFound,
@@ -21,6 +21,7 @@ from featstore.errors import (
     RecordError,
     StoreDamaged,
     StoreError,
+    StoreFull,
 )
 from featstore.longva.live import Encoded, LiveEncoder, store_features
 from featstore.longva.lookup import Lookup
@@ -75,6 +76,7 @@ class FeatureSource:
         self.live = LiveEncoder(encoder, timeout=decode_timeout)
         self._origin = encoder.origin
         self._stores = on_miss == "encode" and cache_dir is not None
+        self._given_up: set[str] = set()
         self._lookup = None if cache_dir is None else Lookup(cache_dir)
         self._device, self._dtype = device, dtype
         self._on_miss = on_miss
@@ -105,26 +107,42 @@ class FeatureSource:
     def _find(self, wanted: Wanted) -> Features | None:
         assert self._lookup is not None
         try:
-            return self._lookup.find(wanted)
+            features = self._lookup.find(wanted)
         except (RecordError, StoreDamaged) as exc:
             if self._on_miss == "error":
                 self._statistics.misses += 1
                 raise
-            if str(exc) not in self._reported:
-                self._reported.add(str(exc))
-                _say(f"{exc}; features that cannot be read are made again")
+            self._say_once(f"{exc}; features that cannot be read are made again")
             return None
+        if features is None or wanted.path is None:
+            return features
+        return self._unless_replaced(features, wanted.path)
+
+    def _unless_replaced(self, features: Features, path: str) -> Features | None:
+        """Return `features`, None where the file at `path` is another than they were made from: that is a miss."""
+        header = features.header
+        if not was_replaced(header.source, path):
+            return features
+        found = (
+            f"{path} is not the file that the features of video {header.video_id!r} in dataset {header.dataset!r} were "
+            f"made from, {header.video_path} of {header.source.size:,} bytes"
+        )
+        if self._on_miss == "error":
+            self._statistics.misses += 1
+            raise FeatureNotFound(f"{found}; ingest it again, or give each file an id of its own")
+        self._say_once(f"{found}; its features are made again")
+        return None
 
     def _make(self, wanted: Wanted) -> Visual:
         """Return the features of a video that is not stored, having stored them where that is wanted and can be."""
         with self._statistics.timed("seconds_encoding"), ExitStack() as flight:
-            if self._stores and self._take_off(flight, wanted):
+            if self._stores_in(wanted.dataset) and self._take_off(flight, wanted):
                 features = self._find(wanted)  # another process may have made them while we waited
                 if features is not None:
                     return self._stored(features)
             self._statistics.misses += 1
             encoded = self._encode(wanted)
-            if self._stores:
+            if self._stores_in(wanted.dataset):
                 features = self._store(encoded, wanted)
                 if features is not None:
                     return self._visual(features)
@@ -135,11 +153,17 @@ class FeatureSource:
         key = f"{wanted.spec.digest}:{wanted.video}".encode("utf-8", "surrogatepass")
         folder = dataset_path(self._lookup.cache_dir, wanted.dataset)
         try:
+            make_folder(folder.parent)
+        except StoreError as exc:
+            self._give_up(exc)
+            return False
+        try:
             make_folder(folder)
             flight.enter_context(flight_lock(folder, key))
         except StoreError as exc:
-            self._give_up(exc)
-        return self._stores
+            self._give_up(exc, wanted.dataset)
+            return False
+        return True
 
     def _encode(self, wanted: Wanted) -> Encoded:
         if wanted.path is None:
@@ -161,13 +185,26 @@ class FeatureSource:
         except QuantizeError as exc:
             _say(f"{wanted.path}: {exc}; its features are used, but not stored")
         except StoreError as exc:
-            self._give_up(exc)
+            self._give_up(exc, wanted.dataset)
         return None
 
-    def _give_up(self, exc: StoreError) -> None:
-        """Go on as `encode-only`: an evaluation is not to end for want of room."""
-        self._stores = False
-        _say(f"features that are missing are encoded but no longer stored: {exc}")
+    def _say_once(self, sentence: str) -> None:
+        if sentence not in self._reported:
+            self._reported.add(sentence)
+            _say(sentence)
+
+    def _stores_in(self, dataset: str) -> bool:
+        return self._stores and dataset not in self._given_up
+
+    def _give_up(self, exc: StoreError, dataset: str | None = None) -> None:
+        """Go on as `encode-only`, in all datasets where it is room that is wanting: an evaluation is not to end."""
+        if dataset is None or isinstance(exc, StoreFull):
+            self._stores = False
+            what = "features"
+        else:
+            self._given_up.add(dataset)
+            what = f"features of dataset {dataset!r}"
+        _say(f"{what} that are missing are encoded but no longer stored: {exc}")
 
     def _stored(self, features: Features) -> Visual:
         self._statistics.hits += 1

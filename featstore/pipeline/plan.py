@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featstore.decoding.video import Video, fingerprint
-from featstore.errors import ListingError, VideoError
-from featstore.store.catalog import Entry, Failure, read_entry, read_failure, stored_spec, video_key
+from featstore.decoding.video import VIDEO_SUFFIXES, Video, name_video, was_replaced
+from featstore.errors import ListingError
+from featstore.store.catalog import Failure, read_entry, read_failure, stored_spec, video_key
 from featstore.store.layout import check_video_id
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from featstore.store.snapshot import Snapshot
 
 MAX_MANIFEST_BYTES = 256 << 20  # a million videos take some 100 MB
-_NAMES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
-VIDEO_SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,7 @@ def list_videos(places: Iterable[str | os.PathLike[str]]) -> list[Video]:
     for place in map(Path, places):
         if not place.exists():
             raise ListingError(f"{place} does not exist; --videos takes folders and video files")
-        found = (
-            list(_walk(place)) if place.is_dir() else [Video(place.stem, os.path.abspath(place))]
-        )
+        found = list(_walk(place)) if place.is_dir() else [_named(place, Path(place.name))]
         if not found:
             raise ListingError(
                 f"{place} holds no video: no name in it ends in {' '.join(sorted(VIDEO_SUFFIXES))}"
@@ -140,7 +136,7 @@ def make_plan(
         key = video_key(spec, dataset, video.video_id)
         entry = read_entry(snapshot, key) if snapshot and resume else None
         failure = read_failure(snapshot, key) if snapshot and resume else None
-        if entry is not None and not was_replaced(entry, video.path):
+        if entry is not None and not was_replaced(entry.source, video.path):
             plan.stored.append(video)
         elif failure is not None and not (retry_failed or failure.damaged):
             plan.failed_before.append(failure)
@@ -151,22 +147,6 @@ def make_plan(
     return Plan(todo, plan.stored, plan.failed_before, replaced)
 
 
-def was_replaced(entry: Entry, path: str) -> bool:
-    """Return whether the file at `path` is another than the one `entry`'s features were made from."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return False
-    if not stat.S_ISREG(found.st_mode) or found.st_size != entry.source.size:
-        return True
-    if found.st_mtime_ns == entry.source.mtime_ns:
-        return False
-    try:
-        return fingerprint(path).xxh3_128 != entry.source.xxh3_128
-    except VideoError:
-        return True
-
-
 def _walk(folder: Path) -> Iterator[Video]:
     # A name that ends like a video's is one, whatever it is: a folder or FIFO called x.mp4 shall be reported.
     for root, folders, files in os.walk(folder):
@@ -175,8 +155,11 @@ def _walk(folder: Path) -> Iterator[Video]:
         for name in sorted(files + named):
             path = Path(root, name)
             if path.suffix.lower() in VIDEO_SUFFIXES and not name.startswith("."):
-                video_id = path.relative_to(folder).with_suffix("").as_posix()
-                yield Video(video_id, os.path.abspath(path))
+                yield _named(path, path.relative_to(folder))
+
+
+def _named(path: Path, below: Path) -> Video:
+    return Video(name_video(below), os.path.abspath(path))
 
 
 def _read_jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -165,6 +165,11 @@ def read_sets(snapshot: Snapshot) -> dict[str, FeatureSet]:
     return sets
 
 
+def has_entry(snapshot: Snapshot, key: bytes) -> bool:
+    """Return whether there is a row of a finished video with `key`, whatever it says."""
+    return snapshot.read("catalog", key) is not None
+
+
 def read_entry(snapshot: Snapshot, key: bytes) -> Entry | None:
     """Return the row of the finished video with `key`, or None."""
     data = snapshot.read("catalog", key)

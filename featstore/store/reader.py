@@ -13,6 +13,7 @@ from featstore.store.catalog import (
     Entry,
     Failure,
     FeatureSet,
+    has_entry,
     read_entries,
     read_entry,
     read_failure,
@@ -122,7 +123,7 @@ class Dataset(Mapping[str, Features]):
             return False
         snapshot = self.snapshot()
         return any(
-            snapshot.read("catalog", video_key(found.spec, self.name, video)) is not None
+            has_entry(snapshot, video_key(found.spec, self.name, video))
             for found in read_sets(snapshot).values()
         )
 
@@ -138,16 +139,21 @@ class Dataset(Mapping[str, Features]):
         return sum(1 for _ in self)
 
     def lookup(
-        self, video: str, *, nframe: int | None = None, spec: FeatureSpec | str | None = None
+        self,
+        video: str,
+        *,
+        nframe: int | None = None,
+        spec: FeatureSpec | str | None = None,
+        snapshot: Snapshot | None = None,
     ) -> Features:
         """Return the features of `video` from the feature set that `nframe` and `spec` name.
 
-        spec: a FeatureSpec, or the first digits of a feature set's digest.
+        spec: a FeatureSpec, or the first digits of a feature set's digest. snapshot: the newest by default.
         The arrays are read-only views into the store's memory map and stay valid for as long as they are referenced.
         Raises FeatureNotFound if the video was never finished, StoreMismatch if no feature set fits or several do, and
         RecordError if the record is damaged.
         """
-        snapshot = self.snapshot()
+        snapshot = snapshot or self.snapshot()
         chosen = self._choose(snapshot, nframe, spec).spec
         key = video_key(chosen, self.name, video)
         record = self._known(snapshot, key) or self._read(snapshot, video, chosen, key)
@@ -174,7 +180,7 @@ class Dataset(Mapping[str, Features]):
         """Return the record of `video`, its prefix proved, and note where its parts lie for the next look-up."""
         value = snapshot.get("records", key)
         if value is None:
-            if snapshot.read("catalog", key) is not None:
+            if has_entry(snapshot, key):
                 raise RecordError(
                     f"video {video!r} has a row in the catalog of {self.path} and no record; the store is damaged: run "
                     "featstore check"
@@ -246,6 +252,8 @@ class Dataset(Mapping[str, Features]):
                 f"{len(fitting)} feature sets of dataset {self.name!r} fit; name one with spec= (on the command line "
                 f"--spec), its first digits will do:{listed}"
             )
+        if isinstance(spec, FeatureSpec):
+            spec = spec.describe()
         wanted = ", ".join(
             f"{name}={value!r}" for name, value in (("nframe", nframe), ("spec", spec)) if value
         )

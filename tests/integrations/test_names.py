@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from featstore.decoding.video import VIDEO_SUFFIXES
 from featstore.integrations.vlmevalkit import canonical_dataset, video_id
+from featstore.pipeline.plan import list_videos
 
 SNAPSHOT = "/data/hf/hub/datasets--owner--name/snapshots/8a61d3f0c5b9"
 
@@ -53,6 +55,25 @@ def test_equal_names_in_two_folders_are_two_videos():
 
 def test_only_the_suffix_is_cut_off():
     assert video_id("D", f"{SNAPSHOT}/video/v1.5 of it.webm") == "v1.5 of it"
+
+
+@pytest.mark.parametrize(
+    ("name", "video"),
+    [
+        ("s1.e1", "s1.e1"),
+        ("s1.e2", "s1.e2"),
+        ("s1.e2.mp4", "s1.e2"),
+        ("A.MKV", "A"),
+        (".mp4", ".mp4"),
+    ],
+)
+def test_a_file_is_named_alike_by_vlmevalkit_and_by_ingest(tmp_path, name, video):
+    path = tmp_path / "videos" / name
+    path.parent.mkdir()
+    path.touch()
+    assert video_id("D", path) == list_videos([path])[0].video_id == video
+    if not name.startswith(".") and path.suffix.lower() in VIDEO_SUFFIXES:
+        assert [found.video_id for found in list_videos([path.parent])] == [video]
 
 
 def test_without_a_video_folder_a_video_is_named_from_the_snapshot_or_the_datasets_folder():

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from opened import Opened
 
 from featstore.store.check import check_dataset
 from featstore.store.reader import FeatureStore
 
 sys.path.insert(0, str(Path(__file__).parent))
-from opened import Opened
 from real_benchmarks import about, lay_out, snapshot
 
 ROOT = os.environ.get("VLMEVALKIT_ROOT", "")

@@ -29,6 +29,12 @@ def test_files_and_folders_mix(tmp_path):
     assert ids(list_videos([tmp_path / "one", tmp_path / "b.mp4"])) == ["a", "b"]
 
 
+def test_what_follows_a_dot_and_is_no_videos_suffix_tells_files_apart(tmp_path):
+    touch(tmp_path, "s1.e1", "s1.e2", "v1.5.MP4")
+    places = [tmp_path / name for name in ("s1.e1", "s1.e2", "v1.5.MP4")]
+    assert ids(list_videos(places)) == ["s1.e1", "s1.e2", "v1.5"]
+
+
 def test_a_folder_named_like_a_video_is_listed_and_not_entered(tmp_path):
     touch(tmp_path, "x.mp4/inside.mp4")
     assert ids(list_videos([tmp_path])) == ["x"]

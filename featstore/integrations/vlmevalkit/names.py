@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
+from featstore.decoding.video import name_video
+
 NFRAME = 128
 VIDEO_FOLDERS = ("video", "videos")
 
@@ -60,7 +62,7 @@ def canonical_dataset(name: str) -> str:
 
 
 def video_id(dataset: str, path: str | os.PathLike[str]) -> str:
-    """Return the id of the video at `path`: where it lies below its benchmark's video folder, without the suffix.
+    """Return the id of the video at `path`: where it lies below its benchmark's video folder, without a video's suffix.
 
     The folder is looked for below the Hub's snapshot where there is one. A path that goes through no folder called
     `video` or `videos` is named from the snapshot on, or from a folder called like the dataset, or by its file alone.
@@ -80,7 +82,7 @@ def video_id(dataset: str, path: str | os.PathLike[str]) -> str:
     else:
         cut = next((i for i, part in enumerate(below) if part in VIDEO_FOLDERS), -1)
         kept = below[cut + 1 :]
-    return PurePosixPath(*kept, name).with_suffix("").as_posix()
+    return name_video(PurePosixPath(*kept, name))
 
 
 def _below_snapshot(folders: list[str]) -> list[str] | None:

@@ -209,6 +209,24 @@ def test_features_of_another_encoder_are_refused_with_what_differs_and_the_comma
     assert "featstore ingest --videos VIDEOS --dataset demo" in message
 
 
+def test_what_differs_late_in_a_long_value_is_shown(cache):
+    numbers = (
+        "act=quick_gelu eps=1e-05 heads=16 hidden={} image=336 intermediate=4096 layers=23 patch=14"
+    )
+    spec, other = (
+        dataclasses.replace(
+            toy_spec(),
+            encoder=dataclasses.replace(toy_spec().encoder, architecture=numbers.format(hidden)),
+        )
+        for hidden in (1024, 1280)
+    )
+    store_videos(cache, "demo", {"a": A}, spec=spec)
+    with pytest.raises(StoreMismatch) as caught:
+        FeatureStore(cache)["demo"].lookup("a", spec=other)
+    stored, asked = (f"...05 heads=16 hidden={n} image=336 interm" for n in (1024, 1280))
+    assert f"encoder.architecture: stored {stored}, asked for {asked}\n" in str(caught.value)
+
+
 def test_features_are_found_whatever_the_vision_tower_is_called(cache):
     """The name enters the record key but not the digest: what a renamed checkpoint stored could not be read."""
     spec = store_videos(cache, "demo", {"a": A})

@@ -11,9 +11,10 @@ from featstore.store.catalog import Failure, FeatureSet, pack_row, read_manifest
 from featstore.store.check import check_dataset
 from featstore.store.env import open_environment
 from featstore.store.reader import FeatureStore, get
+from featstore.store.repair import repair_dataset
 from featstore.store.writer import FeatureWriter
 
-SPEC = toy_spec()
+SPEC, WIDE = toy_spec(), toy_spec(8)
 A, B = toy_features(1), toy_features(2)
 
 
@@ -129,8 +130,11 @@ def test_a_set_whose_row_describes_another_is_found(damaged):
     put_raw(damaged, "specs", SPEC.digest.encode(), pack_row(FeatureSet(other, "toy", 0.0)))
     [problem] = check_dataset(damaged, "demo").problems
     assert f"the feature set {SPEC.digest} describes" in problem
-    with pytest.raises(StoreMismatch, match="its row is damaged"):
+    with pytest.raises(StoreMismatch, match="its row is damaged: featstore check --repair removes"):
         get(damaged, "demo", "a")
+    store_videos(damaged, "demo", {"a": A}, spec=WIDE)
+    assert len(repair_dataset(damaged, "demo").repaired) >= 1
+    assert [found.spec for found in FeatureStore(damaged)["demo"].sets()] == [WIDE]
 
 
 @pytest.mark.parametrize("table", ["manifest", "specs", "catalog", "failures"])

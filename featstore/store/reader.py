@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from featstore.store.snapshot import Snapshot
 
 VERIFY = ("first", "always", "never")
+MIN_DIGITS = 4  # of a digest that name a feature set
 MAX_LEARNT = 4096  # records, some 2 KB each
 
 
@@ -142,7 +143,7 @@ class Dataset(Mapping[str, Features]):
     ) -> Features:
         """Return the features of `video` from the feature set that `nframe` and `spec` name.
 
-        spec: a FeatureSpec, or the first digits of a feature set's digest.
+        spec: a FeatureSpec, or four or more of the first digits of a feature set's digest.
         The arrays are read-only views into the store's memory map and stay valid for as long as they are referenced.
         Raises FeatureNotFound if the video was never finished, StoreMismatch if no feature set fits or several do, and
         RecordError if the record is damaged.
@@ -249,9 +250,12 @@ class Dataset(Mapping[str, Features]):
         wanted = ", ".join(
             f"{name}={value!r}" for name, value in (("nframe", nframe), ("spec", spec)) if value
         )
+        remedy = "ask for one of them, or ingest with other options"
+        if sets and isinstance(spec, str) and len(spec) < MIN_DIGITS:
+            remedy = f"name one of them by at least {MIN_DIGITS} first digits"
         raise StoreMismatch(
             f"no feature set of dataset {self.name!r} fits {wanted or 'the request'}, it has {len(sets)}:"
-            f"{listed or ' none'}\nask for one of them, or ingest with other options"
+            f"{listed or ' none'}\n{remedy}"
         )
 
     def _not_found(
@@ -275,7 +279,7 @@ def _fits(found: FeatureSpec, nframe: int | None, spec: FeatureSpec | str | None
         return False
     if isinstance(spec, FeatureSpec):
         return found.digest == spec.digest
-    return spec is None or (len(spec) >= 4 and found.digest.startswith(spec))
+    return spec is None or (len(spec) >= MIN_DIGITS and found.digest.startswith(spec))
 
 
 _shared: dict[str, FeatureStore] = {}

@@ -192,6 +192,15 @@ def test_a_choice_that_fits_no_set_lists_those_there_are(cache, choice):
         FeatureStore(cache)["demo"].lookup("a", **choice)
 
 
+def test_digits_too_few_to_name_a_set_are_said_to_be(cache):
+    spec = store_videos(cache, "demo", {"a": A})
+    with pytest.raises(StoreMismatch, match=r"one of them by at least 4 first digits\Z"):
+        FeatureStore(cache)["demo"].lookup("a", spec=spec.digest[:3])
+    with pytest.raises(StoreMismatch, match=r"or ingest with other options\Z"):
+        FeatureStore(cache)["demo"].lookup("a", spec="none of them")
+    assert FeatureStore(cache)["demo"].lookup("a", spec=spec.digest[:4]).shape == A.shape
+
+
 def test_a_dataset_without_a_set_says_so(cache):
     FeatureWriter(cache, "demo", min_free=0)
     with pytest.raises(StoreMismatch, match="it has 0: none"):

@@ -6,7 +6,13 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import wait
 from typing import TYPE_CHECKING
 
-from featstore.errors import FeatureNotFound, RecordError, StoreMismatch, StoreNotFound
+from featstore.errors import (
+    DatasetNotFound,
+    FeatureNotFound,
+    RecordError,
+    StoreMismatch,
+    StoreNotFound,
+)
 from featstore.record import Features, Record, parse
 from featstore.spec import FeatureSpec
 from featstore.store.catalog import (
@@ -53,13 +59,13 @@ class FeatureStore(Mapping[str, "Dataset"]):
         self._datasets: dict[str, Dataset] = {}
 
     def __getitem__(self, dataset: str) -> Dataset:
-        """Return the dataset; raise StoreNotFound, which lists those there are."""
+        """Return the dataset; raise DatasetNotFound, which lists those there are."""
         if dataset not in self._datasets:
             try:
                 self._datasets[dataset] = Dataset(self.cache_dir, dataset, verify=self._verify)
             except StoreNotFound as exc:
                 there = ", ".join(self) or "none"
-                raise StoreNotFound(
+                raise DatasetNotFound(
                     f"there is no dataset {dataset!r} in {self.cache_dir}, the datasets there are: {there}; "
                     "make it with featstore ingest"
                 ) from exc
@@ -295,7 +301,8 @@ def get(
 ) -> Features:
     """Return the stored features of `video`; the reader behind it is shared by the whole process.
 
-    Arguments, lifetimes and errors as in `Dataset.lookup`; StoreNotFound where there is no such store or dataset.
+    Arguments, lifetimes and errors as in `Dataset.lookup`; StoreNotFound where there is no such store, and
+    DatasetNotFound, one of these, where it has no such dataset.
     """
     import os
 

@@ -9,6 +9,7 @@ from toys import expected, put_video, run_python, store_videos, toy_features, to
 
 import featstore
 from featstore.errors import (
+    DatasetNotFound,
     FeatureNotFound,
     StoreDamaged,
     StoreError,
@@ -54,6 +55,9 @@ def test_a_store_is_a_mapping_of_mappings(cache):
         assert np.array_equal(store["one"]["b"].data, expected(B, toy_spec()))
         assert list(store["two"]) == []
         assert store.specs == {"one": [toy_spec()], "two": [toy_spec()]}
+        assert store.get("three") is None
+        assert store.get("three", store["one"]) is store["one"]
+        assert store.get("two") is store["two"]
 
 
 def test_other_files_and_folders_are_no_datasets(cache):
@@ -104,6 +108,10 @@ def test_a_dataset_that_is_not_there_lists_those_that_are(cache):
         StoreNotFound, match=r"no dataset 'other' in .*, the datasets there are: demo;"
     ):
         FeatureStore(cache)["other"]
+    with pytest.raises(KeyError) as caught:
+        get(cache, "other", "a")
+    assert isinstance(caught.value, DatasetNotFound)
+    assert str(caught.value).startswith("there is no dataset 'other' in ")
 
 
 @pytest.mark.parametrize(

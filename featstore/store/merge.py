@@ -104,6 +104,8 @@ class _Merge:
 
     def run(self, stop: threading.Event | None) -> None:
         for found in read_sets(self._snapshot).values():
+            if self._is_stopped(stop):  # or the set would be made and stay empty
+                break
             self._writer.add_set(found.spec, found.origin)
             try:
                 keys = list(self._snapshot.keys("catalog", set_key(found.spec.digest)))
@@ -111,8 +113,7 @@ class _Merge:
                 self.summary.failures.append((f"feature set {found.spec.digest}", str(exc)))
                 continue
             for key in keys:
-                if stop is not None and stop.is_set():
-                    self.summary.interrupted = True
+                if self._is_stopped(stop):
                     break
                 self._take(key, found.spec)
                 if self._writer.due:
@@ -125,6 +126,10 @@ class _Merge:
             self.summary.stored += 1
             self.summary.record_bytes += row.record_bytes
         self._on_progress(self.summary)
+
+    def _is_stopped(self, stop: threading.Event | None) -> bool:
+        self.summary.interrupted = stop is not None and stop.is_set()
+        return self.summary.interrupted
 
     def _take(self, key: bytes, spec: FeatureSpec) -> None:
         name = key.decode(errors="replace")

@@ -95,6 +95,24 @@ def test_a_merge_stops_when_asked_and_goes_on(source, cache, monkeypatch):
     assert (again.stored + done.stored, again.skipped) == (7, done.stored)
 
 
+def test_a_merge_that_stops_makes_no_set_that_it_would_leave_empty(source, cache, monkeypatch):
+    stop = threading.Event()
+    added = []
+
+    class Writer(FeatureWriter):
+        def add_set(self, spec, origin):
+            added.append(spec)
+            super().add_set(spec, origin)
+
+    monkeypatch.setattr(merge, "FeatureWriter", lambda *a, **o: Writer(*a, commit_bytes=1, **o))
+    done = run(source, cache, stop=stop, on_progress=lambda summary: stop.set())
+    assert done.interrupted
+    assert [found.spec for found in FeatureStore(cache)["demo"].sets()] == added == [SPEC]
+    added.clear()
+    assert run(source, cache, stop=stop).interrupted
+    assert added == []
+
+
 def test_a_killed_merge_goes_on(source, cache):
     program = """
 import os, signal, sys

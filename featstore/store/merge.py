@@ -132,15 +132,19 @@ class _Merge:
         return self.summary.interrupted
 
     def _take(self, key: bytes, spec: FeatureSpec) -> None:
-        name = key.decode(errors="replace")
+        name, entry = key.decode(errors="replace"), None
         try:
             with contextlib.suppress(StoreMismatch):  # a damaged row; the record tells as much
                 entry = read_entry(self._snapshot, key)
-                if entry is not None:
-                    name = entry.video_id
-                    if self._writer.has(spec, name):
-                        self.summary.skipped += 1
-                        return
+        except FeatstoreError as exc:
+            self.summary.failures.append((name, str(exc)))
+            return
+        if entry is not None:
+            name = entry.video_id
+            if self._writer.has(spec, name):  # what the target raises is no damage in the source
+                self.summary.skipped += 1
+                return
+        try:
             record = self._read(key, spec)
         except FeatstoreError as exc:
             self.summary.failures.append((name, str(exc)))

@@ -213,14 +213,6 @@ def _look_alike(old: Path, new: Path) -> None:
         shutil.copystat(old, new)
 
 
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _cannot_exchange(path: Path, code: int) -> StoreError:
     return StoreError(
         f"{path} cannot be exchanged for another folder: {os.strerror(code)}; it is as it was: where its file system "

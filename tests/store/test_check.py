@@ -6,7 +6,9 @@ from damage import flip_in_file, put_raw, read_raw
 from toys import expected, put_video, store_videos, toy_features, toy_spec
 
 from featstore.errors import RecordError, StoreMismatch, StoreNotFound
+from featstore.record import Record
 from featstore.sampling import Sampling
+from featstore.store import snapshot
 from featstore.store.catalog import Failure, FeatureSet, pack_row, read_manifest, video_key
 from featstore.store.check import check_dataset
 from featstore.store.env import open_environment
@@ -116,6 +118,19 @@ def test_a_record_without_a_row_is_found(damaged):
     put_raw(damaged, "catalog", KEY_A, None)
     [problem] = check_dataset(damaged, "demo").problems
     assert problem.startswith(f"record {KEY_A.decode()} has no row")
+
+
+def test_payloads_are_read_in_before_their_checksums(cache, monkeypatch):
+    """Faults alone read a cold disk at half its speed."""
+    store_videos(cache, "demo", {"a": A, "b": B})
+    done, real = [], Record.verify
+    monkeypatch.setattr(snapshot, "is_resident", lambda address, length: False)
+    monkeypatch.setattr(snapshot, "read_in", lambda *span: done.append("read in") or [])
+    monkeypatch.setattr(Record, "verify", lambda self: done.append("verified") or real(self))
+    for walk in (check_dataset, repair_dataset):
+        assert walk(cache, "demo").problems == []
+        assert done == ["read in", "verified"] * 2
+        done.clear()
 
 
 def test_a_set_without_a_row_is_found(damaged):

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from featstore.readin import is_resident, read_in
+from featstore.readin import is_resident, is_told, read_in
 
 log = logging.getLogger("featstore.torch")
 
@@ -56,12 +56,13 @@ def outlook(owner: object, address: int, size: int) -> str:
     refused = known.refused if known else _too_large(_find_mapping(address))
     if refused:
         return refused
-    if known is None:
-        return "its part of the map is registered when it is asked for again"
+    known = known or _Map()
     at = address
     while at < address + size:
         end = known.cover(at)
         if end is None:
+            if not is_told(at):
+                return "the system tells only who may write the file what of it lies in memory"
             asked = known.asked.get(_window(at), 0)
             if asked == 0:
                 return "its part of the map is registered when it is asked for again"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from featstore.errors import (
         CheckpointError,
+        DatasetNotFound,
         FeatstoreError,
         FeatureNotFound,
         ListingError,
@@ -40,6 +41,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "Dataset",
+    "DatasetNotFound",
     "EncoderIdentity",
     "FeatstoreError",
     "FeatureNotFound",

@@ -5,6 +5,7 @@ FeatstoreError
 ├── ListingError           also ValueError; the videos asked for cannot be listed: duplicate ids, unreadable manifest
 ├── StoreError
 │   ├── StoreNotFound      also FileNotFoundError
+│   │   └── DatasetNotFound    also KeyError
 │   ├── StoreLocked        another writer is at work
 │   ├── StoreDamaged       the file's pages cannot be what they say, or its end is missing
 │   ├── StoreFull          also OSError; the map, the disk or a stated limit
@@ -47,6 +48,10 @@ class StoreNotFound(StoreError, FileNotFoundError):
     """No store, or no such dataset in it."""
 
     errno = errno.ENOENT
+
+
+class DatasetNotFound(StoreNotFound, KeyError):
+    """The store is there and has no such dataset; the message names those it has."""
 
 
 class StoreLocked(StoreError):

@@ -57,6 +57,7 @@ def test_an_error_survives_the_way_between_processes(error):
 def test_a_system_error_keeps_the_number_a_caller_may_look_for():
     assert errors.StoreFull("no room").errno == errno.ENOSPC
     assert errors.StoreNotFound("no store").errno == errno.ENOENT
+    assert errors.DatasetNotFound("no dataset").errno == errno.ENOENT
 
 
 def test_a_video_error_names_the_file_also_after_the_way_between_processes():

@@ -16,6 +16,7 @@ import torch
 from toys import store_videos, toy_features, toy_spec
 
 import featstore
+from featstore import readin
 from featstore.torch import convert, explain, registered, staged, streams, to_tensor, transfer
 
 KINDS = {torch.int8: "int8", torch.bfloat16: "bf16"}
@@ -189,15 +190,15 @@ def test_a_ring_whose_threads_cannot_be_started_is_let_go_of(runtime, monkeypatc
         left[0] -= 1
         real(thread)
 
-    before = threading.active_count()
+    before = set(threading.enumerate())
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(threading.Thread, "start", start)
     with pytest.raises(RuntimeError, match="can't start"):
         staged.Ring(threads=4)
     deadline = time.monotonic() + 20
-    while threading.active_count() > before and time.monotonic() < deadline:
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert threading.active_count() == before
+    assert not set(threading.enumerate()) - before
 
 
 def test_what_is_raised_between_two_pieces_lets_go_of_the_ring(ring, store, monkeypatch):
@@ -264,6 +265,21 @@ def test_auto_looks_ever_more_seldom_whether_a_window_lies_in_memory(
     for _ in range(40):
         put(features, "auto")
     assert len(looks) == 5  # the 2nd, 4th, 8th, 16th and 32nd time
+
+
+def test_auto_registers_nothing_of_a_file_that_hides_what_lies_in_memory(
+    ring, runtime, tmp_path, monkeypatch
+):
+    """A cold window was taken for a hot one, pinned and read page by page."""
+    store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
+    monkeypatch.setattr(readin, "hides_pages", lambda fd: True)
+    features = featstore.open(tmp_path / "cache")["d"]["v"]
+    for _ in range(4):
+        assert explain(features).startswith("staged: the system tells only who may write the file")
+        assert torch.equal(put(features, "auto"), to_tensor(features))
+    assert runtime.spans == {}
+    put(features, "registered")
+    assert explain(features).startswith("registered")
 
 
 def test_a_refused_registration_is_staged_and_explained(ring, runtime, tmp_path):

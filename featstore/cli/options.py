@@ -43,5 +43,6 @@ nframe_option = click.option(
     help="Frames a video; with fps sampling the most that are taken.",
 )
 spec_option = click.option(
-    "--spec", help="First digits of a feature set's digest, where a dataset has several."
+    "--spec",
+    help="First digits (4 or more) of a feature set's digest, where a dataset has several.",
 )

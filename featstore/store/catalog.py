@@ -213,8 +213,8 @@ def unpack_set(key: bytes, data: bytes) -> FeatureSet:
     found = _build_set(_unpack(data))
     if set_key(found.spec.digest) != key:
         raise StoreMismatch(
-            f"the feature set {key.decode(errors='replace')} describes {found.spec.digest}; its row is damaged: remove "
-            "the dataset and ingest it again"
+            f"the feature set {key.decode(errors='replace')} describes {found.spec.digest}; its row is damaged: "
+            "featstore check --repair removes this set alone, then ingest its videos again"
         )
     return found
 

@@ -22,7 +22,14 @@ from featstore.durable import sync_file, sync_folder
 from featstore.errors import StoreError, StoreFull
 from featstore.store.catalog import read_manifest
 from featstore.store.env import open_environment
-from featstore.store.layout import DATA_FILE, LMDB_LOCK_FILE, SEAL_FILE, dataset_path, free_bytes
+from featstore.store.layout import (
+    DATA_FILE,
+    LMDB_LOCK_FILE,
+    SEAL_FILE,
+    dataset_path,
+    free_bytes,
+    keep_name,
+)
 from featstore.store.lmdb_errors import translated
 from featstore.store.lock import FLIGHT_FILE, WRITE_FILE, WriteLock, ingest_lock
 from featstore.store.room import NO_ROOM
@@ -78,13 +85,22 @@ def rewrite(path: Path, *, unseal: bool = False) -> Compacted:
             after = _disk_bytes(aside)
             exchange(path, aside)
         finally:
-            clear_leftovers(path)  # the unfinished new folder, or the old one
+            clear_leftovers(
+                path
+            )  # the unfinished new folder, or the old one once the new one is sure to stay
     return Compacted(before, after)
 
 
 def clear_leftovers(path: Path) -> None:
-    """Remove what a killed compaction of the dataset in `path` left, for the holder of its ingest lock."""
-    shutil.rmtree(_aside(Path(os.path.realpath(path))), ignore_errors=True)
+    """Remove what a compaction of the dataset in `path` left, for the holder of its ingest lock.
+
+    Raises StoreError where the disk fails; nothing is removed then.
+    """
+    path = Path(os.path.realpath(path))
+    aside = _aside(path)
+    if aside.exists():
+        keep_name(path)  # after a power loss the old folder, were it emptied first, could be back
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def live_bytes(source: lmdb.Environment) -> int:
@@ -95,14 +111,13 @@ def live_bytes(source: lmdb.Environment) -> int:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Exchange two folders in one step that no one sees halfway, and make it durable."""
+    """Exchange two folders in one step that no one sees halfway; durable once their parent is synced."""
     libc = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(one), os.fsencode(other)
     if not hasattr(libc, "renameat2"):  # older than glibc 2.28, or no Linux
         raise _cannot_exchange(one, errno.ENOSYS)
     if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) != 0:
         raise _cannot_exchange(one, ctypes.get_errno())
-    sync_folder(one.parent)
 
 
 def _aside(path: Path) -> Path:
@@ -211,14 +226,6 @@ def _look_alike(old: Path, new: Path) -> None:
         with contextlib.suppress(PermissionError):
             os.chown(new, stat.st_uid, stat.st_gid)
         shutil.copystat(old, new)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _cannot_exchange(path: Path, code: int) -> StoreError:

@@ -54,13 +54,14 @@ def keep_name(path: Path) -> None:
 
 
 def dataset_names(cache_dir: str | os.PathLike[str]) -> list[str]:
-    """Return the datasets in `cache_dir`, sorted; StoreNotFound where there is no such folder."""
+    """Return the datasets in `cache_dir` that this user may enter, sorted; StoreNotFound where it is not there."""
     root = Path(cache_dir)
     try:
+        os.stat(os.path.join(root, os.curdir))  # raises where no folder in it may be entered
         return sorted(
             path.name
             for path in root.iterdir()
-            if _DATASET.fullmatch(path.name) and (path / DATA_FILE).is_file()
+            if _DATASET.fullmatch(path.name) and _has_data(path)
         )
     except (FileNotFoundError, NotADirectoryError) as exc:
         raise StoreNotFound(
@@ -70,8 +71,15 @@ def dataset_names(cache_dir: str | os.PathLike[str]) -> list[str]:
         raise StoreError(f"the store in {root} cannot be looked into: {exc}") from exc
 
 
+def _has_data(path: Path) -> bool:
+    try:
+        return (path / DATA_FILE).is_file()
+    except PermissionError:  # another user's own; who opens it by name is told
+        return False
+
+
 def stored_bytes(cache_dir: str | os.PathLike[str]) -> int:
-    """Return the bytes that the datasets in `cache_dir` take on disk."""
+    """Return the bytes that the datasets in `cache_dir` take on disk, without those this user may not enter."""
     taken = 0
     for name in dataset_names(cache_dir):
         with contextlib.suppress(FileNotFoundError):  # removed since it was listed

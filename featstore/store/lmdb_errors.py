@@ -57,8 +57,6 @@ _SAME_NUMBER = (
     "two apart; run one of them with the host's process numbers (docker run --pid=host), start it again for another "
     "number, or seal the dataset and read it from any number of containers"
 )
-# ENOSPC, EDQUOT and EFBIG, in libc's words.
-_FULL = ("No space left", "quota exceeded", "File too large")
 _DAMAGED = "the file is damaged; run featstore check, then remove the dataset and ingest it again"
 _MEANINGS: tuple[tuple[tuple[type[lmdb.Error], ...], type[StoreError], str], ...] = (
     (

@@ -10,6 +10,7 @@ import weakref
 from typing import Any
 
 from featstore.errors import StoreError
+from featstore.readin import note_map
 
 # Address space, not memory: the file may grow so far before it is mapped anew.
 MIN_BYTES = 64 << 30
@@ -39,6 +40,7 @@ class Mapping:
         # Whoever registers the map elsewhere adds a finalizer later, and the latest runs first: the map goes last.
         unmap = weakref.finalize(self, _libc().munmap, address, self.length)
         unmap.atexit = False  # views may be read to the very end
+        note_map(self, fd, address, self.length)
 
     def file_bytes(self) -> int:
         """Return how long the file is now."""

@@ -104,6 +104,8 @@ class _Merge:
 
     def run(self, stop: threading.Event | None) -> None:
         for found in read_sets(self._snapshot).values():
+            if self._is_stopped(stop):  # or the set would be made and stay empty
+                break
             self._writer.add_set(found.spec, found.origin)
             try:
                 keys = list(self._snapshot.keys("catalog", set_key(found.spec.digest)))
@@ -111,8 +113,7 @@ class _Merge:
                 self.summary.failures.append((f"feature set {found.spec.digest}", str(exc)))
                 continue
             for key in keys:
-                if stop is not None and stop.is_set():
-                    self.summary.interrupted = True
+                if self._is_stopped(stop):
                     break
                 self._take(key, found.spec)
                 if self._writer.due:
@@ -126,16 +127,24 @@ class _Merge:
             self.summary.record_bytes += row.record_bytes
         self._on_progress(self.summary)
 
+    def _is_stopped(self, stop: threading.Event | None) -> bool:
+        self.summary.interrupted = stop is not None and stop.is_set()
+        return self.summary.interrupted
+
     def _take(self, key: bytes, spec: FeatureSpec) -> None:
-        name = key.decode(errors="replace")
+        name, entry = key.decode(errors="replace"), None
         try:
             with contextlib.suppress(StoreMismatch):  # a damaged row; the record tells as much
                 entry = read_entry(self._snapshot, key)
-                if entry is not None:
-                    name = entry.video_id
-                    if self._writer.has(spec, name):
-                        self.summary.skipped += 1
-                        return
+        except FeatstoreError as exc:
+            self.summary.failures.append((name, str(exc)))
+            return
+        if entry is not None:
+            name = entry.video_id
+            if self._writer.has(spec, name):  # what the target raises is no damage in the source
+                self.summary.skipped += 1
+                return
+        try:
             record = self._read(key, spec)
         except FeatstoreError as exc:
             self.summary.failures.append((name, str(exc)))

@@ -53,9 +53,9 @@ def network_kind(path: str | os.PathLike[str], mounts: Path | None = None) -> st
     found = _mount_of(path, mounts or MOUNTS)
     if found is None:
         return None
-    network = found.kind in NETWORK or (
-        found.kind.startswith("fuse.") and found.kind not in LOCAL_FUSE
-    )
+    # A file system in user space may be mounted without saying which it is; fuseblk is one on a disk.
+    in_user_space = found.kind.partition(".")[0] == "fuse"
+    network = found.kind in NETWORK or (in_user_space and found.kind not in LOCAL_FUSE)
     return found.kind if network else None
 
 

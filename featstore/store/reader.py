@@ -6,7 +6,13 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import wait
 from typing import TYPE_CHECKING
 
-from featstore.errors import FeatureNotFound, RecordError, StoreMismatch, StoreNotFound
+from featstore.errors import (
+    DatasetNotFound,
+    FeatureNotFound,
+    RecordError,
+    StoreMismatch,
+    StoreNotFound,
+)
 from featstore.record import Features, Record, parse
 from featstore.spec import FeatureSpec
 from featstore.store.catalog import (
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
     from featstore.store.snapshot import Snapshot
 
 VERIFY = ("first", "always", "never")
+MIN_DIGITS = 4  # of a digest that name a feature set
 MAX_LEARNT = 4096  # records, some 2 KB each
 
 
@@ -53,13 +60,13 @@ class FeatureStore(Mapping[str, "Dataset"]):
         self._datasets: dict[str, Dataset] = {}
 
     def __getitem__(self, dataset: str) -> Dataset:
-        """Return the dataset; raise StoreNotFound, which lists those there are."""
+        """Return the dataset; raise DatasetNotFound, which lists those there are."""
         if dataset not in self._datasets:
             try:
                 self._datasets[dataset] = Dataset(self.cache_dir, dataset, verify=self._verify)
             except StoreNotFound as exc:
                 there = ", ".join(self) or "none"
-                raise StoreNotFound(
+                raise DatasetNotFound(
                     f"there is no dataset {dataset!r} in {self.cache_dir}, the datasets there are: {there}; "
                     "make it with featstore ingest"
                 ) from exc
@@ -148,7 +155,8 @@ class Dataset(Mapping[str, Features]):
     ) -> Features:
         """Return the features of `video` from the feature set that `nframe` and `spec` name.
 
-        spec: a FeatureSpec, or the first digits of a feature set's digest. snapshot: the newest by default.
+        spec: a FeatureSpec, or four or more of the first digits of a feature set's digest. snapshot: the newest by
+        default.
         The arrays are read-only views into the store's memory map and stay valid for as long as they are referenced.
         Raises FeatureNotFound if the video was never finished, StoreMismatch if no feature set fits or several do, and
         RecordError if the record is damaged.
@@ -257,9 +265,12 @@ class Dataset(Mapping[str, Features]):
         wanted = ", ".join(
             f"{name}={value!r}" for name, value in (("nframe", nframe), ("spec", spec)) if value
         )
+        remedy = "ask for one of them, or ingest with other options"
+        if sets and isinstance(spec, str) and len(spec) < MIN_DIGITS:
+            remedy = f"name one of them by at least {MIN_DIGITS} first digits"
         raise StoreMismatch(
             f"no feature set of dataset {self.name!r} fits {wanted or 'the request'}, it has {len(sets)}:"
-            f"{listed or ' none'}\nask for one of them, or ingest with other options"
+            f"{listed or ' none'}\n{remedy}"
         )
 
     def _not_found(
@@ -283,7 +294,7 @@ def _fits(found: FeatureSpec, nframe: int | None, spec: FeatureSpec | str | None
         return False
     if isinstance(spec, FeatureSpec):
         return found.digest == spec.digest
-    return spec is None or (len(spec) >= 4 and found.digest.startswith(spec))
+    return spec is None or (len(spec) >= MIN_DIGITS and found.digest.startswith(spec))
 
 
 _shared: dict[str, FeatureStore] = {}
@@ -299,7 +310,8 @@ def get(
 ) -> Features:
     """Return the stored features of `video`; the reader behind it is shared by the whole process.
 
-    Arguments, lifetimes and errors as in `Dataset.lookup`; StoreNotFound where there is no such store or dataset.
+    Arguments, lifetimes and errors as in `Dataset.lookup`; StoreNotFound where there is no such store, and
+    DatasetNotFound, one of these, where it has no such dataset.
     """
     import os
 

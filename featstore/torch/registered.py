@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from featstore.readin import is_resident, read_in
+from featstore.readin import is_resident, is_told, read_in
 
 log = logging.getLogger("featstore.torch")
 
@@ -58,10 +58,7 @@ _maps: weakref.WeakKeyDictionary[object, _Map] = weakref.WeakKeyDictionary()
 def outlook(owner: object, address: int, size: int) -> str:
     """Return why the `size` bytes at `address` in the map of `owner` are not registered next, nothing if they are."""
     with _lock:
-        known = _maps.get(owner)
-        if known is None:
-            refused = _too_large(_find_mapping(address))
-            return refused or "its part of the map is registered when it is asked for again"
+        known = _maps.get(owner) or _Map(refused=_too_large(_find_mapping(address)))
         return known.refused or _outlook(known, address, address + size)
 
 
@@ -69,6 +66,8 @@ def _outlook(known: _Map, at: int, stop: int) -> str:
     while at < stop:
         end = known.cover(at)
         if end is None:
+            if not is_told(at):
+                return "the system tells only who may write the file what of it lies in memory"
             asked = known.asked.get(_window(at), 0)
             if asked == 0:
                 return "its part of the map is registered when it is asked for again"

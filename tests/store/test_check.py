@@ -6,14 +6,17 @@ from damage import flip_in_file, put_raw, read_raw
 from toys import expected, put_video, store_videos, toy_features, toy_spec
 
 from featstore.errors import RecordError, StoreMismatch, StoreNotFound
+from featstore.record import Record
 from featstore.sampling import Sampling
+from featstore.store import snapshot
 from featstore.store.catalog import Failure, FeatureSet, pack_row, read_manifest, video_key
 from featstore.store.check import check_dataset
 from featstore.store.env import open_environment
 from featstore.store.reader import FeatureStore, get
+from featstore.store.repair import repair_dataset
 from featstore.store.writer import FeatureWriter
 
-SPEC = toy_spec()
+SPEC, WIDE = toy_spec(), toy_spec(8)
 A, B = toy_features(1), toy_features(2)
 
 
@@ -117,6 +120,19 @@ def test_a_record_without_a_row_is_found(damaged):
     assert problem.startswith(f"record {KEY_A.decode()} has no row")
 
 
+def test_payloads_are_read_in_before_their_checksums(cache, monkeypatch):
+    """Faults alone read a cold disk at half its speed."""
+    store_videos(cache, "demo", {"a": A, "b": B})
+    done, real = [], Record.verify
+    monkeypatch.setattr(snapshot, "is_resident", lambda address, length: False)
+    monkeypatch.setattr(snapshot, "read_in", lambda *span: done.append("read in") or [])
+    monkeypatch.setattr(Record, "verify", lambda self: done.append("verified") or real(self))
+    for walk in (check_dataset, repair_dataset):
+        assert walk(cache, "demo").problems == []
+        assert done == ["read in", "verified"] * 2
+        done.clear()
+
+
 def test_a_set_without_a_row_is_found(damaged):
     put_raw(damaged, "specs", SPEC.digest.encode(), None)
     problems = check_dataset(damaged, "demo").problems
@@ -129,8 +145,11 @@ def test_a_set_whose_row_describes_another_is_found(damaged):
     put_raw(damaged, "specs", SPEC.digest.encode(), pack_row(FeatureSet(other, "toy", 0.0)))
     [problem] = check_dataset(damaged, "demo").problems
     assert f"the feature set {SPEC.digest} describes" in problem
-    with pytest.raises(StoreMismatch, match="its row is damaged"):
+    with pytest.raises(StoreMismatch, match="its row is damaged: featstore check --repair removes"):
         get(damaged, "demo", "a")
+    store_videos(damaged, "demo", {"a": A}, spec=WIDE)
+    assert len(repair_dataset(damaged, "demo").repaired) >= 1
+    assert [found.spec for found in FeatureStore(damaged)["demo"].sets()] == [WIDE]
 
 
 @pytest.mark.parametrize("table", ["manifest", "specs", "catalog", "failures"])

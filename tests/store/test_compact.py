@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import stat
@@ -258,6 +259,28 @@ compact.compact_dataset(sys.argv[1], "demo")
     assert run_python(program, hollow).returncode == -9
     assert list(FeatureStore(hollow)) == ["demo"]
     assert kept(hollow)
+    compact_dataset(hollow, "demo")
+    assert names(hollow) == ["demo"]
+    assert kept(hollow)
+
+
+def test_the_old_folder_stays_until_the_new_one_is_sure_to(hollow, monkeypatch):
+    """A power loss may bring the old folder back under its name: it must not be empty then."""
+    real, folder, old = os.fsync, hollow.stat(), (hollow / "demo" / "data.mdb").stat()
+
+    def sync(fd: int) -> None:
+        if os.path.samestat(os.fstat(fd), folder):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    for fails in (compact_dataset, compact_dataset, remove_dataset):
+        with pytest.raises(StoreError, match="demo cannot be synced: Input/output error; mend the"):
+            fails(hollow, "demo")
+        assert names(hollow) == [".compacting-demo", "demo"]
+        assert os.path.samestat((hollow / ".compacting-demo" / "data.mdb").stat(), old)
+        assert kept(hollow)
+    monkeypatch.setattr(os, "fsync", real)
     compact_dataset(hollow, "demo")
     assert names(hollow) == ["demo"]
     assert kept(hollow)

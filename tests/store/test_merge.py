@@ -15,6 +15,7 @@ from featstore.store.env import open_environment
 from featstore.store.lock import ingest_lock
 from featstore.store.merge import merge_dataset
 from featstore.store.reader import FeatureStore, get
+from featstore.store.remove import remove_set
 from featstore.store.writer import FeatureWriter
 
 SPEC, WIDE = toy_spec(), toy_spec(8, "bf16")
@@ -93,6 +94,48 @@ def test_a_merge_stops_when_asked_and_goes_on(source, cache, monkeypatch):
     assert 0 < done.stored < 7
     again = run(source, cache)
     assert (again.stored + done.stored, again.skipped) == (7, done.stored)
+
+
+def test_a_merge_that_stops_makes_no_set_that_it_would_leave_empty(source, cache, monkeypatch):
+    stop = threading.Event()
+    added = []
+
+    class Writer(FeatureWriter):
+        def add_set(self, spec, origin):
+            added.append(spec)
+            super().add_set(spec, origin)
+
+    monkeypatch.setattr(merge, "FeatureWriter", lambda *a, **o: Writer(*a, commit_bytes=1, **o))
+    done = run(source, cache, stop=stop, on_progress=lambda summary: stop.set())
+    assert done.interrupted
+    assert [found.spec for found in FeatureStore(cache)["demo"].sets()] == added == [SPEC]
+    added.clear()
+    assert run(source, cache, stop=stop).interrupted
+    assert added == []
+
+
+@pytest.mark.parametrize(
+    ("content", "error"), [(None, StoreNotFound), (b"no LMDB file" * 1000, StoreMismatch)]
+)
+def test_a_target_that_is_lost_is_no_damage_in_the_source(
+    source, cache, monkeypatch, content, error
+):
+    remove_set(source, "demo", WIDE)
+    monkeypatch.setattr(
+        merge, "FeatureWriter", lambda *a, **o: FeatureWriter(*a, commit_bytes=1, **o)
+    )
+    file, kept = cache / "demo" / "data.mdb", cache / "demo" / "kept"
+
+    def lose(summary):
+        if not kept.exists():
+            os.rename(file, kept)
+            if content is not None:
+                file.write_bytes(content)
+
+    with pytest.raises(error):
+        run(source, cache, on_progress=lose)
+    os.rename(kept, file)
+    assert run(source, cache).failures == []
 
 
 def test_a_killed_merge_goes_on(source, cache):

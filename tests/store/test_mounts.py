@@ -34,7 +34,7 @@ def table(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "kind", sorted(NETWORK | {"fuse.sshfs", "fuse.s3fs", "fuse.juicefs", "fuse.anything"})
+    "kind", sorted(NETWORK | {"fuse", "fuse.sshfs", "fuse.s3fs", "fuse.juicefs", "fuse.anything"})
 )
 def test_a_network_file_system_is_told_by_its_name(table, kind):
     table(line("/data", kind))

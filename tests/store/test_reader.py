@@ -9,6 +9,7 @@ from toys import expected, put_video, run_python, store_videos, toy_features, to
 
 import featstore
 from featstore.errors import (
+    DatasetNotFound,
     FeatureNotFound,
     StoreDamaged,
     StoreError,
@@ -54,6 +55,9 @@ def test_a_store_is_a_mapping_of_mappings(cache):
         assert np.array_equal(store["one"]["b"].data, expected(B, toy_spec()))
         assert list(store["two"]) == []
         assert store.specs == {"one": [toy_spec()], "two": [toy_spec()]}
+        assert store.get("three") is None
+        assert store.get("three", store["one"]) is store["one"]
+        assert store.get("two") is store["two"]
 
 
 def test_other_files_and_folders_are_no_datasets(cache):
@@ -104,6 +108,10 @@ def test_a_dataset_that_is_not_there_lists_those_that_are(cache):
         StoreNotFound, match=r"no dataset 'other' in .*, the datasets there are: demo;"
     ):
         FeatureStore(cache)["other"]
+    with pytest.raises(KeyError) as caught:
+        get(cache, "other", "a")
+    assert isinstance(caught.value, DatasetNotFound)
+    assert str(caught.value).startswith("there is no dataset 'other' in ")
 
 
 @pytest.mark.parametrize(
@@ -192,6 +200,15 @@ def test_a_choice_that_fits_no_set_lists_those_there_are(cache, choice):
         FeatureStore(cache)["demo"].lookup("a", **choice)
 
 
+def test_digits_too_few_to_name_a_set_are_said_to_be(cache):
+    spec = store_videos(cache, "demo", {"a": A})
+    with pytest.raises(StoreMismatch, match=r"one of them by at least 4 first digits\Z"):
+        FeatureStore(cache)["demo"].lookup("a", spec=spec.digest[:3])
+    with pytest.raises(StoreMismatch, match=r"or ingest with other options\Z"):
+        FeatureStore(cache)["demo"].lookup("a", spec="none of them")
+    assert FeatureStore(cache)["demo"].lookup("a", spec=spec.digest[:4]).shape == A.shape
+
+
 def test_a_dataset_without_a_set_says_so(cache):
     FeatureWriter(cache, "demo", min_free=0)
     with pytest.raises(StoreMismatch, match="it has 0: none"):
@@ -207,6 +224,24 @@ def test_features_of_another_encoder_are_refused_with_what_differs_and_the_comma
     message = str(caught.value)
     assert f"encoder.weights: stored {spec.encoder.weights[:40]}, asked for {'9' * 40}" in message
     assert "featstore ingest --videos VIDEOS --dataset demo" in message
+
+
+def test_what_differs_late_in_a_long_value_is_shown(cache):
+    numbers = (
+        "act=quick_gelu eps=1e-05 heads=16 hidden={} image=336 intermediate=4096 layers=23 patch=14"
+    )
+    spec, other = (
+        dataclasses.replace(
+            toy_spec(),
+            encoder=dataclasses.replace(toy_spec().encoder, architecture=numbers.format(hidden)),
+        )
+        for hidden in (1024, 1280)
+    )
+    store_videos(cache, "demo", {"a": A}, spec=spec)
+    with pytest.raises(StoreMismatch) as caught:
+        FeatureStore(cache)["demo"].lookup("a", spec=other)
+    stored, asked = (f"...05 heads=16 hidden={n} image=336 interm" for n in (1024, 1280))
+    assert f"encoder.architecture: stored {stored}, asked for {asked}\n" in str(caught.value)
 
 
 def test_features_are_found_whatever_the_vision_tower_is_called(cache):

@@ -212,6 +212,22 @@ def test_a_folder_that_may_not_be_entered_is_said_so(shared):
         assert "Permission denied" in done.stdout, done.stderr
 
 
+def test_a_folder_that_may_not_be_entered_hides_none_beside_it(shared):
+    seal_dataset(shared, "demo")
+    store_videos(shared, "private", {"a": A})
+    (shared / "private").chmod(0o700)
+    names = "featstore.open(sys.argv[1])"
+    done = as_nobody(
+        f"print(list({names}), 'demo' in {names}, 'private' in {names})\n{GET}", shared
+    )
+    assert (done.returncode, done.stdout) == (0, "['demo'] True False\n(16, 8)\n"), done.stderr
+    refused = as_nobody("featstore.open(sys.argv[1])['private']", shared)
+    assert "private cannot be looked into: Permission denied" in refused.stderr
+    shared.chmod(0o744)
+    refused = as_nobody(f"print(list({names}))", shared)
+    assert "cache cannot be looked into" in refused.stderr
+
+
 def test_a_user_who_may_not_write_can_change_nothing(shared):
     before = (shared / "demo" / "data.mdb").read_bytes()
     for act in (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,10 @@ from featstore.cli.options import (
     tower_option,
 )
 from featstore.cli.printing import plain, print_json, print_table
+from featstore.errors import FeatstoreError
+
+if TYPE_CHECKING:
+    from featstore.longva import CachedLongVA, LongVAEncoder
 
 
 @click.command()
@@ -62,23 +66,14 @@ from featstore.cli.printing import plain, print_json, print_table
 @json_option
 def compare(**options: Any) -> None:
     """Encode a sample of stored videos afresh and compare; exit 1 beyond the limits."""
-    from featstore.longva import CachedLongVA, LongVAEncoder
     from featstore.longva.compare import Limits
     from featstore.longva.compare import compare as run
     from featstore.store.reader import FeatureStore
 
+    if options["min_identical"] and not options["generate"]:
+        raise click.UsageError("--min-identical is of answers: pass --generate too")
     dataset = FeatureStore(options["cache_dir"])[options["dataset"]]
-    if not options["model_path"]:
-        raise click.UsageError("name the checkpoint with --model-path")
-    where = {
-        "device": options["device"],
-        "dtype": None if options["dtype"] == "auto" else options["dtype"],
-        "vision_tower": options["vision_tower"],
-    }
-    encoder = LongVAEncoder(options["model_path"], **where)
-    model = None
-    if options["generate"]:
-        model = CachedLongVA(options["model_path"], prefix_cache=0, **where)
+    encoder, model = _build(options)
     report = run(
         dataset,
         encoder,
@@ -100,6 +95,29 @@ def compare(**options: Any) -> None:
         sys.exit(1)
     if report.failures:
         sys.exit(SOME_FAILED)
+
+
+def _build(options: dict[str, Any]) -> tuple[LongVAEncoder, CachedLongVA | None]:
+    """Return the encoder and, where answers are asked for, the model."""
+    from featstore.longva import CachedLongVA, LongVAEncoder
+
+    checkpoint = options["model_path"]
+    if not checkpoint:
+        raise click.UsageError("name the checkpoint with --model-path")
+    where = {
+        "device": options["device"],
+        "dtype": None if options["dtype"] == "auto" else options["dtype"],
+        "vision_tower": options["vision_tower"],
+    }
+    try:
+        encoder = LongVAEncoder(checkpoint, **where)
+        if not options["generate"]:
+            return encoder, None
+        return encoder, CachedLongVA(checkpoint, prefix_cache=0, **where)
+    except FeatstoreError:
+        raise
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from exc
 
 
 def _print_report(report: Any) -> None:

@@ -15,6 +15,7 @@ from featstore.longva.live import LiveEncoder
 from featstore.longva.lookup import serves
 from featstore.spec import FeatureSpec
 from featstore.store.mismatch import describe_mismatch
+from featstore.store.reader import fits
 from featstore.torch import measure_error, to_tensor
 
 if TYPE_CHECKING:
@@ -160,25 +161,25 @@ def compare(
 def _choose(
     dataset: Dataset, encoder: Encoder, nframe: int | None, spec: str | None
 ) -> FeatureSpec:
-    sets = dataset.sets()
+    fitting = [found for found in dataset.sets() if fits(found.spec, nframe, spec)]
+    if not fitting:
+        fitting = [dataset.select(nframe, spec)]  # says what there is to choose from
     serving: list[FeatureSet] = [
         found
-        for found in sets
+        for found in fitting
         if serves(
             found.spec, FeatureSpec(encoder.identity, found.spec.sampling, DECODER, "fp32", "none")
         )
-        and (nframe is None or found.spec.sampling.nframe == nframe)
-        and (spec is None or found.spec.digest.startswith(spec))
     ]
     if len(serving) == 1:
         return serving[0].spec
-    if not serving and sets:
-        made = sets[0].spec
+    if not serving:
+        made = fitting[0].spec
         wanted = FeatureSpec(
             encoder.identity, made.sampling, DECODER, made.quantization, made.scale
         )
-        raise StoreMismatch(describe_mismatch(dataset, sets, wanted, encoder.origin))
-    listed = "".join(f"\n  {found.spec.describe()}" for found in serving) or " none"
+        raise StoreMismatch(describe_mismatch(dataset, fitting, wanted, encoder.origin))
+    listed = "".join(f"\n  {found.spec.describe()}" for found in serving)
     raise StoreMismatch(
         f"{len(serving)} feature sets of dataset {dataset.name!r} are of this encoder; name one with --spec or "
         f"--nframe:{listed}"

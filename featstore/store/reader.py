@@ -247,7 +247,7 @@ class Dataset(Mapping[str, Features]):
         self, snapshot: Snapshot, nframe: int | None, spec: FeatureSpec | str | None
     ) -> FeatureSet:
         sets = list(read_sets(snapshot).values())
-        fitting = [found for found in sets if _fits(found.spec, nframe, spec)]
+        fitting = [found for found in sets if fits(found.spec, nframe, spec)]
         if len(fitting) == 1:
             return fitting[0]
         if isinstance(spec, FeatureSpec) and sets:
@@ -289,7 +289,8 @@ class Dataset(Mapping[str, Features]):
         )
 
 
-def _fits(found: FeatureSpec, nframe: int | None, spec: FeatureSpec | str | None) -> bool:
+def fits(found: FeatureSpec, nframe: int | None, spec: FeatureSpec | str | None) -> bool:
+    """Return whether a feature set is one of those that `nframe` and `spec` ask for, where they are given."""
     if nframe is not None and found.sampling.nframe != nframe:
         return False
     if isinstance(spec, FeatureSpec):

@@ -124,3 +124,28 @@ def test_the_command_prints_json_and_exits_3_where_a_file_was_replaced(stored, t
     shown = CliRunner().invoke(main, [*words, "--samples", "1", "--max-relative-l2", "0"])
     assert shown.exit_code == 1
     assert "beyond the limits" in shown.stdout
+
+
+@pytest.mark.parametrize("choice", [["--nframe", "8"], ["--spec", "ffff"], ["--spec", ""]])
+def test_a_choice_that_fits_no_set_lists_those_there_are(stored, choice):
+    checkpoint, cache, _ = stored
+    words = ["compare", "--dataset", "demo", "--cache-dir", str(cache), "--device", "cpu"]
+    done = CliRunner().invoke(main, [*words, "--model-path", str(checkpoint), *choice])
+    assert done.exit_code == 1
+    [found] = Dataset(cache, "demo").sets()
+    assert f"it has 1:\n  {found.spec.describe()}" in done.stderr
+    assert "nearest" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--device", "banana"], "device is 'banana'; use auto, cpu, cuda"),
+        (["--min-identical", "1"], "pass --generate too"),
+    ],
+)
+def test_wrong_options_are_wrong_usage(stored, options, said):
+    checkpoint, cache, _ = stored
+    words = ["compare", "--dataset", "demo", "--cache-dir", str(cache)]
+    done = CliRunner().invoke(main, [*words, "--model-path", str(checkpoint), *options])
+    assert (done.exit_code, said in done.stderr) == (2, True), done.output

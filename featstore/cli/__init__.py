@@ -17,11 +17,17 @@ from featstore.cli.ingest import ingest
 from featstore.cli.maintain import check, compact, merge, rm, seal
 from featstore.cli.printing import plain
 from featstore.cli.show import get_features, info, list_store, shape
+from featstore.cli.streams import standard_streams
 from featstore.cli.vlmeval import vlmeval
 from featstore.errors import FeatstoreError
 
 
 class _Group(click.Group):
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the program, whatever its streams are."""
+        with standard_streams():
+            return super().main(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; a FeatstoreError becomes one message and exit code 1."""
         for stream in (sys.stdout, sys.stderr):

@@ -16,6 +16,7 @@ from featstore.cli.options import (
     tower_option,
 )
 from featstore.cli.printing import plain, print_json, print_table
+from featstore.cli.streams import say
 from featstore.errors import FeatstoreError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def compare(**options: Any) -> None:
         nframe=options["nframe"],
         spec=options["spec"],
         limits=Limits(options["max_relative_l2"], options["min_cosine"], options["min_identical"]),
-        on_row=lambda row: click.echo(f"compared {row.video_id}", err=True),
+        on_row=lambda row: say(f"compared {row.video_id}"),
     )
     if options["as_json"]:
         print_json(report.to_dict())

@@ -23,6 +23,7 @@ from featstore.cli.options import (
 from featstore.cli.printing import clock, gib, plain, print_json
 from featstore.cli.progress import show_progress
 from featstore.cli.sources import SeveralDatasets, Source, choose_sources
+from featstore.cli.streams import say
 from featstore.errors import FeatstoreError
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def _ingest(
             max_size=options["max_size"],
             dry_run=options["dry_run"],
             stop=stop,
-            on_plan=lambda plan: click.echo(_plan_line(plan, options["cache_dir"]), err=True),
+            on_plan=lambda plan: say(_plan_line(plan, options["cache_dir"])),
             on_progress=on_progress,
         )
 
@@ -252,7 +253,7 @@ def stop_on_signals() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        click.echo("stopping: what is encoded is being stored; once more to end at once", err=True)
+        say("stopping: what is encoded is being stored; once more to end at once")
 
     before = {
         number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from featstore.cli.printing import clock, gib
+from featstore.cli.streams import say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,14 +29,20 @@ def show_progress() -> Iterator[Callable[[Progress], None]]:
     from rich.progress import Progress as Bars
 
     columns = (BarColumn(), TextColumn("{task.description}"))
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task("waiting for the first video", total=None)
+    bars = Bars(*columns, console=Console(stderr=True), transient=True)
+    task = bars.add_task("waiting for the first video", total=None)
 
-        def show(progress: Progress) -> None:
-            done = progress.done + progress.failed
-            bars.update(task, completed=done, total=progress.total, description=_line(progress))
+    def show(progress: Progress) -> None:
+        done = progress.done + progress.failed
+        bars.update(task, completed=done, total=progress.total, description=_line(progress))
 
+    with suppress(OSError):  # the terminal may be gone, at the end above all
+        bars.start()
+    try:
         yield show
+    finally:
+        with suppress(OSError):
+            bars.stop()
 
 
 class _Lines:
@@ -48,7 +55,7 @@ class _Lines:
         now = time.monotonic()
         if now - self._last >= _LINE_SECONDS or progress.done + progress.failed == progress.total:
             self._last = now
-            print(_line(progress), file=sys.stderr, flush=True)
+            say(_line(progress))
 
 
 def _line(progress: Progress) -> str:

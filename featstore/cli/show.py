@@ -15,6 +15,7 @@ from featstore.cli.options import (
     tower_option,
 )
 from featstore.cli.printing import date, gib, plain, print_facts, print_json, print_table
+from featstore.cli.streams import say
 from featstore.errors import FeatstoreError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def get_features(
     facts["source"] = f"{gib(header.source.size)}, xxh3-128 {header.source.xxh3_128}"
     print_facts(facts)
     if out:
-        click.echo(f"written to {out}", err=True)
+        say(f"written to {out}")
 
 
 @click.command("ls")

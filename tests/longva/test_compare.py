@@ -126,7 +126,7 @@ def test_the_command_prints_json_and_exits_3_where_a_file_was_replaced(stored, t
     assert "beyond the limits" in shown.stdout
 
 
-@pytest.mark.parametrize("choice", [["--nframe", "8"], ["--spec", "ffff"], ["--spec", ""]])
+@pytest.mark.parametrize("choice", [["--nframe", "8"], ["--spec", "ffff"], ["--spec", "ff"]])
 def test_a_choice_that_fits_no_set_lists_those_there_are(stored, choice):
     checkpoint, cache, _ = stored
     words = ["compare", "--dataset", "demo", "--cache-dir", str(cache), "--device", "cpu"]

@@ -1,0 +1,52 @@
+"""featstore's commands where stdout or stderr is closed, full or read by nobody."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from toys import store_videos, toy_features
+
+import featstore
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def stored(tmp_path) -> Path:
+    store_videos(tmp_path / "cache", "demo", {"a": toy_features(1)})
+    return tmp_path / "cache"
+
+
+def in_a_shell(words: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", "-c", f"{sys.executable} -m featstore {words}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.mark.parametrize("stderr", ["2> >(head -c 1 >/dev/null)", "2>/dev/full", "2>&-"])
+def test_an_ingest_goes_on_where_its_progress_cannot_be_printed(sample_clips, tmp_path, stderr):
+    words = f"ingest --encoder toy --videos {sample_clips} --dataset demo --cache-dir {tmp_path} --min-free 1MB"
+    done = in_a_shell(f"{words} --nframe 6 --decode-workers 1 {stderr}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("demo: 3 stored")
+    assert len(featstore.open(tmp_path)["demo"]) == 3
+
+
+def test_results_that_cannot_be_written_are_one_line_and_exit_code_1(stored):
+    for words in ("ls --json", "info"):
+        done = in_a_shell(f"{words} --cache-dir {stored} >/dev/full")
+        said = "featstore: the output cannot be written: No space left on device\n"
+        assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_a_closed_stdout_is_no_error(stored):
+    done = in_a_shell(f"ls --cache-dir {stored} >&-")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_error_keeps_its_exit_code_where_it_cannot_be_printed(tmp_path):
+    done = in_a_shell(f"ls --cache-dir {tmp_path / 'nowhere'} 2>/dev/full")
+    assert done.returncode == 1

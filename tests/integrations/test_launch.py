@@ -147,3 +147,10 @@ def test_ranks_build_a_dataset_one_after_another(monkeypatch, tmp_path):
     assert run.build_dataset_from_cli("MLVU") == ("MLVU", False)
     assert run.build_dataset_from_config("MLVU") == ("MLVU", False)
     assert is_free()
+
+
+def test_a_file_that_is_no_python_is_not_taken_for_run_py(tmp_path):
+    clip = tmp_path / "blink.mp4"
+    clip.write_bytes(b"x")
+    with pytest.raises(MissingExtra, match=r"blink\.mp4 is no Python file; .*--run-py"):
+        run_vlmevalkit([], clip)

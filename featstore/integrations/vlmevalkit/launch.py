@@ -10,7 +10,7 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import FeatstoreError
+from featstore.errors import FeatstoreError, MissingExtra
 from featstore.integrations.vlmevalkit.kit import find_run_py
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def _load(path: Path) -> ModuleType:
     # since functions of it are pickled by name.
     sys.path.insert(0, str(path.parent))  # as running the file itself would have it
     spec = importlib.util.spec_from_file_location("run", path)
-    assert spec is not None
+    if spec is None:
+        raise MissingExtra(f"{path} is no Python file; name VLMEvalKit's run.py with --run-py")
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["run"] = module

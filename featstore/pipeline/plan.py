@@ -93,23 +93,23 @@ def _listed(file: Path, line: int, row: dict[str, Any]) -> Video:
 
 
 def check_listing(videos: list[Video]) -> list[Video]:
-    """Return `videos`; raise ListingError where ids repeat or cannot be ids."""
-    seen: dict[str, str] = {}
+    """Return `videos`, each once; raise ListingError where an id stands for several files or cannot be one."""
+    seen: dict[str, Video] = {}
     twice: list[str] = []
     for video in videos:
         try:
             check_video_id(video.video_id)
         except ValueError as exc:
             raise ListingError(f"{video.path}: {exc}; give it an id in a manifest") from exc
-        if video.video_id in seen:
-            twice.append(f"\n  {video.video_id!r}: {seen[video.video_id]} and {video.path}")
-        seen[video.video_id] = video.path
+        first = seen.setdefault(video.video_id, video)
+        if first is not video and os.path.abspath(first.path) != os.path.abspath(video.path):
+            twice.append(f"\n  {video.video_id!r}: {first.path} and {video.path}")
     if twice:
         raise ListingError(
             f"{len(twice)} video ids stand for more than one file; give each its own in a manifest "
             f"(--manifest, columns video_id and path):{''.join(twice[:5])}"
         )
-    return videos
+    return list(seen.values())
 
 
 def make_plan(

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from featstore.decoding.video import Video
 from featstore.errors import ListingError
-from featstore.pipeline.plan import list_videos, read_listing
+from featstore.pipeline.plan import check_listing, list_videos, read_listing
 
 
 def ids(videos):
@@ -63,6 +64,14 @@ def test_two_files_of_one_id_are_refused_and_both_are_named(tmp_path):
     touch(tmp_path, "a.mp4", "a.webm")
     with pytest.raises(ListingError, match=r"'a': .*a\.mp4 and .*a\.webm"):
         list_videos([tmp_path])
+
+
+def test_a_file_that_is_named_twice_is_one_video(tmp_path, monkeypatch):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    assert ids(list_videos([tmp_path, tmp_path / "b.mp4"])) == ["a", "b"]
+    monkeypatch.chdir(tmp_path)
+    twice = [Video("a", str(tmp_path / "a.mp4")), Video("a", "a.mp4")]
+    assert check_listing(twice) == twice[:1]
 
 
 @pytest.mark.parametrize(

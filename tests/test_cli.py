@@ -88,6 +88,12 @@ def test_ls_lists_datasets_and_videos(stored):
     assert {row["tokens"] for row in rows} == {24}
 
 
+@pytest.mark.parametrize("option", [["--failed"], ["--spec", "abcd"]])
+def test_what_ls_lists_of_a_dataset_needs_its_name(stored, option):
+    done = run("ls", "--cache-dir", stored, *option)
+    assert (done.exit_code, f"{option[0]} is of a dataset" in done.stderr) == (2, True)
+
+
 def test_info_tells_of_the_feature_set_and_its_error(stored):
     text = run("info", "--cache-dir", stored).stdout
     assert "demo: 3 videos" in text

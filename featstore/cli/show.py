@@ -104,6 +104,11 @@ def list_store(
     from featstore.store.info import describe_store
     from featstore.store.reader import FeatureStore
 
+    if dataset is None and (failed or spec):
+        option = "--failed" if failed else "--spec"
+        raise click.UsageError(
+            f"{option} is of a dataset's videos: name the dataset with --dataset"
+        )
     store = FeatureStore(cache_dir)
     if dataset is None:
         found = [_dataset_row(row) for row in describe_store(cache_dir)["datasets"].values()]

@@ -89,6 +89,10 @@ def open_files(where: str) -> Files:
     folder = Path(where).expanduser()
     if os.path.isdir(folder):
         return LocalFiles(folder)
+    if os.path.exists(folder):
+        raise CheckpointError(
+            f"{where!r:.300} is a file; name the folder that holds config.json and safetensors"
+        )
     if _HUB_ID.fullmatch(where):
         return HubFiles(where)
     raise CheckpointError(

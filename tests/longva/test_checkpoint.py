@@ -269,6 +269,15 @@ def test_a_path_that_is_no_folder_is_not_asked_of_the_hub():
         read_checkpoint("/nowhere/at/all")
 
 
+def test_a_file_is_not_asked_of_the_hub(monkeypatch, tmp_path):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny/config.json").write_text("{}")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"'tiny/config\.json' is a file; .* folder"):
+        read_checkpoint("tiny/config.json")
+
+
 # What is refused
 
 

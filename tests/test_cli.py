@@ -282,6 +282,14 @@ def test_check_repair_leaves_work_for_the_next_ingest(sample_clips, tmp_path):
     assert (done.exit_code, done.stdout[:14]) == (0, "demo: 1 stored")
 
 
+def test_limits_are_said_in_units_that_show_them(sample_clips, tmp_path):
+    done = ingest(sample_clips, tmp_path, "--max-size", 10)
+    assert done.exit_code == 1
+    assert re.search(
+        r"need [\d.]+ KiB, .* takes [\d.]+ (B|KiB) already and may take 10 B;", done.stderr
+    )
+
+
 def test_dry_run_prints_the_plan_and_touches_nothing(sample_clips, tmp_path):
     done = ingest(sample_clips, tmp_path / "cache", "--dry-run")
     assert done.exit_code == 0

@@ -20,11 +20,11 @@ from featstore.cli.options import (
     size,
     tower_option,
 )
-from featstore.cli.printing import clock, gib, plain, print_json
+from featstore.cli.printing import clock, plain, print_json
 from featstore.cli.progress import show_progress
 from featstore.cli.sources import SeveralDatasets, Source, choose_sources
 from featstore.cli.streams import say
-from featstore.errors import FeatstoreError
+from featstore.errors import FeatstoreError, gib
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

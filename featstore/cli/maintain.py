@@ -10,8 +10,9 @@ import click
 
 from featstore.cli.ingest import INTERRUPTED, SOME_FAILED, stop_on_signals
 from featstore.cli.options import cache_dir_option, json_option, size
-from featstore.cli.printing import gib, plain, print_json
+from featstore.cli.printing import plain, print_json
 from featstore.cli.progress import show_progress
+from featstore.errors import gib
 
 if TYPE_CHECKING:
     from featstore.store.check import CheckReport

@@ -9,15 +9,6 @@ from typing import Any
 import click
 
 
-def gib(size: float) -> str:
-    """Return bytes for people: `63.0 MiB`, `1.20 GiB`."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"
-
-
 def clock(seconds: float) -> str:
     """Return a duration for people: `0:42`, `2:03:59`."""
     minutes, rest = divmod(int(seconds + 0.5), 60)

@@ -7,8 +7,9 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from featstore.cli.printing import clock, gib
+from featstore.cli.printing import clock
 from featstore.cli.streams import say
+from featstore.errors import gib
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

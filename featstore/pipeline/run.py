@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from featstore.codecs import require
 from featstore.decoding.pool import DECODE_MEMORY
 from featstore.decoding.video import DECODER, Video
-from featstore.errors import StoreFull, StoreNotFound
+from featstore.errors import StoreFull, StoreNotFound, gib
 from featstore.pipeline.cores import default_workers
 from featstore.pipeline.plan import Plan, check_listing, list_videos, make_plan
 from featstore.pipeline.stages import Settings, Stages
@@ -166,12 +166,12 @@ def _check_room(
     free = free_bytes(cache_dir)
     if free - need < min_free:
         raise StoreFull(
-            f"the videos need {need / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free in {cache_dir} and "
-            f"{min_free / 2**30:.2f} are to stay free; make room, take fewer with --limit, or lower --min-free"
+            f"the videos need {gib(need)}, {gib(free)} are free in {cache_dir} and {gib(min_free)} are to stay free; "
+            "make room, take fewer with --limit, or lower --min-free"
         )
     taken = stored_bytes(cache_dir)
     if max_size is not None and taken + need > max_size:
         raise StoreFull(
-            f"the videos need {need / 2**30:.2f} GiB, {cache_dir} takes {taken / 2**30:.2f} GiB already and may take "
-            f"{max_size / 2**30:.2f}; raise --max-size, or take fewer with --limit"
+            f"the videos need {gib(need)}, {cache_dir} takes {gib(taken)} already and may take {gib(max_size)}; "
+            "raise --max-size, or take fewer with --limit"
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import xxhash
 
 from featstore.codecs import compress
-from featstore.errors import StoreError, StoreFull, StoreMismatch
+from featstore.errors import StoreError, StoreFull, StoreMismatch, gib
 from featstore.record import PAGE, pack_prefix, parse
 from featstore.store.catalog import (
     MANIFEST_KEY,
@@ -273,15 +273,15 @@ class FeatureWriter:
         free = free_bytes(self.path)
         if free - need < self._min_free:
             raise StoreFull(
-                f"{self.path}: {free / 2**30:.2f} GiB are free, the next record needs {need / 2**20:.0f} MiB and "
-                f"{self._min_free / 2**30:.2f} GiB are to stay free; make room, or lower --min-free: "
+                f"{self.path}: {gib(free)} are free, the next record needs {gib(need)} and "
+                f"{gib(self._min_free)} are to stay free; make room, or lower --min-free: "
                 "what featstore rm freed inside the file is used first, and does not count here"
             )
         if self._max_size is not None:
             taken = stored_bytes(self._cache_dir)
             if taken + need > self._max_size:
                 raise StoreFull(
-                    f"{self._cache_dir} takes {taken / 2**30:.2f} GiB, the next record needs "
-                    f"{need / 2**20:.0f} MiB, the limit is {self._max_size / 2**30:.2f} GiB; raise --max-size, "
+                    f"{self._cache_dir} takes {gib(taken)}, the next record needs {gib(need)}, the limit is "
+                    f"{gib(self._max_size)}; raise --max-size, "
                     "or give back with featstore compact what featstore rm freed"
                 )

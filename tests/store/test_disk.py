@@ -88,7 +88,7 @@ def test_the_check_before_a_put_says_how_much_is_missing(disk):
     store_videos(disk, "demo", {"0": X}, spec=SPEC)
     fill(disk)
     with pytest.raises(
-        StoreFull, match=r"0\.00 GiB are free, the next record needs 1 MiB .* make room"
+        StoreFull, match=r"[\d.]+ (K|M|)i?B are free, the next record needs 1\.\d MiB .* make room"
     ):
         store_videos(disk, "demo", {"1": X}, spec=SPEC)
     assert all_right(disk, 1)

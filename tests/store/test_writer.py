@@ -233,7 +233,8 @@ def test_a_full_disk_is_noticed_before_the_put_and_keeps_what_was_put(cache, mon
         full = os.statvfs_result((real.f_bsize, real.f_frsize, *([1000] * 8), 0))
         monkeypatch.setattr(layout.os, "statvfs", lambda path: full)
         with pytest.raises(
-            StoreFull, match=r"GiB are free, .* make room, or lower --min-free"
+            StoreFull,
+            match=r"MiB are free, .* 1\.00 GiB are to stay free; make room, or lower --min-free",
         ) as caught:
             put_video(writer, SPEC, "b", B)
         assert isinstance(caught.value, OSError)
@@ -249,7 +250,8 @@ def test_a_limit_on_the_cache_counts_all_datasets(cache):
         put_video(writer, SPEC, "b", B)
     writer = FeatureWriter(cache, "two", min_free=0, max_size=stored_bytes(cache))
     with pytest.raises(
-        StoreFull, match=r"the limit is .* GiB; raise --max-size, .* featstore compact"
+        StoreFull,
+        match=r"takes [\d.]+ KiB, .* needs 1\.\d MiB, the limit is [\d.]+ KiB; raise --max-size, .* featstore compact",
     ):
         put_video(writer, SPEC, "c", B)
     assert list(FeatureStore(cache)["two"]) == ["b"]

@@ -37,7 +37,11 @@ INTERRUPTED = 130
 
 @click.command(cls=SeveralDatasets)
 @click.option(
-    "--videos", multiple=True, type=click.Path(), help="A folder of videos, or a video. Repeatable."
+    "--videos",
+    multiple=True,
+    type=click.Path(),
+    help="A folder of videos, whose ids are their paths in it without the suffix; or a video, whose id is its name "
+    "without the suffix. Repeatable.",
 )
 @click.option(
     "--manifest",

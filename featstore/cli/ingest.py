@@ -98,7 +98,8 @@ INTERRUPTED = 130
     type=click.Choice(["raw", "lz4", "zstd", "ans"]),
     default="raw",
     show_default=True,
-    help="How records are compressed: raw is read without a copy; ans is written and read by a CUDA GPU alone.",
+    help="How new records are compressed: raw is read without a copy; ans is written and read by a CUDA GPU alone. What "
+    "is stored already stays as it is.",
 )
 @click.option(
     "--dtype",

@@ -98,8 +98,8 @@ INTERRUPTED = 130
     type=click.Choice(["raw", "lz4", "zstd", "ans"]),
     default="raw",
     show_default=True,
-    help="How new records are compressed: raw is read without a copy; ans is written and read by a CUDA GPU alone. What "
-    "is stored already stays as it is.",
+    help="How new records are compressed; stored ones stay as they are. raw is read without a copy; ans is written and "
+    "read by a CUDA GPU alone.",
 )
 @click.option(
     "--dtype",

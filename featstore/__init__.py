@@ -84,6 +84,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
+    if name in ("encoders", "torch", "longva"):  # folders and files that are named as they are
+        return import_module(f"featstore.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'featstore' has no attribute {name!r}")
     home = import_module(_HOMES.get(name, "featstore.errors"))

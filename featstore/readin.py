@@ -59,8 +59,8 @@ def note_map(owner: object, fd: int, address: int, length: int) -> None:
 def hides_pages(fd: int) -> bool:
     """Return whether the system says of every page of the open file that it is in memory, be it so or not.
 
-    Linux does to whoever neither owns the file nor may write it (can_do_mincore in its mm/mincore.c), other kernels do
-    to all. A page past the file's end tells, for it cannot be there.
+    Linux does to whoever neither owns the file nor may write it (can_do_mincore in its mm/mincore.c); another kernel
+    may do so to all. A page past the file's end tells, for it cannot be there.
     """
     libc = _libc()
     if libc is None:

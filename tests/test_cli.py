@@ -12,6 +12,7 @@ from damage import flip_in_file
 from safetensors.numpy import load_file
 
 import featstore
+import featstore.store.check
 from featstore.cli import main
 from featstore.cli.options import size
 from featstore.store.layout import DATA_FILE
@@ -185,6 +186,45 @@ def test_check_finds_a_flipped_byte_and_exits_1(sample_clips, tmp_path):
     damaged = run("check", "--cache-dir", tmp_path)
     assert damaged.exit_code == 1
     assert "'blink' is damaged" in damaged.stdout
+
+
+def test_check_looks_at_all_datasets_though_one_cannot_be_opened(sample_clips, tmp_path):
+    ingest(sample_clips, tmp_path)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / DATA_FILE).write_text("no store")
+    for option in ([], ["--repair"]):
+        done = run("check", "--cache-dir", tmp_path, "--json", *option)
+        bad, demo = json.loads(done.stdout)
+        assert (done.exit_code, bad["dataset"], len(bad["problems"])) == (1, "bad", 1)
+        assert (demo["dataset"], demo["videos"], demo["problems"]) == ("demo", 3, [])
+    asked = CliRunner().invoke(main, f"rm --cache-dir {tmp_path} --dataset bad".split(), input="y")
+    assert "Remove bad, which cannot be read?" in asked.stderr
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_folder_without_datasets_is_no_clean_store(stored, tmp_path):
+    for place in (tmp_path, stored / "demo"):
+        done = run("check", "--cache-dir", place)
+        assert (done.exit_code, "there is no dataset in" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("command", ["rm", "get", "ls"])
+def test_first_digits_that_are_empty_stand_for_nothing(stored, command):
+    """As `--spec "$SET"` is where the variable is not set: rm removed the whole dataset."""
+    video = ["blink"] if command == "get" else []
+    yes = ["--yes"] if command == "rm" else []
+    done = run(command, "--cache-dir", stored, "--dataset", "demo", *video, "--spec", "", *yes)
+    assert (done.exit_code, "it is empty" in done.stderr) == (2, True)
+    assert len(featstore.open(stored)["demo"]) == 3
+
+
+def test_an_interrupt_is_told_by_its_exit_code(stored, monkeypatch):
+    def interrupted(*words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(featstore.store.check, "check_dataset", interrupted)
+    done = run("check", "--cache-dir", stored)
+    assert (done.exit_code, done.stderr.strip()) == (130, "featstore: interrupted")
 
 
 def test_rm_asks_and_removes(sample_clips, tmp_path):

@@ -7,7 +7,7 @@ import shlex
 
 import click
 import pytest
-from toys import REPOSITORY
+from toys import REPOSITORY, run_python
 
 from featstore.cli import main
 
@@ -52,6 +52,15 @@ def test_every_command_on_the_page_exists_with_its_options(page):
 def test_every_link_to_a_file_leads_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def test_every_name_of_ours_in_the_readme_is_reached_from_featstore():
+    """With `import featstore` alone, as its examples have it."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"\bfeatstore(?:\.[A-Za-z_]+)+(?=[(`])", text))
+    assert {"featstore.encoders.get_encoder", "featstore.ingest"} <= names
+    done = run_python("import featstore\n" + "\n".join(sorted(names)))
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_every_command_says_what_it_does():

@@ -12,6 +12,7 @@ from featstore.codecs import CODECS, compress, nvcomp
 from featstore.codecs.blocks import BLOCK_BYTES
 from featstore.encoders import ToyEncoder
 from featstore.errors import RecordError
+from featstore.readin import is_told
 from featstore.record import Features, Record
 from featstore.torch import FeatureDataset, explain, prefetch, registered, to_tensor
 from featstore.torch.staged import SLOT_BYTES, SLOTS, shared_ring
@@ -91,6 +92,8 @@ def test_a_map_is_registered_when_it_is_asked_for_again(tmp_path):
     store_videos(tmp_path / "cache", "d", {"v": toy_features(0, frames=3000)}, spec=toy_spec(4000))
     features = featstore.open(tmp_path / "cache")["d"]["v"]
     assert explain(features).startswith("staged")
+    if not is_told(features.owner.address):
+        pytest.skip("this system does not tell what lies in memory")
     to_tensor(features, device="cuda")
     assert explain(features).startswith("registered")
     to_tensor(features, device="cuda")

@@ -13,7 +13,7 @@ import click
 
 from featstore import __version__
 from featstore.cli.compare import compare
-from featstore.cli.ingest import ingest
+from featstore.cli.ingest import INTERRUPTED, ingest
 from featstore.cli.maintain import check, compact, merge, rm, seal
 from featstore.cli.printing import plain
 from featstore.cli.show import get_features, info, list_store, shape
@@ -38,6 +38,9 @@ class _Group(click.Group):
             lines = map(plain, str(exc).split("\n"))
             click.echo("featstore: " + "\n".join(lines), err=True)
             ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("featstore: interrupted", err=True)
+            ctx.exit(INTERRUPTED)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

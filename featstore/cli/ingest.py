@@ -38,7 +38,11 @@ INTERRUPTED = 130
 
 @click.command(cls=SeveralDatasets)
 @click.option(
-    "--videos", multiple=True, type=click.Path(), help="A folder of videos, or a video. Repeatable."
+    "--videos",
+    multiple=True,
+    type=click.Path(),
+    help="A folder of videos, whose ids are their paths in it without the suffix; or a video, whose id is its name "
+    "without the suffix. Repeatable.",
 )
 @click.option(
     "--manifest",
@@ -95,7 +99,8 @@ INTERRUPTED = 130
     type=click.Choice(["raw", "lz4", "zstd", "ans"]),
     default="raw",
     show_default=True,
-    help="How records are compressed: raw is read without a copy; ans is written and read by a CUDA GPU alone.",
+    help="How new records are compressed; stored ones stay as they are. raw is read without a copy; ans is written and "
+    "read by a CUDA GPU alone.",
 )
 @click.option(
     "--dtype",

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featstore.cli.ingest import INTERRUPTED, SOME_FAILED, stop_on_signals
-from featstore.cli.options import cache_dir_option, json_option, size
+from featstore.cli.options import cache_dir_option, digits, json_option, size
 from featstore.cli.printing import plain, print_json
 from featstore.cli.progress import show_progress
-from featstore.errors import gib
+from featstore.errors import StoreError, StoreNotFound, gib
 
 if TYPE_CHECKING:
     from featstore.store.check import CheckReport
@@ -30,18 +30,30 @@ if TYPE_CHECKING:
 @json_option
 def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> None:
     """Read every record and checksum; say what is damaged. Exit 1 while something is."""
-    from featstore.store.check import check_dataset
+    from featstore.store.check import CheckReport, check_dataset
     from featstore.store.layout import dataset_names
     from featstore.store.repair import repair_dataset
 
-    look = repair_dataset if repair else check_dataset
     names = [dataset] if dataset else dataset_names(cache_dir)
-    reports: list[CheckReport] = [look(cache_dir, name) for name in names]
+    if not names:
+        raise StoreNotFound(
+            f"there is no dataset in {cache_dir}; --cache-dir is the folder that holds the datasets' own"
+        )
+    reports: list[CheckReport] = []
+    for name in names:
+        try:
+            report = (repair_dataset if repair else check_dataset)(cache_dir, name)
+        except (
+            StoreError
+        ) as exc:  # of one that cannot be opened; the others are looked at all the same
+            if dataset:
+                raise
+            report = CheckReport(name, problems=[str(exc)])
+        reports.append(report)
+        if not as_json:
+            _print_report(report)
     if as_json:
         print_json([vars(report) for report in reports])
-    else:
-        for report in reports:
-            _print_report(report)
     if any(report.problems for report in reports):
         sys.exit(1)
 
@@ -54,7 +66,8 @@ def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> N
 )
 @click.option(
     "--spec",
-    help="Remove this feature set alone, or the videos from it alone: the first digits of its digest.",
+    callback=digits,
+    help="Remove this feature set alone, or the videos from it alone: 4 or more first digits of its digest.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rm(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None, yes: bool) -> None:
@@ -63,8 +76,7 @@ def rm(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None, 
     from featstore.store.reader import FeatureStore
     from featstore.store.remove import remove_dataset, remove_set, remove_videos
 
-    there = FeatureStore(cache_dir)[dataset] if videos or spec else None
-    chosen = there.select(spec=spec).spec if there and spec else None
+    chosen = FeatureStore(cache_dir)[dataset].select(spec=spec).spec if spec else None
     if not yes:
         _ask(cache_dir, dataset, videos, spec)
     if videos:
@@ -185,18 +197,25 @@ def _print_report(report: CheckReport) -> None:
 
 
 def _ask(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None) -> None:
-    from featstore.store.layout import dataset_names
+    from featstore.store.layout import dataset_names, dataset_path, is_sealed
     from featstore.store.reader import FeatureStore
 
     if dataset not in dataset_names(cache_dir):
         return
     where = f"feature set {spec} of {dataset}" if spec else dataset
+    if not spec and is_sealed(dataset_path(cache_dir, dataset)):
+        where = f"the sealed dataset {dataset}"
     if videos:
         what = f"{len(videos)} videos from {where}"
     else:
-        there = FeatureStore(cache_dir)[dataset]
-        chosen = there.select(spec=spec).spec if spec else None
-        what = f"{where} with the features of {sum(1 for _ in there.entries(chosen))} videos"
+        try:
+            there = FeatureStore(cache_dir)[dataset]
+            chosen = there.select(spec=spec).spec if spec else None
+            what = f"{where} with the features of {sum(1 for _ in there.entries(chosen))} videos"
+        except StoreError:
+            if spec:
+                raise
+            what = f"{where}, which cannot be read"
     click.confirm(f"Remove {what}?", abort=True, err=True)
 
 

@@ -42,7 +42,19 @@ nframe_option = click.option(
     show_default=True,
     help="Frames a video; with fps sampling the most that are taken.",
 )
+
+
+def digits(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Refuse first digits that are none, as of a variable that is not set: they would stand for everything."""
+    if value == "":
+        raise click.BadParameter(
+            "it is empty; give 4 or more first digits of a feature set's digest"
+        )
+    return value
+
+
 spec_option = click.option(
     "--spec",
+    callback=digits,
     help="First digits (4 or more) of a feature set's digest, where a dataset has several.",
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
-from featstore.errors import FeatureNotFound, StoreMismatch, StoreNotFound
+from featstore.errors import FeatureNotFound, StoreError, StoreMismatch, StoreNotFound
 from featstore.store.catalog import has_entry, read_sets, video_key
 from featstore.store.mismatch import describe_mismatch
 from featstore.store.reader import Dataset
@@ -56,6 +56,17 @@ class Lookup:
                 "the model encode what is missing, with on_miss='encode'"
             ) from exc
         refuse(dataset, wanted.video, wanted.spec, origin)
+
+    def mismatch(self, wanted: Wanted, origin: str) -> str:
+        """Return why no feature set of the dataset serves; nothing where one does, or there is none."""
+        try:
+            dataset = self._open(wanted.dataset)
+            sets = dataset.sets()
+        except StoreError:  # whoever stores there will say so
+            return ""
+        if not sets or any(serves(found.spec, wanted.spec) for found in sets):
+            return ""
+        return describe_mismatch(dataset, sets, wanted.spec, origin)
 
     def close(self) -> None:
         """Let go of the datasets; a later look-up opens them again."""

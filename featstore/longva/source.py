@@ -141,6 +141,8 @@ class FeatureSource:
                 if features is not None:
                     return self._stored(features)
             self._statistics.misses += 1
+            if self._lookup is not None:
+                self._say_once(self._lookup.mismatch(wanted, self._origin))
             encoded = self._encode(wanted)
             if self._stores_in(wanted.dataset):
                 features = self._store(encoded, wanted)
@@ -189,7 +191,7 @@ class FeatureSource:
         return None
 
     def _say_once(self, sentence: str) -> None:
-        if sentence not in self._reported:
+        if sentence and sentence not in self._reported:
             self._reported.add(sentence)
             _say(sentence)
 

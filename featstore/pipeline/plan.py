@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from featstore.decoding.video import VIDEO_SUFFIXES, Video, name_video, was_replaced
 from featstore.errors import ListingError
-from featstore.store.catalog import Failure, read_entry, read_failure, stored_spec, video_key
+from featstore.store.catalog import Entry, Failure, read_entry, read_failure, stored_spec, video_key
 from featstore.store.layout import check_video_id
 
 if TYPE_CHECKING:
@@ -29,13 +30,13 @@ class Plan:
     """What an ingest has to do.
 
     todo: videos to encode, those whose file was replaced since among them. stored: done already. failed_before: left
-    out because an earlier ingest failed on them. replaced: how many of todo are stored from another file.
+    out because an earlier ingest failed on them. replaced: ids of those in todo that are stored from another file.
     """
 
     todo: list[Video] = field(default_factory=list)
     stored: list[Video] = field(default_factory=list)
     failed_before: list[Failure] = field(default_factory=list)
-    replaced: int = 0
+    replaced: frozenset[str] = frozenset()
 
 
 def list_videos(places: Iterable[str | os.PathLike[str]]) -> list[Video]:
@@ -125,10 +126,11 @@ def make_plan(
     """Return the work that `videos` are, minus what `snapshot` holds under `spec`; nothing is decoded.
 
     A stored video whose file has another size, or another modification time and content, is work again; one whose
-    file is gone stays stored. So is one that was found damaged, whether failed videos are retried or not. Without
-    `resume` all are work.
+    file is gone stays stored. So is one that was found damaged, or whose file changed since it failed, whether failed
+    videos are retried or not. Without `resume` all are work. Raises ListingError where an id stands for a file that is
+    stored, and still there, and now for another one too.
     """
-    plan, replaced = Plan(), 0
+    plan, replaced, clashes = Plan(), set(), []
     if snapshot:
         # Keys hold the tower's name as it was first ingested.
         spec = stored_spec(snapshot, spec) or spec
@@ -138,13 +140,44 @@ def make_plan(
         failure = read_failure(snapshot, key) if snapshot and resume else None
         if entry is not None and not was_replaced(entry.source, video.path):
             plan.stored.append(video)
-        elif failure is not None and not (retry_failed or failure.damaged):
+        elif failure is not None and not (retry_failed or _is_worth_again(failure, video.path)):
             plan.failed_before.append(failure)
         else:
-            replaced += entry is not None
+            if entry is not None:
+                replaced.add(video.video_id)
+                if _is_another(entry, video.path):
+                    clashes.append(f"\n  {video.video_id!r}: {entry.video_path} and {video.path}")
             plan.todo.append(video)
+    if clashes:
+        raise ListingError(
+            f"{len(clashes)} video ids stand for other files that are stored already; give each file its own id in a "
+            "manifest (--manifest, columns video_id and path), take another --dataset, or remove what is stored with "
+            f"featstore rm --video:{''.join(clashes[:5])}"
+        )
     todo = plan.todo if limit is None else plan.todo[:limit]
-    return Plan(todo, plan.stored, plan.failed_before, replaced)
+    return Plan(todo, plan.stored, plan.failed_before, frozenset(replaced))
+
+
+def _is_worth_again(failure: Failure, path: str) -> bool:
+    """Return whether a failed video is work though nobody asked to try again: its file may be sound now."""
+    if failure.damaged:
+        return True
+    with contextlib.suppress(OSError, ValueError):
+        # Also a file that was moved here with its old modification time.
+        return os.stat(path).st_ctime > failure.created
+    return False
+
+
+def _is_another(entry: Entry, path: str) -> bool:
+    """Return whether the file `entry` was made from is still there, beside the one at `path`."""
+    before = entry.video_path
+    with contextlib.suppress(OSError, ValueError):
+        return (
+            not os.path.samefile(before, path)
+            and os.path.isfile(before)
+            and not was_replaced(entry.source, before)
+        )
+    return False
 
 
 def _walk(folder: Path) -> Iterator[Video]:

@@ -102,7 +102,7 @@ def ingest(
         spec=spec,
         planned=len(plan.todo),
         skipped=len(plan.stored),
-        replaced=plan.replaced,
+        replaced=len(plan.replaced),
         failed_before=plan.failed_before,
         needed_bytes=len(plan.todo) * record_bytes(spec),
         workers=workers,
@@ -129,7 +129,7 @@ def ingest(
                 stop=stop,
                 on_progress=on_progress,
             )
-            stages.go(plan.todo)
+            stages.go(plan.todo, plan.replaced)
         finally:
             summary.seconds = time.monotonic() - begun
             write_cache_meta(cache_dir)

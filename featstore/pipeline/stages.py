@@ -95,6 +95,7 @@ class Stages:
         self._on_progress = on_progress
         self._begun = time.monotonic()
         self._ready: deque[Decoded] = deque()
+        self._replaced: frozenset[str] = frozenset()
         self._numbers = iter(range(1 << 62))
         log = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
         memory = Memory.reserve(
@@ -122,9 +123,13 @@ class Stages:
         )
         stack.callback(self._pool.kill)
 
-    def go(self, todo: list[Video]) -> None:
-        """Ingest `todo`; ends early where it is stopped or the room is used up."""
+    def go(self, todo: list[Video], replaced: frozenset[str] = frozenset()) -> None:
+        """Ingest `todo`; ends early where it is stopped or the room is used up.
+
+        replaced: ids of those that are stored from another file.
+        """
         begun = time.monotonic()
+        self._replaced = replaced
         self._pool.add(decode_order(todo))
         try:
             while self._unfinished and not self._stop.is_set():
@@ -216,7 +221,8 @@ class Stages:
         digest = self._summary.spec.digest
         failure = Failure(video.video_id, video.path, digest, reason, time.time())
         self._summary.failures.append(failure)
-        self._writer.fail(failure)
+        # The features of the file that was there before must not be served for this one.
+        self._writer.fail(failure, drop=video.video_id in self._replaced)
         self._report()
 
     def _note(self, commits: Iterable[Committed]) -> None:

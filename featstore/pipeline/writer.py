@@ -72,9 +72,9 @@ class WriterProcess:
             }
         )
 
-    def fail(self, failure: Failure) -> None:
-        """Have a failure recorded."""
-        self._send({"kind": "fail", "failure": dataclasses.asdict(failure)})
+    def fail(self, failure: Failure, *, drop: bool = False) -> None:
+        """Have a failure recorded; `drop`: and what is stored of the video removed."""
+        self._send({"kind": "fail", "failure": dataclasses.asdict(failure), "drop": drop})
 
     def collect(self) -> Iterator[Committed]:
         """Yield the commits since the last call, without waiting; raise what the writer could not do."""

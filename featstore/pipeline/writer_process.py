@@ -77,6 +77,14 @@ class _Packed:
     record: memoryview
 
 
+@dataclass(frozen=True)
+class _Failed:
+    """A failure to record, and whether what is stored of the video goes."""
+
+    failure: Failure
+    drop: bool
+
+
 class _Session:
     """What was put since the last commit, and how long the writer has worked on it."""
 
@@ -87,7 +95,7 @@ class _Session:
         self._writer = writer
         self._spec = spec
         self._slots = slots
-        self._packed: queue.SimpleQueue[_Packed | Failure | BaseException] = queue.SimpleQueue()
+        self._packed: queue.SimpleQueue[_Packed | _Failed | BaseException] = queue.SimpleQueue()
         self._used: list[int] = []
         self._waiting = 0
         self._busy = 0.0
@@ -103,8 +111,8 @@ class _Session:
             if isinstance(found, BaseException):
                 raise found
             begun = time.perf_counter()
-            if isinstance(found, Failure):
-                self._writer.fail(self._spec, found)
+            if isinstance(found, _Failed):
+                self._writer.fail(self._spec, found.failure, drop=found.drop)
             else:
                 self._put(found)
             self._waiting += 1
@@ -118,8 +126,10 @@ class _Session:
         try:
             while True:
                 message = receive(self._connection)
-                failed = message["kind"] == "fail"
-                self._packed.put(Failure(**message["failure"]) if failed else self._pack(message))
+                if message["kind"] == "fail":
+                    self._packed.put(_Failed(Failure(**message["failure"]), message["drop"]))
+                else:
+                    self._packed.put(self._pack(message))
         except BaseException as exc:
             self._packed.put(exc)
 

@@ -279,10 +279,13 @@ class Dataset(Mapping[str, Features]):
         failure = read_failure(snapshot, key)
         where = f"dataset {self.name!r}, feature set {spec.digest[:8]}"
         if failure is not None:
-            return FeatureNotFound(
-                f"video {video!r} failed to be ingested into {where}: {failure.reason}; mend the file and ingest with "
-                "--retry-failed"
-            )
+            what, remedy = "failed to be ingested into", "mend the file and ingest again"
+            if failure.damaged:
+                what, remedy = (
+                    "was found damaged and removed from",
+                    "ingest again, which makes it anew",
+                )
+            return FeatureNotFound(f"video {video!r} {what} {where} ({failure.reason}); {remedy}")
         return FeatureNotFound(
             f"video {video!r} is not stored in {where}; list what is: featstore ls --cache-dir "
             f"{self.path.parent} --dataset {self.name}"

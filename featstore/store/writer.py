@@ -189,11 +189,17 @@ class FeatureWriter:
         self._put_record(spec, entry, record)
         return entry
 
-    def fail(self, spec: FeatureSpec, failure: Failure) -> None:
-        """Put the row of a video that could not be ingested; of a very long reason the beginning."""
+    def fail(self, spec: FeatureSpec, failure: Failure, *, drop: bool = False) -> None:
+        """Put the row of a video that could not be ingested; of a very long reason the beginning.
+
+        drop: remove what is stored of the video, for it is of another file than the one that failed.
+        """
         failure = replace(failure, reason=failure.reason[:MAX_REASON_CHARACTERS])
         check_video_id(failure.video_id)
         txn, key = self._at(spec, failure.video_id)
+        if drop:
+            self._do(txn.delete, "catalog", key)
+            self._do(txn.delete, "records", key)
         self._do(txn.put, "failures", key, pack_row(failure))
         self._pending.append(failure)
 

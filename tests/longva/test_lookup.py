@@ -95,3 +95,13 @@ def test_a_refusal_names_what_is_missing_in_a_line(cache):
     store_videos(cache, "demo", {"b": B})
     with pytest.raises(FeatureNotFound, match="'a' is not stored"):
         lookup.refuse(wanted, "toy")
+
+
+def test_what_does_not_fit_is_told_where_no_set_does(cache):
+    """A model that encodes what is missing would make a second set without a word."""
+    lookup = Lookup(cache)
+    longer, same = (Wanted("demo", "a", None, spec) for spec in (toy_spec(8), SPEC))
+    assert lookup.mismatch(longer, "toy") == ""
+    store_videos(cache, "demo", {"b": B}, spec=SPEC)
+    assert lookup.mismatch(same, "toy") == ""
+    assert "nframe" in lookup.mismatch(longer, "toy")

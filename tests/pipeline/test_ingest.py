@@ -10,7 +10,14 @@ import pytest
 import featstore
 from featstore.decoding.video import Video, decode
 from featstore.encoders import ToyEncoder
-from featstore.errors import ListingError, StoreError, StoreFull, StoreLocked, StoreMismatch
+from featstore.errors import (
+    FeatureNotFound,
+    ListingError,
+    StoreError,
+    StoreFull,
+    StoreLocked,
+    StoreMismatch,
+)
 from featstore.pipeline import run
 from featstore.pipeline.run import ingest
 from featstore.sampling import Sampling
@@ -99,6 +106,37 @@ def test_a_replaced_video_is_noticed_and_ingested_again(clips, cache):
     np.testing.assert_array_equal(old, kept)
 
 
+def test_features_of_a_replaced_video_go_where_the_new_one_fails(clips, cache):
+    """They were served on for the new file, and a sound one put there later was not tried."""
+    ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    whole = (clips / "color_bars.mp4").read_bytes()
+    (clips / "blink.mp4").write_bytes(b"junk")
+    summary = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    assert (summary.stored, summary.replaced, len(summary.failures)) == (0, 1, 1)
+    with pytest.raises(FeatureNotFound, match="failed"):
+        featstore.get(cache, "demo", "blink")
+    assert ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX).planned == 0
+    (clips / "blink.mp4").write_bytes(whole)
+    again = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    assert (again.stored, again.failures) == (1, [])
+    assert featstore.get(cache, "demo", "blink").header.total_frames == (
+        featstore.get(cache, "demo", "color_bars").header.total_frames
+    )
+
+
+def test_another_folders_video_of_the_same_id_takes_no_ones_place(clips, cache, tmp_path):
+    """Two folders of one dataset with a 0001.mp4 each: the second took the first one's place unseen."""
+    ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(clips / "color_bars.mp4", other / "blink.mp4")
+    with pytest.raises(ListingError, match="stand for other files that are stored already") as said:
+        ingest(other, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    assert f"'blink': {clips / 'blink.mp4'} and {other / 'blink.mp4'}" in str(said.value)
+    (clips / "blink.mp4").unlink()  # then it was moved, or is no more
+    assert ingest(other, cache, "demo", encoder=ToyEncoder(), sampling=SIX).stored == 1
+
+
 def test_a_touched_video_of_the_same_content_is_left_alone(clips, cache):
     ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
     os.utime(clips / "blink.mp4", (1, 1))
@@ -137,13 +175,15 @@ def test_bad_videos_are_recorded_with_their_reason_and_the_rest_is_stored(clips,
         dataset["empty"]
 
 
-def test_failed_videos_are_tried_again_only_when_asked(clips, cache):
+def test_failed_videos_are_tried_again_when_asked_or_when_their_file_changed(clips, cache):
     (clips / "late.mp4").touch()
     ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
-    shutil.copy(clips / "blink.mp4", clips / "late.mp4")
     left = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
     assert [failure.video_id for failure in left.failed_before] == ["late"]
-    done = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, retry_failed=True)
+    asked = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, retry_failed=True)
+    assert [failure.video_id for failure in asked.failures] == ["late"]
+    shutil.copy2(clips / "blink.mp4", clips / "late.mp4")  # with its old modification time
+    done = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
     assert (done.stored, done.failures, done.failed_before) == (1, [], [])
     assert list(featstore.open(cache)["demo"].failures()) == []
 

@@ -17,7 +17,7 @@ from featstore.cli.ingest import INTERRUPTED, ingest
 from featstore.cli.maintain import check, compact, merge, rm, seal
 from featstore.cli.printing import plain
 from featstore.cli.show import get_features, info, list_store, shape
-from featstore.cli.streams import standard_streams
+from featstore.cli.streams import say, standard_streams
 from featstore.cli.vlmeval import vlmeval
 from featstore.errors import FeatstoreError
 
@@ -39,7 +39,7 @@ class _Group(click.Group):
             click.echo("featstore: " + "\n".join(lines), err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
-            click.echo("featstore: interrupted", err=True)
+            say("featstore: interrupted")
             ctx.exit(INTERRUPTED)
 
 

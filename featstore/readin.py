@@ -25,6 +25,7 @@ PIECE_BYTES = 2 << 20
 # Asked for more at once, Linux reads no more than read_ahead_kb, 128 by default, or the disk's largest transfer.
 ADVICE_BYTES = 128 << 10
 
+MAP_FAILED = ctypes.c_void_p(-1).value
 _PAST_END = 1 << 50  # of any file
 _RESIDENT = bytes(range(1, 256, 2))  # what mincore says of a page in memory: the lowest bit is set
 _scratch = threading.local()
@@ -33,13 +34,12 @@ _untold: dict[int, int] = {}  # maps of files that hide their pages: where each 
 
 def is_resident(address: int, length: int) -> bool:
     """Return whether every page of the mapped memory is in the page cache; False where the system does not tell."""
-    libc = _libc()
     start = address - address % mmap.PAGESIZE
     pages = -(-(address + length - start) // mmap.PAGESIZE)
     found = ctypes.create_string_buffer(pages)
-    if libc is None or not is_told(address):
+    if not hasattr(libc(), "mincore") or not is_told(address):
         return False
-    if libc.mincore(start, address + length - start, found) != 0:
+    if libc().mincore(start, address + length - start, found) != 0:
         return False
     return not found.raw.translate(None, _RESIDENT)
 
@@ -62,15 +62,14 @@ def hides_pages(fd: int) -> bool:
     Linux does to whoever neither owns the file nor may write it (can_do_mincore in its mm/mincore.c); another kernel
     may do so to all. A page past the file's end tells, for it cannot be there.
     """
-    libc = _libc()
-    if libc is None:
+    if not hasattr(libc(), "mincore"):
         return True
-    page = libc.mmap(None, mmap.PAGESIZE, mmap.PROT_READ, mmap.MAP_SHARED, fd, _PAST_END)
-    if page == ctypes.c_void_p(-1).value:
+    page = libc().mmap(None, mmap.PAGESIZE, mmap.PROT_READ, mmap.MAP_SHARED, fd, _PAST_END)
+    if page == MAP_FAILED:
         return True
     found = ctypes.create_string_buffer(1)
-    failed = libc.mincore(page, mmap.PAGESIZE, found) != 0
-    libc.munmap(page, mmap.PAGESIZE)
+    failed = libc().mincore(page, mmap.PAGESIZE, found) != 0
+    libc().munmap(page, mmap.PAGESIZE)
     return failed or found.raw in _RESIDENT
 
 
@@ -139,13 +138,17 @@ def _reader(pid: int) -> _Reader:
 
 
 @functools.cache
-def _libc() -> Any:
-    """Return the C library, or None where it has no mincore."""
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mincore"):
-        return None
-    libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_longlong]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    return libc
+def libc() -> Any:
+    """Return the C library, with mmap and munmap, and mincore where it has one."""
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        *[ctypes.c_int] * 3,
+        ctypes.c_longlong,
+    ]
+    library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    if hasattr(library, "mincore"):
+        library.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+    return library

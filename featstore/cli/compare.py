@@ -14,10 +14,10 @@ from featstore.cli.options import (
     model_option,
     spec_option,
     tower_option,
+    usage_errors,
 )
 from featstore.cli.printing import plain, print_json, print_table
 from featstore.cli.streams import say
-from featstore.errors import FeatstoreError
 
 if TYPE_CHECKING:
     from featstore.longva import CachedLongVA, LongVAEncoder
@@ -110,15 +110,11 @@ def _build(options: dict[str, Any]) -> tuple[LongVAEncoder, CachedLongVA | None]
         "dtype": None if options["dtype"] == "auto" else options["dtype"],
         "vision_tower": options["vision_tower"],
     }
-    try:
+    with usage_errors():
         encoder = LongVAEncoder(checkpoint, **where)
         if not options["generate"]:
             return encoder, None
         return encoder, CachedLongVA(checkpoint, prefix_cache=0, **where)
-    except FeatstoreError:
-        raise
-    except ValueError as exc:
-        raise click.UsageError(str(exc)) from exc
 
 
 def _print_report(report: Any) -> None:

@@ -19,12 +19,13 @@ from featstore.cli.options import (
     nframe_option,
     size,
     tower_option,
+    usage_errors,
 )
 from featstore.cli.printing import clock, plain, print_json
 from featstore.cli.progress import show_progress
 from featstore.cli.sources import SeveralDatasets, Source, choose_sources
 from featstore.cli.streams import say
-from featstore.errors import FeatstoreError, gib
+from featstore.errors import gib
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -225,12 +226,8 @@ def _encoder(options: dict[str, Any]) -> Encoder | list[EncoderRecipe]:
             f"{found!r} does not name devices; write cuda:0,cuda:1", param_hint="--device"
         )
     recipes = [_recipe(options, device) for device in devices]
-    try:
+    with usage_errors():
         return recipes[0].build() if len(recipes) == 1 else recipes
-    except FeatstoreError:
-        raise
-    except ValueError as exc:
-        raise click.UsageError(str(exc)) from exc
 
 
 def _recipe(options: dict[str, Any], device: str) -> EncoderRecipe:

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from typing import TYPE_CHECKING
 
 import click
 
+from featstore.errors import FeatstoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", 1)}
+
+
+@contextlib.contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turn what an encoder says of its options, a ValueError of nobody's, into wrong usage."""
+    try:
+        yield
+    except FeatstoreError:
+        raise
+    except ValueError as exc:
+        raise click.UsageError(str(exc)) from exc
 
 
 def size(text: str) -> int:

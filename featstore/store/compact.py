@@ -85,9 +85,8 @@ def rewrite(path: Path, *, unseal: bool = False) -> Compacted:
             after = _disk_bytes(aside)
             exchange(path, aside)
         finally:
-            clear_leftovers(
-                path
-            )  # the unfinished new folder, or the old one once the new one is sure to stay
+            # The unfinished new folder, or the old one once the new one is sure to stay.
+            clear_leftovers(path)
     return Compacted(before, after)
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import mmap
 import os
 import weakref
-from typing import Any
 
 from featstore.errors import StoreError
-from featstore.readin import note_map
+from featstore.readin import MAP_FAILED, libc, note_map
 
 # Address space, not memory: the file may grow so far before it is mapped anew.
 MIN_BYTES = 64 << 30
@@ -29,8 +27,8 @@ class Mapping:
         self._fd = os.dup(fd)
         weakref.finalize(self, os.close, self._fd).atexit = False  # as the map below
         self.length = max(MIN_BYTES, GROWTH * self.file_bytes())
-        address = _libc().mmap(None, self.length, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
-        if address == ctypes.c_void_p(-1).value:
+        address = libc().mmap(None, self.length, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+        if address == MAP_FAILED:
             reason = os.strerror(ctypes.get_errno())
             raise StoreError(
                 f"{self.length >> 30} GiB of address space for a store's map cannot be had: {reason}; lift the limit "
@@ -38,7 +36,7 @@ class Mapping:
             )
         self.address: int = address
         # Whoever registers the map elsewhere adds a finalizer later, and the latest runs first: the map goes last.
-        unmap = weakref.finalize(self, _libc().munmap, address, self.length)
+        unmap = weakref.finalize(self, libc().munmap, address, self.length)
         unmap.atexit = False  # views may be read to the very end
         note_map(self, fd, address, self.length)
 
@@ -49,12 +47,3 @@ class Mapping:
     def read(self, offset: int, length: int) -> bytes:
         """Return a copy of `length` bytes at `offset`, which the caller knows to be within the file."""
         return ctypes.string_at(self.address + offset, length)
-
-
-@functools.cache
-def _libc() -> Any:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_longlong]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    return libc

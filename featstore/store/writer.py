@@ -17,6 +17,7 @@ from featstore.store.catalog import (
     Failure,
     FeatureSet,
     Manifest,
+    has_entry,
     pack_row,
     read_manifest,
     set_key,
@@ -169,7 +170,7 @@ class FeatureWriter:
         snapshot = open_environment(self.path).snapshot()
         stored = stored_spec(snapshot, spec)
         key = video_key(stored or spec, self.dataset, video_id)
-        return stored is not None and snapshot.read("catalog", key) is not None
+        return stored is not None and has_entry(snapshot, key)
 
     def put_whole(self, spec: FeatureSpec, record: memoryview) -> Entry:
         """Put a record as it was stored elsewhere; visible after the next `commit`.

@@ -6,9 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from damage import put_raw, read_raw
-from toys import REPOSITORY, expected, put_video, store_videos, toy_features
+from toys import REPOSITORY, expected, put_video, run_python, store_videos, toy_features
 
 from featstore.errors import RecordError, StoreMismatch
 from featstore.store.catalog import pack_row, read_manifest, video_key
@@ -90,7 +91,26 @@ def test_a_golden_store_is_carried_over_by_a_merge(store, tmp_path):
 
 
 def test_the_tool_makes_stores_that_hold_what_the_golden_ones_do(tmp_path):
-    for place in golden.make_golden_stores(tmp_path / "again"):
+    same_as_the_golden_ones(golden.make_golden_stores(tmp_path / "again"))
+
+
+def test_the_tool_makes_the_same_stores_on_the_oldest_processor(tmp_path, monkeypatch):
+    """OpenBLAS and numpy have kernels of their own for each, which round sums and sines in their own ways."""
+    newer = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")
+    monkeypatch.setenv("NPY_DISABLE_CPU_FEATURES", " ".join(newer))
+    done = run_python(
+        f"import runpy, sys; sys.argv[0] = tool = {str(golden.__file__)!r}; "
+        "runpy.run_path(tool, run_name='__main__')",
+        tmp_path / "again",
+    )
+    assert done.returncode == 0, done.stderr
+    same_as_the_golden_ones([Path(line) for line in done.stdout.splitlines()])
+
+
+def same_as_the_golden_ones(places):
+    assert [place.name for place in places] == list(golden.STORES)
+    for place in places:
         [before] = [
             path
             for path in STORES

@@ -101,6 +101,7 @@ class ToyEncoder:
     """Averages a few patches of each frame and mixes them with fixed random weights; numpy alone.
 
     A real encoder's shape without its cost: for tests, for trying featstore out, and to see what an encoder must offer.
+    Its features are the same bytes on any machine, and in any batch.
     """
 
     def __init__(
@@ -139,5 +140,6 @@ class ToyEncoder:
         side = self._grid
         patches = pixels.reshape(count, side, height // side, side, width // side, 3)
         means = patches.mean(axis=(2, 4), dtype=np.float32).reshape(count, side * side, 3)
-        features: NDArray[np.float32] = means @ self._mix  # (B, T, 3) -> (B, T, D)
+        # (B, T, 3) -> (B, T, D); a matrix product would round as the local BLAS does.
+        features: NDArray[np.float32] = (means[..., None] * self._mix).sum(axis=-2)
         return features

@@ -114,17 +114,23 @@ def expected(x: NDArray[np.float32], spec: FeatureSpec) -> NDArray[Any]:
 
 
 def run_python(
-    program: str, *arguments: object, timeout: float = 60
+    program: str, *arguments: object, timeout: float = 60, **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a program in a fresh interpreter that sees featstore and these helpers."""
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", program, *map(str, arguments)],
-        env=python_env(),
+        env=python_env() | env,
         capture_output=True,
         text=True,
         timeout=timeout,
         check=False,
     )
+
+
+def oldest_kernels() -> dict[str, str]:
+    """What makes numpy and OpenBLAS compute as on the oldest processor they know: each kernel rounds in its own way."""
+    newer = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    return {"OPENBLAS_CORETYPE": "Prescott", "NPY_DISABLE_CPU_FEATURES": " ".join(newer)}
 
 
 def start_python(program: str, *arguments: object) -> subprocess.Popen[str]:

@@ -6,10 +6,17 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from damage import put_raw, read_raw
-from toys import REPOSITORY, expected, put_video, run_python, store_videos, toy_features
+from toys import (
+    REPOSITORY,
+    expected,
+    oldest_kernels,
+    put_video,
+    run_python,
+    store_videos,
+    toy_features,
+)
 
 from featstore.errors import RecordError, StoreMismatch
 from featstore.store.catalog import pack_row, read_manifest, video_key
@@ -94,16 +101,12 @@ def test_the_tool_makes_stores_that_hold_what_the_golden_ones_do(tmp_path):
     same_as_the_golden_ones(golden.make_golden_stores(tmp_path / "again"))
 
 
-def test_the_tool_makes_the_same_stores_on_the_oldest_processor(tmp_path, monkeypatch):
-    """OpenBLAS and numpy have kernels of their own for each, which round sums and sines in their own ways."""
-    newer = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
-    monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")
-    monkeypatch.setenv("NPY_DISABLE_CPU_FEATURES", " ".join(newer))
-    done = run_python(
+def test_the_tool_makes_the_same_stores_on_the_oldest_processor(tmp_path):
+    program = (
         f"import runpy, sys; sys.argv[0] = tool = {str(golden.__file__)!r}; "
-        "runpy.run_path(tool, run_name='__main__')",
-        tmp_path / "again",
+        "runpy.run_path(tool, run_name='__main__')"
     )
+    done = run_python(program, tmp_path / "again", **oldest_kernels())
     assert done.returncode == 0, done.stderr
     same_as_the_golden_ones([Path(line) for line in done.stdout.splitlines()])
 

@@ -17,6 +17,7 @@ from toys import store_videos, toy_features, toy_spec
 
 import featstore
 from featstore import readin
+from featstore.codecs import nvcomp
 from featstore.torch import convert, explain, registered, staged, streams, to_tensor, transfer
 
 KINDS = {torch.int8: "int8", torch.bfloat16: "bf16"}
@@ -61,7 +62,9 @@ def runtime(monkeypatch):
     for module in (convert, staged, transfer):
         monkeypatch.setattr(module, "copy_stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    for name in ("device", "stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda which: contextlib.nullcontext())
+    monkeypatch.setattr(nvcomp, "refusal", lambda: "it is not played")  # it may be there
     monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=0, **how: empty(*size, **how))
     monkeypatch.setattr(staged, "SLOTS", 3)
     monkeypatch.setattr(staged, "SLOT_BYTES", 1 << 14)

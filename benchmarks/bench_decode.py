@@ -141,9 +141,10 @@ def measure(path: Path, decoder: str, nframe: int) -> dict[str, Any]:
     """Return what a process that decodes `path` took."""
     begun = time.perf_counter()
     with tempfile.TemporaryFile() as out:
+        seen = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         child = subprocess.Popen(
             [sys.executable, "-c", CHILD, path, decoder, str(nframe)],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": seen},
             stdout=out,
         )
         _, status, used = os.wait4(child.pid, 0)

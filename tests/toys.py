@@ -144,9 +144,14 @@ def start_python(program: str, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def python_env() -> dict[str, str]:
-    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
-    return {**os.environ, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"}
+def python_env(*first: Path) -> dict[str, str]:
+    """This environment, where an interpreter sees `first`, featstore, these helpers and what this one was told to."""
+    path = [*first, REPOSITORY, REPOSITORY / "tests", os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, filter(None, path))),
+        "PYTHONFAULTHANDLER": "1",
+    }
 
 
 def children_of(pid: int, module: str) -> list[int]:

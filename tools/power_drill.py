@@ -147,7 +147,7 @@ def take_log(place: Path, work: str, steps: int, seed: int) -> tuple[Path, int, 
     scene = Ingest(root, clips) if work == Ingest.name else LOOPS[work.split(",")[0]](root)
     words = [sys.executable, "-m", "drills.power_work", work, root, clips, str(seed), str(steps)]
     env = logging(build(place), root, log)
-    env["PYTHONPATH"] = f"{TOOLS}:{TOOLS.parent}"
+    env["PYTHONPATH"] = processes.python_path(TOOLS, TOOLS.parent)
     subprocess.run(words, env=env, check=True)
     return log, root.stat().st_ino, scene
 

@@ -76,7 +76,7 @@ class Crowd:
         log = (self.place / "log").open("ab")
         return subprocess.Popen(
             [sys.executable, "-m", "drills.reading", *map(str, plain)],
-            env={**os.environ, "PYTHONPATH": f"{TOOLS}:{TOOLS.parent}"},
+            env={**os.environ, "PYTHONPATH": processes.python_path(TOOLS, TOOLS.parent)},
             stdout=log,
             stderr=log,
         )

@@ -8,6 +8,7 @@ import sys
 import types
 
 import pytest
+from toys import python_env
 
 from featstore.errors import FeatstoreError, MissingExtra
 from featstore.integrations.vlmevalkit import launch
@@ -82,7 +83,7 @@ def test_nothing_loads_torch_before_run_py_hands_out_the_gpus(kit, tmp_path):
         [*command, "--", "--model", "Other-VLM", "--data", "Nonsense"],
         capture_output=True,
         text=True,
-        env={**os.environ, "VLMEVALKIT_ROOT": str(kit), "PYTHONPATH": str(kit)},
+        env=python_env(kit) | {"VLMEVALKIT_ROOT": str(kit)},
     )
     assert "torch is loaded before the GPUs are handed out: False" in done.stdout
     assert done.stderr.splitlines() == [

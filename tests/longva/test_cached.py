@@ -6,13 +6,12 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from toys import run_python
 
 import featstore
 from featstore.errors import (
@@ -37,7 +36,6 @@ from featstore.store.check import check_dataset
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 ASK = "What color is the ball?"
 NEW = {"max_new_tokens": 8}
 
@@ -417,10 +415,8 @@ def test_the_report_has_the_form_of_the_design_documents():
 
 
 def run(program):
-    env = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True
-    )
+    done = run_python(program)
+    assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     return done.stderr
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from toys import python_env
 
 from featstore.errors import StoreError, StoreNotFound
 from featstore.store.lock import FLIGHT_FILE, flight_lock
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+if TYPE_CHECKING:
+    from pathlib import Path
+
 WAIT = 60.0
 
 HOLD = """
@@ -75,7 +77,7 @@ def start():
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            env=python_env(),
         )
         running.append(process)
         return process

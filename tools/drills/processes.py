@@ -25,6 +25,11 @@ class ChildDied(RuntimeError):
     """A child ended without an answer."""
 
 
+def python_path(*folders: Path) -> str:
+    """Return the PYTHONPATH of a program that sees `folders`, and what this one was told to see."""
+    return os.pathsep.join(filter(None, [*map(str, folders), os.environ.get("PYTHONPATH")]))
+
+
 def start(log: Path, call: Callable[..., None], *args: Any) -> int:
     """Run `call` in a forked child in a session of its own, and return its id; what it prints goes to `log`.
 

@@ -39,6 +39,13 @@ def readers():
         reader.close()
 
 
+@pytest.mark.parametrize("name", ["h264_flipped.mp4", "h264_one_gop.mp4", "vp8.webm"])
+def test_a_file_of_the_corpus_is_the_same_bytes_each_time_it_is_written(name, tmp_path):
+    """Or what is damaged would be damaged elsewhere on a busy machine, and read by another decoder."""
+    path = tmp_path / name
+    assert len({corpus.write(CASES[name], path).read_bytes() for _ in range(12)}) == 1
+
+
 @pytest.mark.parametrize("name", sorted(set(CASES) - set(AV1)))
 def test_frames_are_those_of_decord_or_left_to_it(folder, readers, name):
     av, decord = (reader.ask(folder / name, compare.SAMPLINGS) for reader in readers)

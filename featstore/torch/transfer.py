@@ -9,10 +9,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from featstore.torch.decompress import refusal
 from featstore.torch.memory import alias
 from featstore.torch.registered import outlook, registered_spans, uncrossed_spans
 from featstore.torch.staged import shared_ring
@@ -21,6 +19,7 @@ from featstore.torch.streams import copy_stream
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from featstore.record import Features
@@ -65,18 +64,13 @@ def explain(features: Features, device: torch.device | str = "cuda") -> str:
     """Return in a sentence which way the next `to_tensor` to `device` takes for these features, and why."""
     if torch.device(device).type == "cpu":
         return "cpu: read in place, in blocks that fit the cache"
-    codec = features.header.codec
-    reason = "" if codec == "raw" else refusal(codec)
-    if reason:
-        return f"staged: {codec} is decompressed on the CPU, {reason}"
-    then = "" if codec == "raw" else f", where {codec} is decompressed"
+    if features.header.codec != "raw":
+        return f"staged: {features.header.codec} is decompressed on the CPU"
     if features.owner is None:
-        return f"staged: the bytes do not lie in a map{then}"
-    payload = np.frombuffer(features.payload, np.uint8)
-    reason = outlook(features.owner, payload.__array_interface__["data"][0], len(payload))
-    if reason:
-        return f"staged: {reason}{then}"
-    return f"registered: the GPU reads the map itself{then}"
+        return "staged: the bytes are not in a map"
+    values = features.data
+    reason = outlook(features.owner, values.__array_interface__["data"][0], values.nbytes)
+    return f"staged: {reason}" if reason else "registered: the GPU reads the map itself"
 
 
 def _copy_spans(

@@ -49,8 +49,9 @@ from measure import (
 from safetensors.torch import load_file
 
 import featstore
-from featstore.torch import explain, staged, to_tensor, transfer
-from featstore.torch.dequantize import dequantize_into
+from featstore.torch import explain, to_tensor
+from featstore.torch.kernels.dequantize import dequantize_into
+from featstore.torch.upload import staged, transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,9 @@ from featstore.encoders import ToyEncoder
 from featstore.errors import RecordError
 from featstore.readin import is_told
 from featstore.record import Features, Record
-from featstore.torch import FeatureDataset, explain, prefetch, registered, to_tensor
-from featstore.torch.staged import SLOT_BYTES, SLOTS, shared_ring
+from featstore.torch import FeatureDataset, explain, prefetch, to_tensor
+from featstore.torch.upload import registered
+from featstore.torch.upload.staged import SLOT_BYTES, SLOTS, shared_ring
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 

@@ -17,7 +17,8 @@ from toys import store_videos, toy_features, toy_spec
 
 import featstore
 from featstore import readin
-from featstore.torch import convert, explain, registered, staged, streams, to_tensor, transfer
+from featstore.torch import conversion, explain, to_tensor
+from featstore.torch.upload import registered, staged, streams, transfer
 
 KINDS = {torch.int8: "int8", torch.bfloat16: "bf16"}
 
@@ -58,7 +59,7 @@ class Runtime:
 @pytest.fixture
 def runtime(monkeypatch):
     stream, empty = Stream(), torch.empty
-    for module in (convert, staged, transfer):
+    for module in (conversion, staged, transfer):
         monkeypatch.setattr(module, "copy_stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
@@ -101,7 +102,7 @@ def put(features, way):
     """What `to_tensor` does for a GPU, into memory of the CPU."""
     out = torch.full(features.shape, float("nan"), dtype=torch.bfloat16)
     kind = next(kind for kind, name in KINDS.items() if name == features.header.quantization)
-    convert._put(features, out, out.device, out.dtype, kind, way)
+    conversion._put(features, out, out.device, out.dtype, kind, way)
     return out
 
 
@@ -208,7 +209,7 @@ def test_what_is_raised_between_two_pieces_lets_go_of_the_ring(ring, store, monk
     def refuse(*words):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(convert, "_fill", refuse)
+    monkeypatch.setattr(conversion, "_fill", refuse)
     with pytest.raises(torch.OutOfMemoryError) as kept:
         put(features, "staged")
     monkeypatch.undo()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from featstore.torch.blocks import blocks, part
+from featstore.torch.kernels.blocks import blocks, part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,7 +97,7 @@ def _divide_nothing(elsewhere: int) -> None:
 def _kernel() -> Any:
     """Return the fused kernel, or None where it cannot be compiled: no Triton, no C compiler."""
     try:
-        from featstore.torch.kernel import launch
+        from featstore.torch.kernels.dequantize_kernel import launch
 
         probe = torch.ones((2, 2), dtype=torch.int8, device="cuda")
         launch(torch.empty((2, 2), device="cuda"), probe, torch.ones((1, 2), device="cuda"))

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from featstore.torch.memory import alias
-from featstore.torch.registered import outlook, registered_spans, uncrossed_spans
-from featstore.torch.staged import shared_ring
-from featstore.torch.streams import copy_stream
+from featstore.torch.upload.memory import alias
+from featstore.torch.upload.registered import outlook, registered_spans, uncrossed_spans
+from featstore.torch.upload.staged import shared_ring
+from featstore.torch.upload.streams import copy_stream
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

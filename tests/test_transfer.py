@@ -18,7 +18,7 @@ from toys import store_videos, toy_features, toy_spec
 import featstore
 from featstore import readin
 from featstore.torch import conversion, explain, to_tensor
-from featstore.torch.upload import registered, staged, streams, transfer
+from featstore.torch.upload import cudart, registered, staged, transfer
 
 KINDS = {torch.int8: "int8", torch.bfloat16: "bf16"}
 
@@ -69,8 +69,8 @@ def runtime(monkeypatch):
     monkeypatch.setattr(transfer, "PIECE_BYTES", 7000)
     found, maps = Runtime(), weakref.WeakKeyDictionary()
     monkeypatch.setattr(registered, "_maps", maps)
-    monkeypatch.setattr(registered, "_cudart", lambda: found)
-    monkeypatch.setattr(registered, "_clear_error", lambda: None)
+    monkeypatch.setattr(cudart, "_cudart", lambda: found)
+    monkeypatch.setattr(cudart, "_clear_error", lambda code: code)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: -1)
     yield found
     for known in maps.values():  # there is no CUDA to unregister them with later
@@ -221,11 +221,11 @@ def test_a_gpu_has_one_stream_by_either_of_its_names(monkeypatch):
     """Two did not wait for each other: a tensor was filled anew while the one before was still being made."""
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: [device])
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    monkeypatch.setattr(streams, "_local", threading.local())
-    one = streams.copy_stream(torch.device("cuda"))
+    monkeypatch.setattr(cudart, "_local", threading.local())
+    one = cudart.copy_stream(torch.device("cuda"))
     assert one == [torch.device("cuda:1")]
-    assert streams.copy_stream(torch.device("cuda:1")) is one
-    assert streams.copy_stream(torch.device("cuda:0")) is not one
+    assert cudart.copy_stream(torch.device("cuda:1")) is one
+    assert cudart.copy_stream(torch.device("cuda:0")) is not one
 
 
 def test_auto_registers_a_window_that_is_asked_for_again(ring, runtime, tmp_path, monkeypatch):

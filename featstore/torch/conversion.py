@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from featstore.torch.kernels.blocks import part
-from featstore.torch.kernels.dequantize import dequantize_into
-from featstore.torch.upload.memory import alias
-from featstore.torch.upload.streams import copy_stream, numbered
-from featstore.torch.upload.transfer import WAYS, upload
+from featstore.torch.kernels.dequantize import dequantize_into, part
+from featstore.torch.upload.cudart import copy_stream, numbered
+from featstore.torch.upload.transfer import WAYS, alias, upload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

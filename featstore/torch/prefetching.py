@@ -12,7 +12,7 @@ import torch
 
 from featstore.errors import FeatstoreError
 from featstore.torch.conversion import to_tensor
-from featstore.torch.upload.streams import numbered
+from featstore.torch.upload.cudart import numbered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -215,7 +215,7 @@ def test_the_kernel_is_used_where_triton_compiles():
 INTERPRETED = """
 import numpy as np, torch
 from featstore.quant import quantize
-from featstore.torch.kernels.quantize_kernel import launch
+from featstore.torch.kernels.fused import quantize as launch
 generator = torch.Generator().manual_seed(0)
 for dtype in (torch.float32, torch.float16, torch.bfloat16):
     for scale in ("channel", "token", "tensor"):

@@ -10,7 +10,7 @@ import torch
 
 from featstore.errors import QuantizeError
 from featstore.quant import INT8_MAX, MIN_SCALE, QuantError, refuse_non_finite
-from featstore.torch.kernels.blocks import blocks, part
+from featstore.torch.kernels.dequantize import blocks, part
 
 log = logging.getLogger("featstore.torch")
 _BITS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -120,7 +120,7 @@ def _count_non_finite(values: torch.Tensor) -> int:
 def _kernel() -> Any:
     """Return the fused kernel, or None where it cannot be compiled: no Triton, no C compiler."""
     try:
-        from featstore.torch.kernels.quantize_kernel import launch
+        from featstore.torch.kernels.fused import quantize as launch
 
         launch(torch.ones((2, 2), device="cuda"), torch.ones((1, 2), device="cuda"))
     except Exception as exc:  # Triton fails in as many ways as there are toolchains

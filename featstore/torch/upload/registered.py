@@ -8,7 +8,6 @@ a cold disk, does not wait for its neighbours. Windows are unregistered before t
 from __future__ import annotations
 
 import bisect
-import contextlib
 import logging
 import os
 import threading
@@ -16,19 +15,17 @@ import weakref
 from concurrent.futures import wait
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 import torch
 
 from featstore.readin import is_resident, is_told, read_in
+from featstore.torch.upload.cudart import READ_ONLY, register, unregister
 
 log = logging.getLogger("featstore.torch")
 
 WINDOW_BYTES = 256 << 20
 # A map larger than this share of the machine's memory is not registered: its pages could not leave again.
 MEMORY_SHARE = 0.5
-_PORTABLE = 0x01  # for every GPU
-_READ_ONLY = 0x08  # the map is
 
 
 @dataclass
@@ -153,13 +150,12 @@ def _register_window(known: _Map, at: int) -> None:
     if not is_resident(start, stop - start):  # pinning would fault its pages in one by one
         wait(read_in(mapped.path, mapped.offset + start - mapped.start, stop - start))
     if start in known.held:  # and yet not covered: an interrupt came as it was registered
-        _release(start)
+        unregister(start)
     known.device = torch.cuda.current_device()
     known.held.add(start)
-    code = int(_cudart().cudaHostRegister(start, stop - start, _PORTABLE | _READ_ONLY))
+    code = register(start, stop - start, READ_ONLY)
     if code != 0:
         known.held.discard(start)
-        _clear_error()
         known.refused = f"CUDA refused to register {stop - start} bytes of it (error {code})"
         log.info("not registering a store's map: %s", known.refused)
         return
@@ -176,12 +172,6 @@ def _bounds(known: _Map, mapped: _Mapping, at: int) -> tuple[int, int]:
     return start, min(_window(at) + WINDOW_BYTES, mapped.stop, following)
 
 
-def _clear_error() -> None:
-    # What was refused stays the runtime's last error until a launch reports it: let that be ours.
-    with contextlib.suppress(RuntimeError):
-        torch.zeros(1, device="cuda")
-
-
 def _too_large(mapped: _Mapping | None) -> str:
     if mapped is None:
         return "the map is not in /proc/self/maps"
@@ -196,16 +186,7 @@ def _unregister(known: _Map, pid: int) -> None:
         return
     with torch.cuda.device(known.device):  # or the first GPU would get a context, of some 500 MB
         for start in known.held:
-            _release(start)
-
-
-def _release(start: int) -> None:
-    if int(_cudart().cudaHostUnregister(start)) != 0:
-        _clear_error()
-
-
-def _cudart() -> Any:
-    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+            unregister(start)
 
 
 @dataclass(frozen=True)

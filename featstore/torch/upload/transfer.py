@@ -7,19 +7,18 @@ Each falls back to the next where it cannot be had; `explain` says what was chos
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from featstore.torch.upload.memory import alias
+from featstore.torch.upload.cudart import copy_stream
 from featstore.torch.upload.registered import outlook, registered_spans, uncrossed_spans
 from featstore.torch.upload.staged import shared_ring
-from featstore.torch.upload.streams import copy_stream
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from featstore.record import Features
@@ -73,6 +72,11 @@ def explain(features: Features, device: torch.device | str = "cuda") -> str:
     return f"staged: {reason}" if reason else "registered: the GPU reads the map itself"
 
 
+def alias(values: NDArray[Any]) -> torch.Tensor:
+    """Return a tensor on the memory of `values`; never hand it to a caller, never write to it."""
+    return torch.from_numpy(np.asarray(_Alias(values)))
+
+
 def _copy_spans(
     values: NDArray[np.uint8], out: torch.Tensor, spans: list[tuple[int, int]]
 ) -> Iterator[tuple[int, torch.cuda.Event]]:
@@ -86,3 +90,12 @@ def _copy_spans(
             with torch.cuda.stream(stream):
                 out[start:stop].copy_(source[start:stop], non_blocking=True)
             yield stop, stream.record_event()
+
+
+class _Alias:
+    """Read-only memory under a writable name: torch takes no other. Nothing in this folder writes to it."""
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self._keep = values
+        interface = dict(values.__array_interface__)
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}

@@ -1,6 +1,7 @@
 """What needs a GPU: every way to it gives the same bits."""
 
 import dataclasses
+import mmap
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from featstore.errors import RecordError
 from featstore.readin import is_told
 from featstore.record import Features, Record
 from featstore.torch import FeatureDataset, explain, prefetch, to_tensor
-from featstore.torch.upload import registered
+from featstore.torch.upload import cudart, registered
 from featstore.torch.upload.staged import SLOT_BYTES, SLOTS, shared_ring
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -50,15 +51,17 @@ def test_every_way_gives_the_cpus_bits(store, way, dtype):
                 assert torch.equal(found.cpu(), expected), (name, way)
 
 
-def test_a_copy_by_the_driver_keeps_to_one_side_of_what_is_registered(tmp_path, monkeypatch):
-    """CUDA calls a copy across such an edge an invalid argument."""
-    monkeypatch.setattr(registered, "WINDOW_BYTES", 256 << 10)
+def test_a_copy_crosses_no_edge_of_what_is_registered(tmp_path):
+    """CUDA calls it an invalid argument; records that were replaced leave such edges."""
     store_videos(tmp_path, "d", {"v": toy_features(0, frames=30_000)}, spec=toy_spec(40_000))
     features = featstore.open(tmp_path)["d"]["v"]
     expected = to_tensor(features)
-    address = features.data.__array_interface__["data"][0]
-    registered.registered_spans(features.owner, address + (300 << 10), 1)
+    address = features.data.ctypes.data
     for way in ("pageable", "registered", "pageable", "staged"):
+        found = registered.register_record(
+            features.owner, address + (300 << 10), 1 << 17, at_once=True
+        )
+        assert found
         assert torch.equal(to_tensor(features, device="cuda", way=way).cpu(), expected), way
 
 
@@ -85,8 +88,9 @@ def test_a_tensor_is_not_filled_anew_before_the_one_before_is_made(store, device
         assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected, strict=True))
 
 
-def test_a_map_is_registered_when_it_is_asked_for_again(tmp_path):
-    store_videos(tmp_path / "cache", "d", {"v": toy_features(0, frames=3000)}, spec=toy_spec(4000))
+def test_a_record_is_registered_when_it_is_asked_for_again(tmp_path):
+    videos = {"v": toy_features(0, frames=30_000)}
+    store_videos(tmp_path / "cache", "d", videos, spec=toy_spec(40_000))
     features = featstore.open(tmp_path / "cache")["d"]["v"]
     assert explain(features).startswith("staged")
     if not is_told(features.owner.address):
@@ -117,10 +121,15 @@ def test_a_claim_about_a_huge_payload_takes_no_memory_on_the_gpu(store, codec):
     assert torch.cuda.max_memory_allocated() == before
 
 
-def test_a_refused_registration_leaves_cuda_usable(store):
-    values = np.zeros(100, np.uint8)
-    owner = ToyEncoder()
-    assert registered.registered_spans(owner, values.ctypes.data, 100) == []
+def test_a_refused_registration_leaves_cuda_usable():
+    values, owner = np.zeros(1 << 20, np.uint8), ToyEncoder()
+    start = values.ctypes.data - values.ctypes.data % mmap.PAGESIZE
+    assert cudart.register(start, 1 << 20) == 0  # by somebody else
+    assert not registered.register_record(owner, values.ctypes.data, 1 << 19, at_once=True)
+    assert "CUDA refused" in registered.why_not_registered(owner, values.ctypes.data, 1 << 19)
+    assert torch.ones(3, device="cuda").sum().item() == 3
+    cudart.unregister(start)
+    cudart.unregister(start)  # and it was not let go of before
     assert torch.ones(3, device="cuda").sum().item() == 3
 
 

@@ -25,6 +25,7 @@ FLOORS = {
     "durable": 2,
     "sampling": 2,
     "quant": 2,
+    "system": 2,
     "codecs": 2,
     "preprocess": 2,
     "children": 2,

@@ -5,6 +5,7 @@ What CUDA itself does with them is for tests/test_gpu.py.
 
 import contextlib
 import gc
+import mmap
 import os
 import threading
 import time
@@ -67,6 +68,7 @@ def runtime(monkeypatch):
     monkeypatch.setattr(staged, "SLOTS", 3)
     monkeypatch.setattr(staged, "SLOT_BYTES", 1 << 14)
     monkeypatch.setattr(transfer, "PIECE_BYTES", 7000)
+    monkeypatch.setattr(registered, "SMALLEST", 1)
     found, maps = Runtime(), weakref.WeakKeyDictionary()
     monkeypatch.setattr(registered, "_maps", maps)
     monkeypatch.setattr(cudart, "_cudart", lambda: found)
@@ -74,7 +76,7 @@ def runtime(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: -1)
     yield found
     for known in maps.values():  # there is no CUDA to unregister them with later
-        known.held.clear()
+        known.starts.clear()
 
 
 @pytest.fixture(params=[4096, 10_000, 1 << 20])
@@ -228,50 +230,44 @@ def test_a_gpu_has_one_stream_by_either_of_its_names(monkeypatch):
     assert cudart.copy_stream(torch.device("cuda:0")) is not one
 
 
-def test_auto_registers_a_window_that_is_asked_for_again(ring, runtime, tmp_path, monkeypatch):
-    monkeypatch.setattr(registered, "WINDOW_BYTES", 1 << 16)
-    videos = {"v": toy_features(0, frames=4000)}
+def test_auto_registers_a_record_that_is_asked_for_again(ring, runtime, tmp_path):
+    videos = {"v": toy_features(0, frames=4000), "w": toy_features(1, frames=4000)}
     store_videos(tmp_path / "cache", "d", videos, spec=toy_spec(4000))
-    features = featstore.open(tmp_path / "cache")["d"]["v"]
-    assert explain(features) == (
-        "staged: its part of the map is registered when it is asked for again"
-    )
+    dataset = featstore.open(tmp_path / "cache")["d"]
+    features = dataset["v"]
+    assert explain(features) == "staged: it is registered when it is asked for again"
     put(features, "auto")
     assert runtime.spans == {}
     assert explain(features).startswith("registered")
     put(features, "auto")
-    assert len(runtime.spans) >= 2
+    (size,) = runtime.spans.values()
+    assert features.data.nbytes <= size < features.data.nbytes + mmap.PAGESIZE
     assert explain(features).startswith("registered")
+    assert explain(dataset["w"]).startswith("staged")
 
 
 def test_auto_registers_nothing_that_does_not_lie_in_memory(ring, runtime, tmp_path, monkeypatch):
-    """Pinning a cold window would read it all before the record that is wanted."""
+    """Registering a cold record reads it page by page."""
     store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
     features = featstore.open(tmp_path / "cache")["d"]["v"]
     monkeypatch.setattr(registered, "is_resident", lambda address, length: False)
     for _ in range(3):
         assert torch.equal(put(features, "auto"), to_tensor(features))
     assert runtime.spans == {}
-    assert explain(features).endswith("registered once all of it lies in memory")
+    assert explain(features).endswith("registered once all of it is in memory")
 
 
-def test_auto_looks_ever_more_seldom_whether_a_window_lies_in_memory(
-    ring, runtime, tmp_path, monkeypatch
-):
-    """A window with pages that no one reads never does, and to look takes longer than to copy a record."""
-    store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
-    features = featstore.open(tmp_path / "cache")["d"]["v"]
-    looks = []
-    monkeypatch.setattr(registered, "is_resident", lambda *span: bool(looks.append(span)))
-    for _ in range(40):
+def test_what_is_read_once_is_not_looked_for_in_memory(ring, runtime, store, monkeypatch):
+    """To look takes as long as to copy a part of it."""
+    monkeypatch.setattr(registered, "is_resident", lambda *span: pytest.fail("looked"))
+    for features in store["token-raw"].values():
         put(features, "auto")
-    assert len(looks) == 5  # the 2nd, 4th, 8th, 16th and 32nd time
 
 
 def test_auto_registers_nothing_of_a_file_that_hides_what_lies_in_memory(
     ring, runtime, tmp_path, monkeypatch
 ):
-    """A cold window was taken for a hot one, pinned and read page by page."""
+    """A cold record was taken for a hot one, registered and read page by page."""
     store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
     monkeypatch.setattr(readin, "hides_pages", lambda fd: True)
     features = featstore.open(tmp_path / "cache")["d"]["v"]
@@ -293,16 +289,34 @@ def test_a_refused_registration_is_staged_and_explained(ring, runtime, tmp_path)
     assert "error 801" in explain(features)
 
 
-def test_a_map_larger_than_its_share_of_memory_is_staged(ring, runtime, tmp_path, monkeypatch):
-    monkeypatch.setattr(registered, "MEMORY_SHARE", 0.0)
+def test_all_that_is_registered_stays_within_half_of_memory(ring, runtime, tmp_path, monkeypatch):
+    """Each map was held to half of it, and to half of the host's where a container has less."""
+    videos = {"v": toy_features(0, frames=1000)}
+    for name in ("one", "two", "three"):
+        store_videos(tmp_path / "cache", name, videos, spec=toy_spec(1000))
+    store = featstore.open(tmp_path / "cache")
+    records = [store[name]["v"] for name in ("one", "two", "three")]
+    monkeypatch.setattr(registered, "memory_bytes", lambda: 4 * 9 * mmap.PAGESIZE)
+    for _ in range(2):
+        for features in records:
+            assert torch.equal(put(features, "registered"), to_tensor(features))
+    assert 0 < sum(runtime.spans.values()) <= 2 * 9 * mmap.PAGESIZE
+    assert len(runtime.spans) == 2
+    assert explain(records[2]).startswith("staged: 50% of memory")
+
+
+def test_a_small_record_is_staged(ring, runtime, tmp_path, monkeypatch):
+    """Several share a page."""
+    monkeypatch.setattr(registered, "SMALLEST", 64 << 10)
     store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
     features = featstore.open(tmp_path / "cache")["d"]["v"]
-    assert torch.equal(put(features, "auto"), to_tensor(features))
+    for _ in range(2):
+        assert torch.equal(put(features, "registered"), to_tensor(features))
     assert runtime.spans == {}
-    assert "exceed 0% of memory" in explain(features)
+    assert explain(features) == "staged: a record below 64 KiB is copied as fast"
 
 
-def test_windows_are_unregistered_before_their_map_goes(ring, runtime, tmp_path):
+def test_records_are_unregistered_before_their_map_goes(ring, runtime, tmp_path):
     store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
     store = featstore.open(tmp_path / "cache")
     features = store["d"]["v"]
@@ -315,9 +329,7 @@ def test_windows_are_unregistered_before_their_map_goes(ring, runtime, tmp_path)
     assert runtime.spans == {}
 
 
-def test_a_window_that_was_interrupted_while_it_was_registered_is_unregistered(
-    ring, runtime, tmp_path, monkeypatch
-):
+def test_a_registration_that_was_interrupted_is_undone(ring, runtime, tmp_path, monkeypatch):
     """An address that is used again later would be read from the pages that were registered."""
     store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
     features = featstore.open(tmp_path / "cache")["d"]["v"]
@@ -330,7 +342,7 @@ def test_a_window_that_was_interrupted_while_it_was_registered_is_unregistered(
     monkeypatch.setattr(runtime, "cudaHostRegister", interrupted, raising=False)
     with pytest.raises(KeyboardInterrupt):
         put(features, "registered")
-    assert len(runtime.spans) == 1
+    assert runtime.spans == {}
     monkeypatch.delattr(runtime, "cudaHostRegister")
     assert torch.equal(put(features, "registered"), to_tensor(features))
     assert explain(features).startswith("registered")
@@ -339,13 +351,25 @@ def test_a_window_that_was_interrupted_while_it_was_registered_is_unregistered(
     assert runtime.spans == {}
 
 
-def test_spans_are_cut_where_registered_ones_begin_and_end():
-    owner = type("Owner", (), {})()
-    registered._maps[owner] = registered._Map(starts=[100, 200], ends=[200, 250])
-    assert registered.uncrossed_spans(owner, 50, 500) == [(0, 50), (50, 100), (150, 50), (200, 300)]
-    assert registered.uncrossed_spans(owner, 210, 20) == [(0, 20)]
-    assert registered.uncrossed_spans(None, 50, 500) == [(0, 500)]
-    del registered._maps[owner]
+@pytest.mark.parametrize("way", ["registered", "pageable"])
+@pytest.mark.parametrize("place", [(-2, 3), (1, 1), (7, 5), (0, 1), (-5, 30)])
+def test_registrations_of_replaced_records_are_undone(ring, runtime, tmp_path, way, place):
+    """Their pages are used again by others, and CUDA copies across no edge of a registration."""
+    store_videos(tmp_path / "cache", "d", {"v": toy_features(0, frames=1000)}, spec=toy_spec(1000))
+    features = featstore.open(tmp_path / "cache")["d"]["v"]
+    address, size = features.data.ctypes.data, features.data.nbytes
+    first = address - address % mmap.PAGESIZE
+    put(features, "staged")
+    for pages, count in (place, (100, 1), (-40, 2)):
+        start = first + pages * mmap.PAGESIZE
+        registered.register_record(features.owner, start, count * mmap.PAGESIZE, at_once=True)
+    before = set(runtime.spans)
+    assert torch.equal(put(features, way), to_tensor(features))
+    kept = {first + 100 * mmap.PAGESIZE, first - 40 * mmap.PAGESIZE}
+    assert set(runtime.spans) - {first} == before & kept
+    assert (first in runtime.spans) == (way == "registered")
+    assert sorted(runtime.spans) == registered._maps[features.owner].starts
+    assert size < 10 * mmap.PAGESIZE
 
 
 def test_without_page_locked_memory_the_copy_is_pageable(runtime, store, monkeypatch):

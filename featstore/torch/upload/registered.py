@@ -1,218 +1,150 @@
-"""Store maps registered with CUDA, so that the GPU reads records straight out of the page cache.
+"""Records in a store's map registered with CUDA, so that the GPU reads them straight out of the page cache.
 
-A map is registered in windows: 21 ms a GB on an H200, and a window's pages are read and stay in memory until the map
-goes. So a window is registered when it is asked for a second time and lies in memory: a record that is read once, from
-a cold disk, does not wait for its neighbours. Windows are unregistered before the map goes.
+The rule: a record of 64 KiB or more is registered when it is asked for again and is in memory, until half of the memory
+that the process may use is registered. What is registered stays in memory until the map goes, so what is read once must
+not be. To register a record takes about as long as to stage it: the second reading loses nothing, the third gains.
+Pages that are not in memory would be read from disk one by one. A user whom the system does not tell which are gets
+staging, unless the caller insists.
 """
 
 from __future__ import annotations
 
-import bisect
 import logging
+import mmap
 import os
 import threading
 import weakref
-from concurrent.futures import wait
+from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
 
-from featstore.readin import is_resident, is_told, read_in
+from featstore.readin import is_resident, is_told
+from featstore.system.memory import memory_bytes
 from featstore.torch.upload.cudart import READ_ONLY, register, unregister
 
 log = logging.getLogger("featstore.torch")
 
-WINDOW_BYTES = 256 << 20
-# A map larger than this share of the machine's memory is not registered: its pages could not leave again.
+SMALLEST = 64 << 10  # smaller records are copied as fast, and may share a page
 MEMORY_SHARE = 0.5
 
 
 @dataclass
 class _Map:
-    """The registered spans of one map, sorted and disjoint, and the windows that were asked for.
+    """What is registered of one map: disjoint spans of pages, by where they begin.
 
-    held: where CUDA was asked to register a span and did not refuse. device: the GPU that did.
+    asked: where the records begin that were asked for. device: the GPU that registered last. refused: what CUDA said.
     """
 
-    starts: list[int] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
-    asked: dict[int, int] = field(default_factory=dict)  # window -> how often
-    held: set[int] = field(default_factory=set)
+    starts: list[int] = field(default_factory=list)  # sorted
+    sizes: dict[int, int] = field(default_factory=dict)
+    asked: set[int] = field(default_factory=set)
     device: int = -1
     refused: str = ""
 
-    def cover(self, at: int) -> int | None:
-        """Return where the registered span ends that holds the address `at`, or None."""
-        index = bisect.bisect_right(self.starts, at) - 1
-        return self.ends[index] if index >= 0 and self.ends[index] > at else None
+    def overlapping(self, start: int, size: int) -> list[int]:
+        """Return where the spans begin that have bytes of this one."""
+        first = bisect_right(self.starts, start)
+        if first and self.starts[first - 1] + self.sizes[self.starts[first - 1]] > start:
+            first -= 1
+        return self.starts[first : bisect_left(self.starts, start + size)]
+
+    def let_go(self, start: int) -> None:
+        with torch.cuda.device(self.device):  # or the first GPU would get a context, of some 500 MB
+            unregister(start)
+        self.forget(start)
+
+    def forget(self, start: int) -> None:
+        self.starts.remove(start)
+        del self.sizes[start]
 
 
 _lock = threading.Lock()
 _maps: weakref.WeakKeyDictionary[object, _Map] = weakref.WeakKeyDictionary()
 
 
-def outlook(owner: object, address: int, size: int) -> str:
-    """Return why the `size` bytes at `address` in the map of `owner` are not registered next, nothing if they are."""
-    with _lock:
-        known = _maps.get(owner) or _Map(refused=_too_large(_find_mapping(address)))
-        return known.refused or _outlook(known, address, address + size)
+def register_record(owner: object, address: int, size: int, *, at_once: bool = False) -> bool:
+    """Return whether the GPU can read the `size` bytes at `address` in the map of `owner`; registers them by the rule.
 
-
-def _outlook(known: _Map, at: int, stop: int) -> str:
-    while at < stop:
-        end = known.cover(at)
-        if end is None:
-            if not is_told(at):
-                return "the system tells only who may write the file what of it lies in memory"
-            asked = known.asked.get(_window(at), 0)
-            if asked == 0:
-                return "its part of the map is registered when it is asked for again"
-            if not (_is_looked_at(asked + 1) and _in_memory(known, at)):
-                return "its part of the map is registered once all of it lies in memory"
-            end = _window(at) + WINDOW_BYTES
-        at = end
-    return ""
-
-
-def registered_spans(
-    owner: object, address: int, size: int, *, at_once: bool = True
-) -> list[tuple[int, int]]:
-    """Return `(offset, length)` pieces that cover `size` bytes at `address`, each in one registered span.
-
-    Registers what is not yet; unless `at_once`, only windows that were asked for before and lie in memory. Returns
-    nothing where something stays unregistered; `outlook` then says why.
+    at_once: also if it is the first time, and if the system does not tell whether they are in memory.
     """
+    start, size = _pages(address, size)
     with _lock:
         known = _maps.get(owner)
         if known is None:
-            known = _Map(refused=_too_large(_find_mapping(address)))
-            weakref.finalize(owner, _unregister, known, os.getpid())
+            known = _Map()
+            weakref.finalize(owner, _unregister_all, known, os.getpid())
             _maps[owner] = known
-        spans = []
-        at, end, whole = address, address + size, True
-        while at < end and not known.refused:
-            stop = known.cover(at)
-            if stop is None:
-                if at_once or _earned(known, at):
-                    _register_window(known, at)
-                    continue
-                whole = False
-                stop = _window(at) + WINDOW_BYTES  # ask for the others too
-            stop = min(end, stop)
-            spans.append((at - address, stop - at))
-            at = stop
-        return [] if known.refused or not whole else spans
+        if known.sizes.get(start) != size and not _why_not(known, start, size, at_once):
+            _register(known, start, size)
+        known.asked.add(start)
+        return known.sizes.get(start) == size
 
 
-def uncrossed_spans(owner: object, address: int, size: int) -> list[tuple[int, int]]:
-    """Return `(offset, length)` pieces that cover `size` bytes at `address`, each in a registered span or in none.
-
-    CUDA refuses to copy across the edge of a registered span, by whatever way.
-    """
+def why_not_registered(owner: object, address: int, size: int) -> str:
+    """Return why the next `register_record` will say no; nothing if it will say yes."""
+    start, size = _pages(address, size)
     with _lock:
-        known = None if owner is None else _maps.get(owner)
-        edges = [*known.starts, *known.ends] if known else []
-    inside = sorted({edge for edge in edges if address < edge < address + size})
-    bounds = [address, *inside, address + size]
-    return [(start - address, stop - start) for start, stop in pairwise(bounds)]
+        known = _maps.get(owner) or _Map()
+        return "" if known.sizes.get(start) == size else _why_not(known, start, size, False)
 
 
-def _window(at: int) -> int:
-    return at - at % WINDOW_BYTES
+def let_go_of_replaced(owner: object, address: int, size: int) -> None:
+    """Undo the registration of records that were once in a part of this one: CUDA copies across no edge of them."""
+    start, size = _pages(address, size)
+    with _lock:
+        known = _maps.get(owner)
+        if known is not None and known.sizes.get(start) != size:
+            _let_go_of_replaced(known, start, size)
 
 
-def _earned(known: _Map, at: int) -> bool:
-    """Return whether the window of `at` was asked for before and lies in memory; it has been asked for now."""
-    asked = known.asked[_window(at)] = known.asked.get(_window(at), 0) + 1
-    return _is_looked_at(asked) and _in_memory(known, at)
+def _why_not(known: _Map, start: int, size: int, at_once: bool) -> str:
+    if known.refused:
+        return known.refused
+    if size < SMALLEST:
+        return f"a record below {SMALLEST >> 10} KiB is copied as fast"
+    told = is_told(start)
+    if not at_once and not told:
+        return "the system tells only who may write the file what of it is in memory"
+    if not at_once and start not in known.asked:
+        return "it is registered when it is asked for again"
+    most = int(MEMORY_SHARE * memory_bytes())
+    if size + sum(sum(each.sizes.values()) for each in _maps.values()) > most:
+        return f"{MEMORY_SHARE:.0%} of memory ({most >> 20} MiB) is registered, or would be"
+    if told and not is_resident(start, size):
+        return "it is registered once all of it is in memory"
+    return ""
 
 
-def _is_looked_at(asked: int) -> bool:
-    """Return whether it is found out if the window lies in memory, which takes milliseconds: the 2nd, 4th, 8th time."""
-    return asked > 1 and asked & (asked - 1) == 0
-
-
-def _in_memory(known: _Map, at: int) -> bool:
-    mapped = _find_mapping(at)
-    if mapped is None:
-        return True  # registering it will say so
-    start, stop = _bounds(known, mapped, at)
-    return is_resident(start, stop - start)
-
-
-def _register_window(known: _Map, at: int) -> None:
-    mapped = _find_mapping(at)
-    known.refused = _too_large(mapped)
-    if mapped is None or known.refused:
-        return
-    start, stop = _bounds(known, mapped, at)
-    if not is_resident(start, stop - start):  # pinning would fault its pages in one by one
-        wait(read_in(mapped.path, mapped.offset + start - mapped.start, stop - start))
-    if start in known.held:  # and yet not covered: an interrupt came as it was registered
-        unregister(start)
+def _register(known: _Map, start: int, size: int) -> None:
+    _let_go_of_replaced(known, start, size)
     known.device = torch.cuda.current_device()
-    known.held.add(start)
-    code = register(start, stop - start, READ_ONLY)
-    if code != 0:
-        known.held.discard(start)
-        known.refused = f"CUDA refused to register {stop - start} bytes of it (error {code})"
-        log.info("not registering a store's map: %s", known.refused)
-        return
-    index = bisect.bisect_right(known.starts, at)
-    known.starts.insert(index, start)
-    known.ends.insert(index, stop)
-
-
-def _bounds(known: _Map, mapped: _Mapping, at: int) -> tuple[int, int]:
-    """Return the part of the window of `at` that the file fills and no registered span covers."""
-    index = bisect.bisect_right(known.starts, at)
-    start = max(_window(at), mapped.start, known.ends[index - 1] if index else 0)
-    following = known.starts[index] if index < len(known.starts) else mapped.stop
-    return start, min(_window(at) + WINDOW_BYTES, mapped.stop, following)
-
-
-def _too_large(mapped: _Mapping | None) -> str:
-    if mapped is None:
-        return "the map is not in /proc/self/maps"
-    size, limit = mapped.stop - mapped.start, MEMORY_SHARE * _memory_bytes()
-    if size <= limit:
-        return ""
-    return f"its {size >> 20} MiB exceed {MEMORY_SHARE:.0%} of memory ({int(limit) >> 20} MiB)"
-
-
-def _unregister(known: _Map, pid: int) -> None:
-    if os.getpid() != pid:  # a forked child holds no registrations of its own
-        return
-    with torch.cuda.device(known.device):  # or the first GPU would get a context, of some 500 MB
-        for start in known.held:
-            unregister(start)
-
-
-@dataclass(frozen=True)
-class _Mapping:
-    """Where a file is mapped: its bytes, not its address space."""
-
-    start: int
-    stop: int
-    path: str
-    offset: int
-
-
-def _find_mapping(address: int) -> _Mapping | None:
+    known.sizes[start] = size
+    insort(known.starts, start)
     try:
-        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
-            for line in lines:
-                span, _, offset, _, _, *name = line.split(maxsplit=5)
-                start, stop = (int(bound, 16) for bound in span.split("-"))
-                if start <= address < stop and name:
-                    path, begin = name[0].rstrip("\n"), int(offset, 16)
-                    stop = min(stop, start + os.stat(path).st_size - begin)
-                    return _Mapping(start, stop, path, begin)
-    except OSError:
-        pass
-    return None
+        code = register(start, size, READ_ONLY)
+    except BaseException:  # an interrupt: CUDA may have done it
+        known.let_go(start)
+        raise
+    if code:
+        known.forget(start)
+        known.refused = f"CUDA refused to register {size} bytes of its map (error {code})"
+        log.info("not registering a store's map: %s", known.refused)
 
 
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _let_go_of_replaced(known: _Map, start: int, size: int) -> None:
+    # Nobody reads them any more: a record's pages are not used again while anyone holds a view of it.
+    for replaced in known.overlapping(start, size):
+        known.let_go(replaced)
+
+
+def _unregister_all(known: _Map, pid: int) -> None:
+    if os.getpid() == pid:  # a forked child holds no registrations of its own
+        with torch.cuda.device(known.device):
+            for start in known.starts:
+                unregister(start)
+
+
+def _pages(address: int, size: int) -> tuple[int, int]:
+    start, end = address - address % mmap.PAGESIZE, address + size
+    return start, end + -end % mmap.PAGESIZE - start

@@ -20,7 +20,7 @@ import xxhash
 from featstore.codecs import CODECS
 from featstore.errors import RecordError
 from featstore.quant import STORED_DTYPES, QuantError, dequantize, scale_shape
-from featstore.spec import DTYPES, GRANULARITIES, QUANTIZATIONS
+from featstore.spec import DTYPES, GRANULARITIES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -349,7 +349,7 @@ def _check(header: Header) -> None:
     tokens, dim = header.shape if len(header.shape) == 2 else (0, 0)
     frames = len(header.frame_indices) // 4
     facts = {
-        "quantization": header.quantization in QUANTIZATIONS,
+        "quantization": header.quantization in STORED_DTYPES,
         "scale": header.scale in GRANULARITIES
         and (header.scale == "none") == (header.quantization != "int8"),
         "dtype": header.dtype in DTYPES,

@@ -19,9 +19,8 @@ from toys import store_videos, toy_features, toy_spec
 import featstore
 from featstore import readin
 from featstore.torch import conversion, explain, to_tensor
+from featstore.torch.kernels.quantize import TORCH_DTYPES
 from featstore.torch.upload import cudart, registered, staged, transfer
-
-KINDS = {torch.int8: "int8", torch.bfloat16: "bf16"}
 
 
 class Event:
@@ -103,7 +102,7 @@ def store(tmp_path_factory):
 def put(features, way):
     """What `to_tensor` does for a GPU, into memory of the CPU."""
     out = torch.full(features.shape, float("nan"), dtype=torch.bfloat16)
-    kind = next(kind for kind, name in KINDS.items() if name == features.header.quantization)
+    kind = TORCH_DTYPES[features.header.quantization]
     conversion._put(features, out, out.device, out.dtype, kind, way)
     return out
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from featstore.torch.kernels.dequantize import dequantize_into, part
+from featstore.torch.kernels.quantize import TORCH_DTYPES
 from featstore.torch.upload.cudart import copy_stream, numbered
 from featstore.torch.upload.transfer import WAYS, alias, upload
 
@@ -18,13 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from featstore.record import Features
-
-_STORED = {
-    "int8": torch.int8,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp32": torch.float32,
-}
 
 
 def to_tensor(
@@ -47,7 +41,7 @@ def to_tensor(
     if out is not None and tuple(out.shape) != features.shape:
         raise ValueError(f"out has shape {tuple(out.shape)}, the features have {features.shape}")
     place = torch.device("cpu" if device is None else device) if out is None else out.device
-    kind = _STORED[features.header.quantization]
+    kind = TORCH_DTYPES[features.header.quantization]
     if place.type == "cuda":
         place = numbered(place)
         with torch.cuda.device(place):  # what is registered and compiled on the way is that GPU's

@@ -220,9 +220,7 @@ def cold(folder: Path, codecs: list[str], records: Records) -> dict[str, float]:
         plain = [_plain(file) for _ in range(3)]
         found[f"{codec}: plain sequential reading"] = statistics.median(plain)
         for way, verify in [("prefetch", "first"), ("prefetch", "never")] + (
-            [("staged", "first"), ("staged", "never"), ("registered", "never")]
-            if codec == "raw"
-            else []
+            [("staged", "first"), ("staged", "never")] if codec == "raw" else []
         ):
             evict(file.parent)
             if (left := resident_share(file.parent)) > 0.01:

@@ -1,7 +1,7 @@
 """How long does a stored record take to become a bf16 tensor on the GPU?
 
 Beside featstore's ways stand what one would otherwise use, one file a video, and the limit: the same bytes from
-page-locked memory with the same kernel. Needs a CUDA GPU, and nvCOMP for the codecs' rows (featstore[nvcomp]):
+page-locked memory with the same kernel. Needs a CUDA GPU:
 
     python benchmarks/bench_read_gpu.py
 
@@ -49,9 +49,9 @@ from measure import (
 from safetensors.torch import load_file
 
 import featstore
-from featstore.codecs import nvcomp
-from featstore.torch import explain, staged, to_tensor, transfer
-from featstore.torch.dequantize import dequantize_into
+from featstore.torch import explain, to_tensor
+from featstore.torch.kernels.dequantize import dequantize_into
+from featstore.torch.upload import staged, transfer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +66,6 @@ PACKAGES = (
     "lmdb",
     "lz4",
     "zstandard",
-    "nvidia-libnvcomp-cu13",
     "safetensors",
 )
 PARTS = ("hot", "cold", "readers", "tune")
@@ -144,10 +143,6 @@ def ours(store: featstore.FeatureStore, codecs: list[str], names: list[str]) -> 
     def call(codec: str, way: str, name: str) -> torch.Tensor:
         return to_tensor(store[codec].lookup(name), device="cuda", way=way)
 
-    def by_the_cpu(codec: str, name: str) -> torch.Tensor:
-        with mock.patch("featstore.torch.convert.refusal", return_value="asked not to"):
-            return to_tensor(store[codec].lookup(name), device="cuda", way="staged")
-
     held = {name: store["raw"][name] for name in names}
     # What is registered no longer crosses as pageable memory does, and what is not must not be by the others.
     ways: dict[str, Way] = {
@@ -160,11 +155,7 @@ def ours(store: featstore.FeatureStore, codecs: list[str], names: list[str]) -> 
         held[name], device="cuda", way="registered"
     )
     for codec in codecs[1:]:
-        if not nvcomp.refusal():
-            ways[f"featstore {codec}, registered"] = partial(call, codec, "registered")
-            ways[f"featstore {codec}, staged"] = partial(call, codec, "staged")
-        if codec != "ans":
-            ways[f"featstore {codec}, decompressed on the CPU"] = partial(by_the_cpu, codec)
+        ways[f"featstore {codec}, decompressed on the CPU"] = partial(call, codec, "staged")
     return ways
 
 
@@ -229,9 +220,7 @@ def cold(folder: Path, codecs: list[str], records: Records) -> dict[str, float]:
         plain = [_plain(file) for _ in range(3)]
         found[f"{codec}: plain sequential reading"] = statistics.median(plain)
         for way, verify in [("prefetch", "first"), ("prefetch", "never")] + (
-            [("staged", "first"), ("staged", "never"), ("registered", "never")]
-            if codec == "raw"
-            else []
+            [("staged", "first"), ("staged", "never")] if codec == "raw" else []
         ):
             evict(file.parent)
             if (left := resident_share(file.parent)) > 0.01:
@@ -257,12 +246,10 @@ def _plain(file: Path) -> float:
     return total / (time.perf_counter() - begun) / 1e9
 
 
-def readers(folder: Path, codecs: list[str], records: Records, rounds: int) -> dict[str, float]:
+def readers(folder: Path, records: Records, rounds: int) -> dict[str, float]:
     """Return GB/s of features of 1, 2 and 4 processes that read hot records to one GPU at once, all together."""
     found = {}
-    for codec, way in [("raw", "registered"), ("raw", "staged"), ("ans", "registered")]:
-        if codec not in codecs:
-            continue
+    for codec, way in [("raw", "registered"), ("raw", "staged")]:
         for count in (1, 2, 4):
             words = [sys.executable, "-c", READER, folder, codec, way, str(rounds), *records.names]
             started = [
@@ -322,7 +309,7 @@ How to read it
 - Trust ratios, not milliseconds. "limit" is the limit's median over this one's; "vs" names how many times longer a
   way takes than featstore registered, the look-up included.
 - The limit copies first and dequantizes then; ours dequantizes one piece while the next crosses, so it may pass it.
-- Codecs: GB/s are of features, not of what crosses the bus. Without nvCOMP only what the CPU decompresses is measured.
+- Codecs: GB/s are of features, not of what is read.
 - Every way gave the CPU's bits for two records before it was timed.
 """
 
@@ -386,7 +373,7 @@ def plot(path: Path, data: dict[str, Any]) -> str:
 @click.option("--videos", default=16, show_default=True, help="Records; 63 MiB each at 128 frames.")
 @click.option("--frames", default=128, show_default=True)
 @click.option("--repeats", default=200, show_default=True, help="Timed calls of a way.")
-@click.option("--codecs", default="raw,lz4,zstd,ans", show_default=True, help="raw, and others.")
+@click.option("--codecs", default="raw,lz4,zstd", show_default=True, help="raw, and others.")
 @click.option(
     "--parts", default="hot,cold,readers", show_default=True, help=f"Of {', '.join(PARTS)}."
 )
@@ -406,7 +393,7 @@ def main(
     if not torch.cuda.is_available():
         raise click.ClickException("there is no CUDA GPU here, which is what this measures")
     wanted = parts.split(",")
-    kinds = [codec for codec in codecs.split(",") if codec != "ans" or not nvcomp.refusal()]
+    kinds = codecs.split(",")
     records = Records(videos, frames)
     data: dict[str, Any] = {
         "benchmark": "read_gpu",
@@ -432,7 +419,7 @@ def main(
             data["tune"] = tune(featstore.open(folder), records.names[:4], repeats)
         if "readers" in wanted:
             click.echo("readers", err=True)
-            data["readers"] = readers(folder, kinds, Records(min(4, videos), frames), repeats)
+            data["readers"] = readers(folder, Records(min(4, videos), frames), repeats)
     text = render(data, records)
     write_results(out, "bench_read_gpu", text, data)
     click.echo(text, nl=False)

@@ -76,7 +76,7 @@ def encode_alone(encoder: Encoder, spec: FeatureSpec, videos: int) -> float:
 def _encode_on_gpu(encoder: Any, frames: Any, spec: FeatureSpec, videos: int) -> float:
     import torch
 
-    from featstore.torch.quantize import queue_quantize
+    from featstore.torch.kernels.quantize import queue_quantize
 
     step = encoder.batch_frames
     with torch.cuda.device(encoder.device), torch.inference_mode():
@@ -100,7 +100,7 @@ def quantize_ms(spec: FeatureSpec, device: Any, repeats: int = 10) -> dict[str, 
     """Return milliseconds for quantizing a video and measuring its error: queued, and step by step."""
     import torch
 
-    from featstore.torch.quantize import measure_error, quantize, queue_quantize
+    from featstore.torch.kernels.quantize import measure_error, quantize, queue_quantize
 
     shape = spec.sampling.nframe * spec.encoder.tokens_per_frame, spec.encoder.hidden_dim
     features = torch.randn(shape, device=device).half()

@@ -23,7 +23,7 @@ MIN_SCALE = float(np.finfo(np.float32).tiny)
 # Rows worked on at once: a few dozen rows of 3,584 channels stay in a core's cache.
 BLOCK_ROWS = 64
 
-# Stored values as numpy sees them; bf16, which numpy lacks, as its raw bits.
+# How values can be stored, and what numpy sees of it; bf16, which numpy lacks, as its raw bits.
 STORED_DTYPES = {"int8": "<i1", "bf16": "<u2", "fp16": "<f2", "fp32": "<f4"}
 
 

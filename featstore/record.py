@@ -20,7 +20,7 @@ import xxhash
 from featstore.codecs import CODECS
 from featstore.errors import RecordError
 from featstore.quant import STORED_DTYPES, QuantError, dequantize, scale_shape
-from featstore.spec import DTYPES, GRANULARITIES, QUANTIZATIONS
+from featstore.spec import DTYPES, GRANULARITIES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -122,24 +122,18 @@ class Features:
     """One video's stored features.
 
     header: what is known of them. owner: the object whose life is that of the map they lie in, if they lie in one.
-    proved: whether the payload's checksum was, in this process. The arrays are read-only and stay valid as long as they
-    are referenced, whatever happens to the store they came from.
+    The arrays are read-only and stay valid as long as they are referenced, whatever happens to the store they came
+    from.
     """
 
     header: Header
     _record: Record = field(repr=False)
     owner: object = field(default=None, repr=False)
-    proved: bool = field(default=False, repr=False)
 
     @property
     def shape(self) -> tuple[int, int]:
         """Return (num_tokens, hidden_dim)."""
         return self.header.shape
-
-    @property
-    def payload(self) -> memoryview:
-        """The values' bytes as they are stored, compressed or not."""
-        return self._record.payload
 
     @cached_property
     def data(self) -> NDArray[Any]:
@@ -147,8 +141,6 @@ class Features:
 
         A view on the memory map for the codec raw; decompressed at the first call for others.
         """
-        if CODECS[self.header.codec].fragile:
-            self.prove()
         payload = CODECS[self.header.codec].decompress(self._record.payload, self.header.raw_bytes)
         values = np.frombuffer(payload, dtype=STORED_DTYPES[self.header.quantization])
         return values.reshape(self.header.shape)
@@ -158,11 +150,6 @@ class Features:
         """The float32 scale: (1, hidden_dim), (num_tokens, 1) or (1, 1); (0, 0) where floats are stored."""
         values = np.frombuffer(bytes(self._record.scale), dtype="<f4")
         return values.reshape(scale_shape(self.header.scale, *self.header.shape))
-
-    def prove(self) -> None:
-        """Raise RecordError unless the payload has the checksum its header names, or was proved to before."""
-        if not self.proved:
-            self._record.verify()
 
     def dequantize(self, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Return the features as float32 (num_tokens, hidden_dim), in `out` where given."""
@@ -362,7 +349,7 @@ def _check(header: Header) -> None:
     tokens, dim = header.shape if len(header.shape) == 2 else (0, 0)
     frames = len(header.frame_indices) // 4
     facts = {
-        "quantization": header.quantization in QUANTIZATIONS,
+        "quantization": header.quantization in STORED_DTYPES,
         "scale": header.scale in GRANULARITIES
         and (header.scale == "none") == (header.quantization != "int8"),
         "dtype": header.dtype in DTYPES,

@@ -14,9 +14,9 @@ from typing import Any, get_type_hints
 
 from featstore.errors import StoreMismatch
 from featstore.preprocess import Preprocessing
+from featstore.quant import STORED_DTYPES
 from featstore.sampling import Sampling
 
-QUANTIZATIONS = ("int8", "bf16", "fp16", "fp32")
 GRANULARITIES = ("channel", "token", "tensor", "none")
 DTYPES = ("fp16", "bf16", "fp32")
 
@@ -79,7 +79,7 @@ class FeatureSpec:
     encoder: the encoder's identity.
     sampling: which frames it saw.
     decoder: who turned the file into frames; decoders proved byte-identical share one identity.
-    quantization: how values are stored, one of QUANTIZATIONS.
+    quantization: how values are stored, one of featstore.quant.STORED_DTYPES.
     scale: granularity of the int8 scale, one of GRANULARITIES; `none` for floats.
     """
 
@@ -91,8 +91,10 @@ class FeatureSpec:
 
     def __post_init__(self) -> None:
         """Refuse combinations that name no storage."""
-        if self.quantization not in QUANTIZATIONS:
-            raise ValueError(f"quantization is {self.quantization!r}; use one of {QUANTIZATIONS}")
+        if self.quantization not in STORED_DTYPES:
+            raise ValueError(
+                f"quantization is {self.quantization!r}; use one of {', '.join(STORED_DTYPES)}"
+            )
         if self.scale not in GRANULARITIES or (self.scale == "none") == (
             self.quantization == "int8"
         ):

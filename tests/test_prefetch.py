@@ -3,7 +3,6 @@
 import itertools
 import multiprocessing
 import pickle
-import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -14,7 +13,7 @@ from toys import store_videos, toy_features, toy_spec
 
 import featstore
 from featstore.errors import FeatureNotFound, StoreMismatch
-from featstore.torch import FeatureDataset, TensorCache, prefetch, to_tensor
+from featstore.torch import FeatureDataset, TensorCache, prefetch, prefetching, to_tensor
 
 VIDEOS = {f"v{i}": toy_features(i) for i in range(6)}
 
@@ -207,7 +206,7 @@ def test_the_current_gpu_is_the_one_of_whoever_asks(cache_dir, monkeypatch):
         asked.append((str(device), threading.current_thread()))
         return torch.device("cpu")
 
-    monkeypatch.setattr(sys.modules["featstore.torch.prefetch"], "numbered", number)
+    monkeypatch.setattr(prefetching, "numbered", number)
     dataset = featstore.open(cache_dir)["demo"]
     names = [name for name, _ in prefetch(dataset, dataset, device="cuda")]
     assert names == list(dataset)

@@ -5,6 +5,7 @@ What CUDA itself does with them is for tests/test_gpu.py.
 
 import contextlib
 import gc
+import mmap
 import os
 import threading
 import time
@@ -17,10 +18,9 @@ from toys import store_videos, toy_features, toy_spec
 
 import featstore
 from featstore import readin
-from featstore.codecs import nvcomp
-from featstore.torch import convert, explain, registered, staged, streams, to_tensor, transfer
-
-KINDS = {torch.int8: "int8", torch.bfloat16: "bf16"}
+from featstore.torch import conversion, explain, to_tensor
+from featstore.torch.kernels.quantize import TORCH_DTYPES
+from featstore.torch.upload import cudart, registered, staged, transfer
 
 
 class Event:
@@ -59,24 +59,24 @@ class Runtime:
 @pytest.fixture
 def runtime(monkeypatch):
     stream, empty = Stream(), torch.empty
-    for module in (convert, staged, transfer):
+    for module in (conversion, staged, transfer):
         monkeypatch.setattr(module, "copy_stream", lambda device: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
     for name in ("device", "stream"):
         monkeypatch.setattr(torch.cuda, name, lambda which: contextlib.nullcontext())
-    monkeypatch.setattr(nvcomp, "refusal", lambda: "it is not played")  # it may be there
     monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=0, **how: empty(*size, **how))
     monkeypatch.setattr(staged, "SLOTS", 3)
     monkeypatch.setattr(staged, "SLOT_BYTES", 1 << 14)
     monkeypatch.setattr(transfer, "PIECE_BYTES", 7000)
+    monkeypatch.setattr(registered, "SMALLEST", 1)
     found, maps = Runtime(), weakref.WeakKeyDictionary()
     monkeypatch.setattr(registered, "_maps", maps)
-    monkeypatch.setattr(registered, "_cudart", lambda: found)
-    monkeypatch.setattr(registered, "_clear_error", lambda: None)
+    monkeypatch.setattr(cudart, "_cudart", lambda: found)
+    monkeypatch.setattr(cudart, "_clear_error", lambda code: code)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: -1)
     yield found
     for known in maps.values():  # there is no CUDA to unregister them with later
-        known.held.clear()
+        known.starts.clear()
 
 
 @pytest.fixture(params=[4096, 10_000, 1 << 20])
@@ -103,8 +103,8 @@ def store(tmp_path_factory):
 def put(features, way):
     """What `to_tensor` does for a GPU, into memory of the CPU."""
     out = torch.full(features.shape, float("nan"), dtype=torch.bfloat16)
-    kind = next(kind for kind, name in KINDS.items() if name == features.header.quantization)
-    convert._put(features, out, out.device, out.dtype, kind, way)
+    kind = TORCH_DTYPES[features.header.quantization]
+    conversion._put(features, out, out.device, out.dtype, kind, way)
     return out
 
 
@@ -211,7 +211,7 @@ def test_what_is_raised_between_two_pieces_lets_go_of_the_ring(ring, store, monk
     def refuse(*words):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(convert, "_fill", refuse)
+    monkeypatch.setattr(conversion, "_fill", refuse)
     with pytest.raises(torch.OutOfMemoryError) as kept:
         put(features, "staged")
     monkeypatch.undo()
@@ -223,57 +223,51 @@ def test_a_gpu_has_one_stream_by_either_of_its_names(monkeypatch):
     """Two did not wait for each other: a tensor was filled anew while the one before was still being made."""
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: [device])
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    monkeypatch.setattr(streams, "_local", threading.local())
-    one = streams.copy_stream(torch.device("cuda"))
+    monkeypatch.setattr(cudart, "_local", threading.local())
+    one = cudart.copy_stream(torch.device("cuda"))
     assert one == [torch.device("cuda:1")]
-    assert streams.copy_stream(torch.device("cuda:1")) is one
-    assert streams.copy_stream(torch.device("cuda:0")) is not one
+    assert cudart.copy_stream(torch.device("cuda:1")) is one
+    assert cudart.copy_stream(torch.device("cuda:0")) is not one
 
 
-def test_auto_registers_a_window_that_is_asked_for_again(ring, runtime, tmp_path, monkeypatch):
-    monkeypatch.setattr(registered, "WINDOW_BYTES", 1 << 16)
-    videos = {"v": toy_features(0, frames=4000)}
+def test_auto_registers_a_record_that_is_asked_for_again(ring, runtime, tmp_path):
+    videos = {"v": toy_features(0, frames=4000), "w": toy_features(1, frames=4000)}
     store_videos(tmp_path / "cache", "d", videos, spec=toy_spec(4000))
-    features = featstore.open(tmp_path / "cache")["d"]["v"]
-    assert explain(features) == (
-        "staged: its part of the map is registered when it is asked for again"
-    )
+    dataset = featstore.open(tmp_path / "cache")["d"]
+    features = dataset["v"]
+    assert explain(features) == "staged: it is registered when it is asked for again"
     put(features, "auto")
     assert runtime.spans == {}
     assert explain(features).startswith("registered")
     put(features, "auto")
-    assert len(runtime.spans) >= 2
+    (size,) = runtime.spans.values()
+    assert features.data.nbytes <= size < features.data.nbytes + mmap.PAGESIZE
     assert explain(features).startswith("registered")
+    assert explain(dataset["w"]).startswith("staged")
 
 
 def test_auto_registers_nothing_that_does_not_lie_in_memory(ring, runtime, tmp_path, monkeypatch):
-    """Pinning a cold window would read it all before the record that is wanted."""
+    """Registering a cold record reads it page by page."""
     store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
     features = featstore.open(tmp_path / "cache")["d"]["v"]
     monkeypatch.setattr(registered, "is_resident", lambda address, length: False)
     for _ in range(3):
         assert torch.equal(put(features, "auto"), to_tensor(features))
     assert runtime.spans == {}
-    assert explain(features).endswith("registered once all of it lies in memory")
+    assert explain(features).endswith("registered once all of it is in memory")
 
 
-def test_auto_looks_ever_more_seldom_whether_a_window_lies_in_memory(
-    ring, runtime, tmp_path, monkeypatch
-):
-    """A window with pages that no one reads never does, and to look takes longer than to copy a record."""
-    store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
-    features = featstore.open(tmp_path / "cache")["d"]["v"]
-    looks = []
-    monkeypatch.setattr(registered, "is_resident", lambda *span: bool(looks.append(span)))
-    for _ in range(40):
+def test_what_is_read_once_is_not_looked_for_in_memory(ring, runtime, store, monkeypatch):
+    """To look takes as long as to copy a part of it."""
+    monkeypatch.setattr(registered, "is_resident", lambda *span: pytest.fail("looked"))
+    for features in store["token-raw"].values():
         put(features, "auto")
-    assert len(looks) == 5  # the 2nd, 4th, 8th, 16th and 32nd time
 
 
 def test_auto_registers_nothing_of_a_file_that_hides_what_lies_in_memory(
     ring, runtime, tmp_path, monkeypatch
 ):
-    """A cold window was taken for a hot one, pinned and read page by page."""
+    """A cold record was taken for a hot one, registered and read page by page."""
     store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
     monkeypatch.setattr(readin, "hides_pages", lambda fd: True)
     features = featstore.open(tmp_path / "cache")["d"]["v"]
@@ -295,16 +289,34 @@ def test_a_refused_registration_is_staged_and_explained(ring, runtime, tmp_path)
     assert "error 801" in explain(features)
 
 
-def test_a_map_larger_than_its_share_of_memory_is_staged(ring, runtime, tmp_path, monkeypatch):
-    monkeypatch.setattr(registered, "MEMORY_SHARE", 0.0)
+def test_all_that_is_registered_stays_within_half_of_memory(ring, runtime, tmp_path, monkeypatch):
+    """Each map was held to half of it, and to half of the host's where a container has less."""
+    videos = {"v": toy_features(0, frames=1000)}
+    for name in ("one", "two", "three"):
+        store_videos(tmp_path / "cache", name, videos, spec=toy_spec(1000))
+    store = featstore.open(tmp_path / "cache")
+    records = [store[name]["v"] for name in ("one", "two", "three")]
+    monkeypatch.setattr(registered, "memory_bytes", lambda: 4 * 9 * mmap.PAGESIZE)
+    for _ in range(2):
+        for features in records:
+            assert torch.equal(put(features, "registered"), to_tensor(features))
+    assert 0 < sum(runtime.spans.values()) <= 2 * 9 * mmap.PAGESIZE
+    assert len(runtime.spans) == 2
+    assert explain(records[2]).startswith("staged: 50% of memory")
+
+
+def test_a_small_record_is_staged(ring, runtime, tmp_path, monkeypatch):
+    """Several share a page."""
+    monkeypatch.setattr(registered, "SMALLEST", 64 << 10)
     store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
     features = featstore.open(tmp_path / "cache")["d"]["v"]
-    assert torch.equal(put(features, "auto"), to_tensor(features))
+    for _ in range(2):
+        assert torch.equal(put(features, "registered"), to_tensor(features))
     assert runtime.spans == {}
-    assert "exceed 0% of memory" in explain(features)
+    assert explain(features) == "staged: a record below 64 KiB is copied as fast"
 
 
-def test_windows_are_unregistered_before_their_map_goes(ring, runtime, tmp_path):
+def test_records_are_unregistered_before_their_map_goes(ring, runtime, tmp_path):
     store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
     store = featstore.open(tmp_path / "cache")
     features = store["d"]["v"]
@@ -317,9 +329,7 @@ def test_windows_are_unregistered_before_their_map_goes(ring, runtime, tmp_path)
     assert runtime.spans == {}
 
 
-def test_a_window_that_was_interrupted_while_it_was_registered_is_unregistered(
-    ring, runtime, tmp_path, monkeypatch
-):
+def test_a_registration_that_was_interrupted_is_undone(ring, runtime, tmp_path, monkeypatch):
     """An address that is used again later would be read from the pages that were registered."""
     store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
     features = featstore.open(tmp_path / "cache")["d"]["v"]
@@ -332,7 +342,7 @@ def test_a_window_that_was_interrupted_while_it_was_registered_is_unregistered(
     monkeypatch.setattr(runtime, "cudaHostRegister", interrupted, raising=False)
     with pytest.raises(KeyboardInterrupt):
         put(features, "registered")
-    assert len(runtime.spans) == 1
+    assert runtime.spans == {}
     monkeypatch.delattr(runtime, "cudaHostRegister")
     assert torch.equal(put(features, "registered"), to_tensor(features))
     assert explain(features).startswith("registered")
@@ -341,13 +351,25 @@ def test_a_window_that_was_interrupted_while_it_was_registered_is_unregistered(
     assert runtime.spans == {}
 
 
-def test_spans_are_cut_where_registered_ones_begin_and_end():
-    owner = type("Owner", (), {})()
-    registered._maps[owner] = registered._Map(starts=[100, 200], ends=[200, 250])
-    assert registered.uncrossed_spans(owner, 50, 500) == [(0, 50), (50, 100), (150, 50), (200, 300)]
-    assert registered.uncrossed_spans(owner, 210, 20) == [(0, 20)]
-    assert registered.uncrossed_spans(None, 50, 500) == [(0, 500)]
-    del registered._maps[owner]
+@pytest.mark.parametrize("way", ["registered", "pageable"])
+@pytest.mark.parametrize("place", [(-2, 3), (1, 1), (7, 5), (0, 1), (-5, 30)])
+def test_registrations_of_replaced_records_are_undone(ring, runtime, tmp_path, way, place):
+    """Their pages are used again by others, and CUDA copies across no edge of a registration."""
+    store_videos(tmp_path / "cache", "d", {"v": toy_features(0, frames=1000)}, spec=toy_spec(1000))
+    features = featstore.open(tmp_path / "cache")["d"]["v"]
+    address, size = features.data.ctypes.data, features.data.nbytes
+    first = address - address % mmap.PAGESIZE
+    put(features, "staged")
+    for pages, count in (place, (100, 1), (-40, 2)):
+        start = first + pages * mmap.PAGESIZE
+        registered.register_record(features.owner, start, count * mmap.PAGESIZE, at_once=True)
+    before = set(runtime.spans)
+    assert torch.equal(put(features, way), to_tensor(features))
+    kept = {first + 100 * mmap.PAGESIZE, first - 40 * mmap.PAGESIZE}
+    assert set(runtime.spans) - {first} == before & kept
+    assert (first in runtime.spans) == (way == "registered")
+    assert sorted(runtime.spans) == registered._maps[features.owner].starts
+    assert size < 10 * mmap.PAGESIZE
 
 
 def test_without_page_locked_memory_the_copy_is_pageable(runtime, store, monkeypatch):

@@ -97,11 +97,10 @@ INTERRUPTED = 130
 )
 @click.option(
     "--codec",
-    type=click.Choice(["raw", "lz4", "zstd", "ans"]),
+    type=click.Choice(["raw", "lz4", "zstd"]),
     default="raw",
     show_default=True,
-    help="How new records are compressed; stored ones stay as they are. raw is read without a copy; ans is written and "
-    "read by a CUDA GPU alone.",
+    help="How new records are compressed; stored ones stay as they are. raw is read without a copy.",
 )
 @click.option(
     "--dtype",

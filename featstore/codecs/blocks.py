@@ -1,7 +1,7 @@
 """A payload in blocks: a table of compressed lengths, then the blocks.
 
-A block holds 64 KiB of the payload, the last one what is left: so memory stays bounded, a CPU's threads work on some
-blocks each, and a GPU, which wants many small ones, on all of them at once.
+A block holds 64 KiB of the payload, the last one what is left: so memory stays bounded, and threads work on some
+blocks each.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from featstore.errors import RecordError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
-
 BLOCK_BYTES = 64 << 10
 # Payloads below it are not worth waking threads for.
 _ALONE_BYTES = 2 << 20
@@ -33,8 +31,8 @@ _ALONE_BYTES = 2 << 20
 class Layout:
     """How a codec lays out its blocks.
 
-    name: the codec's. alignment: of each block, from the beginning of the stored payload; what a GPU's decompressor
-    asks for. max_ratio: no block expands further, so a larger claim is a lie about memory.
+    name: the codec's. alignment: of each block, from the beginning of the stored payload. max_ratio: no block expands
+    further, so a larger claim is a lie about memory.
     """
 
     name: str
@@ -51,13 +49,6 @@ class Layout:
 
     def spans(self, stored: memoryview, raw_bytes: int) -> list[tuple[int, int]]:
         """Return start and length of each block in `stored`; RecordError where they cannot be what it says."""
-        starts, lengths = self.table(stored, raw_bytes)
-        return list(zip(starts.tolist(), lengths.tolist(), strict=True))
-
-    def table(
-        self, stored: memoryview, raw_bytes: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the starts of all blocks in `stored`, and their lengths; RecordError as `spans`."""
         count = -(-raw_bytes // BLOCK_BYTES)
         if len(stored) < 4 * count:
             raise RecordError(
@@ -78,7 +69,7 @@ class Layout:
             raise RecordError(
                 f"the {self.name} payload holds {len(stored)} bytes, its table speaks of {end}; ingest the video again"
             )
-        return starts, lengths
+        return list(zip(starts.tolist(), lengths.tolist(), strict=True))
 
 
 def raw_blocks(payload: memoryview) -> list[memoryview]:

@@ -13,9 +13,6 @@ LAYOUT = Layout("lz4", alignment=1, max_ratio=255)
 class Lz4:
     """Each block an LZ4 block without a size before it."""
 
-    layout = LAYOUT
-    fragile = False
-
     def compress(self, payload: memoryview) -> bytearray:
         """Return the table and the blocks."""
         return LAYOUT.pack(

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from featstore.errors import RecordError
-
-if TYPE_CHECKING:
-    from featstore.codecs.blocks import Layout
 
 
 class Raw:
     """The one codec that can be read without a copy."""
-
-    layout: Layout | None = None
-    fragile = False
 
     def compress(self, payload: memoryview) -> memoryview:
         """Return `payload` itself."""

@@ -20,9 +20,6 @@ _thread = threading.local()
 class Zstd:
     """Each block a frame of its own, which says how much it holds."""
 
-    layout = LAYOUT
-    fragile = False
-
     def compress(self, payload: memoryview) -> bytearray:
         """Return the table and the frames."""
         blocks = raw_blocks(payload)

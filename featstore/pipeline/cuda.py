@@ -21,7 +21,7 @@ class CudaEngine:
     def __init__(self, encoder: GpuEncoder, memory: Memory, batch_frames: int) -> None:
         """Page-lock the shared memory, and take the GPU's for the frames of the batches."""
         from featstore.torch.encoder_streams import DEPTH, EncoderStreams
-        from featstore.torch.pinned import PageLock
+        from featstore.torch.upload.pinned import PageLock
 
         self.depth = DEPTH
         self._memory = memory

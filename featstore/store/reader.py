@@ -174,7 +174,7 @@ class Dataset(Mapping[str, Features]):
             )  # faults alone read a cold disk at half its speed
             record.verify()
             verified.add(seen)
-        return Features(header, record, snapshot.mapping, seen in verified)
+        return Features(header, record, snapshot.mapping)
 
     def _known(self, snapshot: Snapshot, key: bytes) -> Record | None:
         """Return the record if this process has read it since the last commit: nothing of it is looked at again."""

@@ -4,12 +4,12 @@ No tensor that leaves this folder shares memory with the store's map: torch has 
 ends the process.
 """
 
-from featstore.torch.cache import TensorCache
-from featstore.torch.convert import to_tensor
-from featstore.torch.dataset import FeatureDataset
-from featstore.torch.prefetch import prefetch
-from featstore.torch.quantize import measure_error, quantize
-from featstore.torch.transfer import explain
+from featstore.torch.conversion import to_tensor
+from featstore.torch.feature_dataset import FeatureDataset
+from featstore.torch.kernels.quantize import measure_error, quantize
+from featstore.torch.prefetching import prefetch
+from featstore.torch.tensor_cache import TensorCache
+from featstore.torch.upload.transfer import explain
 
 __all__ = [
     "FeatureDataset",

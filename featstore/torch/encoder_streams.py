@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from featstore.torch.quantize import queue_quantize, read_measures
+from featstore.torch.kernels.quantize import queue_quantize, read_measures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import xxhash
-from drills.fuzz_targets import HERE
 from toys import store_videos, toy_features, toy_header, toy_spec
 
 from featstore.errors import RecordError, StoreDamaged, StoreError
@@ -49,7 +48,7 @@ def claiming(num_tokens: int, hidden_dim: int, codec: str, payload: bytes) -> He
     )
 
 
-@pytest.mark.parametrize("codec", [name for name in HERE if name != "raw"])
+@pytest.mark.parametrize("codec", ["lz4", "zstd"])
 @pytest.mark.parametrize("stored", [20, 5000, 300_000])
 def test_a_record_that_claims_to_expand_beyond_belief_takes_no_memory(codec, stored):
     payload = bytes(stored)

@@ -26,7 +26,7 @@ from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.torch import encoder_streams
 from featstore.torch import quantize as quantize_tensor
-from featstore.torch.quantize import queue_quantize, read_measures
+from featstore.torch.kernels.quantize import queue_quantize, read_measures
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 LATE = 3
@@ -111,7 +111,7 @@ class PlayedGpu(ToyEncoder):
 def played(monkeypatch):
     monkeypatch.setattr(encoder_streams, "EncoderStreams", PlayedStreams)
     lock = SimpleNamespace(close=lambda: None)
-    monkeypatch.setattr("featstore.torch.pinned.PageLock", lambda memory, device: lock)
+    monkeypatch.setattr("featstore.torch.upload.pinned.PageLock", lambda memory, device: lock)
 
 
 @pytest.mark.parametrize("batch", [2, 6, 32])
@@ -207,7 +207,7 @@ def test_a_gpu_counts_what_is_not_finite():
 @needs_gpu
 def test_the_kernel_is_used_where_triton_compiles():
     pytest.importorskip("triton")
-    from featstore.torch.quantize import _kernel
+    from featstore.torch.kernels.quantize import _kernel
 
     assert _kernel() is not None
 
@@ -215,7 +215,7 @@ def test_the_kernel_is_used_where_triton_compiles():
 INTERPRETED = """
 import numpy as np, torch
 from featstore.quant import quantize
-from featstore.torch.quantize_kernel import launch
+from featstore.torch.kernels.fused import quantize as launch
 generator = torch.Generator().manual_seed(0)
 for dtype in (torch.float32, torch.float16, torch.bfloat16):
     for scale in ("channel", "token", "tensor"):
@@ -273,7 +273,7 @@ def test_frames_on_the_gpu_give_the_features_of_frames_on_the_host(tiny):
 
 @needs_gpu
 def test_shared_memory_is_page_locked_and_let_go_of():
-    from featstore.torch.pinned import PageLock
+    from featstore.torch.upload.pinned import PageLock
 
     slots = Slots.create(2, 1 << 20)
     for _ in range(2):  # a second time: the first registration is gone

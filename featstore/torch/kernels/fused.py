@@ -1,4 +1,7 @@
-"""The fused quantization kernel: each float is read once, and both its int8 and what that loses come of it."""
+"""The fused kernels, for GPUs on which Triton can compile: each value is read once and written once.
+
+Quantizing measures in the same pass what is lost.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,38 @@ _MEASURES = 6
 
 
 @triton.jit
-def _quantize(
+def _dequantize_kernel(
+    out,
+    stored,
+    scale,
+    total,
+    columns,
+    row_step: tl.constexpr,
+    column_step: tl.constexpr,
+    block: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    inside = at < total
+    values = tl.load(stored + at, mask=inside, other=0).to(tl.float32)
+    factors = tl.load(
+        scale + (at // columns) * row_step + (at % columns) * column_step, mask=inside, other=0.0
+    )
+    tl.store(out + at, (values * factors).to(out.dtype.element_ty), mask=inside)
+
+
+def dequantize(out: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor) -> None:
+    """Dequantize contiguous `stored` (N, D) int8 into contiguous `out` (N, D) of any float dtype, on their GPU."""
+    rows, columns = stored.shape
+    row_step, column_step = int(scale.shape[0] > 1), int(scale.shape[1] > 1)
+    grid = (triton.cdiv(rows * columns, _BLOCK),)
+    with torch.cuda.device(out.device):
+        _dequantize_kernel[grid](
+            out, stored, scale, rows * columns, columns, row_step, column_step, _BLOCK, num_warps=8
+        )
+
+
+@triton.jit
+def _quantize_kernel(
     stored,
     measures,
     features,
@@ -48,7 +82,7 @@ def _quantize(
     tl.store(row + 5, tl.sum(tl.where(finite, 0, 1)).to(tl.float64))
 
 
-def launch(features: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize(features: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `(stored, measures)` of contiguous `features` (N, D) of any float dtype, on their GPU; waits for nothing.
 
     scale: float32 that broadcasts over them. measures: as `queue_quantize` has them, (7,) float64.
@@ -58,7 +92,7 @@ def launch(features: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, t
     programs = triton.cdiv(rows * columns, _BLOCK)
     stored = torch.empty(features.shape, dtype=torch.int8, device=features.device)
     found = torch.empty((programs, _MEASURES), dtype=torch.float64, device=features.device)
-    _quantize[(programs,)](
+    _quantize_kernel[(programs,)](
         stored,
         found,
         features,

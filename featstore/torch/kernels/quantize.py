@@ -6,14 +6,19 @@ import functools
 import logging
 from typing import Any
 
+import numpy as np
 import torch
 
 from featstore.errors import QuantizeError
-from featstore.quant import INT8_MAX, MIN_SCALE, QuantError, refuse_non_finite
-from featstore.torch.blocks import blocks, part
+from featstore.quant import INT8_MAX, MIN_SCALE, STORED_DTYPES, QuantError, refuse_non_finite
+from featstore.torch.kernels.dequantize import blocks, part
 
 log = logging.getLogger("featstore.torch")
-_BITS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# Stored values as torch sees them.
+TORCH_DTYPES = {
+    name: torch.bfloat16 if name == "bf16" else torch.from_numpy(np.empty(0, dtype)).dtype
+    for name, dtype in STORED_DTYPES.items()
+}
 
 
 def quantize(
@@ -71,7 +76,7 @@ def _store(
     features: torch.Tensor, quantization: str, granularity: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if quantization != "int8":
-        return features.to(_BITS[quantization]), torch.empty((0, 0), device=features.device)
+        return features.to(TORCH_DTYPES[quantization]), torch.empty((0, 0), device=features.device)
     scale = _scale(features, granularity)
     stored = torch.empty(features.shape, dtype=torch.int8, device=features.device)
     for rows in blocks(features):
@@ -120,7 +125,7 @@ def _count_non_finite(values: torch.Tensor) -> int:
 def _kernel() -> Any:
     """Return the fused kernel, or None where it cannot be compiled: no Triton, no C compiler."""
     try:
-        from featstore.torch.quantize_kernel import launch
+        from featstore.torch.kernels.fused import quantize as launch
 
         launch(torch.ones((2, 2), device="cuda"), torch.ones((1, 2), device="cuda"))
     except Exception as exc:  # Triton fails in as many ways as there are toolchains

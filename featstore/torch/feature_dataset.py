@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import Dataset
 
 import featstore
-from featstore.torch.convert import to_tensor
-from featstore.torch.prefetch import prefetch
+from featstore.torch.conversion import to_tensor
+from featstore.torch.prefetching import prefetch
 
 if TYPE_CHECKING:
     import os

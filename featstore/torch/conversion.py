@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from featstore.torch.blocks import part
-from featstore.torch.decompress import check_blocks, decompress_into, refusal
-from featstore.torch.dequantize import dequantize_into
-from featstore.torch.memory import alias
-from featstore.torch.streams import copy_stream, numbered
-from featstore.torch.transfer import WAYS, upload
+from featstore.torch.kernels.dequantize import dequantize_into, part
+from featstore.torch.kernels.quantize import TORCH_DTYPES
+from featstore.torch.upload.cudart import copy_stream, numbered
+from featstore.torch.upload.transfer import WAYS, alias, upload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,13 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from featstore.record import Features
-
-_STORED = {
-    "int8": torch.int8,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp32": torch.float32,
-}
 
 
 def to_tensor(
@@ -41,26 +32,24 @@ def to_tensor(
     """Return the features as a tensor (num_tokens, hidden_dim) of `dtype` on `device`, the CPU by default.
 
     int8 crosses to the device as int8 and is dequantized there: the float32 product `value * scale`, rounded once to
-    `dtype`; the same bits on every device and by every way. A compressed payload crosses compressed where the GPU can
-    decompress it. out: filled and returned where given; it decides device and dtype. way: how bytes reach a GPU:
-    `auto`, `registered`, `staged` or `pageable`; see featstore.torch.explain. Raises RecordError where a compressed
-    payload is damaged, MissingExtra where ans meets no nvCOMP.
+    `dtype`; the same bits on every device and by every way. A compressed payload is decompressed on the CPU.
+    out: filled and returned where given; it decides device and dtype. way: how bytes reach a GPU: `auto`, `registered`,
+    `staged` or `pageable`; see featstore.torch.explain. Raises RecordError where a compressed payload is damaged.
     """
     if way not in WAYS:
         raise ValueError(f"way is {way!r}; use one of {', '.join(WAYS)}")
-    check_blocks(features)  # before memory is taken for what a header says
     if out is not None and tuple(out.shape) != features.shape:
         raise ValueError(f"out has shape {tuple(out.shape)}, the features have {features.shape}")
     place = torch.device("cpu" if device is None else device) if out is None else out.device
-    kind = _STORED[features.header.quantization]
+    kind = TORCH_DTYPES[features.header.quantization]
     if place.type == "cuda":
         place = numbered(place)
         with torch.cuda.device(place):  # what is registered and compiled on the way is that GPU's
             return _put(features, out, place, dtype, kind, way)
+    stored = alias(features.data.view(np.uint8)).view(kind)  # before memory is taken for `out`
     if out is None:
         out = torch.empty(features.shape, dtype=dtype, device=place)
     if place.type == "cpu":
-        stored = alias(features.data.view(np.uint8)).view(kind)
         _fill(out, stored, torch.from_numpy(features.scale.copy()))
     else:
         out.copy_(to_tensor(features, dtype=out.dtype))
@@ -76,24 +65,13 @@ def _put(
     way: str,
 ) -> torch.Tensor:
     """Return `out`, or a new tensor, filled on the GPU `device`; what crossed is free for the stream then."""
-    codec = features.header.codec
-    there = codec != "raw" and not refusal(codec)  # decompressed there
-    if there:
-        features.prove()  # nvCOMP reads and writes where damaged blocks send it, and CUDA ends with that
-    mapped = there or codec == "raw"
-    values: NDArray[np.uint8] = (
-        np.frombuffer(features.payload, np.uint8)
-        if mapped
-        else features.data.reshape(-1).view(np.uint8)
-    )
+    values: NDArray[np.uint8] = features.data.reshape(-1).view(np.uint8)
     ours, copies = torch.cuda.current_stream(device), copy_stream(device)
     # The memory is the copies' own, so that they wait for no kernel of the caller.
     with torch.cuda.stream(copies):
         stored = torch.empty(features.shape, dtype=kind, device=device)
-        crossing = stored.view(-1).view(torch.uint8)
-        if there:
-            crossing = torch.empty(len(values), dtype=torch.uint8, device=device)
-    begun = upload(values, crossing, owner=features.owner if mapped else None, way=way)
+    owner = features.owner if features.header.codec == "raw" else None
+    begun = upload(values, stored.view(-1).view(torch.uint8), owner=owner, way=way)
     try:
         pieces = chain([next(begun)], begun)  # the first is on its way while the rest is prepared
         with torch.cuda.stream(copies):
@@ -101,15 +79,8 @@ def _put(
         scaled = copies.record_event()
         if out is None:
             out = torch.empty(features.shape, dtype=dtype, device=device)
-        if there:
-            for _, event in pieces:
-                ours.wait_event(event)
-            decompress_into(stored.view(-1).view(torch.uint8), crossing, features)
-            ours.wait_event(scaled)
-            _fill(out, stored, scale)
-        else:
-            ours.wait_event(scaled)
-            _fill_as_it_comes(out, stored, scale, pieces)
+        ours.wait_event(scaled)
+        _fill_as_it_comes(out, stored, scale, pieces)
     finally:
         begun.close()  # a traceback would keep it, and with it the slots that other uploads wait for
         crossed = copies.record_event()

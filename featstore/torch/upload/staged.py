@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from featstore.torch.streams import copy_stream
+from featstore.torch.upload.cudart import copy_stream
 
 if TYPE_CHECKING:
     from collections.abc import Generator

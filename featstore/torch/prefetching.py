@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from featstore.errors import FeatstoreError
-from featstore.torch.convert import to_tensor
-from featstore.torch.streams import numbered
+from featstore.torch.conversion import to_tensor
+from featstore.torch.upload.cudart import numbered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -7,16 +7,18 @@ Each falls back to the next where it cannot be had; `explain` says what was chos
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from featstore.torch.decompress import refusal
-from featstore.torch.memory import alias
-from featstore.torch.registered import outlook, registered_spans, uncrossed_spans
-from featstore.torch.staged import shared_ring
-from featstore.torch.streams import copy_stream
+from featstore.torch.upload.cudart import copy_stream
+from featstore.torch.upload.registered import (
+    let_go_of_replaced,
+    register_record,
+    why_not_registered,
+)
+from featstore.torch.upload.staged import shared_ring
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -41,12 +43,14 @@ def upload(
     many of the first bytes of `out` are there once the event passes. The map must stay until the last event passed.
     Close it where it is given up: until then it may hold what other uploads wait for.
     """
-    if way in ("auto", "registered") and owner is not None:
-        address = values.__array_interface__["data"][0]
-        spans = registered_spans(owner, address, len(values), at_once=way == "registered")
-        if spans:
-            yield from _copy_spans(values, out, spans)
-            return
+    address = values.__array_interface__["data"][0]
+    if (
+        owner is not None
+        and way in ("auto", "registered")
+        and register_record(owner, address, len(values), at_once=way == "registered")
+    ):
+        yield from _copy(values, out)
+        return
     if way != "pageable":
         try:
             ring = shared_ring()
@@ -57,38 +61,47 @@ def upload(
         else:
             yield from ring.upload(values, out)
             return
-    spans = uncrossed_spans(owner, values.__array_interface__["data"][0], len(values))
-    yield from _copy_spans(values, out, spans)
+    if owner is not None:
+        let_go_of_replaced(owner, address, len(values))
+    yield from _copy(values, out)
 
 
 def explain(features: Features, device: torch.device | str = "cuda") -> str:
     """Return in a sentence which way the next `to_tensor` to `device` takes for these features, and why."""
     if torch.device(device).type == "cpu":
         return "cpu: read in place, in blocks that fit the cache"
-    codec = features.header.codec
-    reason = "" if codec == "raw" else refusal(codec)
-    if reason:
-        return f"staged: {codec} is decompressed on the CPU, {reason}"
-    then = "" if codec == "raw" else f", where {codec} is decompressed"
+    if features.header.codec != "raw":
+        return f"staged: {features.header.codec} is decompressed on the CPU"
     if features.owner is None:
-        return f"staged: the bytes do not lie in a map{then}"
-    payload = np.frombuffer(features.payload, np.uint8)
-    reason = outlook(features.owner, payload.__array_interface__["data"][0], len(payload))
-    if reason:
-        return f"staged: {reason}{then}"
-    return f"registered: the GPU reads the map itself{then}"
+        return "staged: the bytes are not in a map"
+    values = features.data
+    reason = why_not_registered(
+        features.owner, values.__array_interface__["data"][0], values.nbytes
+    )
+    return f"staged: {reason}" if reason else "registered: the GPU reads the map itself"
 
 
-def _copy_spans(
-    values: NDArray[np.uint8], out: torch.Tensor, spans: list[tuple[int, int]]
-) -> Iterator[tuple[int, torch.cuda.Event]]:
+def alias(values: NDArray[Any]) -> torch.Tensor:
+    """Return a tensor on the memory of `values`; never hand it to a caller, never write to it."""
+    return torch.from_numpy(np.asarray(_Alias(values)))
+
+
+def _copy(values: NDArray[np.uint8], out: torch.Tensor) -> Iterator[tuple[int, torch.cuda.Event]]:
     # A piece is begun when it is asked for: what the caller does meanwhile costs no time, as long as it is quicker than
     # the copy.
     source = alias(values)
     stream = copy_stream(out.device)
-    for offset, length in spans:
-        for start in range(offset, offset + length, PIECE_BYTES):
-            stop = min(start + PIECE_BYTES, offset + length)
-            with torch.cuda.stream(stream):
-                out[start:stop].copy_(source[start:stop], non_blocking=True)
-            yield stop, stream.record_event()
+    for start in range(0, len(values), PIECE_BYTES):
+        stop = min(start + PIECE_BYTES, len(values))
+        with torch.cuda.stream(stream):
+            out[start:stop].copy_(source[start:stop], non_blocking=True)
+        yield stop, stream.record_event()
+
+
+class _Alias:
+    """Read-only memory under a writable name: torch takes no other. Nothing in this folder writes to it."""
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self._keep = values
+        interface = dict(values.__array_interface__)
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}

@@ -1,0 +1,1 @@
+"""Features to stored values and back, on any device."""

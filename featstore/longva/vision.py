@@ -69,7 +69,7 @@ class LongVAEncoder:
         self._weights = find_weights(found)
         self.identity = EncoderIdentity(
             name="longva",
-            weights=self._weights.digest(),
+            weights=self._weights.digest,
             vision_tower=found.vision.tower_name,
             select_layer=found.vision.select_layer,
             select_feature=found.vision.select_feature,
@@ -83,7 +83,10 @@ class LongVAEncoder:
         )
 
     def load(self) -> None:
-        """Build the model on its device in its dtype, if it is not yet; `encode` does so by itself."""
+        """Build the model on its device in its dtype, if it is not yet; `encode` does so by itself.
+
+        Raises CheckpointError where the weights are no longer those of `identity`.
+        """
         if self._model is not None:
             return
         from featstore.longva.tower import build_model  # transformers: not needed for the identity

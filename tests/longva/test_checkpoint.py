@@ -25,7 +25,7 @@ REAL_CLIP = "openai/clip-vit-large-patch14-336"
 
 
 def digest(checkpoint, **options) -> str:
-    return find_weights(read_checkpoint(checkpoint, **options)).digest()
+    return find_weights(read_checkpoint(checkpoint, **options)).digest
 
 
 def cast(dtype):

@@ -10,7 +10,6 @@ import torch
 
 from featstore.decoding.video import DECODER
 from featstore.longva.answering import Answerer
-from featstore.longva.files import open_files, read_json
 from featstore.longva.generation import read_options
 from featstore.longva.images import Tiling, read_tiling
 from featstore.longva.language import load_language
@@ -93,7 +92,7 @@ class CachedLongVA:
             statistics=self.statistics,
         )
         self._language = load_language(
-            checkpoint,
+            encoder.checkpoint,
             device=encoder.device,
             dtype=encoder.dtype,
             attn_implementation=attn_implementation,
@@ -209,9 +208,7 @@ class CachedLongVA:
 
     def _image(self, image: str | os.PathLike[str] | Image.Image) -> Visual:
         if self._tiling is None:
-            config = read_json(open_files(self._encoder.origin), "config.json")
-            assert config is not None  # the encoder read it
-            self._tiling = read_tiling(config, self._encoder.identity)
+            self._tiling = read_tiling(self._encoder.checkpoint.config, self._encoder.identity)
         parts = self._source.live.encode_frames(self._tiling.cut(image))
         features = torch.cat(parts).flatten(0, 1)  # (N, T, D) -> (N * T, D)
         return Visual(len(features), lambda: features)

@@ -43,9 +43,8 @@ class VisionModel(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return features (B, T, D) of normalised pixels (B, 3, S, S)."""
         hidden = self.vision_model(pixel_values=pixels).last_hidden_state  # (B, 1 + N, C)
-        if self.config.select_feature == "patch":
-            hidden = hidden[:, 1:]  # without the class token
-        return self._pool(self.mm_projector(hidden))  # (B, N, C) -> (B, N, D) -> (B, T, D)
+        patches = hidden[:, 1:]  # without the class token
+        return self._pool(self.mm_projector(patches))  # (B, N, C) -> (B, N, D) -> (B, T, D)
 
     def _pool(self, features: torch.Tensor) -> torch.Tensor:
         # get_2dPool of the LongVA repository, longva/model/llava_arch.py: the projector comes first.

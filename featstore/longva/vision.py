@@ -30,6 +30,7 @@ class LongVAEncoder:
 
     identity, origin, batch_frames: as every encoder has them.
     device, dtype: where and in what it computes.
+    checkpoint: its configs, as they were read.
     """
 
     def __init__(
@@ -63,8 +64,7 @@ class LongVAEncoder:
         self._model: VisionModel | None = None
         self._table = torch.empty(0)
 
-        found = read_checkpoint(checkpoint, vision_tower=vision_tower)
-        self._vision = found.vision
+        self.checkpoint = found = read_checkpoint(checkpoint, vision_tower=vision_tower)
         preprocessing = found.clip.preprocessing()
         self._weights = find_weights(found)
         self.identity = EncoderIdentity(
@@ -72,7 +72,7 @@ class LongVAEncoder:
             weights=self._weights.digest,
             vision_tower=found.vision.tower_name,
             select_layer=found.vision.select_layer,
-            select_feature=found.vision.select_feature,
+            select_feature="patch",
             projector=found.vision.projector,
             pooling=found.vision.pooling,
             architecture=found.vision.architecture,
@@ -96,7 +96,7 @@ class LongVAEncoder:
             table = torch.from_numpy(normalization_table(self.identity.preprocessing))
             self._table = table.T.to(self.device, self.dtype, copy=True)  # (3, 256)
             weights = self._weights.load(self.device, self.dtype)
-            self._model = build_model(self._vision, weights, self.device)
+            self._model = build_model(self.checkpoint.vision, weights, self.device)
 
     def encode(self, frames: NDArray[np.uint8]) -> torch.Tensor:
         """Return features (B, T, D) of `frames` (B, H, W, 3) uint8, resized and cropped; all B at once.

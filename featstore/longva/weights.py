@@ -1,7 +1,7 @@
 """The values of the tensors that see: checked, hashed and loaded one by one, never the whole checkpoint.
 
-They are read twice, perhaps hours apart: hashed for the encoder's identity, and loaded before the first frame. Files may
-have been replaced in between, so what is loaded is hashed as well.
+They are read twice, perhaps hours apart: hashed for the encoder's identity, and loaded before the first frame. Files
+may have been replaced in between, so what is loaded is hashed as well.
 """
 
 from __future__ import annotations

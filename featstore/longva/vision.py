@@ -98,9 +98,10 @@ class LongVAEncoder:
             weights = self._weights.load(self.device, self.dtype)
             self._model = build_model(self.checkpoint.vision, weights, self.device)
 
-    def encode(self, frames: NDArray[np.uint8]) -> torch.Tensor:
+    def encode(self, frames: NDArray[np.uint8], *, image: bool = False) -> torch.Tensor:
         """Return features (B, T, D) of `frames` (B, H, W, 3) uint8, resized and cropped; all B at once.
 
+        image: they are tiles of one, whose tokens are not those of a video's frames; see `VisionModel.forward`.
         On `device` in `dtype`. Raises ValueError for frames of another shape or dtype, FeatstoreError where the GPU's
         memory does not hold B frames.
         """
@@ -109,16 +110,16 @@ class LongVAEncoder:
         # five times faster.
         staged = torch.empty(frames.shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         staged.numpy()[...] = frames
-        return self.encode_there(staged.to(self.device, non_blocking=True))
+        return self.encode_there(staged.to(self.device, non_blocking=True), image=image)
 
     @torch.inference_mode()
-    def encode_there(self, frames: torch.Tensor) -> torch.Tensor:
+    def encode_there(self, frames: torch.Tensor, *, image: bool = False) -> torch.Tensor:
         """Return what `encode` does of frames that are on `device` already; on CUDA queued, not waited for."""
         self._check(frames)
         self.load()
         assert self._model is not None
         with self._out_of_memory(f"encoding {len(frames)} frames"), self._whole_floats():
-            features: torch.Tensor = self._model(self._pixels(frames))
+            features: torch.Tensor = self._model(self._pixels(frames), image=image)
             return features
 
     def _check(self, frames: NDArray[np.uint8] | torch.Tensor) -> None:

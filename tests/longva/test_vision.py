@@ -351,7 +351,7 @@ def test_running_out_of_memory_says_what_to_do(tiny, frames):
     encoder = LongVAEncoder(tiny, device="cpu")
     encoder.load()
 
-    def exhausted(pixels):
+    def exhausted(pixels, **_):
         raise torch.cuda.OutOfMemoryError("tried to allocate much")
 
     encoder._model = exhausted

@@ -101,14 +101,13 @@ def find_clip(name: str, checkpoint: Files, override: str | None = None) -> Clip
 
 
 def _tower(config: Fields) -> TowerConfig:
-    _refuse_quantized(config)
-    if config.text("model_type", choices=("clip", "clip_vision_model")) == "clip":
+    _refuse_others(config, ("clip", "clip_vision_model"))
+    if config.get("model_type") == "clip":
         nested = config.get("vision_config")
         if not isinstance(nested, dict):
             raise config.wrong("vision_config", "an object")
         config = Fields({"model_type": "clip_vision_model"} | nested, config.origin)
-        config.text("model_type", choices=("clip_vision_model",))
-        _refuse_quantized(config)
+        _refuse_others(config, ("clip_vision_model",))
     default = TowerConfig()
     config.integer("num_channels", 3, 3, 3)
     tower = TowerConfig(
@@ -134,9 +133,14 @@ def _tower(config: Fields) -> TowerConfig:
     return tower
 
 
-def _refuse_quantized(config: Fields) -> None:
+def _refuse_others(config: Fields, model_types: tuple[str, ...]) -> None:
+    remedy = (
+        "name a CLIP model that is not quantized with --vision-tower, or use another checkpoint"
+    )
+    if config.get("model_type") not in model_types:
+        raise config.wrong("model_type", " or ".join(map(repr, model_types)), remedy)
     if config.get("quantization_config") is not None:
-        raise config.wrong("quantization_config", "none: weights are used as they are")
+        raise config.wrong("quantization_config", "none: weights are used as they are", remedy)
 
 
 def _preprocessing(fields: Fields, image_size: int) -> Preprocessing:

@@ -10,7 +10,6 @@ import torch
 
 from featstore.decoding.video import DECODER
 from featstore.longva.answering import Answerer
-from featstore.longva.files import open_files, read_json
 from featstore.longva.generation import read_options
 from featstore.longva.images import Tiling, read_tiling
 from featstore.longva.language import load_language
@@ -26,6 +25,8 @@ from featstore.store.layout import check_video_id
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL import Image
 
 DECODE_TIMEOUT = 600.0
@@ -93,7 +94,7 @@ class CachedLongVA:
             statistics=self.statistics,
         )
         self._language = load_language(
-            checkpoint,
+            encoder.checkpoint,
             device=encoder.device,
             dtype=encoder.dtype,
             attn_implementation=attn_implementation,
@@ -157,12 +158,13 @@ class CachedLongVA:
         manner = read_options(self._language.generation, options)
         text = build_prompt(prompt, len(images) + (video is not None))
         parts = split(tokenize(self._language.tokenizer, text))
+        tiles = [self._cut(image) for image in images]  # refused before a video is made for nothing
         visuals = []
         if video is not None:
             visuals.append(self._source.get(self._wanted(video, dataset, path, nframe)))
         elif path is not None:
             raise ValueError(f"path is {os.fspath(path)!r} but no video is named; pass its id too")
-        visuals += [self._image(image) for image in images]
+        visuals += [self._image(cut) for cut in tiles]
         return self._answerer.answer(parts, visuals, manner)
 
     def answer_features(self, prompt: str, features: torch.Tensor, **options: Any) -> list[int]:
@@ -207,11 +209,17 @@ class CachedLongVA:
             spec = replace(spec, sampling=replace(spec.sampling, nframe=nframe))
         return Wanted(dataset or "", video, None if path is None else os.fspath(path), spec)
 
-    def _image(self, image: str | os.PathLike[str] | Image.Image) -> Visual:
+    def _cut(self, image: str | os.PathLike[str] | Image.Image) -> NDArray[np.uint8]:
         if self._tiling is None:
-            config = read_json(open_files(self._encoder.origin), "config.json")
-            assert config is not None  # the encoder read it
-            self._tiling = read_tiling(config, self._encoder.identity)
-        parts = self._source.live.encode_frames(self._tiling.cut(image))
+            config, pre = self._encoder.checkpoint.config, self._encoder.identity.preprocessing
+            self._tiling = read_tiling(config, pre)
+        return self._tiling.cut(image)
+
+    def _image(self, tiles: NDArray[np.uint8]) -> Visual:
+        step = self._encoder.batch_frames
+        parts = [
+            self._encoder.encode(tiles[i : i + step], image=True)
+            for i in range(0, len(tiles), step)
+        ]
         features = torch.cat(parts).flatten(0, 1)  # (N, T, D) -> (N * T, D)
         return Visual(len(features), lambda: features)

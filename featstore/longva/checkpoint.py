@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from featstore.errors import CheckpointError
 from featstore.longva.clip import Clip, TowerConfig, find_clip
+from featstore.longva.config import REMEDY, read_fields, takes_named_tower
 from featstore.longva.files import Fields, Files, open_files, read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from typing import Any
 
 MODEL_TYPES = ("llava_qwen", "qwen2")  # LongVA's own name, and what some of its checkpoints carry
-MAX_PROJECTOR_DEPTH = 16
+# With one of these, transformers adds an adapter to the weights, which may change those that see.
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """How LongVA makes features: tower, hidden state, projector, pooling, in this order.
+    """How LongVA makes features: tower, hidden state without its class token, projector, pooling, in this order.
 
     tower: the numbers of the CLIP tower, all of its layers.
     tower_name: what the config calls it.
     select_layer: index into the hidden states, of which there is one before the first layer and one after each.
-    select_feature: `patch`, or `cls_patch` with the class token.
     projector: `linear`, `mlp2x_gelu` (any depth) or `identity`.
     hidden_dim: width of the features, the language model's.
     pool_mode, pool_stride: `average` or `max` over squares of that many patches; stride 1 pools nothing.
@@ -33,7 +34,6 @@ class VisionConfig:
     tower: TowerConfig
     tower_name: str
     select_layer: int
-    select_feature: str
     projector: str
     hidden_dim: int
     pool_mode: str
@@ -55,10 +55,8 @@ class VisionConfig:
     @property
     def tokens_per_frame(self) -> int:
         """Return the number of tokens a frame becomes: 24 x 24 patches pooled 2 x 2 are 144."""
-        side = (
-            self.tower.side // self.pool_stride
-        )  # as torch's pooling: a rest at the edge is dropped
-        return side * side + (self.select_feature == "cls_patch")
+        side = self.tower.side // self.pool_stride  # as torch's pooling: a rest is dropped
+        return side * side
 
     @property
     def pooling(self) -> str:
@@ -84,11 +82,16 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A LongVA checkpoint: its files, the CLIP model its config names, and how it sees."""
+    """A LongVA checkpoint: its files, its config.json, the CLIP model that this names, and how it sees.
+
+    named_tower: whether the tower's weights are that CLIP model's even if the checkpoint brings some.
+    """
 
     files: Files
+    config: Fields
     clip: Clip
     vision: VisionConfig
+    named_tower: bool
 
 
 def read_checkpoint(
@@ -106,9 +109,12 @@ def read_checkpoint(
             f"{files} has no config.json; expected a LongVA checkpoint's folder, with config.json and safetensors"
         )
     _check_is_longva(config)
-    name = config.text("mm_vision_tower")
+    _refuse_adapters(files)
+    values = read_fields(config)
+    named_tower = takes_named_tower(config, values)
+    name = values["mm_vision_tower"]
     clip = find_clip(name, files, None if vision_tower is None else str(vision_tower))
-    return Checkpoint(files, clip, _vision(config, clip.tower, name))
+    return Checkpoint(files, config, clip, _vision(config, values, clip.tower), named_tower)
 
 
 def _check_is_longva(config: Fields) -> None:
@@ -122,31 +128,33 @@ def _check_is_longva(config: Fields) -> None:
     )
 
 
-def _vision(config: Fields, tower: TowerConfig, name: str) -> VisionConfig:
-    for switch in ("s2", "mm_resampler_type"):
-        if config.get(switch):
-            raise config.wrong(switch, "none: featstore encodes without it")
-    layers = tower.num_hidden_layers
-    projector = config.text("mm_projector_type", "linear")
-    if not re.fullmatch(r"linear|identity|mlp[1-9]\d?x_gelu", projector, re.ASCII):
-        raise config.wrong("mm_projector_type", "'linear', 'mlp2x_gelu' (any depth) or 'identity'")
-    config.integer("mm_hidden_size", tower.hidden_size, tower.hidden_size, tower.hidden_size)
-    hidden_dim = tower.hidden_size
-    if projector != "identity":
-        hidden_dim = config.integer("hidden_size", 1, 1 << 20)
-    vision = VisionConfig(
+def _refuse_adapters(files: Files) -> None:
+    for name in ADAPTERS:
+        if files.find(name) is not None:
+            raise CheckpointError(
+                f"{files} holds an adapter, {name}, which featstore does not apply; merge it into the weights with "
+                "peft's merge_and_unload, or take it out of the folder if it is not to be used"
+            )
+
+
+def _vision(config: Fields, values: dict[str, Any], tower: TowerConfig) -> VisionConfig:
+    dim, layers = tower.hidden_size, tower.num_hidden_layers
+    if values["mm_hidden_size"] not in (None, dim):
+        raise config.wrong("mm_hidden_size", f"the tower's hidden_size = {dim}", REMEDY)
+    if values["mm_projector_type"] == "identity" and values["hidden_size"] != dim:
+        raise config.wrong(
+            "hidden_size", f"the tower's {dim} with the projector 'identity'", REMEDY
+        )
+    if not -layers - 1 <= values["mm_vision_select_layer"] <= layers:
+        raise config.wrong("mm_vision_select_layer", f"from {-layers - 1} to {layers}", REMEDY)
+    if values["mm_spatial_pool_stride"] > tower.side:
+        raise config.wrong("mm_spatial_pool_stride", f"from 1 to {tower.side}", REMEDY)
+    return VisionConfig(
         tower=tower,
-        tower_name=name,
-        select_layer=config.integer("mm_vision_select_layer", -layers - 1, layers),
-        select_feature=config.text("mm_vision_select_feature", "patch", ("patch", "cls_patch")),
-        projector=projector,
-        hidden_dim=hidden_dim,
-        pool_mode=config.text("mm_spatial_pool_mode", "average", ("average", "max")),
-        pool_stride=max(1, config.integer("mm_spatial_pool_stride", 0, tower.side, 1)),
+        tower_name=values["mm_vision_tower"],
+        select_layer=values["mm_vision_select_layer"],
+        projector=values["mm_projector_type"],
+        hidden_dim=values["hidden_size"],
+        pool_mode=values["mm_spatial_pool_mode"],
+        pool_stride=values["mm_spatial_pool_stride"],
     )
-    if vision.projector_depth > MAX_PROJECTOR_DEPTH:
-        raise config.wrong("mm_projector_type", f"at most {MAX_PROJECTOR_DEPTH} linear layers")
-    if vision.pool_stride > 1 and vision.select_feature == "cls_patch":
-        # LongVA's get_2dPool views the tokens as a square, which they are not with the class token among them.
-        raise config.wrong("mm_vision_select_feature", "'patch' where mm_spatial_pool_stride pools")
-    return vision

@@ -101,10 +101,13 @@ def find_clip(name: str, checkpoint: Files, override: str | None = None) -> Clip
 
 
 def _tower(config: Fields) -> TowerConfig:
-    nested = config.get("vision_config")
-    if isinstance(nested, dict):
+    _refuse_others(config, ("clip", "clip_vision_model"))
+    if config.get("model_type") == "clip":
+        nested = config.get("vision_config")
+        if not isinstance(nested, dict):
+            raise config.wrong("vision_config", "an object")
         config = Fields({"model_type": "clip_vision_model"} | nested, config.origin)
-    config.text("model_type", choices=("clip_vision_model",))
+        _refuse_others(config, ("clip_vision_model",))
     default = TowerConfig()
     config.integer("num_channels", 3, 3, 3)
     tower = TowerConfig(
@@ -130,16 +133,28 @@ def _tower(config: Fields) -> TowerConfig:
     return tower
 
 
+def _refuse_others(config: Fields, model_types: tuple[str, ...]) -> None:
+    remedy = (
+        "name a CLIP model that is not quantized with --vision-tower, or use another checkpoint"
+    )
+    if config.get("model_type") not in model_types:
+        raise config.wrong("model_type", " or ".join(map(repr, model_types)), remedy)
+    if config.get("quantization_config") is not None:
+        raise config.wrong("quantization_config", "none: weights are used as they are", remedy)
+
+
 def _preprocessing(fields: Fields, image_size: int) -> Preprocessing:
     for step in ("do_center_crop", "do_rescale", "do_normalize"):
-        if fields.get(step) is False:
+        if fields.values.get(step, True) is not True:
             raise fields.wrong(step, "true")
-    resizes = fields.get("do_resize") is not False
-    height = _edge(fields, "crop_size", "height", image_size)
-    width = _edge(fields, "crop_size", "width", image_size)
+    resizes = fields.values.get("do_resize", True)
+    if not isinstance(resizes, bool):
+        raise fields.wrong("do_resize", "true or false")
+    height = _edge(fields, "crop_size", "height")
+    width = _edge(fields, "crop_size", "width")
     if (height, width) != (image_size, image_size):
         raise fields.wrong("crop_size", f"the tower's image_size = {image_size}")
-    shortest = _edge(fields, "size", "shortest_edge", image_size) if resizes else 0
+    shortest = _edge(fields, "size", "shortest_edge") if resizes else 0
     if resizes and shortest < image_size:
         raise fields.wrong("size", f"at least the crop's {image_size} pixels")
     return Preprocessing(
@@ -153,12 +168,14 @@ def _preprocessing(fields: Fields, image_size: int) -> Preprocessing:
     )
 
 
-def _edge(fields: Fields, name: str, edge: str, default: int) -> int:
+def _edge(fields: Fields, name: str, edge: str) -> int:
     """Return a size in pixels, written as one integer in old files, as a dict with `edge` in new ones."""
     value: Any = fields.get(name)
-    pixels = value.get(edge) if isinstance(value, dict) else default if value is None else value
+    if value is None:
+        value = 224  # the default of CLIP's image processor, whatever its tower takes
+    pixels = value.get(edge) if isinstance(value, dict) else value
     if type(pixels) is not int or not 1 <= pixels <= 1 << 14:
-        raise fields.wrong(name, f"pixels, as {default} or {{{edge!r}: {default}}}")
+        raise fields.wrong(name, f"pixels, as 336 or {{{edge!r}: 336}}")
     return pixels
 
 

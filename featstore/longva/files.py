@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from featstore.errors import CheckpointError
 
 MAX_JSON_BYTES = 16 << 20  # the index of a 7B checkpoint has some 60 kB
+AS_PUBLISHED = "use the file as the model's authors published it"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 
 
@@ -126,8 +127,8 @@ def read_json(files: Files, name: str) -> Fields | None:
 class Fields:
     """A JSON object from disk whose values are checked as they are taken.
 
-    A missing value and `null` are the same: the default. Without a default, and for any value of another kind or
-    out of bounds, CheckpointError says what was found and expected.
+    A missing value is the default; `null` is a value like any other. Without a default, and for any value of another
+    kind or out of bounds, CheckpointError says what was found and expected.
     """
 
     def __init__(self, values: dict[str, Any], origin: str) -> None:
@@ -141,28 +142,26 @@ class Fields:
 
     def integer(self, name: str, low: int, high: int, default: int | None = None) -> int:
         """Return an integer in [low, high]."""
-        value = default if self.get(name) is None else self.get(name)
+        value = self.values.get(name, default)
         if type(value) is not int or not low <= value <= high:
             raise self.wrong(name, f"an integer from {low} to {high}")
         return value
 
     def number(self, name: str, low: float, high: float, default: float) -> float:
         """Return a number in [low, high]."""
-        value = default if self.get(name) is None else self.get(name)
+        value = self.values.get(name, default)
         if type(value) not in (int, float) or not low <= value <= high:
             raise self.wrong(name, f"a number from {low:g} to {high:g}")
         return float(value)
 
     def text(self, name: str, default: str | None = None, choices: tuple[str, ...] = ()) -> str:
         """Return a string, one of `choices` where there are any."""
-        value = default if self.get(name) is None else self.get(name)
+        value = self.values.get(name, default)
         if not isinstance(value, str) or not value or (choices and value not in choices):
             raise self.wrong(name, " or ".join(map(repr, choices)) or "a string")
         return value
 
-    def wrong(self, name: str, expected: str) -> CheckpointError:
+    def wrong(self, name: str, expected: str, remedy: str = AS_PUBLISHED) -> CheckpointError:
         """Return the error that says so."""
         found = f"{name} = {self.values[name]!r:.200}" if name in self.values else f"no {name}"
-        return CheckpointError(
-            f"{self.origin} has {found}, expected {expected}; use the file as the model's authors published it"
-        )
+        return CheckpointError(f"{self.origin} has {found}, expected {expected}; {remedy}")

@@ -1,8 +1,8 @@
 """An image on its way into the prompt, as LongVA's `anyres` cuts it up and its `unires` puts it together.
 
 The image is fitted into the best of the config's resolutions, padded with black and cut into tiles the size of a frame;
-each tile becomes as many tokens as a frame does, row by row. The original also encodes the whole image in one tile,
-and then leaves it out. What it does with other settings featstore does not do.
+the tokens of each, pooled by averages of 2 x 2, come row by row. The original also encodes the whole image in one tile,
+and then leaves it out. What it does with other settings featstore does not do, and refuses the question.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from featstore.longva.files import Fields
-    from featstore.spec import EncoderIdentity
+    from featstore.preprocess import Preprocessing
 
 MAX_SIDE = 1 << 14
 _RANGE = re.compile(r"\((\d{1,2})x(\d{1,2})\),\s*\.\.\.\s*,\s*\((\d{1,2})x(\d{1,2})\)")
@@ -57,16 +57,13 @@ class Tiling:
         return max(self.resolutions, key=merit)
 
 
-def read_tiling(config: Fields, encoder: EncoderIdentity) -> Tiling:
+def read_tiling(config: Fields, preprocessing: Preprocessing) -> Tiling:
     """Return how images are cut for a checkpoint; CheckpointError where it is not in the one way featstore knows."""
-    side = encoder.preprocessing.crop_height
+    side = preprocessing.crop_height
     expected = {
         "image_aspect_ratio": (config.get("image_aspect_ratio"), "anyres"),
         "mm_patch_merge_type": (config.get("mm_patch_merge_type"), "unires"),
-        # unires pools tiles by averages of 2 x 2, whatever the config says of videos.
-        "mm_spatial_pool_mode": (encoder.pooling, "average:2"),
-        "mm_vision_select_feature": (encoder.select_feature, "patch"),
-        "the preprocessor's size": (encoder.preprocessing.shortest_edge, side),
+        "the preprocessor's size": (preprocessing.shortest_edge, side),
     }
     for name, (found, known) in expected.items():
         if found != known:
@@ -91,7 +88,8 @@ def _resolutions(config: Fields, side: int) -> tuple[tuple[int, int], ...]:
             for n in pair
         )
     ):
-        raise config.wrong("image_grid_pinpoints", f"pairs of pixels, multiples of {side}")
+        expected = f"pairs of pixels, multiples of {side}"
+        raise config.wrong("image_grid_pinpoints", expected, "ask without the image")
     return tuple((width, height) for width, height in found)
 
 

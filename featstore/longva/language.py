@@ -13,7 +13,8 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from featstore.errors import CheckpointError, FeatstoreError
-from featstore.longva.files import Fields, Files, open_files, read_json
+from featstore.longva.checkpoint import Checkpoint, read_checkpoint
+from featstore.longva.files import Fields, Files, read_json
 from featstore.longva.generation import config_fields, plain_config
 from featstore.longva.language_weights import load_weights
 
@@ -69,23 +70,21 @@ class Language:
 
 
 def load_language(
-    checkpoint: str | Path,
+    checkpoint: str | Path | Checkpoint,
     *,
     device: torch.device,
     dtype: torch.dtype,
     attn_implementation: str = "sdpa",
 ) -> Language:
-    """Return the language side of `checkpoint`, a folder or a name on the Hub, on `device` in `dtype`.
+    """Return the language side of `checkpoint` on `device` in `dtype`.
 
-    Its tensors go to the device one by one. Raises CheckpointError where something of it is missing, unknown or not as
-    the config says, FeatstoreError where the attention implementation is not to be had.
+    checkpoint: a folder, a name on the Hub, or what was read of one. Its tensors go to the device one by one.
+    Raises CheckpointError where something of it is missing, unknown or not as the config says, FeatstoreError where the
+    attention implementation is not to be had.
     """
-    files = open_files(str(checkpoint))
-    config = read_json(files, "config.json")
-    if config is None:
-        raise CheckpointError(
-            f"{files} has no config.json; expected a LongVA checkpoint's folder, with config.json and safetensors"
-        )
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = read_checkpoint(checkpoint)
+    files, config = checkpoint.files, checkpoint.config
     tokenizer = _tokenizer(files, config)
     model = _model(config, len(tokenizer), attn_implementation)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -99,8 +98,6 @@ def load_language(
     model.generation_config = plain_config()  # ours is handed over with each call
     model.eval().requires_grad_(False)
     limit = config.get("tokenizer_model_max_length")
-    if limit is not None:
-        limit = config.integer("tokenizer_model_max_length", 1, 1 << 30)
     return Language(
         model, tokenizer, model.get_input_embeddings(), limit, _generation(files, config)
     )

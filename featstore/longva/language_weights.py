@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from featstore.longva.files import Files
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-# What else a LongVA checkpoint holds: the vision side, and what its language model computes anew.
-_ELSEWHERE = ("model.vision_tower.", "model.mm_projector.", "model.vision_resampler.")
+# What else a LongVA checkpoint holds: the vision side, what the original never puts between frames, and what the
+# language model computes by itself.
+_ELSEWHERE = (
+    "model.vision_tower.",
+    "model.mm_projector.",
+    "model.vision_resampler.",
+    "model.image_newline",
+)
 _RECOMPUTED = "rotary_emb.inv_freq"
 
 

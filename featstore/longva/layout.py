@@ -1,8 +1,8 @@
 """Which tensors of a LongVA checkpoint see: their names, their shapes, and the files they lie in.
 
 A finetuned tower lies in the checkpoint itself and wins over the weights of the CLIP model that the config names, which
-are those before finetuning and give other features. Names here are without LongVA's prefixes: `vision_model.*` for the
-tower, as CLIP calls it, and `mm_projector.*`.
+are those before finetuning and give other features, unless the config says otherwise. Names here are without LongVA's
+prefixes: `vision_model.*` for the tower, as CLIP calls it, and `mm_projector.*`.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ def find_places(checkpoint: Checkpoint) -> dict[str, Place]:
             if name not in matched and ("vision_tower" in name or "mm_projector" in name)
         ],
     )
+    if checkpoint.named_tower:
+        places = {name: place for name, place in places.items() if not name.startswith(TOWER)}
     if not any(name.startswith(TOWER) for name in places):
         source = checkpoint.clip.files
         places |= _matching(source, _list_clip_tensors(checkpoint), {TOWER: TOWER})
@@ -127,8 +129,9 @@ def _list_clip_tensors(checkpoint: Checkpoint) -> dict[str, str]:
     try:
         return list_tensors(checkpoint.clip.files)
     except CheckpointError as exc:
+        why = "has delay_load and so uses no" if checkpoint.named_tower else "brings no"
         raise CheckpointError(
-            f"{checkpoint.files} brings no vision tower, and that of the CLIP model it names cannot be had: {exc}"
+            f"{checkpoint.files} {why} vision tower of its own, and that of the CLIP model it names is not there: {exc}"
         ) from exc
 
 

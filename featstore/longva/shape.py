@@ -68,5 +68,7 @@ def feature_shape(
     """Return the shape of the features of `nframe` frames; CheckpointError as `read_checkpoint` raises it."""
     if nframe < 1:
         raise ValueError(f"nframe is {nframe}; it must be at least 1")
-    vision = read_checkpoint(checkpoint, vision_tower=vision_tower).vision
+    found = read_checkpoint(checkpoint, vision_tower=vision_tower)
+    found.clip.preprocessing()  # what an ingest would refuse has no shape
+    vision = found.vision
     return FeatureShape(nframe, vision.tokens_per_frame, vision.hidden_dim)

@@ -40,25 +40,25 @@ class VisionModel(nn.Module):
         self.mm_projector = _projector(vision)
         self.config = vision
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return features (B, T, D) of normalised pixels (B, 3, S, S)."""
-        hidden = self.vision_model(pixel_values=pixels).last_hidden_state  # (B, 1 + N, C)
-        if self.config.select_feature == "patch":
-            hidden = hidden[:, 1:]  # without the class token
-        return self._pool(self.mm_projector(hidden))  # (B, N, C) -> (B, N, D) -> (B, T, D)
+    def forward(self, pixels: torch.Tensor, *, image: bool = False) -> torch.Tensor:
+        """Return features (B, T, D) of normalised pixels (B, 3, S, S).
 
-    def _pool(self, features: torch.Tensor) -> torch.Tensor:
+        image: they are tiles of one. The original pools those by averages of 2 x 2, whatever its config says of videos.
+        """
+        hidden = self.vision_model(pixel_values=pixels).last_hidden_state  # (B, 1 + N, C)
+        patches = hidden[:, 1:]  # without the class token
+        mode, stride = ("average", 2) if image else (self.config.pool_mode, self.config.pool_stride)
+        return self._pool(self.mm_projector(patches), mode, stride)  # -> (B, N, D) -> (B, T, D)
+
+    def _pool(self, features: torch.Tensor, mode: str, stride: int) -> torch.Tensor:
         # get_2dPool of the LongVA repository, longva/model/llava_arch.py: the projector comes first.
-        if self.config.pool_stride == 1:
+        if stride == 1:
             return features
         side = self.config.tower.side
         count, _, dim = features.shape
         grid = features.view(count, side, side, dim).permute(0, 3, 1, 2).contiguous()
-        average = self.config.pool_mode == "average"
-        pool = nn.functional.avg_pool2d if average else nn.functional.max_pool2d
-        pooled: torch.Tensor = pool(
-            grid, self.config.pool_stride
-        )  # (B, D, 24, 24) -> (B, D, 12, 12)
+        pool = nn.functional.avg_pool2d if mode == "average" else nn.functional.max_pool2d
+        pooled: torch.Tensor = pool(grid, stride)  # (B, D, 24, 24) -> (B, D, 12, 12)
         return pooled.flatten(2).transpose(1, 2).contiguous()
 
 

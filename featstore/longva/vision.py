@@ -30,6 +30,7 @@ class LongVAEncoder:
 
     identity, origin, batch_frames: as every encoder has them.
     device, dtype: where and in what it computes.
+    checkpoint: its configs, as they were read.
     """
 
     def __init__(
@@ -63,16 +64,15 @@ class LongVAEncoder:
         self._model: VisionModel | None = None
         self._table = torch.empty(0)
 
-        found = read_checkpoint(checkpoint, vision_tower=vision_tower)
-        self._vision = found.vision
+        self.checkpoint = found = read_checkpoint(checkpoint, vision_tower=vision_tower)
         preprocessing = found.clip.preprocessing()
         self._weights = find_weights(found)
         self.identity = EncoderIdentity(
             name="longva",
-            weights=self._weights.digest(),
+            weights=self._weights.digest,
             vision_tower=found.vision.tower_name,
             select_layer=found.vision.select_layer,
-            select_feature=found.vision.select_feature,
+            select_feature="patch",
             projector=found.vision.projector,
             pooling=found.vision.pooling,
             architecture=found.vision.architecture,
@@ -83,7 +83,10 @@ class LongVAEncoder:
         )
 
     def load(self) -> None:
-        """Build the model on its device in its dtype, if it is not yet; `encode` does so by itself."""
+        """Build the model on its device in its dtype, if it is not yet; `encode` does so by itself.
+
+        Raises CheckpointError where the weights are no longer those of `identity`.
+        """
         if self._model is not None:
             return
         from featstore.longva.tower import build_model  # transformers: not needed for the identity
@@ -93,11 +96,12 @@ class LongVAEncoder:
             table = torch.from_numpy(normalization_table(self.identity.preprocessing))
             self._table = table.T.to(self.device, self.dtype, copy=True)  # (3, 256)
             weights = self._weights.load(self.device, self.dtype)
-            self._model = build_model(self._vision, weights, self.device)
+            self._model = build_model(self.checkpoint.vision, weights, self.device)
 
-    def encode(self, frames: NDArray[np.uint8]) -> torch.Tensor:
+    def encode(self, frames: NDArray[np.uint8], *, image: bool = False) -> torch.Tensor:
         """Return features (B, T, D) of `frames` (B, H, W, 3) uint8, resized and cropped; all B at once.
 
+        image: they are tiles of one, whose tokens are not those of a video's frames; see `VisionModel.forward`.
         On `device` in `dtype`. Raises ValueError for frames of another shape or dtype, FeatstoreError where the GPU's
         memory does not hold B frames.
         """
@@ -106,16 +110,16 @@ class LongVAEncoder:
         # five times faster.
         staged = torch.empty(frames.shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         staged.numpy()[...] = frames
-        return self.encode_there(staged.to(self.device, non_blocking=True))
+        return self.encode_there(staged.to(self.device, non_blocking=True), image=image)
 
     @torch.inference_mode()
-    def encode_there(self, frames: torch.Tensor) -> torch.Tensor:
+    def encode_there(self, frames: torch.Tensor, *, image: bool = False) -> torch.Tensor:
         """Return what `encode` does of frames that are on `device` already; on CUDA queued, not waited for."""
         self._check(frames)
         self.load()
         assert self._model is not None
         with self._out_of_memory(f"encoding {len(frames)} frames"), self._whole_floats():
-            features: torch.Tensor = self._model(self._pixels(frames))
+            features: torch.Tensor = self._model(self._pixels(frames), image=image)
             return features
 
     def _check(self, frames: NDArray[np.uint8] | torch.Tensor) -> None:

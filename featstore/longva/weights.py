@@ -1,4 +1,8 @@
-"""The values of the tensors that see: checked, hashed and loaded one by one, never the whole checkpoint."""
+"""The values of the tensors that see: checked, hashed and loaded one by one, never the whole checkpoint.
+
+They are read twice, perhaps hours apart: hashed for the encoder's identity, and loaded before the first frame. Files
+may have been replaced in between, so what is loaded is hashed as well.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -15,10 +20,12 @@ from featstore.errors import CheckpointError
 from featstore.longva.layout import find_places, needed_shapes, open_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from featstore.longva.checkpoint import Checkpoint
+
+Kept = TypeVar("Kept")
 
 FLOATS = (
     "F16",
@@ -36,29 +43,51 @@ class VisionWeights:
 
     tensors: dict[str, tuple[Path, str]]
 
+    @cached_property
     def digest(self) -> str:
-        """Return sha256 over names, shapes and values, 64 hex digits.
+        """Return sha256 over names, shapes and values, 64 hex digits; hashed when it is first asked for.
 
         Values count as float32, so that fp16, bf16 and fp32 files of equal values agree, however they are sharded.
         """
+        return self._read(lambda _: None)[1]
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Return name -> tensor on `device` in `dtype`; none aliases a file.
+
+        Raises CheckpointError where their values are not those of `digest`.
+        """
+        expected = self.digest
+        device = torch.empty(0, device=device).device  # each thread has a current GPU of its own
+        try:
+            weights, found = self._read(lambda tensor: tensor.to(device, dtype))
+        except CheckpointError as exc:
+            raise self._replaced(str(exc)) from exc
+        if found != expected:
+            raise self._replaced(f"they hash to {found[:8]}, not to {expected[:8]}")
+        return weights
+
+    def _read(self, keep: Callable[[torch.Tensor], Kept]) -> tuple[dict[str, Kept], str]:
+        """Return what `keep` makes of each tensor, and the digest of the very values it was given."""
         names = sorted(self.tensors)
         threads = min(MAX_HASH_THREADS, os.cpu_count() or 1)
         with self._opened() as opened, ThreadPoolExecutor(threads) as pool:
 
-            def line(name: str) -> str:
+            def read(name: str) -> tuple[Kept, str]:
                 path, key = self.tensors[name]
-                tensor = opened[path].get_tensor(key)
-                return f"{name} {tuple(tensor.shape)} {_hash_values(tensor)}\n"
+                tensor = opened[path].get_tensor(key).clone()  # the file's pages may yet change
+                return keep(tensor), f"{name} {tuple(tensor.shape)} {_hash_values(tensor)}\n"
 
-            return hashlib.sha256("".join(pool.map(line, names)).encode()).hexdigest()
+            read_in = dict(zip(names, pool.map(read, names), strict=True))
+        lines = "".join(line for _, line in read_in.values())
+        kept = {name: value for name, (value, _) in read_in.items()}
+        return kept, hashlib.sha256(lines.encode()).hexdigest()
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Return name -> tensor on `device` in `dtype`; none aliases a file."""
-        with self._opened() as opened:
-            return {
-                name: opened[path].get_tensor(key).to(device, dtype, copy=True)
-                for name, (path, key) in self.tensors.items()
-            }
+    def _replaced(self, found: str) -> CheckpointError:
+        folders = sorted({str(path.parent) for path, _ in self.tensors.values()})
+        return CheckpointError(
+            f"the weights in {' and '.join(folders)} were replaced since this encoder hashed them ({found}), so no "
+            "features are made under their digest; put the old files back, or start again with the new ones"
+        )
 
     @contextmanager
     def _opened(self) -> Iterator[dict[Path, Any]]:

@@ -167,5 +167,5 @@ class ProcessLane:
             name, expected, found = self._spec.diff(theirs)[0]
             raise StoreMismatch(
                 f"the encoder {self._name} has {name} {found}, the first one has {expected}; all must make the same "
-                "features: give them one checkpoint and one --dtype"
+                "features: give them one checkpoint, which nothing replaces while they start, and one --dtype"
             )

@@ -26,7 +26,7 @@ from featstore.errors import (
     StoreNotFound,
     VideoError,
 )
-from featstore.longva import CachedLongVA, live, source
+from featstore.longva import CachedLongVA, LongVAEncoder, live, source
 from featstore.longva.files import Fields
 from featstore.longva.images import Tiling, read_tiling
 from featstore.longva.statistics import CacheStatistics
@@ -38,6 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ASK = "What color is the ball?"
 NEW = {"max_new_tokens": 8}
+PRE = Preprocessing(336, 336, 336)
 
 
 @pytest.fixture
@@ -487,17 +488,48 @@ GRID = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 def test_images_are_cut_as_the_original_cuts_them(size, sha256):
     """The hashes are of what process_anyres_image of LongVA f4c8781 returns, the first tile left out."""
     tiles = Tiling(336, GRID).cut(picture(*size))
-    table = normalization_table(Preprocessing(336, 336, 336))
+    table = normalization_table(PRE)
     pixels = table[tiles, np.arange(3)].transpose(0, 3, 1, 2)
     assert hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest() == sha256
 
 
-def test_an_image_is_its_tiles_encoded_like_frames(model):
-    asked = model()
-    visual = asked._image(picture(640, 360))
-    tiles = Tiling(336, GRID).cut(picture(640, 360))
+@pytest.mark.parametrize(("mode", "stride"), [("average", 2), ("max", 3), ("average", 1)])
+def test_an_images_tiles_are_pooled_by_averages_of_two_by_two_whatever_videos_are(
+    model, tiny, altered, mode, stride
+):
+    """llava_arch.py of LongVA f4c8781, under `unires`: kernel_size = 2, avg_pool2d."""
+    asked = model(altered({"mm_spatial_pool_mode": mode, "mm_spatial_pool_stride": stride}))
+    tiles = asked._cut(picture(640, 360))
+    assert np.array_equal(tiles, Tiling(336, GRID).cut(picture(640, 360)))
+    visual = asked._image(tiles)
     assert visual.rows == len(tiles) * 144 == 4 * 144
-    assert visual.load().equal(asked._encoder.encode(tiles).flatten(0, 1))
+    average_of_two = LongVAEncoder(tiny, device="cpu")
+    assert visual.load().equal(average_of_two.encode(tiles).flatten(0, 1))
+
+
+def test_a_checkpoint_of_another_pooling_answers_about_a_video_and_an_image(model, clips, altered):
+    asked = model(altered({"mm_spatial_pool_mode": "max", "mm_spatial_pool_stride": 3}))
+    options = {"path": clips / "blink.mp4", "images": [picture(640, 360)], **NEW}
+    assert asked.generate_ids(ASK, "blink", **options)
+    assert featstore.get(asked._source._lookup.cache_dir, "demo", "blink").shape == (4 * 64, 128)
+
+
+def test_images_are_cut_as_the_config_said_when_the_model_was_made(model, altered):
+    checkpoint = altered()
+    asked = model(checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"image_aspect_ratio": "pad"}))
+    assert len(asked._cut(picture(640, 360))) == 4
+
+
+def test_an_image_that_cannot_be_taken_costs_its_question_alone(model, clips, altered, cache):
+    asked = model(altered({"mm_patch_merge_type": "flat"}))
+    options = {"path": clips / "blink.mp4", **NEW}
+    with pytest.raises(CheckpointError, match=r"mm_patch_merge_type = 'flat'.*without the image"):
+        asked.generate(ASK, "blink", images=[picture(64, 64)], **options)
+    assert (asked.statistics.hits, asked.statistics.misses) == (0, 0)
+    assert not cache.exists()  # nothing was looked up, decoded or made
+    assert asked.generate_ids(ASK, "blink", **options)
 
 
 def test_a_question_about_a_video_and_an_image_is_answered(model, clips, tmp_path):
@@ -529,25 +561,24 @@ def test_a_file_that_is_no_image_is_named(model, clips):
         ("image_grid_pinpoints", []),
     ],
 )
-def test_images_are_refused_where_the_original_would_do_something_else(model, field, value):
-    identity = model()._spec.encoder
+def test_images_are_refused_where_the_original_would_do_something_else(field, value):
     config = {
         "image_aspect_ratio": "anyres",
         "mm_patch_merge_type": "unires",
         "image_grid_pinpoints": [[336, 672]],
     }
-    read_tiling(Fields(config, "config.json"), identity)
+    read_tiling(Fields(config, "config.json"), PRE)
     with pytest.raises(CheckpointError, match=field):
-        read_tiling(Fields({**config, field: value}, "config.json"), identity)
+        read_tiling(Fields({**config, field: value}, "config.json"), PRE)
 
 
-def test_a_range_of_grids_counts_tiles(model):
+def test_a_range_of_grids_counts_tiles():
     config = {
         "image_aspect_ratio": "anyres",
         "mm_patch_merge_type": "unires",
         "image_grid_pinpoints": "(1x1),...,(6x6)",
     }
-    tiling = read_tiling(Fields(config, "config.json"), model()._spec.encoder)
+    tiling = read_tiling(Fields(config, "config.json"), PRE)
     assert len(tiling.resolutions) == 36
     assert tiling.resolutions[1] == (336, 672)
 

@@ -25,7 +25,7 @@ REAL_CLIP = "openai/clip-vit-large-patch14-336"
 
 
 def digest(checkpoint, **options) -> str:
-    return find_weights(read_checkpoint(checkpoint, **options)).digest()
+    return find_weights(read_checkpoint(checkpoint, **options)).digest
 
 
 def cast(dtype):
@@ -160,7 +160,9 @@ def test_a_checkpoint_without_a_tower_takes_the_named_clip_models(tiny, altered)
 
 
 def test_a_checkpoint_without_any_tower_is_refused(altered):
-    with pytest.raises(CheckpointError, match=r"brings no vision tower.*holds no safetensors"):
+    with pytest.raises(
+        CheckpointError, match=r"brings no vision tower of its own.*holds no safetensors"
+    ):
         digest(altered(tensors=without(TOWER)))
 
 
@@ -287,23 +289,9 @@ def test_a_file_is_not_asked_of_the_hub(monkeypatch, tmp_path):
         ({"model_type": "llama"}, "model_type 'llama' and an mm_vision_tower"),
         ({"mm_vision_tower": ...}, "'llava_qwen' and no mm_vision_tower"),
         ({"model_type": "qwen2", "mm_vision_tower": None}, "'qwen2' and no mm_vision_tower"),
-        ({"mm_vision_tower": 5}, "mm_vision_tower = 5, expected a string"),
-        ({"mm_vision_select_layer": -6}, "mm_vision_select_layer = -6.* from -5 to 4"),
-        ({"mm_vision_select_layer": ...}, "no mm_vision_select_layer"),
-        ({"mm_vision_select_layer": True}, "mm_vision_select_layer = True"),
-        ({"mm_vision_select_feature": "slicefour_patch"}, "'slicefour_patch'.*'patch' or"),
-        ({"mm_vision_select_feature": "cls_patch"}, "'patch' where mm_spatial_pool_stride pools"),
-        ({"mm_projector_type": "pooler"}, "'pooler'.*'linear'"),
-        ({"mm_projector_type": "mlp99x_gelu"}, "'mlp99x_gelu'.*at most 16"),
-        ({"mm_resampler_type": "perceiver"}, "'perceiver', expected none"),
-        ({"s2": True}, "s2 = True, expected none"),
-        ({"mm_spatial_pool_mode": "bilinear"}, "'bilinear'.*'average' or 'max'"),
-        ({"mm_spatial_pool_stride": 25}, "mm_spatial_pool_stride = 25.* to 24"),
-        ({"mm_hidden_size": 1024}, "mm_hidden_size = 1024, expected an integer from 64 to 64"),
-        ({"hidden_size": "wide"}, "hidden_size = 'wide'"),
     ],
 )
-def test_a_config_that_cannot_be_followed_is_refused(altered, config, says):
+def test_what_is_no_longva_checkpoint_is_refused(altered, config, says):
     with pytest.raises(CheckpointError, match=says):
         read_checkpoint(altered(config))
 

@@ -221,14 +221,12 @@ def by_hand(checkpoint, frames: np.ndarray) -> torch.Tensor:
     pixels = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=336)(images)
     with torch.inference_mode():
         out = model(torch.tensor(np.stack(pixels["pixel_values"])), output_hidden_states=True)
-        x = out.hidden_states[config["mm_vision_select_layer"]]
-        if config["mm_vision_select_feature"] == "patch":
-            x = x[:, 1:]
+        x = out.hidden_states[config["mm_vision_select_layer"]][:, 1:]
         weights = sorted(k for k in tensors if k.startswith(PROJECTOR) and k.endswith("weight"))
         for i, key in enumerate(weights):
             x = nn.functional.gelu(x) if i else x
             x = nn.functional.linear(x, tensors[key], tensors[key.replace("weight", "bias")])
-        stride = config.get("mm_spatial_pool_stride") or 1
+        stride = config["mm_spatial_pool_stride"]
         if stride > 1:
             side = 24 // stride
             x = x.view(len(x), 24, 24, -1)[:, : side * stride, : side * stride]
@@ -260,15 +258,14 @@ def three_deep(tensors: dict[str, Any]) -> dict[str, Any]:
     [
         ({}, None),
         ({"mm_spatial_pool_mode": "max"}, None),
-        ({"mm_spatial_pool_stride": ...}, None),
+        ({"mm_spatial_pool_stride": 1}, None),
         ({"mm_spatial_pool_stride": 5}, None),
         ({"mm_vision_select_layer": -1}, None),
         ({"mm_vision_select_layer": 2}, None),
         ({"mm_vision_select_layer": 0}, None),
         ({"mm_vision_select_layer": -5}, None),
-        ({"mm_vision_select_feature": "cls_patch", "mm_spatial_pool_stride": 1}, None),
         ({"mm_projector_type": "linear"}, only_linear),
-        ({"mm_projector_type": "identity"}, no_projector),
+        ({"mm_projector_type": "identity", "hidden_size": 64}, no_projector),
         ({"mm_projector_type": "mlp3x_gelu"}, three_deep),
     ],
     ids=str,
@@ -354,7 +351,7 @@ def test_running_out_of_memory_says_what_to_do(tiny, frames):
     encoder = LongVAEncoder(tiny, device="cpu")
     encoder.load()
 
-    def exhausted(pixels):
+    def exhausted(pixels, **_):
         raise torch.cuda.OutOfMemoryError("tried to allocate much")
 
     encoder._model = exhausted

@@ -206,18 +206,20 @@ _CONFIG = json.dumps(
         "mm_vision_tower": "clip",
         "mm_projector_type": "mlp2x_gelu",
         "mm_vision_select_layer": -2,
+        "mm_spatial_pool_mode": "average",
         "mm_spatial_pool_stride": 2,
         "hidden_size": 128,
     }
 ).encode()
 _CLIP = json.dumps(
     {
+        "model_type": "clip",
         "vision_config": {
             "hidden_size": 64,
             "image_size": 336,
             "patch_size": 14,
             "hidden_act": "gelu",
-        }
+        },
     }
 ).encode()
 _PREPROCESSOR = json.dumps(

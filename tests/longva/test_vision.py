@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 from typing import Any
 
 import numpy as np
@@ -204,6 +205,23 @@ def test_the_reference_tower_is_not_the_named_clip_models(reference, encoders, s
     assert wrong.identity.weights != encoders("a").identity.weights
     assert np.abs(encode(wrong, frames) - theirs).max() > 1
     assert np.abs(encode(encoders("a"), frames) - theirs).max() <= 5e-5
+
+
+def test_with_delay_load_the_reference_sees_by_the_named_clip_models_tower(
+    reference, sampled, tmp_path
+):
+    """As CLIPVisionTower of the original has it where the tower is not among mm_tunable_parts."""
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(reference / "checkpoints/longva-tiny-a", checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    changed = {"delay_load": True, "mm_tunable_parts": "mm_mlp_adapter"}
+    (checkpoint / "config.json").write_text(json.dumps(config | changed))
+    clip = reference / "openai/clip-tiny-patch14-336"
+    encoder = LongVAEncoder(checkpoint, vision_tower=clip, device="cpu")
+    off = np.abs(encode(encoder, sampled("dc_demo", 8)) - golden(reference, "a", "dc_demo_n8"))
+    contrast = json.loads((reference / "golden/contrast.json").read_text())
+    known = contrast["feature_diff_named_clip_dir_vs_embedded"]["dc_demo"]["max_abs"]
+    assert off.max() == pytest.approx(known, abs=1e-4)
 
 
 # Features against transformers, with weights made on the spot

@@ -38,7 +38,7 @@ def run_vlmevalkit(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from featstore.integrations.vlmevalkit.ranks import join_ranks
 
-        join_ranks(run)
+        join_ranks(run, unanswerable)
     before = sys.argv
     sys.argv = [str(path), *arguments]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import types
 
 import pytest
@@ -116,6 +117,15 @@ def test_once_the_files_are_back_the_same_command_asks_what_failed_and_completes
     noted.built.clear()
     assert evaluate("--reuse") == []
     assert asked(noted) == []
+
+
+def test_what_failed_before_a_run_was_ended_in_the_middle_is_asked_again(evaluate, noted, tmp_path):
+    folder = tmp_path / "outputs" / MODEL / "T1"
+    folder.mkdir(parents=True)
+    half = folder / f"01_{MODEL}_MLVU_128frame.pkl"  # of rank 0 of 1
+    half.write_bytes(pickle.dumps({0: "yes", 1: FAIL_MSG}))
+    assert evaluate("--reuse", configs=["MLVU_128frame"]) == []
+    assert asked(noted) == [("MLVU", "2_needle/movie101_66"), ("MLVU", "9_summary/217")]
 
 
 def test_scoring_predictions_that_are_not_there_is_no_success(evaluate):

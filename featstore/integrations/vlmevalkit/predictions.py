@@ -38,12 +38,26 @@ def let_reuse_go_on(run: ModuleType) -> None:
     load, dump = inference.load, inference.dump
     infer_data, infer = inference.infer_data, run.infer_data_job_video
 
+    def failed(text: Any) -> bool:
+        return inference.FAIL_MSG in str(text)
+
+    def nothing_failed(file: str) -> bool:
+        return not any(map(failed, as_table(load(file))["prediction"]))
+
     @functools.wraps(infer_data)
     def infer_data_of_rank(
-        *, model_name: str, work_dir: Any, dataset: Any, out_file: str, **more: Any
+        *,
+        model_name: str,
+        work_dir: Any,
+        dataset: Any,
+        out_file: str,
+        retry_failed: bool = True,
+        **more: Any,
     ) -> Any:
+        if retry_failed and os.path.exists(out_file):  # of a run that was ended in the middle
+            dump({row: text for row, text in load(out_file).items() if not failed(text)}, out_file)
         about = {"model_name": model_name, "work_dir": work_dir, "dataset": dataset}
-        model = infer_data(**about, out_file=out_file, **more)
+        model = infer_data(**about, out_file=out_file, retry_failed=retry_failed, **more)
         # A rank that has nothing to ask writes no file, and rank 0 reads one of each.
         if not os.path.exists(out_file):
             earlier = f"{work_dir}/{model_name}_{dataset.dataset_name}_PREV.pkl"
@@ -55,16 +69,10 @@ def let_reuse_go_on(run: ModuleType) -> None:
         model: Any, *, result_file: str, retry_failed: bool = True, **more: Any
     ) -> Any:
         # Rank 0 alone would see that nothing is left, and the others wait for it.
-        if retry_failed and os.path.exists(result_file) and _is_kept(inference, result_file):
+        if retry_failed and os.path.exists(result_file) and nothing_failed(result_file):
             return model
         return infer(model, result_file=result_file, retry_failed=retry_failed, **more)
 
     inference.load = lambda *args, **options: as_table(load(*args, **options))  # type: ignore[attr-defined]
     inference.infer_data = infer_data_of_rank  # type: ignore[attr-defined]
     run.infer_data_job_video = infer_data_job_video  # type: ignore[attr-defined]
-
-
-def _is_kept(inference: ModuleType, file: str) -> bool:
-    """Return whether VLMEvalKit asks nothing about this file again, by its own rule."""
-    table = inference.load(file)
-    return not any(inference.FAIL_MSG in str(answer) for answer in table["prediction"])

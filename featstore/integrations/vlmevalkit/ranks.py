@@ -62,9 +62,8 @@ class _Meetings:
 
         @functools.wraps(infer)
         def infer_data_job_video(*args: Any, **options: Any) -> Any:
-            os.environ["WORLD_SIZE"] = (
-                world  # hidden while a model is built, and so for good where that fails
-            )
+            # VLMEvalKit hides it while a model is built, and for good where that fails.
+            os.environ["WORLD_SIZE"] = world
             try:
                 return infer(*args, **options)
             except Exception as exc:

@@ -6,21 +6,29 @@ usage() {
     cat <<'END'
 Usage: eval_longva_video_128f_parallel_cached.sh [OPTIONS] [-- RUN_PY_ARGUMENTS...]
 
-Stores the features of all videos, then has VLMEvalKit ask every model about every benchmark, one run a GPU at a time.
-Run it again to go on where it stopped: stored videos, answered questions and finished runs are left alone.
+Stores the features of all videos on all GPUs, then has VLMEvalKit ask every model about every benchmark, one run a GPU
+at a time. Run it again to go on where it stopped: stored videos, answered questions and finished runs are left alone. A
+run is finished where every question has an answer; one whose video cannot be read is named in the log and asked again.
 
   --cache-dir DIR          the store                [default: $FEATSTORE_CACHE_DIR, else vision_cache]
   --work-dir DIR           VLMEvalKit's outputs; logs and marks of finished runs lie in its folder runs
                                                     [default: outputs]
   --run-py FILE            VLMEvalKit's run.py      [default: as featstore vlmeval finds it]
-  --models "NAME..."       [default: LongVA-7B-Cached Temporal-v1-Cached Temporal-v2-Cached]
+  --models "NAME..."       [default: LongVA-7B-Cached LongVA-Temporal-v1-Cached LongVA-Temporal-v2-Cached]; without
+                           -Cached the same model encodes for each question, to compare with
   --data "NAME..."         [default: the seven benchmarks]
   --checkpoint NAME=PATH   where a model's checkpoint is; repeatable
   --vision-tower DIR       the CLIP folder that the checkpoints name, where it cannot be found by that name
+  --quantize VALUES        these four as featstore ingest takes them; the models get the same
+  --scale SCALE
+  --dtype DTYPE
+  --sampling RULE
+  --ingest-option WORD     a further word for featstore ingest, as --retry-failed; repeatable
   --option NAME=VALUE      an option of the models, as max_new_tokens=64; repeatable
   --gpus "N..."            [default: $CUDA_VISIBLE_DEVICES, else all; without any, one run at a time on the CPU]
   --torchrun               share each run's questions out over all GPUs, one run at a time
   --mode MODE              all, infer or eval, as run.py takes it; scoring may need a judge's key  [default: all]
+  --no-keep-going          end a run's dataset at the first video that cannot be read
   --no-ingest              do not store features first; a run then encodes what it misses
   --help                   show this and exit
 
@@ -44,19 +52,27 @@ benchmarks=(
     TempCompass_128frame Video-MME_128frame MLVU_128frame MMBench_Video_128frame_nopack
     Video_Holmes_128frame LongVideoBench_128frame VideoMMMU_128frame
 )
-models=(LongVA-7B-Cached Temporal-v1-Cached Temporal-v2-Cached)
-declare -A checkpoints=(
-    [LongVA-7B-Cached]=${FEATSTORE_LONGVA_7B:-lmms-lab/LongVA-7B}
-    [Temporal-v1-Cached]=${FEATSTORE_TEMPORAL_V1:-Eculid/Temporal-v1}
-    [Temporal-v2-Cached]=${FEATSTORE_TEMPORAL_V2:-Eculid/Temporal-v2}
+models=(LongVA-7B-Cached LongVA-Temporal-v1-Cached LongVA-Temporal-v2-Cached)
+declare -A checkpoints=( # with and without -Cached
+    [LongVA-7B]=${FEATSTORE_LONGVA_7B:-lmms-lab/LongVA-7B-DPO}
+    [LongVA-Temporal-v1]=${FEATSTORE_TEMPORAL_V1:-Eculid/Temporal-v1}
+    [LongVA-Temporal-v2]=${FEATSTORE_TEMPORAL_V2:-Eculid/Temporal-v2}
 )
 ingest_options=()
 vlmeval_options=()
+keep_going=(--keep-going)
+
+# both NAME VALUE OPTION: an option of ingest that the models take too, as OPTION.
+both() {
+    ingest_options+=("--$1" "$2")
+    vlmeval_options+=(--option "$3=$2")
+}
 
 while (($#)); do
     case $1 in
         --help | -h) usage && exit 0 ;;
         --no-ingest) ingest=false && shift && continue ;;
+        --no-keep-going) keep_going=() && shift && continue ;;
         --torchrun) torchrun=true && shift && continue ;;
         --) shift && break ;;
         --*) (($# > 1)) || fail "$1 needs a value" ;;
@@ -70,16 +86,22 @@ while (($#)); do
         --models) read -ra models <<<"$2" ;;
         --data) read -ra benchmarks <<<"$2" ;;
         --gpus) read -ra gpus <<<"$2" ;;
-        --checkpoint) checkpoints[${2%%=*}]=${2#*=} ;;
-        --vision-tower) ingest_options+=(--vision-tower "$2") && vlmeval_options+=(--option "vision_tower=$2") ;;
+        --checkpoint) named=${2%%=*} && checkpoints[${named%-Cached}]=${2#*=} ;;
+        --vision-tower) both vision-tower "$2" vision_tower ;;
+        --quantize) both quantize "$2" quantization ;;
+        --scale) both scale "$2" scale ;;
+        --sampling) both sampling "$2" sampling ;;
+        --dtype) [[ $2 == auto ]] || both dtype "$2" dtype ;;
+        --ingest-option) ingest_options+=("$2") ;;
         --option) vlmeval_options+=(--option "$2") ;;
         *) fail "$1 is no option" ;;
     esac
     shift 2
 done
 for model in "${models[@]}"; do
-    [[ -n ${checkpoints[$model]:-} ]] || fail "no checkpoint is known for $model: pass --checkpoint $model=PATH"
-    vlmeval_options+=(--checkpoint "$model=${checkpoints[$model]}")
+    checkpoint=${checkpoints[${model%-Cached}]:-}
+    [[ -n $checkpoint ]] || fail "no checkpoint is known for $model: pass --checkpoint $model=PATH"
+    vlmeval_options+=(--checkpoint "$model=$checkpoint")
 done
 
 if ((${#gpus[@]} == 0)); then
@@ -105,12 +127,16 @@ stop() {
 trap stop INT TERM
 
 if $ingest; then
+    devices=() # as a process counts those that it sees
+    ((${#gpus[@]} < 2)) || devices=(--device "$(seq -s, -f cuda:%g 0 $((${#gpus[@]} - 1)))")
     # Models that see alike share features: after the first the others find everything stored.
     for model in "${models[@]}"; do
+        [[ $model == *-Cached ]] || continue
         echo "== ingest for $model"
         status=0
-        CUDA_VISIBLE_DEVICES=${gpus[0]:-} python -m featstore ingest --datasets "${benchmarks[@]}" \
-            --model-path "${checkpoints[$model]}" --cache-dir "$cache_dir" "${ingest_options[@]}" &
+        CUDA_VISIBLE_DEVICES=$(IFS=, && echo "${gpus[*]}") python -m featstore ingest --datasets "${benchmarks[@]}" \
+            --model-path "${checkpoints[${model%-Cached}]}" --cache-dir "$cache_dir" "${devices[@]}" \
+            "${ingest_options[@]}" &
         wait $! || status=$?
         ((status == 0 || status == 3)) || exit 1 # 3: some videos failed, and are asked about all the same
     done
@@ -122,9 +148,9 @@ run_one() {
     if [[ $3 == *,* ]]; then
         launcher=(torchrun --standalone --nproc-per-node "$(awk -F, '{print NF}' <<<"$3")")
     fi
-    echo "== $1 on $2${3:+, GPU $3}"
-    CUDA_VISIBLE_DEVICES=$3 "${launcher[@]}" -m featstore vlmeval --cache-dir "$cache_dir" "${vlmeval_options[@]}" -- \
-        --model "$1" --data "$2" --mode "$mode" --work-dir "$work_dir" --reuse "${@:4}" \
+    echo "== $1 on $2${3:+, GPU $3}" | tee -a "$runs/$name.log"
+    CUDA_VISIBLE_DEVICES=$3 "${launcher[@]}" -m featstore vlmeval --cache-dir "$cache_dir" "${keep_going[@]}" \
+        "${vlmeval_options[@]}" -- --model "$1" --data "$2" --mode "$mode" --work-dir "$work_dir" --reuse "${@:4}" \
         >>"$runs/$name.log" 2>&1 || status=$?
     ((status != 0)) || echo "$(((SECONDS - begun) / 60))" >"$runs/$name.$mode.done"
 }
@@ -149,8 +175,14 @@ for gpu in "${gpus[@]}"; do
 done
 wait
 
+# complaint LOG: what featstore said at the end of the last run in it.
+complaint() {
+    awk '/^== / {said = ""} /^featstore: / {on = 1} on {said = said $0 "\n"} /^mend what is named/ {on = 0}
+        END {printf "%s", said}' "$1"
+}
+
 unfinished=0
-printf '\n%-20s %-30s %-10s %7s %9s %9s\n' model benchmark state minutes hits misses
+printf '\n%-25s %-30s %-10s %7s %9s %9s\n' model benchmark state minutes hits misses
 for model in "${models[@]}"; do
     for benchmark in "${benchmarks[@]}"; do
         name=$model.$benchmark state=finished minutes=''
@@ -163,7 +195,13 @@ for model in "${models[@]}"; do
         if [[ -e $runs/$name.log ]]; then
             read -ra counts < <(awk '/Cache hits:/ {h += $3} /Cache misses:/ {m += $3} END {print h + 0, m + 0}' "$runs/$name.log")
         fi
-        printf '%-20s %-30s %-10s %7s %9s %9s\n' "$model" "$benchmark" "$state" "$minutes" "${counts[@]}"
+        printf '%-25s %-30s %-10s %7s %9s %9s\n' "$model" "$benchmark" "$state" "$minutes" "${counts[@]}"
+    done
+done
+for model in "${models[@]}"; do
+    for benchmark in "${benchmarks[@]}"; do
+        name=$model.$benchmark
+        [[ -e $runs/$name.$mode.done || ! -e $runs/$name.log ]] || complaint "$runs/$name.log" >&2
     done
 done
 echo "answers and scores: $work_dir/<model>; logs: $runs"

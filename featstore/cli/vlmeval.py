@@ -38,8 +38,8 @@ def _pair(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     multiple=True,
     metavar="NAME=CHECKPOINT",
     callback=_pair,
-    help="Where a model's checkpoint is, as LongVA-7B-Cached=/models/LongVA-7B; "
-    "any other name becomes a model too. Repeatable.",
+    help="Where a model's checkpoint is, as LongVA-7B=/models/LongVA-7B-DPO, with and without the store; any other "
+    "name becomes two models as well. Repeatable.",
 )
 @click.option(
     "--option",
@@ -49,6 +49,13 @@ def _pair(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     callback=_pair,
     help="An option of LongVA_Cached, as dtype=fp16, on_miss=error or max_new_tokens=64. Repeatable.",
 )
+@click.option(
+    "--keep-going",
+    is_flag=True,
+    help="Answer a question whose video cannot be read with VLMEvalKit's word for a failure, and go on; the videos are "
+    "named at the end, the exit code is 1, and run.py's --reuse asks those questions again. Without it such a video "
+    "ends its dataset.",
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def vlmeval(
     run_py: str | None,
@@ -56,13 +63,15 @@ def vlmeval(
     no_cache: bool,
     checkpoints: dict[str, str],
     model_options: dict[str, str],
+    keep_going: bool,
     arguments: tuple[str, ...],
 ) -> None:
     """Run VLMEvalKit on LongVA models that answer from stored features.
 
     ARGUMENTS are run.py's own, after two dashes: featstore vlmeval --cache-dir vision_cache -- --model
-    LongVA-7B-Cached --data Video-MME_128frame. The models are LongVA-7B-Cached, Temporal-v1-Cached and
-    Temporal-v2-Cached. On several GPUs: torchrun --nproc-per-node 8 -m featstore vlmeval ...
+    LongVA-7B-Cached --data Video-MME_128frame. The models are LongVA-7B-Cached, LongVA-Temporal-v1-Cached and
+    LongVA-Temporal-v2-Cached, and without -Cached those that use no store. On several GPUs: torchrun
+    --nproc-per-node 8 -m featstore vlmeval ... The exit code is 0 where every question has an answer.
     """
     from featstore.integrations.vlmevalkit.launch import run_vlmevalkit
 
@@ -74,6 +83,7 @@ def vlmeval(
         cache_dir=cache_dir,
         enable_cache=not no_cache,
         checkpoints=checkpoints,
+        **({"keep_going": True} if keep_going else {}),
         **{name: _value(text) for name, text in model_options.items()},
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import types
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from featstore.errors import VideoError
 from featstore.integrations import vlmevalkit
+from featstore.integrations.vlmevalkit.launch import run_vlmevalkit
 from featstore.integrations.vlmevalkit.model import longva_cached
 
 HERE = Path(__file__).parent
@@ -19,7 +22,9 @@ collect_ignore = ["standin"]
 
 
 class NotedLongVA:
-    """CachedLongVA's place: takes what it takes and keeps it."""
+    """CachedLongVA's place: takes what it takes and keeps it; a file that holds DAMAGED cannot be decoded."""
+
+    DAMAGED = b"damaged"
 
     built: list[NotedLongVA]
 
@@ -30,6 +35,9 @@ class NotedLongVA:
 
     def generate(self, prompt: str, video: str | None = None, **options: Any) -> str:
         self.asked.append({"prompt": prompt, "video": video, **options})
+        path = options.get("path")
+        if path and os.path.isfile(path) and Path(path).read_bytes() == self.DAMAGED:
+            raise VideoError(f"{path} cannot be decoded", path)
         return f"answer {len(self.asked)}"
 
 
@@ -68,6 +76,22 @@ def kit(hub, monkeypatch):
     _forget()
     yield STANDIN
     _forget()
+
+
+@pytest.fixture
+def run(kit, noted, monkeypatch, tmp_path):
+    """Run the stand-in's run.py in this process, each time as a further run."""
+    monkeypatch.delenv("STANDIN_ENV_LOADED", raising=False)
+    runs = iter(range(1, 10))
+
+    def run(*arguments: str, **options: Any) -> None:
+        _forget()
+        monkeypatch.setenv("STANDIN_RUN", str(next(runs)))
+        arguments = (*arguments, "--work-dir", str(tmp_path / "outputs"))
+        run_vlmevalkit(arguments, kit / "run.py", **{"cache_dir": "cache"} | options)
+
+    yield run
+    os.environ.pop("STANDIN_ENV_LOADED", None)
 
 
 def _forget() -> None:

@@ -11,24 +11,12 @@ import pytest
 from toys import python_env
 
 from featstore.errors import FeatstoreError, MissingExtra
-from featstore.integrations.vlmevalkit import launch
+from featstore.integrations.vlmevalkit import ranks
 from featstore.integrations.vlmevalkit.kit import find_run_py, import_kit
 from featstore.integrations.vlmevalkit.launch import run_vlmevalkit
+from featstore.integrations.vlmevalkit.outcome import Outcome
 
 QUESTIONS = {"Video-MME_128frame": 4, "TempCompass_128frame": 4}
-
-
-@pytest.fixture
-def run(kit, noted, monkeypatch, tmp_path):
-    """Run the stand-in's run.py in this process."""
-    monkeypatch.delenv("STANDIN_ENV_LOADED", raising=False)
-
-    def run(*arguments: str, **options) -> None:
-        arguments = (*arguments, "--work-dir", str(tmp_path / "outputs"))
-        run_vlmevalkit(arguments, kit / "run.py", **{"cache_dir": "cache"} | options)
-
-    yield run
-    os.environ.pop("STANDIN_ENV_LOADED", None)
 
 
 def test_run_py_runs_as_it_is_with_models_and_benchmarks_registered(run, noted, tmp_path):
@@ -36,15 +24,15 @@ def test_run_py_runs_as_it_is_with_models_and_benchmarks_registered(run, noted, 
     run(
         "--model",
         "LongVA-7B-Cached",
-        "Temporal-v1-Cached",
+        "LongVA-Temporal-v1-Cached",
         "--data",
         *QUESTIONS,
-        checkpoints={"Temporal-v1-Cached": "v1"},
+        checkpoints={"LongVA-Temporal-v1-Cached": "v1"},
     )
-    assert [built.checkpoint for built in noted.built] == ["lmms-lab/LongVA-7B", "v1"]
-    for model in ("LongVA-7B-Cached", "Temporal-v1-Cached"):
+    assert [built.checkpoint for built in noted.built] == ["lmms-lab/LongVA-7B-DPO", "v1"]
+    for model in ("LongVA-7B-Cached", "LongVA-Temporal-v1-Cached"):
         for dataset, count in QUESTIONS.items():
-            file = tmp_path / "outputs" / model / f"{model}_{dataset}.json"
+            file = tmp_path / "outputs" / model / "T1" / f"{model}_{dataset}.json"
             assert len(json.loads(file.read_text())) == count
     assert sys.argv == before
     assert os.environ["STANDIN_ENV_LOADED"] == "1"
@@ -69,11 +57,12 @@ def test_a_dataset_that_fails_does_not_end_the_run_but_is_reported(
             "Nonsense",
             "Video-MME_128frame",
         )
-    assert str(caught.value).splitlines()[1:] == [
+    assert str(caught.value).splitlines()[1:-1] == [
         "  LongVA-7B-Cached x TempCompass_128frame: no room on the device",
         "  LongVA-7B-Cached x Nonsense: VLMEvalKit knows no such dataset",
     ]
-    assert (tmp_path / "outputs/LongVA-7B-Cached/LongVA-7B-Cached_Video-MME_128frame.json").exists()
+    done = tmp_path / "outputs/LongVA-7B-Cached/T1/LongVA-7B-Cached_Video-MME_128frame.json"
+    assert done.exists()
 
 
 def test_nothing_loads_torch_before_run_py_hands_out_the_gpus(kit, tmp_path):
@@ -87,8 +76,9 @@ def test_nothing_loads_torch_before_run_py_hands_out_the_gpus(kit, tmp_path):
     )
     assert "torch is loaded before the GPUs are handed out: False" in done.stdout
     assert done.stderr.splitlines() == [
-        "featstore: VLMEvalKit failed on 1, see its log above:",
+        "featstore: VLMEvalKit has not finished:",
         "  Other-VLM x Nonsense: VLMEvalKit knows no such dataset",
+        "mend what is named, then run the same with --reuse",
     ]
     assert done.returncode == 1
 
@@ -119,13 +109,18 @@ def test_ranks_meet_over_gloo_only_where_there_is_no_gpu(monkeypatch, cuda, back
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(dist, "init_process_group", lambda **options: asked.append(options))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    launch._let_cpus_meet()
+    ranks._let_cpus_meet()
     dist.init_process_group(backend="nccl", timeout=1)
     assert asked == [{"backend": backend, "timeout": 1}]
 
 
-def test_an_older_run_py_without_a_status_file_runs_too():
-    assert launch._collect_failures(types.ModuleType("run")) == {}
+def test_a_run_py_that_cannot_tell_what_it_finished_is_refused():
+    old = types.ModuleType("run")
+    old.__file__ = "run.py"
+    with pytest.raises(
+        MissingExtra, match=r"run\.py has no upsert_dataset_status.*update VLMEvalKit"
+    ):
+        Outcome(old)
 
 
 def test_ranks_build_a_dataset_one_after_another(monkeypatch, tmp_path):
@@ -144,7 +139,7 @@ def test_ranks_build_a_dataset_one_after_another(monkeypatch, tmp_path):
 
     run.build_dataset_from_config = lambda name: (name, is_free())
     run.build_dataset_from_cli = lambda name: run.build_dataset_from_config(name)
-    launch._build_in_turn(run)
+    ranks._build_in_turn(run)
     assert run.build_dataset_from_cli("MLVU") == ("MLVU", False)
     assert run.build_dataset_from_config("MLVU") == ("MLVU", False)
     assert is_free()

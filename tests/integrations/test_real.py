@@ -1,4 +1,4 @@
-"""VLMEvalKit itself, unedited, on tiny stand-ins of the seven benchmarks: some eight minutes on two cores.
+"""VLMEvalKit itself, unedited, on tiny stand-ins of the seven benchmarks: some fifteen minutes on two cores.
 
 VLMEVALKIT_ROOT names a checkout of it; the interpreter that runs the tests needs its requirements.
 """
@@ -11,13 +11,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from opened import Opened
 
 from featstore.store.check import check_dataset
 from featstore.store.reader import FeatureStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 sys.path.insert(0, str(Path(__file__).parent))
 from real_benchmarks import about, lay_out, snapshot
@@ -27,6 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = [
     pytest.mark.skipif(not ROOT, reason="VLMEVALKIT_ROOT names no checkout of VLMEvalKit"),
     pytest.mark.timeout(1800),
+    pytest.mark.slow,
 ]
 
 AT_128 = {
@@ -48,6 +52,7 @@ SMALL = {
     "MMBench_Video_8frame_nopack": "MMBench-Video",
     "LongVideoBench_8frame": "LongVideoBench",
 }
+BROKEN = ["Video-MME_8frame", "MLVU_8frame"]  # in which a video is broken
 UNIQUE = sum(map(len, about.VIDEOS.values()))
 QUESTIONS = {dataset: len(about.rows(dataset)) for dataset in about.VIDEOS}
 MODEL = "LongVA-7B-Cached"
@@ -66,7 +71,9 @@ class Place(NamedTuple):
     folder: Path
     env: dict[str, str]
 
-    def featstore(self, *arguments: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+    def featstore(
+        self, *arguments: str, ranks: int = 1, code: int = 0
+    ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m"]
         if ranks > 1:
             command += ["torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone", "-m"]
@@ -77,7 +84,7 @@ class Place(NamedTuple):
             env=self.env,
             cwd=self.folder,
         )
-        assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+        assert done.returncode == code, f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
         return done
 
     def vlmeval(
@@ -205,7 +212,7 @@ def test_a_warm_run_misses_nothing_opens_no_video_and_answers_the_same(place, co
 
 
 def test_a_model_that_sees_alike_finds_the_features_of_the_first(place, cold):
-    other = place.vlmeval(SMALL, "other", "--cache-dir", "one", model="Temporal-v1-Cached")
+    other = place.vlmeval(SMALL, "other", "--cache-dir", "one", model="LongVA-Temporal-v1-Cached")
     assert other.misses == 0
     assert other.answers != cold.answers
     assert place.stored("one") == about.VIDEOS
@@ -222,6 +229,78 @@ def test_two_warm_ranks_miss_nothing_and_open_no_video(place, cold_on_two):
     assert (warm.hits, warm.misses) == (sum(QUESTIONS.values()), 0)
     assert warm.opened == set()
     assert warm.answers == cold_on_two.answers
+
+
+@pytest.fixture
+def broken(place) -> Iterator[Callable[[], None]]:
+    """One video of Video-MME missing, one of MLVU damaged, until what this gives is called."""
+    missing = snapshot(place.folder / "hf", "Video-MME") / "video/N1cdUjctpG8.mp4"
+    damaged = snapshot(place.folder / "hf", "MLVU") / "MLVU/video/2_needle/movie101_66.mp4"
+    kept = {path: path.read_bytes() for path in (missing, damaged)}
+    missing.unlink()
+    damaged.write_bytes(bytes(300))
+
+    def restore() -> None:
+        for path, content in kept.items():
+            path.write_bytes(content)
+
+    yield restore
+    restore()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "kind", "configs"),
+    [(1, "json", BROKEN), (1, "tsv", BROKEN), (2, "json", BROKEN), (2, "xlsx", [*SMALL])],
+)
+def test_a_missing_and_a_damaged_video_are_named_and_asked_again_once_they_are_back(
+    place, broken, ranks, kind, configs
+):
+    place = place._replace(env={**place.env, "PRED_FORMAT": kind})
+    work = f"broken-{ranks}-{kind}"
+    arguments = (
+        *("vlmeval", "--keep-going", "--option", "max_new_tokens=8", "--cache-dir", work, "--"),
+        *("--model", MODEL, "--mode", "infer", "--reuse", "--work-dir", work, "--data", *configs),
+    )
+    done = place.featstore(*arguments, ranks=ranks, code=1)
+    said = done.stderr[done.stderr.index("featstore: VLMEvalKit has not finished") :].splitlines()
+    assert said[1:3] == [
+        f"  {MODEL} x Video-MME_8frame: 1 of 4 questions have no answer, about N1cdUjctpG8",
+        f"  {MODEL} x MLVU_8frame: 1 of 3 questions have no answer, about movie101_66.mp4",
+    ]
+    assert said[4].startswith("  MLVU/2_needle/movie101_66: ")
+    assert said[5].startswith("  Video-MME/N1cdUjctpG8: ")
+    broken()
+    place.featstore(*arguments, ranks=ranks)
+    place.featstore(*arguments, ranks=ranks)
+
+
+def test_a_rank_that_cannot_read_a_video_costs_its_dataset_and_no_other(place, broken):
+    done = place.featstore(
+        *("vlmeval", "--option", "max_new_tokens=8", "--cache-dir", "stopped", "--"),
+        *("--model", MODEL, "--mode", "infer", "--work-dir", "stopped", "--data", *SMALL),
+        ranks=2,
+        code=1,
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith(f"  {MODEL} x ")]
+    assert [line.split(":")[0] for line in lines] == [
+        f"  {MODEL} x Video-MME_8frame",
+        f"  {MODEL} x MLVU_8frame",
+    ]
+
+
+def test_scoring_where_there_are_no_predictions_is_no_success(place):
+    arguments = (
+        "--model",
+        MODEL,
+        "--mode",
+        "eval",
+        "--work-dir",
+        "nothing",
+        "--data",
+        "MLVU_8frame",
+    )
+    done = place.featstore("vlmeval", "--cache-dir", "one", "--", *arguments, code=1)
+    assert f"{MODEL} x MLVU_8frame: 3 of 3 questions have no answer" in done.stderr
 
 
 def test_without_the_cache_the_same_questions_are_answered_and_nothing_is_stored(place):

@@ -21,9 +21,9 @@ CONFIGS = [
     "LongVideoBench_128frame",
 ]
 MODELS = {
-    "LongVA-7B-Cached": "lmms-lab/LongVA-7B",
-    "Temporal-v1-Cached": "Eculid/Temporal-v1",
-    "Temporal-v2-Cached": "Eculid/Temporal-v2",
+    "LongVA-7B": "lmms-lab/LongVA-7B-DPO",
+    "LongVA-Temporal-v1": "Eculid/Temporal-v1",
+    "LongVA-Temporal-v2": "Eculid/Temporal-v2",
 }
 
 
@@ -46,19 +46,21 @@ def test_registering_adds_models_and_benchmarks_in_place(tables):
     models, datasets = tables
     there = {*models, *datasets}
     vlmevalkit.register(cache_dir="cache")
-    assert {*models, *datasets} == there | {*MODELS, *CONFIGS}
+    cached = {f"{name}-Cached" for name in MODELS}
+    assert {*models, *datasets} == there | {*MODELS, *cached, *CONFIGS}
     for name, checkpoint in MODELS.items():
-        build = models[name]
-        assert isinstance(build, functools.partial)
-        assert build.keywords == {
-            "model_path": checkpoint,
-            "cache_dir": "cache",
-            "enable_cache": True,
-        }
+        for build, cache_dir in ((models[name], None), (models[f"{name}-Cached"], "cache")):
+            assert isinstance(build, functools.partial)
+            assert build.keywords == {
+                "model_path": checkpoint,
+                "cache_dir": cache_dir,
+                "enable_cache": cache_dir is not None,
+            }
+            assert build().model.cache_dir == cache_dir
     for name in CONFIGS:
         assert isinstance(datasets[name], functools.partial)
         assert datasets[name]().nframe == 128
-    assert models["LongVA-7B-Cached"]().model.checkpoint == "lmms-lab/LongVA-7B"
+    assert models["LongVA-7B-Cached"]().model.checkpoint == "lmms-lab/LongVA-7B-DPO"
 
 
 def test_registering_twice_changes_nothing(tables):
@@ -85,17 +87,21 @@ def test_checkpoints_are_named_by_arguments_or_the_environment(tables, monkeypat
     monkeypatch.setenv("FEATSTORE_CACHE_DIR", "cache")
     monkeypatch.setenv("FEATSTORE_LONGVA_7B", "/models/LongVA-7B")
     vlmevalkit.register(
-        checkpoints={"Temporal-v1-Cached": "/models/v1", "Mine": "/models/mine"}, dtype="fp16"
+        checkpoints={"LongVA-Temporal-v1-Cached": "/models/v1", "Mine": "/models/mine"},
+        dtype="fp16",
     )
-    paths = {name: models[name].keywords["model_path"] for name in (*MODELS, "Mine")}
-    assert paths == {
-        "LongVA-7B-Cached": "/models/LongVA-7B",
-        "Temporal-v1-Cached": "/models/v1",
-        "Temporal-v2-Cached": "Eculid/Temporal-v2",
-        "Mine": "/models/mine",
-    }
-    assert models["Mine"].keywords["cache_dir"] == "cache"
-    assert models["Mine"].keywords["dtype"] == "fp16"
+    for behind in ("", "-Cached"):
+        names = (*MODELS, "Mine")
+        paths = {name: models[name + behind].keywords["model_path"] for name in names}
+        assert paths == {
+            "LongVA-7B": "/models/LongVA-7B",
+            "LongVA-Temporal-v1": "/models/v1",
+            "LongVA-Temporal-v2": "Eculid/Temporal-v2",
+            "Mine": "/models/mine",
+        }
+        assert models["Mine" + behind].keywords["dtype"] == "fp16"
+    assert models["Mine-Cached"].keywords["cache_dir"] == "cache"
+    assert models["Mine"].keywords["cache_dir"] is None
 
 
 def test_a_config_file_of_vlmevalkit_finds_the_class(tables):
@@ -151,7 +157,7 @@ def test_subtitles_are_chosen_by_the_frames_vlmevalkit_would_take_and_none_is_de
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_ingest_and_model_name_the_same_videos(tables, config):
+def test_ingest_and_model_name_the_same_videos(tables, config, tmp_path):
     _, datasets = tables
     vlmevalkit.register(cache_dir="cache")
     from standin_rows import VIDEOS
@@ -160,7 +166,8 @@ def test_ingest_and_model_name_the_same_videos(tables, config):
     listed = list_videos(config)
     assert listed.nframe == 128
     assert {video.video_id for video in listed.videos} == VIDEOS[listed.dataset]
-    model, _ = infer_data_job_video("LongVA-7B-Cached", "LongVA-7B-Cached", datasets[config]())
+    name, result_file = "LongVA-7B-Cached", str(tmp_path / "predictions.json")
+    model = infer_data_job_video(name, tmp_path, name, datasets[config](), result_file)
     asked = {(asked["dataset"], asked["video"]): asked["path"] for asked in model.model.asked}
     assert {name for name, _ in asked} == {listed.dataset}
     same = {(listed.dataset, video.video_id): video.path for video in listed.videos}

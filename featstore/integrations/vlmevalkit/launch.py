@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
-import functools
 import importlib.util
 import os
 import sys
-import tempfile
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import FeatstoreError, MissingExtra
 from featstore.integrations.vlmevalkit.kit import find_run_py
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
     from types import ModuleType
 
@@ -24,18 +21,24 @@ def run_vlmevalkit(
 ) -> None:
     """Run VLMEvalKit with the command line `arguments`; options: those of `register`.
 
-    Raises MissingExtra where run.py is not found, and FeatstoreError where a model failed on a dataset: VLMEvalKit
-    itself logs that and goes on.
+    Raises MissingExtra where run.py is not found or too old, and FeatstoreError where afterwards a question of a model
+    and dataset has no answer, or scoring failed: VLMEvalKit itself logs that and goes on.
     """
     path = find_run_py(run_py)
     run = _load(path)
+    from featstore.integrations.vlmevalkit.model import unanswerable
+    from featstore.integrations.vlmevalkit.outcome import Outcome
+    from featstore.integrations.vlmevalkit.predictions import let_reuse_go_on
     from featstore.integrations.vlmevalkit.registry import register
 
     register(**options)
-    failures = _collect_failures(run)
+    outcome = Outcome(run)
+    let_reuse_go_on(run)
+    unanswerable.clear()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        _let_cpus_meet()
-        _build_in_turn(run)
+        from featstore.integrations.vlmevalkit.ranks import join_ranks
+
+        join_ranks(run, unanswerable)
     before = sys.argv
     sys.argv = [str(path), *arguments]
     try:
@@ -43,9 +46,18 @@ def run_vlmevalkit(
         run.main()
     finally:
         sys.argv = before
-    if failures:
-        listed = "".join(f"\n  {what}: {why}" for what, why in failures.items())
-        raise FeatstoreError(f"VLMEvalKit failed on {len(failures)}, see its log above:{listed}")
+    if int(os.environ.get("RANK", "0")) > 0:
+        return  # rank 0 writes the predictions, and tells for all
+    if problems := outcome.problems():
+        raise FeatstoreError(_message(problems, unanswerable))
+
+
+def _message(problems: list[str], unanswerable: dict[str, str]) -> str:
+    lines = ["VLMEvalKit has not finished:", *(f"  {problem}" for problem in problems)]
+    if unanswerable:
+        lines.append("what could not be read:")
+        lines += [f"  {video}: {why}" for video, why in sorted(unanswerable.items())]
+    return "\n".join((*lines, "mend what is named, then run the same with --reuse"))
 
 
 def _load(path: Path) -> ModuleType:
@@ -60,71 +72,3 @@ def _load(path: Path) -> ModuleType:
     sys.modules["run"] = module
     spec.loader.exec_module(module)
     return module
-
-
-def _collect_failures(run: ModuleType) -> dict[str, str]:
-    """Return what will hold each failure, by model and dataset, as run.py writes it into its status file."""
-    failures: dict[str, str] = {}
-    write = getattr(run, "upsert_dataset_status", None)
-    if write is None:
-        return failures
-
-    @functools.wraps(write)
-    def upsert_dataset_status(*args: Any, **status: Any) -> Any:
-        reason = status.get("error_message")
-        if status.get("skip_reason") == "invalid_dataset":
-            reason = "VLMEvalKit knows no such dataset"
-        if reason:
-            failures[f"{status.get('model_name')} x {status.get('dataset_name')}"] = str(reason)
-        return write(*args, **status)
-
-    run.upsert_dataset_status = upsert_dataset_status  # type: ignore[attr-defined]
-    return failures
-
-
-def _let_cpus_meet() -> None:
-    """Have the ranks meet over gloo where there is no GPU: run.py asks for NCCL, which needs one."""
-    import torch
-    import torch.distributed as dist
-
-    if torch.cuda.is_available():
-        return
-    init: Callable[..., None] = dist.init_process_group
-
-    @functools.wraps(init)
-    def init_process_group(*args: Any, **options: Any) -> None:
-        if options.get("backend") == "nccl":
-            options["backend"] = "gloo"
-        init(*args, **options)
-
-    dist.init_process_group = init_process_group
-
-
-def _build_in_turn(run: ModuleType) -> None:
-    """Have the ranks of a machine build a dataset one after another.
-
-    A benchmark whose table has not the expected checksum, as Video_Holmes' never has, writes it anew in each rank; one
-    rank would read what another has half written.
-    """
-    place = os.path.join(tempfile.gettempdir(), f"featstore-vlmeval-{os.getuid()}.lock")
-    ours = False
-
-    def in_turn(build: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(build)
-        def build_in_turn(*args: Any, **options: Any) -> Any:
-            nonlocal ours
-            if ours:  # one of these functions calls the other
-                return build(*args, **options)
-            with open(place, "a") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                ours = True
-                try:
-                    return build(*args, **options)
-                finally:
-                    ours = False
-
-        return build_in_turn
-
-    for name in ("build_dataset_from_cli", "build_dataset_from_config"):
-        if hasattr(run, name):
-            setattr(run, name, in_turn(getattr(run, name)))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import gc
+import os
+import sys
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from featstore.errors import FeatstoreError
+from featstore.errors import (
+    CheckpointError,
+    FeatstoreError,
+    MissingExtra,
+    StoreError,
+    VideoError,
+)
+from featstore.integrations.vlmevalkit.kit import import_kit
 from featstore.integrations.vlmevalkit.message import read_message
 from featstore.integrations.vlmevalkit.names import NFRAME, canonical_dataset, video_id
 from featstore.sampling import Sampling
-
-if TYPE_CHECKING:
-    import os
 
 # LLaVA's models in VLMEvalKit may answer as long; greedy, so that a score can be had twice.
 MAX_NEW_TOKENS = 2048
@@ -28,6 +34,11 @@ GENERATION = frozenset(
         "top_p",
     )
 )
+# Errors about more than the question that is asked; the next one would fail, too.
+_LASTING = (CheckpointError, MissingExtra, StoreError)
+
+# What the models of this process could not be asked about and left out, `dataset/video`, and why.
+unanswerable: dict[str, str] = {}
 
 
 class LongVAMixin:
@@ -48,12 +59,15 @@ class LongVAMixin:
         *,
         nframe: int = NFRAME,
         sampling: str = "linspace",
+        keep_going: bool = False,
         **options: Any,
     ) -> None:
         """Load the language side of the checkpoint `model_path`.
 
         enable_cache: False for the uncached model, by the same code; cache_dir is not looked at then. sampling: which
-        frames, as `featstore ingest --sampling` says it. options: those of GENERATION go to each answer, the others
+        frames, as `featstore ingest --sampling` says it. keep_going: answer a question whose video or image cannot be
+        had with VLMEvalKit's word for a failure, FAIL_MSG, which its --reuse asks again, where otherwise the exception
+        ends the whole dataset. options: those of GENERATION go to each answer, the others
         to featstore.longva.CachedLongVA.
         """
         super().__init__()
@@ -65,6 +79,7 @@ class LongVAMixin:
         from featstore.longva.cached import CachedLongVA
 
         self.nframe = nframe
+        self._keep_going = keep_going
         self._generation = {"max_new_tokens": MAX_NEW_TOKENS} | {
             name: options.pop(name) for name in GENERATION & options.keys()
         }
@@ -75,6 +90,28 @@ class LongVAMixin:
             sampling=Sampling.parse(sampling, nframe),
             **options,
         )
+
+    def generate(self, message: list[dict[str, Any]], dataset: str | None = None) -> str:
+        """Return the answer to a message; FAIL_MSG where there can be none and the model is to keep going."""
+        try:
+            return self._generate(message, dataset)
+        except _LASTING:
+            raise
+        except FeatstoreError as exc:
+            if not self._keep_going:
+                raise
+            return _fail(message, canonical_dataset(dataset or ""), exc)
+
+    def _generate(self, message: list[dict[str, Any]], dataset: str | None) -> str:
+        try:
+            answer: str = super().generate(message, dataset)  # type: ignore[misc]
+            return answer
+        except AssertionError as exc:  # VLMEvalKit's, without a word, where a file is not there
+            for item in _shown(message):
+                if not os.path.isfile(item["value"]):
+                    path = item["value"]
+                    raise VideoError(f"{path} is not there, or no file; put it back", path) from exc
+            raise
 
     def generate_inner(self, message: list[dict[str, Any]], dataset: str | None = None) -> str:
         """Return the answer to a message about at most one video."""
@@ -91,11 +128,23 @@ class LongVAMixin:
         )
 
 
+def _shown(message: Any) -> list[dict[str, Any]]:
+    return [item for item in message if isinstance(item, dict) and item.get("type") != "text"]
+
+
+def _fail(message: list[dict[str, Any]], dataset: str, error: FeatstoreError) -> str:
+    """Note why there is no answer, once a video, and return what VLMEvalKit writes in its place."""
+    about = next((video_id(dataset, item["value"]) for item in _shown(message)), "text")
+    if f"{dataset}/{about}" not in unanswerable:
+        print(f"featstore: {error}; left unanswered: questions about it", file=sys.stderr)
+        unanswerable[f"{dataset}/{about}"] = str(error)
+    answer: str = import_kit("vlmeval.inference_video").FAIL_MSG
+    return answer
+
+
 @lru_cache(maxsize=1)
 def longva_cached() -> Any:
     """Return LongVA_Cached, the mixin on VLMEvalKit's BaseModel; MissingExtra where there is no VLMEvalKit."""
-    from featstore.integrations.vlmevalkit.kit import import_kit
-
     base = import_kit("vlmeval.vlm.base").BaseModel
     return type("LongVA_Cached", (LongVAMixin, base), {"__module__": __name__, "__doc__": _DOC})
 

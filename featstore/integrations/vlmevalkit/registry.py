@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     Table = MutableMapping[str, Callable[..., Any]]
 
 CACHE_VARIABLE = "FEATSTORE_CACHE_DIR"
-# name on VLMEvalKit's command line -> checkpoint, and the variable that may name another place of it
+CACHED = "-Cached"
+# name on VLMEvalKit's command line -> checkpoint, and the variable that may name another place of it. With CACHED
+# behind its name a model has the store, and without it decodes and encodes for every question, by the same code.
 MODELS = {
-    "LongVA-7B-Cached": ("lmms-lab/LongVA-7B", "FEATSTORE_LONGVA_7B"),
-    "Temporal-v1-Cached": ("Eculid/Temporal-v1", "FEATSTORE_TEMPORAL_V1"),
-    "Temporal-v2-Cached": ("Eculid/Temporal-v2", "FEATSTORE_TEMPORAL_V2"),
+    "LongVA-7B": ("lmms-lab/LongVA-7B-DPO", "FEATSTORE_LONGVA_7B"),
+    "LongVA-Temporal-v1": ("Eculid/Temporal-v1", "FEATSTORE_TEMPORAL_V1"),
+    "LongVA-Temporal-v2": ("Eculid/Temporal-v2", "FEATSTORE_TEMPORAL_V2"),
 }
 
 
@@ -33,11 +35,12 @@ def register(
     checkpoints: Mapping[str, str] | None = None,
     **options: Any,
 ) -> None:
-    """Add the models of MODELS and the benchmarks at 128 frames to VLMEvalKit's tables, in place.
+    """Add the models of MODELS, with and without the store, and the benchmarks at 128 frames to VLMEvalKit's tables.
 
-    supported_VLM, supported_video_datasets: VLMEvalKit's own tables by default. cache_dir: the store, else the variable
-    FEATSTORE_CACHE_DIR. checkpoints: folders or Hub ids by model name, in place of those in MODELS and their variables;
-    a name that is not in MODELS becomes a model too. options: LongVA_Cached's, for all. Doing it again replaces the
+    supported_VLM, supported_video_datasets: VLMEvalKit's own tables by default, changed in place. cache_dir: the store,
+    else the variable FEATSTORE_CACHE_DIR. enable_cache: False leaves all models without the store. checkpoints: folders
+    or Hub ids by model name, with or without CACHED behind it, in place of those in MODELS and their variables; a name
+    that is not in MODELS becomes two models as well. options: LongVA_Cached's, for all. Doing it again replaces the
     models and changes nothing else. LongVA_Cached also becomes a class that VLMEvalKit's --config finds.
     """
     if supported_VLM is None:
@@ -49,12 +52,11 @@ def register(
     import_kit("vlmeval.vlm").LongVA_Cached = model  # type: ignore[attr-defined]
     cache_dir = cache_dir or os.environ.get(CACHE_VARIABLE) or None
     known = {name: os.environ.get(place) or hub for name, (hub, place) in MODELS.items()}
-    for name, checkpoint in (known | dict(checkpoints or {})).items():
-        supported_VLM[name] = functools.partial(
-            model,
-            model_path=checkpoint,
-            cache_dir=cache_dir,
-            enable_cache=enable_cache,
-            **options,
+    known |= {name.removesuffix(CACHED): place for name, place in (checkpoints or {}).items()}
+    for name, checkpoint in known.items():
+        build = functools.partial(model, model_path=checkpoint, **options)
+        supported_VLM[name] = functools.partial(build, cache_dir=None, enable_cache=False)
+        supported_VLM[name + CACHED] = functools.partial(
+            build, cache_dir=cache_dir, enable_cache=enable_cache
         )
     add_datasets(supported_video_datasets)

@@ -20,13 +20,29 @@ def video(*parts):
     return {"type": "video", "value": os.path.join(*parts)}
 
 
+class Table(dict):
+    """Columns by name: as much of a DataFrame as is asked of it. len() says how many rows."""
+
+    def __init__(self, rows):
+        names = dict.fromkeys(name for row in rows for name in row)
+        super().__init__({name: [row.get(name) for row in rows] for name in names})
+
+    def __len__(self):
+        return len(self["index"])
+
+
 class VideoBaseDataset:
     MODALITY = "VIDEO"
 
     def __init__(self, dataset, nframe=0, fps=-1):
         self.dataset_name, self.nframe, self.fps = dataset, nframe, fps
         self.data_root = str(snapshot(dataset))
-        self.data = rows(dataset)
+        self.rows = [{"index": index, **row} for index, row in enumerate(rows(dataset))]
+        self.data = Table(self.rows)
+
+    def evaluate(self, file):
+        """Score nothing."""
+        assert "STANDIN_SCORING_FAILS" not in os.environ
 
 
 class VideoMME(VideoBaseDataset):
@@ -38,7 +54,7 @@ class VideoMME(VideoBaseDataset):
         return decode(os.path.join(self.data_root, "video", name + ".mp4"))
 
     def build_prompt(self, line, video_llm):
-        row = self.data[line]
+        row = self.rows[line]
         prompt = [
             text(""),
             video(self.data_root, "video", row["video"] + ".mp4"),
@@ -57,7 +73,7 @@ class Video_Holmes(VideoBaseDataset):
         return decode(os.path.join(self.data_root, "video", name + ".mp4"))
 
     def build_prompt(self, line, video_llm):
-        row = self.data[line]
+        row = self.rows[line]
         frames, _, _ = self.save_video_frames(row["video"], video_llm)
         shown = [video(self.data_root, "video", row["video"] + ".mp4")]
         if not video_llm:
@@ -71,7 +87,7 @@ class ConcatVideoDataset(VideoBaseDataset):
         del self.data_root  # it has none: its tables have
 
     def build_prompt(self, line, video_llm):
-        row = self.data[line]
+        row = self.rows[line]
         root = str(snapshot(self.dataset_name))
         return [
             text("Watch.", role="system"),
@@ -90,7 +106,7 @@ class MLVU(ConcatVideoDataset):
 
 class VideoMMMU(VideoBaseDataset):
     def build_prompt(self, line, video_llm):
-        row = self.data[line]
+        row = self.rows[line]
         prompt = [video(self.data_root, row["video"])]
         if "image" in row:
             prompt.append({"type": "image", "value": os.path.join(self.data_root, row["image"])})
@@ -104,7 +120,7 @@ class MMBenchVideo(VideoBaseDataset):
 
     def build_prompt(self, line, video_llm):
         assert not self.pack
-        row = self.data[line]
+        row = self.rows[line]
         return [text(row["question"]), video(self.data_root, "video/", row["video"] + ".mp4")]
 
 
@@ -113,7 +129,7 @@ class LongVideoBench(VideoBaseDataset):
         return decode(os.path.join(self.data_root, path))
 
     def build_prompt(self, line, video_llm):
-        row = self.data[line]
+        row = self.rows[line]
         _, _, about = self.save_video_frames(row["video_path"], video_llm)
         assert about["fps"]
         return [text(""), video(self.data_root, row["video_path"]), text(row["question"])]

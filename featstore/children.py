@@ -188,7 +188,7 @@ def join_parent(*, die_with_parent: bool) -> tuple[Connection, dict[str, Any], S
 
     Interrupts are left to the parent. die_with_parent: be killed when the parent dies, where the system can do that.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     fd, parent = map(int, sys.argv[1:3])
     if die_with_parent and sys.platform == "linux":

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from featstore.cli.interrupts import INTERRUPTED, stop_on_signals
 from featstore.cli.options import (
     cache_dir_option,
     json_option,
@@ -28,13 +26,13 @@ from featstore.cli.streams import say
 from featstore.errors import gib
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    import threading
+    from collections.abc import Mapping
 
     from featstore.encoders import Encoder, EncoderRecipe
     from featstore.pipeline.summary import IngestSummary
 
 SOME_FAILED = 3
-INTERRUPTED = 130
 
 
 @click.command(cls=SeveralDatasets)
@@ -244,27 +242,6 @@ def _recipe(options: dict[str, Any], device: str) -> EncoderRecipe:
         "dtype": None if options["dtype"] == "auto" else options["dtype"],
     }
     return EncoderRecipe("longva", words, options["batch_frames"])
-
-
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """Give an event that the first SIGINT or SIGTERM sets; a second one ends the program."""
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        say("stopping: what is encoded is being stored; once more to end at once")
-
-    before = {
-        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _plan_line(plan: IngestSummary, cache_dir: str) -> str:

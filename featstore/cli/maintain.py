@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli.ingest import INTERRUPTED, SOME_FAILED, stop_on_signals
+from featstore.cli.ingest import SOME_FAILED
+from featstore.cli.interrupts import INTERRUPTED, stop_on_signals
 from featstore.cli.options import cache_dir_option, digits, json_option, size
 from featstore.cli.printing import plain, print_json
 from featstore.cli.progress import show_progress

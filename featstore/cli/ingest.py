@@ -19,11 +19,11 @@ from featstore.cli.options import (
     tower_option,
     usage_errors,
 )
-from featstore.cli.printing import clock, plain, print_json
+from featstore.cli.printing import clock, print_json
 from featstore.cli.progress import show_progress
 from featstore.cli.sources import SeveralDatasets, Source, choose_sources
 from featstore.cli.streams import say
-from featstore.errors import gib
+from featstore.errors import gib, plain, plain_line
 
 if TYPE_CHECKING:
     import threading
@@ -174,7 +174,7 @@ def ingest(**options: Any) -> None:
         found = [summary.to_dict() for summary in summaries]
         print_json(found if options["datasets"] else found[0])
     if summaries[-1].full:
-        click.echo(f"featstore: {summaries[-1].full}", err=True)
+        click.echo(f"featstore: {plain(summaries[-1].full)}", err=True)
         sys.exit(1)
     if stop.is_set():
         sys.exit(INTERRUPTED)
@@ -268,7 +268,7 @@ def _print_summary(summary: IngestSummary) -> None:
         f"{summary.dataset}: {summary.stored} stored, {summary.skipped} skipped, {len(summary.failures)} failed, "
         f"{gib(summary.record_bytes)} in {clock(summary.seconds)}"
     )
-    click.echo(f"  {summary.spec.describe()}")
+    click.echo(f"  {plain_line(summary.spec.describe())}")
     if summary.stored:
         shares = summary.shares
         worst = summary.bottleneck
@@ -276,6 +276,6 @@ def _print_summary(summary: IngestSummary) -> None:
         click.echo("  decoded by: " + _shares(summary.decoders))
         click.echo(f"  bottleneck: {worst} ({shares[worst]:.0%} busy); {others}")
     for failure in summary.failures:
-        click.echo(f"  failed: {plain(f'{failure.video_id}: {failure.reason}')}")
+        click.echo(f"  failed: {plain_line(f'{failure.video_id}: {failure.reason}')}")
     for failure in summary.failed_before:
-        click.echo(f"  failed before: {plain(f'{failure.video_id}: {failure.reason}')}")
+        click.echo(f"  failed before: {plain_line(f'{failure.video_id}: {failure.reason}')}")

@@ -102,6 +102,7 @@ class CachedLongVA:
             self._language, encoder.device, self.statistics, prefix_cache=prefix_cache
         )
         self._encoder = encoder
+        self._files = open_files(checkpoint)
         self._cached = cache_dir is not None
         self._dataset = dataset
         self._tiling: Tiling | None = None
@@ -205,11 +206,11 @@ class CachedLongVA:
         spec = self._spec
         if nframe is not None and nframe != spec.sampling.nframe:
             spec = replace(spec, sampling=replace(spec.sampling, nframe=nframe))
-        return Wanted(dataset or "", video, None if path is None else os.fspath(path), spec)
+        return Wanted(dataset or "", video, None if path is None else os.path.abspath(path), spec)
 
     def _image(self, image: str | os.PathLike[str] | Image.Image) -> Visual:
         if self._tiling is None:
-            config = read_json(open_files(self._encoder.origin), "config.json")
+            config = read_json(self._files, "config.json")
             assert config is not None  # the encoder read it
             self._tiling = read_tiling(config, self._encoder.identity)
         parts = self._source.live.encode_frames(self._tiling.cut(image))

@@ -84,10 +84,13 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
 
 @pytest.fixture
 def start(started):
-    def start(*words: object, ignored: signal.Signals | None = None) -> subprocess.Popen[str]:
+    def start(
+        *words: object, ignored: signal.Signals | None = None, cwd: Path | None = None
+    ) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, *map(str, words)],
             env=python_env(),
+            cwd=cwd,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -242,3 +245,22 @@ def test_maintenance_is_interrupted_and_leaves_a_sound_store(
     _, said = process.communicate(timeout=60)
     assert process.returncode == INTERRUPTED, said
     assert "Traceback" not in said
+
+
+IN_TEXT = """
+import featstore.store.check
+
+def check_dataset(*words):
+    exec("raise KeyboardInterrupt")
+
+featstore.store.check.check_dataset = check_dataset
+"""
+
+
+def test_an_interrupt_in_code_made_of_text_ends_with_the_same_code(start, cache, tmp_path):
+    """As in the making of a dataclass: after it, `python -m` itself would end by the signal."""
+    store_videos(cache, "demo", {"a": toy_features(1)})
+    (tmp_path / "program.py").write_text(IN_TEXT + COMMAND)
+    process = start("-m", "program", "check", "--cache-dir", cache, cwd=tmp_path)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (INTERRUPTED, "featstore: interrupted\n")

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import mmap
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -26,8 +28,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 import msgpack
 
+from featstore.errors import FeatstoreError
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 MAX_MESSAGE_BYTES = 256 << 20  # a token scale of some million tokens fits
 _PR_SET_PDEATHSIG = 1
@@ -70,6 +74,20 @@ class Slots:
     def close(self) -> None:
         """Let go of the descriptor; memory goes with its last view."""
         os.close(self.fd)
+
+
+@contextlib.contextmanager
+def enough_descriptors() -> Iterator[None]:
+    """Raise FeatstoreError, which says what to do, where the process may open no more files."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno != errno.EMFILE:
+            raise
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        raise FeatstoreError(
+            f"this process has as many files open as it may, {most}; let it have more with ulimit -n, or let go of some"
+        ) from exc
 
 
 class Child:
@@ -188,7 +206,7 @@ def join_parent(*, die_with_parent: bool) -> tuple[Connection, dict[str, Any], S
 
     Interrupts are left to the parent. die_with_parent: be killed when the parent dies, where the system can do that.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     fd, parent = map(int, sys.argv[1:3])
     if die_with_parent and sys.platform == "linux":

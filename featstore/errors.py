@@ -104,3 +104,18 @@ def gib(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.2f} GiB"
+
+
+def plain(text: str) -> str:
+    """Return `text` as it may be printed: its lines, with what would steer a terminal escaped.
+
+    Names and reasons in a store may be anybody's: an escape sequence in one could rewrite what the screen says.
+    """
+    return "\n".join(map(plain_line, text.split("\n")))
+
+
+def plain_line(text: str) -> str:
+    """Return `text` as `plain` does, on one line."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from featstore.store.check import check_dataset
 from featstore.store.layout import dataset_names
 
 TOOLS = Path(__file__).parents[1] / "tools"
+
+# In the background of a script interrupts are ignored, and would be in all that the tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # An example that takes long on a busy machine is no failure.
 settings.register_profile("featstore", deadline=None)

@@ -330,6 +330,29 @@ def test_limits_are_said_in_units_that_show_them(sample_clips, tmp_path):
     )
 
 
+@pytest.mark.parametrize("command", ["ls", "check", "ingest", "vlmeval"])
+def test_an_empty_cache_directory_does_not_stand_for_the_current_folder(stored, command):
+    """As `--cache-dir "$CACHE"` is where the variable is not set."""
+    done = run(command, "--cache-dir", "")
+    assert (done.exit_code, "it is empty; name a folder" in done.stderr) == (2, True)
+
+
+def test_an_empty_dataset_does_not_stand_for_all_of_them(stored):
+    done = run("check", "--cache-dir", stored, "--dataset", "")
+    assert (done.exit_code, "cannot be called ''" in done.stderr) == (1, True)
+
+
+def test_an_ingest_that_may_open_no_more_files_says_what_to_do(sample_clips, cache):
+    words = f"-m featstore ingest --encoder toy --videos {sample_clips} --dataset demo --cache-dir {cache}"
+    words = f"ulimit -n 12; {sys.executable} {words} --nframe 4 --min-free 1MB"
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "featstore: this process has as many files open as it may, 12; let it have more with ulimit -n, or let go of "
+        "some"
+    )
+
+
 def test_dry_run_prints_the_plan_and_touches_nothing(sample_clips, tmp_path):
     done = ingest(sample_clips, tmp_path / "cache", "--dry-run")
     assert done.exit_code == 0

@@ -13,13 +13,13 @@ import click
 
 from featstore import __version__
 from featstore.cli.compare import compare
-from featstore.cli.ingest import INTERRUPTED, ingest
+from featstore.cli.ingest import ingest
+from featstore.cli.interrupts import INTERRUPTED, raise_interrupts
 from featstore.cli.maintain import check, compact, merge, rm, seal
-from featstore.cli.printing import plain
 from featstore.cli.show import get_features, info, list_store, shape
 from featstore.cli.streams import say, standard_streams
 from featstore.cli.vlmeval import vlmeval
-from featstore.errors import FeatstoreError
+from featstore.errors import FeatstoreError, plain
 
 
 class _Group(click.Group):
@@ -33,10 +33,10 @@ class _Group(click.Group):
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         try:
-            return super().invoke(ctx)
+            with raise_interrupts():
+                return super().invoke(ctx)
         except FeatstoreError as exc:
-            lines = map(plain, str(exc).split("\n"))
-            click.echo("featstore: " + "\n".join(lines), err=True)
+            click.echo(f"featstore: {plain(str(exc))}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             say("featstore: interrupted")

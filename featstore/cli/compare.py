@@ -16,8 +16,9 @@ from featstore.cli.options import (
     tower_option,
     usage_errors,
 )
-from featstore.cli.printing import plain, print_json, print_table
+from featstore.cli.printing import print_json, print_table
 from featstore.cli.streams import say
+from featstore.errors import plain_line
 
 if TYPE_CHECKING:
     from featstore.longva import CachedLongVA, LongVAEncoder
@@ -86,7 +87,7 @@ def compare(**options: Any) -> None:
         nframe=options["nframe"],
         spec=options["spec"],
         limits=Limits(options["max_relative_l2"], options["min_cosine"], options["min_identical"]),
-        on_row=lambda row: say(f"compared {row.video_id}"),
+        on_row=lambda row: say(f"compared {plain_line(row.video_id)}"),
     )
     if options["as_json"]:
         print_json(report.to_dict())
@@ -131,7 +132,7 @@ def _print_report(report: Any) -> None:
     ]
     print_table(rows, as_json=False)
     for video, reason in report.failures.items():
-        click.echo(f"not compared: {plain(f'{video}: {reason}')}")
+        click.echo(f"not compared: {plain_line(f'{video}: {reason}')}")
     found = report.summary()
     if not report.rows:
         click.echo("nothing was compared")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import signal
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from featstore.cli.interrupts import INTERRUPTED, stop_on_signals
 from featstore.cli.options import (
     cache_dir_option,
     json_option,
@@ -21,20 +19,20 @@ from featstore.cli.options import (
     tower_option,
     usage_errors,
 )
-from featstore.cli.printing import clock, plain, print_json
+from featstore.cli.printing import clock, print_json
 from featstore.cli.progress import show_progress
 from featstore.cli.sources import SeveralDatasets, Source, choose_sources
 from featstore.cli.streams import say
-from featstore.errors import gib
+from featstore.errors import gib, plain, plain_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    import threading
+    from collections.abc import Mapping
 
     from featstore.encoders import Encoder, EncoderRecipe
     from featstore.pipeline.summary import IngestSummary
 
 SOME_FAILED = 3
-INTERRUPTED = 130
 
 
 @click.command(cls=SeveralDatasets)
@@ -175,7 +173,7 @@ def ingest(**options: Any) -> None:
         found = [summary.to_dict() for summary in summaries]
         print_json(found if options["datasets"] else found[0])
     if summaries[-1].full:
-        click.echo(f"featstore: {summaries[-1].full}", err=True)
+        click.echo(f"featstore: {plain(summaries[-1].full)}", err=True)
         sys.exit(1)
     if stop.is_set():
         sys.exit(INTERRUPTED)
@@ -245,27 +243,6 @@ def _recipe(options: dict[str, Any], device: str) -> EncoderRecipe:
     return EncoderRecipe("longva", words, options["batch_frames"])
 
 
-@contextlib.contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """Give an event that the first SIGINT or SIGTERM sets; a second one ends the program."""
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        say("stopping: what is encoded is being stored; once more to end at once")
-
-    before = {
-        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _plan_line(plan: IngestSummary, cache_dir: str) -> str:
     from featstore.store.layout import free_bytes
 
@@ -290,7 +267,7 @@ def _print_summary(summary: IngestSummary) -> None:
         f"{summary.dataset}: {summary.stored} stored, {summary.skipped} skipped, {len(summary.failures)} failed, "
         f"{gib(summary.record_bytes)} in {clock(summary.seconds)}"
     )
-    click.echo(f"  {summary.spec.describe()}")
+    click.echo(f"  {plain_line(summary.spec.describe())}")
     if summary.stored:
         shares = summary.shares
         worst = summary.bottleneck
@@ -298,6 +275,6 @@ def _print_summary(summary: IngestSummary) -> None:
         click.echo("  decoded by: " + _shares(summary.decoders))
         click.echo(f"  bottleneck: {worst} ({shares[worst]:.0%} busy); {others}")
     for failure in summary.failures:
-        click.echo(f"  failed: {plain(f'{failure.video_id}: {failure.reason}')}")
+        click.echo(f"  failed: {plain_line(f'{failure.video_id}: {failure.reason}')}")
     for failure in summary.failed_before:
-        click.echo(f"  failed before: {plain(f'{failure.video_id}: {failure.reason}')}")
+        click.echo(f"  failed before: {plain_line(f'{failure.video_id}: {failure.reason}')}")

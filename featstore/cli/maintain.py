@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli.ingest import INTERRUPTED, SOME_FAILED, stop_on_signals
+from featstore.cli.ingest import SOME_FAILED
+from featstore.cli.interrupts import INTERRUPTED, stop_on_signals
 from featstore.cli.options import cache_dir_option, digits, json_option, size
-from featstore.cli.printing import plain, print_json
+from featstore.cli.printing import print_json
 from featstore.cli.progress import show_progress
-from featstore.errors import StoreError, StoreNotFound, gib
+from featstore.errors import StoreError, StoreNotFound, gib, plain, plain_line
 
 if TYPE_CHECKING:
     from featstore.store.check import CheckReport
@@ -34,7 +35,7 @@ def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> N
     from featstore.store.layout import dataset_names
     from featstore.store.repair import repair_dataset
 
-    names = [dataset] if dataset else dataset_names(cache_dir)
+    names = dataset_names(cache_dir) if dataset is None else [dataset]
     if not names:
         raise StoreNotFound(
             f"there is no dataset in {cache_dir}; --cache-dir is the folder that holds the datasets' own"
@@ -46,7 +47,7 @@ def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> N
         except (
             StoreError
         ) as exc:  # of one that cannot be opened; the others are looked at all the same
-            if dataset:
+            if dataset is not None:
                 raise
             report = CheckReport(name, problems=[str(exc)])
         reports.append(report)
@@ -94,7 +95,7 @@ def rm(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None, 
         f"the space is used by later ingests, or given back by featstore compact --dataset {dataset}"
     )
     for video in removed.missing:
-        click.echo(f"  not there: {plain(video)}")
+        click.echo(f"  not there: {plain_line(video)}")
     if removed.missing:
         sys.exit(SOME_FAILED)
 
@@ -171,9 +172,9 @@ def merge(
             f"{gib(done.record_bytes)}"
         )
         for name, reason in done.failures:
-            click.echo(f"  failed: {plain(f'{name}: {reason}')}")
+            click.echo(f"  failed: {plain_line(f'{name}: {reason}')}")
     if done.full:
-        click.echo(f"featstore: {done.full}", err=True)
+        click.echo(f"featstore: {plain(done.full)}", err=True)
         sys.exit(1)
     if done.interrupted:
         sys.exit(INTERRUPTED)
@@ -193,7 +194,7 @@ def _print_report(report: CheckReport) -> None:
         f"{report.failures} failures on record: {verdict}"
     )
     for problem in [*repaired, *report.problems]:
-        click.echo(f"  {plain(problem)}")
+        click.echo(f"  {plain_line(problem)}")
 
 
 def _ask(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None) -> None:

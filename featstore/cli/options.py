@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from featstore.errors import FeatstoreError
+from featstore.errors import FeatstoreError, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,7 @@ def usage_errors() -> Iterator[None]:
     except FeatstoreError:
         raise
     except ValueError as exc:
-        raise click.UsageError(str(exc)) from exc
+        raise click.UsageError(plain(str(exc))) from exc
 
 
 def size(text: str) -> int:
@@ -36,9 +36,17 @@ def size(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def not_empty(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Refuse an empty path, as of a variable that is not set: it would stand for the current folder."""
+    if value == "":
+        raise click.BadParameter("it is empty; name a folder")
+    return value
+
+
 cache_dir_option = click.option(
     "--cache-dir",
     required=True,
+    callback=not_empty,
     type=click.Path(file_okay=False),
     help="The folder that holds the store, one folder in it a dataset.",
 )

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from featstore.errors import plain_line
+
 
 def clock(seconds: float) -> str:
     """Return a duration for people: `0:42`, `2:03:59`."""
@@ -24,16 +26,6 @@ def date(seconds: float) -> str:
         return repr(seconds)
 
 
-def plain(text: str) -> str:
-    """Return one line for people, with what would steer a terminal escaped.
-
-    Names and reasons in a store may be anybody's: an escape sequence in one could rewrite what the screen says.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def print_json(value: Any) -> None:
     """Print a value for scripts."""
     click.echo(json.dumps(value, indent=2))
@@ -43,7 +35,7 @@ def print_facts(facts: dict[str, Any], indent: str = "") -> None:
     """Print names and values, aligned."""
     width = max(map(len, facts))
     for name, value in facts.items():
-        click.echo(f"{indent}{name:<{width}}  {plain(str(value))}")
+        click.echo(f"{indent}{name:<{width}}  {plain_line(str(value))}")
 
 
 def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -54,7 +46,7 @@ def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
     if not rows:
         return
     names = list(rows[0])
-    cells = [names, *([plain(str(row[name])) for name in names] for row in rows)]
+    cells = [names, *([plain_line(str(row[name])) for name in names] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
     numeric = [isinstance(rows[0][name], (int, float)) for name in names]
     for line in cells:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -44,6 +45,13 @@ def show_progress() -> Iterator[Callable[[Progress], None]]:
     finally:
         with suppress(OSError):
             bars.stop()
+
+
+def show_cursor() -> None:
+    """Show the terminal's cursor again, which a bar hides, where its block is not left."""
+    with suppress(OSError):
+        if os.isatty(2):
+            os.write(2, b"\x1b[?25h")
 
 
 class _Lines:

@@ -14,9 +14,9 @@ from featstore.cli.options import (
     spec_option,
     tower_option,
 )
-from featstore.cli.printing import date, plain, print_facts, print_json, print_table
+from featstore.cli.printing import date, print_facts, print_json, print_table
 from featstore.cli.streams import say
-from featstore.errors import FeatstoreError, gib
+from featstore.errors import FeatstoreError, gib, plain_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -88,7 +88,7 @@ def get_features(
     facts["source"] = f"{gib(header.source.size)}, xxh3-128 {header.source.xxh3_128}"
     print_facts(facts)
     if out:
-        say(f"written to {out}")
+        say(f"written to {plain_line(out)}")
 
 
 @click.command("ls")
@@ -215,7 +215,7 @@ def _dataset_row(row: dict[str, Any]) -> dict[str, Any]:
 
 def _print_dataset(row: dict[str, Any]) -> None:
     if "error" in row:
-        click.echo(f"{row['dataset']}: {plain(row['error'])}")
+        click.echo(f"{row['dataset']}: {plain_line(row['error'])}")
         return
     click.echo(
         f"{row['dataset']}: {row['videos']} videos, {gib(row['record_bytes'])} of records in a file of "

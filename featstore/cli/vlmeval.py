@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from featstore.cli.options import not_empty
+
 
 def _pair(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     pairs = [value.partition("=") for value in values]
@@ -26,6 +28,7 @@ def _pair(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     "--cache-dir",
     envvar="FEATSTORE_CACHE_DIR",
     show_envvar=True,
+    callback=not_empty,
     type=click.Path(file_okay=False),
     help="The folder that holds the store; filled with what is missing.",
 )

@@ -71,7 +71,13 @@ class DecoderPool:
         self._log = log
         self._queue: deque[Video] = deque()
         self._free = deque(range(slots.count))
-        self._workers = [_Worker(self._start()) for _ in range(workers)]
+        self._workers: list[_Worker] = []
+        try:
+            for _ in range(workers):
+                self._workers.append(_Worker(self._start()))
+        except BaseException:
+            self.kill()
+            raise
 
     def add(self, videos: list[Video]) -> None:
         """Queue videos, and start on them."""
@@ -110,6 +116,8 @@ class DecoderPool:
     def kill(self) -> None:
         """End all workers at once; what they were at is lost."""
         for worker in self._workers:
+            worker.child.process.kill()
+        for worker in self._workers:  # each dead already, also where an interrupt ends the waiting
             worker.child.kill()
         self._workers = []
 

@@ -40,10 +40,14 @@ _PLAYLISTS = (b"#EXTM3U", b"ffconcat")
 
 @dataclass(frozen=True)
 class Video:
-    """One video: its id and the path of its file."""
+    """One video: its id and the path of its file, which is made absolute."""
 
     video_id: str
     path: str
+
+    def __post_init__(self) -> None:
+        """Have the path name the same file after a chdir, and in a store."""
+        object.__setattr__(self, "path", os.path.abspath(self.path))
 
 
 def name_video(path: PurePath) -> str:

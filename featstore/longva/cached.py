@@ -207,7 +207,7 @@ class CachedLongVA:
         spec = self._spec
         if nframe is not None and nframe != spec.sampling.nframe:
             spec = replace(spec, sampling=replace(spec.sampling, nframe=nframe))
-        return Wanted(dataset or "", video, None if path is None else os.fspath(path), spec)
+        return Wanted(dataset or "", video, None if path is None else os.path.abspath(path), spec)
 
     def _cut(self, image: str | os.PathLike[str] | Image.Image) -> NDArray[np.uint8]:
         if self._tiling is None:

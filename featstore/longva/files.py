@@ -89,7 +89,7 @@ def open_files(where: str) -> Files:
     """Return the files of a local folder or, where there is none, of the Hub repository called so."""
     folder = Path(where).expanduser()
     if os.path.isdir(folder):
-        return LocalFiles(folder)
+        return LocalFiles(folder.absolute())  # also after a chdir
     if os.path.exists(folder):
         raise CheckpointError(
             f"{where!r:.300} is a file; name the folder that holds config.json and safetensors"

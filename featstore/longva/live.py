@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from featstore.children import Slots
+from featstore.children import Slots, enough_descriptors
 from featstore.decoding.pool import Decoded, DecoderPool
 from featstore.errors import VideoError
 from featstore.quantizing import (
@@ -68,6 +68,7 @@ class LiveEncoder:
         self._pool: DecoderPool | None = None
         self._frames: Slots | None = None
 
+    @enough_descriptors()
     def encode(self, video: Video, sampling: Sampling) -> Encoded:
         """Return the features of the frames that `sampling` picks; VideoError where there are none."""
         try:

@@ -6,6 +6,7 @@ tower's name plays no part either: checkpoints that speak differently share feat
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
@@ -15,8 +16,6 @@ from featstore.store.mismatch import describe_mismatch
 from featstore.store.reader import Dataset
 
 if TYPE_CHECKING:
-    import os
-
     from featstore.record import Features
     from featstore.spec import FeatureSpec
 
@@ -36,7 +35,7 @@ class Lookup:
 
     def __init__(self, cache_dir: str | os.PathLike[str]) -> None:
         """Open nothing yet."""
-        self.cache_dir = cache_dir
+        self.cache_dir = os.path.abspath(cache_dir)  # also after a chdir
         self._datasets: dict[str, Dataset] = {}
 
     def find(self, wanted: Wanted) -> Features | None:

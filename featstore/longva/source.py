@@ -22,6 +22,7 @@ from featstore.errors import (
     StoreDamaged,
     StoreError,
     StoreFull,
+    plain,
 )
 from featstore.longva.live import Encoded, LiveEncoder, store_features
 from featstore.longva.lookup import Lookup
@@ -240,4 +241,6 @@ def _describe_store(cache_dir: str | os.PathLike[str]) -> None:
 
 
 def _say(sentence: str) -> None:
-    print(f"featstore: {sentence}", file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # print would take stdout then
+        with suppress(OSError, ValueError):  # an answer is not to be lost to what cannot be said
+            print(f"featstore: {plain(sentence)}", file=sys.stderr, flush=True)

@@ -90,6 +90,6 @@ def report_at_exit(statistics: CacheStatistics) -> None:
 
 def _report() -> None:
     total = sum(_of_this_process, CacheStatistics())
-    if total.asked and _pid == os.getpid():
+    if total.asked and _pid == os.getpid() and sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):  # stderr may be gone by then
             print(total, file=sys.stderr, flush=True)

@@ -81,10 +81,10 @@ class ThreadLane:
         """Start the thread. It is no daemon: torch must not lose its thread in the middle of a batch."""
         self.connection, there = Pipe()
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(
+        self._ended = threading.Event()
+        threading.Thread(
             target=self._run, args=(there, encoder, memory), name="featstore-encoder"
-        )
-        self._thread.start()
+        ).start()
 
     def give(self, request: dict[str, int]) -> None:
         """Have a video encoded."""
@@ -97,14 +97,17 @@ class ThreadLane:
             try:
                 yield receive(self.connection)
             except (EOFError, ConnectionResetError):
-                self._thread.join()
                 assert self._failure is not None
                 raise self._failure from None
 
     def close(self) -> None:
-        """Let it end its batch, and go."""
+        """Let it end its batch, and go.
+
+        An interrupt may end the waiting: then the interpreter waits, when it ends. After an interrupted `join` it would
+        not (Python 3.12 and older take the thread for ended), and kill the thread inside torch, which aborts.
+        """
         self.connection.close()
-        self._thread.join()
+        self._ended.wait()
 
     def _run(self, there: Connection, encoder: Encoder, memory: Memory) -> None:
         try:
@@ -113,6 +116,7 @@ class ThreadLane:
             self._failure = exc
         finally:
             there.close()
+            self._ended.set()
 
 
 class ProcessLane:

@@ -42,13 +42,15 @@ class Plan:
 def list_videos(places: Iterable[str | os.PathLike[str]]) -> list[Video]:
     """Return the videos in folders and files, by id; a folder's are named by their path in it, without the suffix.
 
-    Links to folders are not followed. Raises ListingError where a place is not there or holds no video.
+    Links to folders are not followed. Raises ListingError where a place is not there or holds no video, or a folder in
+    it cannot be read.
     """
     videos: list[Video] = []
-    for place in map(Path, places):
-        if not place.exists():
-            raise ListingError(f"{place} does not exist; --videos takes folders and video files")
-        found = list(_walk(place)) if place.is_dir() else [_named(place, Path(place.name))]
+    for given in places:
+        place = Path(given)
+        if not os.fspath(given):
+            raise ListingError("a place of videos is empty; name a folder or a video file")
+        found = list(_walk(place)) if _is_folder(place) else [_named(place, Path(place.name))]
         if not found:
             raise ListingError(
                 f"{place} holds no video: no name in it ends in {' '.join(sorted(VIDEO_SUFFIXES))}"
@@ -76,7 +78,9 @@ def read_listing(file: str | os.PathLike[str]) -> list[Video]:
         videos = [_listed(file, line, row) for line, row in reader(file)]
     except ListingError:
         raise
-    except (OSError, ValueError, csv.Error) as exc:  # ValueError: no UTF-8, or a NUL in the name
+    except UnicodeDecodeError as exc:
+        raise ListingError(f"{file} is not UTF-8: {exc}; save it as UTF-8, uncompressed") from exc
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
         raise ListingError(f"{file} cannot be read: {exc}") from exc
     if not videos:
         raise ListingError(f"{file} names no video")
@@ -90,7 +94,7 @@ def _listed(file: Path, line: int, row: dict[str, Any]) -> Video:
             f"{file}, line {line}: found {repr(row)[:120]}; each row needs video_id and path, both strings that can "
             "be names"
         )
-    return Video(video_id, os.path.abspath(file.parent / path))
+    return Video(video_id, os.path.join(file.parent, path))
 
 
 def check_listing(videos: list[Video]) -> list[Video]:
@@ -103,7 +107,7 @@ def check_listing(videos: list[Video]) -> list[Video]:
         except ValueError as exc:
             raise ListingError(f"{video.path}: {exc}; give it an id in a manifest") from exc
         first = seen.setdefault(video.video_id, video)
-        if first is not video and os.path.abspath(first.path) != os.path.abspath(video.path):
+        if first is not video and first.path != video.path:
             twice.append(f"\n  {video.video_id!r}: {first.path} and {video.path}")
     if twice:
         raise ListingError(
@@ -180,9 +184,26 @@ def _is_another(entry: Entry, path: str) -> bool:
     return False
 
 
+def _is_folder(place: Path) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(place).st_mode)
+    except (OSError, ValueError) as exc:
+        raise _unlisted(place, exc) from exc
+
+
+def _unlisted(place: str | Path, exc: Exception) -> ListingError:
+    reason = getattr(exc, "strerror", None) or exc
+    return ListingError(
+        f"{place} cannot be listed: {reason}; --videos takes folders and video files that can be read"
+    )
+
+
 def _walk(folder: Path) -> Iterator[Video]:
+    def refuse(exc: OSError) -> None:
+        raise _unlisted(exc.filename, exc)
+
     # A name that ends like a video's is one, whatever it is: a folder or FIFO called x.mp4 shall be reported.
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder, onerror=refuse):
         named = [name for name in folders if Path(name).suffix.lower() in VIDEO_SUFFIXES]
         folders[:] = sorted(set(folders) - set(named))
         for name in sorted(files + named):
@@ -192,16 +213,16 @@ def _walk(folder: Path) -> Iterator[Video]:
 
 
 def _named(path: Path, below: Path) -> Video:
-    return Video(name_video(below), os.path.abspath(path))
+    return Video(name_video(below), os.fspath(path))
 
 
 def _read_jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_each_once)
             except (ValueError, RecursionError) as exc:
                 raise ListingError(f"{file}, line {number} is no JSON: {exc}") from exc
             if not isinstance(row, dict):
@@ -211,8 +232,39 @@ def _read_jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield number, row
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object has a name twice")
+    return found
+
+
 def _read_csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
-        for row in rows:
-            yield rows.line_num, row
+        # Strict: else a quote that is not closed takes all rows to the next one, or to the end, for one value.
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        columns: list[str] = []
+        try:
+            for row in filter(None, rows):
+                if not columns:
+                    columns = _columns(file, row)
+                elif len(row) > len(columns):
+                    raise ListingError(
+                        f"{file}, line {rows.line_num} has {len(row)} values for {len(columns)} columns; put a value "
+                        f"that contains {delimiter!r} in quotes"
+                    )
+                else:
+                    yield rows.line_num, dict(zip(columns, row, strict=False))
+        except csv.Error as exc:
+            raise ListingError(
+                f"{file}, line {rows.line_num} cannot be read: {exc}; a value that begins with a quote must end with "
+                "one, and a quote in it be doubled"
+            ) from exc
+
+
+def _columns(file: Path, names: list[str]) -> list[str]:
+    for name in filter(None, names):  # spreadsheets write columns without a name
+        if names.count(name) > 1:
+            raise ListingError(f"{file} has the column {name!r:.100} twice; leave one of them out")
+    return names

@@ -7,6 +7,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from featstore.children import enough_descriptors
 from featstore.codecs import require
 from featstore.decoding.pool import DECODE_MEMORY
 from featstore.decoding.video import DECODER, Video
@@ -81,6 +82,7 @@ def ingest(
     an encoder raised; what was committed until then stays.
     """
     begun = time.monotonic()
+    cache_dir = os.path.abspath(cache_dir)  # also after a chdir
     # Walked twice below, which a generator allows once.
     videos = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
     listed = [video for video in videos if isinstance(video, Video)]
@@ -118,7 +120,7 @@ def ingest(
     decoding = {"timeout": decode_timeout, "memory": decode_memory, "decoder": decoder}
     limits = {"min_free": min_free, "max_size": max_size, "lock_wait": lock_wait}
     settings = Settings(cache_dir, codec, decoding, limits)
-    with ExitStack() as stack:
+    with enough_descriptors(), ExitStack() as stack:
         try:
             stages = Stages(
                 stack,

@@ -46,7 +46,11 @@ class WriterProcess:
         self._log = log
         self._unanswered = 0
         self._child = Child(MODULE, slots, log, setup)
-        self._receive()
+        try:
+            self._receive()
+        except BaseException:
+            self._child.kill()  # it was given nothing yet
+            raise
 
     @property
     def connection(self) -> Connection:

@@ -136,6 +136,28 @@ def test_what_steers_a_terminal_is_shown_and_not_sent(cache):
         assert all(character.isprintable() or character == "\n" for character in shown)
 
 
+def test_what_steers_a_terminal_is_shown_and_not_sent_by_an_ingest(clips, tmp_path):
+    escape = "\x1b]0;owned\x07"
+    (clips / "blink.mp4").rename(clips / f"bad{escape}.mp4")
+    rtl = {"video_id": "a\u202eb", "path": str(clips / f"none{escape}.mp4")}
+    (tmp_path / "m.jsonl").write_text(json.dumps(rtl))
+    words = [
+        "ingest",
+        "--encoder",
+        "toy",
+        "--dataset",
+        "demo",
+        "--cache-dir",
+        tmp_path / f"c{escape}",
+    ]
+    words += ["--min-free", "1MB", "--nframe", 4]
+    shown = [run(*words, "--videos", clips), run(*words, "--manifest", tmp_path / "m.jsonl")]
+    assert [done.exit_code for done in shown] == [1, 3]
+    for done in shown:
+        assert "\\x1b]0;owned" in done.output
+        assert all(character.isprintable() or character == "\n" for character in done.output)
+
+
 # Links and other things in place of files
 
 

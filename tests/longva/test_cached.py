@@ -532,6 +532,17 @@ def test_an_image_that_cannot_be_taken_costs_its_question_alone(model, clips, al
     assert asked.generate_ids(ASK, "blink", **options)
 
 
+def test_a_relative_checkpoint_means_the_same_after_a_chdir(model, clips, tiny, monkeypatch):
+    monkeypatch.chdir(tiny.parent)
+    asked = model(
+        tiny.name, cache_dir=None, vision_tower=f"{tiny.name}/openai/clip-tiny-patch14-336"
+    )
+    monkeypatch.chdir("/")
+    question = {"path": clips / "blink.mp4", "images": [picture(64, 64)], **NEW}
+    again = model(cache_dir=None).generate_ids(ASK, "blink", **question)
+    assert asked.generate_ids(ASK, "blink", **question) == again
+
+
 def test_a_question_about_a_video_and_an_image_is_answered(model, clips, tmp_path):
     asked = model()
     picture(640, 360).save(tmp_path / "picture.png")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +17,7 @@ import featstore
 from featstore.decoding import video as decoding
 from featstore.decoding.video import DECODER
 from featstore.encoders import ToyEncoder
-from featstore.errors import FeatureNotFound, StoreFull
+from featstore.errors import FeatstoreError, FeatureNotFound, StoreFull
 from featstore.integrations.vlmevalkit import video_id
 from featstore.longva import source
 from featstore.longva.lookup import Wanted
@@ -101,6 +103,62 @@ def read(monkeypatch):
 
     monkeypatch.setattr(decoding, "fingerprint", fingerprint)
     return paths
+
+
+# Words and paths
+
+
+def test_what_steers_a_terminal_is_not_sent_by_a_model(model, clips, capsys):
+    first, path = clips / "color_bars.mp4", clips / "b\x1b]0;owned\x07\u202e.mp4"
+    (clips / "blink.mp4").rename(path)
+    asked = model()
+    ask(asked, first)
+    ask(asked, path)
+    said = capsys.readouterr().err
+    assert r"b\x1b]0;owned\x07\u202e.mp4 is not the file" in said
+    assert all(character.isprintable() or character == "\n" for character in said)
+
+
+@pytest.mark.parametrize("stderr", [None, "/dev/full"])
+def test_an_answer_is_not_lost_to_what_cannot_be_said(model, clips, monkeypatch, capsys, stderr):
+    asked = model()
+    ask(asked, clips / "color_bars.mp4")
+    with open("/dev/null" if stderr is None else stderr, "w") as file:
+        monkeypatch.setattr("sys.stderr", None if stderr is None else file)
+        assert len(ask(asked, clips / "blink.mp4"))
+        monkeypatch.undo()
+        with suppress(OSError):
+            file.close()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_relative_cache_and_path_mean_the_same_after_a_chdir(model, clips, cache, monkeypatch):
+    monkeypatch.chdir(clips.parent)
+    asked = model(cache_dir=cache.name)
+    ask(asked, "clips/blink.mp4")
+    stored = featstore.get(cache, "demo", "blink").header
+    assert stored.video_path == str(clips / "blink.mp4")
+    monkeypatch.chdir("/")
+    ask(asked, None)
+    ask(asked, clips / "color_bars.mp4", video="bars")
+    assert sorted(featstore.open(cache)["demo"]) == ["bars", "blink"]
+    assert counts(asked) == (1, 2)
+
+
+def test_a_process_without_descriptors_is_told_of_ulimit(model, clips):
+    asked = model(cache_dir=None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    at = max(map(int, os.listdir("/proc/self/fd"))) + 1
+    held = [os.dup(0) for _ in range(at)]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(held) + 1, hard))
+        with pytest.raises(FeatstoreError, match=r"files open as it may, \d+; .*ulimit -n"):
+            ask(asked, clips / "blink.mp4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in held:
+            os.close(fd)
+    assert len(ask(asked, clips / "blink.mp4"))
 
 
 # Replaced files

@@ -106,7 +106,7 @@ def test_decoders_and_encoders_die_with_their_parent(videos, cache, module):
 
 
 @pytest.mark.parametrize("devices", ["cpu", "cpu,cpu"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_ends_with_130_and_the_same_command_goes_on(videos, cache, number, devices):
     words = command(videos, cache, "--device", devices)
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -55,6 +55,16 @@ def test_videos_may_come_from_anything_that_can_be_walked_once(clips, cache, kin
     assert sorted(featstore.open(cache)["demo"]) == ["ball", "blink", "color_bars"]
 
 
+def test_relative_paths_mean_the_same_after_a_chdir(clips, cache, monkeypatch):
+    monkeypatch.chdir(clips.parent)
+    videos = ["clips/color_bars.mp4", Video("blink", "clips/blink.mp4")]
+    encoder, leave = ToyEncoder(), lambda plan: os.chdir("/")
+    ingest(videos, cache.name, "demo", encoder=encoder, sampling=SIX, on_plan=leave)
+    dataset = featstore.open(cache)["demo"]
+    for video in ("blink", "color_bars"):
+        assert dataset[video].header.video_path == str(clips / f"{video}.mp4")
+
+
 @pytest.mark.parametrize("place", [str, Path])
 def test_a_single_place_needs_no_list(clips, cache, place):
     summary = ingest(place(clips), cache, "demo", encoder=ToyEncoder(), sampling=SIX, dry_run=True)

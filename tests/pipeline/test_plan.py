@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 from pathlib import Path
@@ -83,6 +84,12 @@ def test_a_file_that_is_named_twice_is_one_video(tmp_path, monkeypatch):
         ),
         ("m.csv", "\ufeffvideo_id,path\nx,v/x.mp4\ny,/y.mp4\n"),
         ("m.tsv", "path\tvideo_id\nv/x.mp4\tx\n/y.mp4\ty\n"),
+        (
+            "m.jsonl",
+            '\ufeff{"video_id": "x", "path": "v/x.mp4"}\r\n\r\n{"video_id": "y", "path": "/y.mp4"}\r\n',
+        ),
+        ("m.csv", '\r\nvideo_id,path,,\r\n\r\nx,"v/x.mp4",,\r\ny,/y.mp4\r\n\r\n'),
+        ("m.TSV", '"video_id"\t"path"\r\nx\tv/x.mp4\r\n\r\n"y"\t/y.mp4'),
     ],
 )
 def test_a_manifest_names_paths_relative_to_itself(tmp_path, name, text):
@@ -105,12 +112,71 @@ def test_a_manifest_names_paths_relative_to_itself(tmp_path, name, text):
         ("m.jsonl", json.dumps({"video_id": "a" * 5000, "path": "x"}), "5000 bytes"),
         ("m.jsonl", json.dumps({"video_id": "", "path": "x"}), "0 bytes"),
         ("m.csv", "video_id,path\na,x\na,y\n", "more than one file"),
+        ("m.csv", "", "names no video"),
+        ("m.jsonl", "\n \r\n", "names no video"),
+        ("m.csv", "video_id,path,path\nx,y,z\n", "'path' twice"),
+        ("m.jsonl", '{"video_id": "x", "path": "y", "path": "z"}\n', "line 1.*name twice"),
+        ("m.csv", "video_id,path\na,x, y.mp4\n", "line 2 has 3 values for 2 columns"),
+        ("m.csv", "video_id,path\na,x\0.mp4\n", "line 2"),
+        ("m.tsv", 'video_id\tpath\n"a\tx.mp4\nb\ty.mp4\n', "line 3 cannot be read.*quote"),
+        ("m.tsv", 'video_id\tpath\n"a" b\tx.mp4\n', "line 2 cannot be read.*quote"),
+        ("m.tsv", "video_id\tpath\na\tb\tc\n", "line 2 has 3 values"),
+        ("m.jsonl.gz", "x", "ends in '.gz'"),
     ],
 )
 def test_a_manifest_that_cannot_be_read_is_refused_with_the_place(tmp_path, name, text, said):
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(ListingError, match=said):
         read_listing(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+@pytest.mark.parametrize("encode", [gzip.compress, lambda text: text.decode().encode("utf-16")])
+def test_a_manifest_that_is_no_utf8_is_refused(tmp_path, suffix, encode):
+    manifest = tmp_path / f"m.{suffix}"
+    manifest.write_bytes(encode(b"video_id,path\nx,y.mp4\n"))
+    with pytest.raises(ListingError, match=r"is not UTF-8.*save it as UTF-8, uncompressed"):
+        read_listing(manifest)
+
+
+def test_quotes_within_a_value_and_whole_quoted_values_are_read(tmp_path):
+    (tmp_path / "m.tsv").write_text('video_id\tpath\n5" disc\t"a ""b"".mp4"\n')
+    [video] = read_listing(tmp_path / "m.tsv")
+    assert (video.video_id, video.path) == ('5" disc', str(tmp_path / 'a "b".mp4'))
+
+
+@pytest.mark.parametrize("place", ["x" * 300, "a\0b", "file/below"])
+def test_a_place_that_cannot_be_is_refused_in_words(tmp_path, place):
+    touch(tmp_path, "file")
+    with pytest.raises(ListingError, match="cannot be listed"):
+        list_videos([tmp_path / place])
+
+
+def test_an_empty_place_does_not_stand_for_the_current_folder(tmp_path, monkeypatch):
+    """As `--videos "$FOLDER"` is where the variable is not set."""
+    touch(tmp_path, "a.mp4")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ListingError, match="is empty"):
+        list_videos([""])
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
+    touch(tmp_path, "a.mp4", "private/b.mp4")
+    scan = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("private"):  # also where the tests run as root
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ListingError, match="private cannot be listed: Permission denied"):
+        list_videos([tmp_path])
+
+
+def test_a_videos_path_is_absolute_and_stays_the_same_file_after_a_chdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Video("a", "sub/../a.mp4").path == str(tmp_path / "a.mp4")
 
 
 def test_a_manifest_that_is_not_there_is_refused(tmp_path):

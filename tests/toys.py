@@ -16,7 +16,7 @@ from featstore.quant import measure_error, quantize
 from featstore.record import Header, SourceFingerprint
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
-from featstore.store.writer import FeatureWriter
+from featstore.store.writer import FeatureWriter, pack_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,6 +88,26 @@ def put_video(
     buffer = memoryview(bytearray(room) + stored.tobytes())
     payload = slice(room, len(buffer))
     writer.put(spec, Header(**row), scale.tobytes(), buffer, payload, codec=codec)
+
+
+# Header fields with values that no record of `toy_spec()` has, and that agree with each other.
+MISFITS: dict[str, dict[str, Any]] = {
+    "nframe": {"nframe": 8},
+    "dtype": {"dtype": "fp16"},
+    "scale": {"scale": "token"},
+    "quantization": {"quantization": "fp32", "scale": "none"},
+    "tokens_per_frame": {"frame_indices": bytes(8), "tokens_per_frame": 8},
+    "hidden_dim": {"shape": (16, 4)},
+}
+
+
+def misfit_record(spec: FeatureSpec, dataset: str, video_id: str, misfit: str) -> memoryview:
+    """A record that says it is of `spec` and cannot be: whole, checksums and all."""
+    header = toy_header(spec, dataset, video_id, toy_features(1))
+    header = Header(**{**vars(header), **MISFITS[misfit]})
+    scale = np.ones(header.scale_bytes // 4, "<f4").tobytes()
+    buffer = memoryview(bytearray(ROOM_BEFORE_PAYLOAD + header.raw_bytes))
+    return pack_record(header, scale, buffer, slice(ROOM_BEFORE_PAYLOAD, len(buffer)))[1]
 
 
 def store_videos(

@@ -199,10 +199,13 @@ class Dataset(Mapping[str, Features]):
         except RecordError as exc:
             raise RecordError(f"video {video!r} of {self.path}: {exc}") from exc
         header = record.header
-        if (header.video_id, header.spec, header.dataset) != (video, spec.digest, self.name):
+        wrong = header.misfit(spec, self.name)
+        if header.video_id != video:
+            wrong = f"video {header.video_id!r}, not {video!r}"
+        if wrong:
             raise RecordError(
-                f"the record of {video!r} in {self.path} says it is {header.video_id!r} of {header.dataset!r}, set "
-                f"{header.spec[:8]}; the store is damaged: run featstore check"
+                f"the record of {video!r} in {self.path} is of another: {wrong}; the store is damaged: run featstore "
+                "check --repair, and ingest the video again"
             )
         if len(snapshot.learnt) >= MAX_LEARNT:
             snapshot.learnt.clear()

@@ -147,14 +147,15 @@ def run_python(
     )
 
 
-def start_python(program: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start a program in a fresh interpreter; talk to it over stdin and stdout."""
+def start_python(program: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """Start a program in a fresh interpreter; talk to it over stdin and stdout. options: of Popen."""
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", program, *map(str, arguments)],
         env=python_env(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        **options,
     )
 
 

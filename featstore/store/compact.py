@@ -31,7 +31,7 @@ from featstore.store.layout import (
     keep_name,
 )
 from featstore.store.lmdb_errors import translated
-from featstore.store.lock import FLIGHT_FILE, WRITE_FILE, WriteLock, ingest_lock
+from featstore.store.lock import FLIGHT_FILE, WRITE_FILE, WriteLock, ingest_lock, make_lock_file
 from featstore.store.room import NO_ROOM
 from featstore.store.transaction import WriteTransaction
 from featstore.store.trust import find_page_problems, leave_note, refuse_damaged_pages
@@ -206,8 +206,7 @@ def _finish(source: lmdb.Environment, path: Path, aside: Path) -> None:
 
 def _take_along(path: Path, aside: Path) -> None:
     """Give the new folder the same lock files, so that who holds them goes on doing so, and whatever else is there."""
-    flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    os.close(os.open(path / FLIGHT_FILE, flags, 0o666))
+    make_lock_file(path / FLIGHT_FILE)
     for entry in path.iterdir():
         if entry.name in _LEFT_BEHIND or entry.name.startswith(".making-"):
             continue

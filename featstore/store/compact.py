@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,6 +78,10 @@ def rewrite(path: Path, *, unseal: bool = False) -> Compacted:
         )
     clear_leftovers(path)
     aside = _aside(path)
+    if aside.exists():
+        raise StoreError(
+            f"{aside}, left by a compaction that was killed, cannot be removed: it is another user's; have it removed"
+        )
     with _no_one_writing(path, unseal) as source:
         before = _disk_bytes(path)
         _check_room(path, source)
@@ -166,6 +171,7 @@ def _check_room(path: Path, source: lmdb.Environment) -> None:
 def _copy(source: lmdb.Environment, path: Path, aside: Path) -> None:
     try:
         os.mkdir(aside, 0o700)
+        os.chmod(aside, _folder_mode(path))
         with translated(path):
             source.copy(os.fspath(aside), compact=True)
         sync_file(aside / DATA_FILE)
@@ -217,12 +223,22 @@ def _take_along(path: Path, aside: Path) -> None:
         os.link(entry, aside / entry.name, follow_symlinks=False)
 
 
+def _folder_mode(path: Path) -> int:
+    """Return the mode of the folder `path`, closed to those who may not read its file: a copy has another at first.
+
+    Open to the others from the start, or what a kill leaves could be removed by its maker alone.
+    """
+    readers = stat.S_IMODE(os.stat(path / DATA_FILE).st_mode) & 0o044
+    return stat.S_IMODE(os.stat(path).st_mode) & (0o7700 | readers | readers >> 1 | readers >> 2)
+
+
 def _look_alike(old: Path, new: Path) -> None:
     """Give `new` the owner, permissions and access list of `old`, as far as this user may."""
     with contextlib.suppress(FileNotFoundError, PermissionError):
-        stat = os.stat(old)
-        with contextlib.suppress(PermissionError):
-            os.chown(new, stat.st_uid, stat.st_gid)
+        found = os.stat(old)
+        for uid in (-1, found.st_uid):  # the group may be given where the owner may not
+            with contextlib.suppress(PermissionError):
+                os.chown(new, uid, found.st_gid)
         shutil.copystat(old, new)
 
 

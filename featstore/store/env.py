@@ -201,6 +201,7 @@ def _open(folder: Path, *, readonly: bool) -> lmdb.Environment:
         max_readers=MAX_READERS,
         readonly=readonly,
         create=False,
+        mode=0o666,  # of what it makes; the umask says who may write it
         lib_version=0,
     )
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featstore.durable import open_draft
 from featstore.errors import FeatstoreError
 from featstore.store.catalog import read_entries, read_failures, read_manifest, read_sets
 from featstore.store.env import open_environment
@@ -65,10 +65,9 @@ def write_cache_meta(cache_dir: str | os.PathLike[str]) -> None:
     target = Path(cache_dir) / META_FILE
     text = json.dumps(describe_store(cache_dir), indent=2) + "\n"
     with contextlib.suppress(OSError):
-        fd, draft = tempfile.mkstemp(dir=cache_dir, prefix=f".{META_FILE}.")
+        fd, draft = open_draft(cache_dir, f".{META_FILE}.")
         try:
             with open(fd, "w", encoding="utf-8") as file:
-                os.fchmod(fd, 0o644)
                 file.write(text)
                 file.flush()
                 os.fsync(fd)

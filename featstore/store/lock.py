@@ -41,6 +41,10 @@ SAY_FLIGHT_AFTER = (
     30.0  # to decode and encode takes seconds, and each of many videos may be waited for
 )
 _MAX_NOTE_BYTES = 4096
+_PERMISSION = (
+    "; to write into a dataset takes write permission on its folder and the files in it, which users of one group have "
+    "under umask 002 in a folder with the group's setgid bit (chmod g+s)"
+)
 # struct flock on 64-bit Linux: type, whence, start, length, pid (0, as such locks want it), padding to 8 bytes.
 _FLOCK = "hhqqi0q"
 
@@ -267,7 +271,8 @@ def _open(path: Path, *, readable: bool) -> int:
             f"there is no dataset in {path.parent}; make it with featstore ingest"
         ) from exc
     except OSError as exc:
-        raise StoreError(f"{path} cannot be locked: {exc.strerror}") from exc
+        remedy = _PERMISSION if isinstance(exc, PermissionError) else ""
+        raise StoreError(f"{path} cannot be locked: {exc.strerror}{remedy}") from exc
     mode = os.fstat(fd).st_mode
     if not stat.S_ISREG(mode):
         os.close(fd)

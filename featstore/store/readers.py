@@ -34,7 +34,7 @@ def allocate_table(folder: Path) -> None:
         if stat.st_size and stat.st_blocks * 512 >= stat.st_size:
             return
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     except OSError:
         return
     try:

@@ -149,6 +149,7 @@ def test_a_transaction_that_has_waited_in_vain_leaves_all_as_it_was(cache, impat
     store_videos(cache, "demo", {"b": A})
 
 
+@pytest.mark.slow
 def test_an_ingest_says_for_whom_its_writer_waits(clips, cache):
     program = """
 import sys

@@ -32,9 +32,11 @@ def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> N
     """Read every record and checksum; say what is damaged. Exit 1 while something is."""
     from featstore.store.check import CheckReport, check_dataset
     from featstore.store.layout import dataset_names
+    from featstore.store.lost import lost_datasets
     from featstore.store.repair import repair_dataset
 
-    names = [dataset] if dataset else dataset_names(cache_dir)
+    lost = lost_datasets(cache_dir)
+    names = [dataset] if dataset else sorted({*dataset_names(cache_dir), *lost})
     if not names:
         raise StoreNotFound(
             f"there is no dataset in {cache_dir}; --cache-dir is the folder that holds the datasets' own"
@@ -42,7 +44,10 @@ def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> N
     reports: list[CheckReport] = []
     for name in names:
         try:
-            report = (repair_dataset if repair else check_dataset)(cache_dir, name)
+            if name in lost:
+                report = CheckReport(name, problems=[lost[name]])
+            else:
+                report = (repair_dataset if repair else check_dataset)(cache_dir, name)
         except (
             StoreError
         ) as exc:  # of one that cannot be opened; the others are looked at all the same
@@ -85,7 +90,6 @@ def rm(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None, 
         removed = remove_set(cache_dir, dataset, chosen)
     else:
         taken = remove_dataset(cache_dir, dataset)
-        write_cache_meta(cache_dir)
         click.echo(f"removed {dataset}, {gib(taken)}")
         return
     write_cache_meta(cache_dir)
@@ -198,8 +202,14 @@ def _print_report(report: CheckReport) -> None:
 
 def _ask(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None) -> None:
     from featstore.store.layout import dataset_names, dataset_path, is_sealed
+    from featstore.store.lost import lost_datasets
     from featstore.store.reader import FeatureStore
 
+    if dataset in lost_datasets(cache_dir):
+        click.confirm(
+            f"Remove what is left of {dataset}, whose file is gone?", abort=True, err=True
+        )
+        return
     if dataset not in dataset_names(cache_dir):
         return
     where = f"feature set {spec} of {dataset}" if spec else dataset

@@ -15,17 +15,23 @@ from featstore.record import MAX_ID_BYTES
 DATA_FILE = "data.mdb"
 LMDB_LOCK_FILE = "lock.mdb"
 SEAL_FILE = "sealed"
+META_FILE = "cache_meta.json"
 _DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def dataset_path(cache_dir: str | os.PathLike[str], dataset: str) -> Path:
     """Return the folder of `dataset`; StoreMismatch where its name cannot be a folder's."""
-    if not _DATASET.fullmatch(dataset):
+    if not is_dataset_name(dataset):
         raise StoreMismatch(
             f"a dataset cannot be called {dataset!r:.200}; use letters, digits, '.', '_' and '-', at most 128 of them, "
             "beginning with a letter or digit"
         )
     return Path(cache_dir) / dataset
+
+
+def is_dataset_name(name: str) -> bool:
+    """Return whether a dataset can be called `name`."""
+    return _DATASET.fullmatch(name) is not None
 
 
 def make_folder(path: Path) -> None:
@@ -59,9 +65,7 @@ def dataset_names(cache_dir: str | os.PathLike[str]) -> list[str]:
     try:
         os.stat(os.path.join(root, os.curdir))  # raises where no folder in it may be entered
         return sorted(
-            path.name
-            for path in root.iterdir()
-            if _DATASET.fullmatch(path.name) and _has_data(path)
+            path.name for path in root.iterdir() if is_dataset_name(path.name) and _has_data(path)
         )
     except (FileNotFoundError, NotADirectoryError) as exc:
         raise StoreNotFound(

@@ -31,6 +31,7 @@ from featstore.store.catalog import (
 )
 from featstore.store.env import Environment, open_environment
 from featstore.store.layout import dataset_names, dataset_path
+from featstore.store.lost import lost_datasets
 from featstore.store.mismatch import describe_mismatch
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ class FeatureStore(Mapping[str, "Dataset"]):
             try:
                 self._datasets[dataset] = Dataset(self.cache_dir, dataset, verify=self._verify)
             except StoreNotFound as exc:
+                lost = lost_datasets(self.cache_dir).get(dataset)
+                if lost:
+                    raise DatasetNotFound(lost) from exc
                 there = ", ".join(self) or "none"
                 raise DatasetNotFound(
                     f"there is no dataset {dataset!r} in {self.cache_dir}, the datasets there are: {there}; "

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 from toys import run_python
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("useradd") is None,
-    reason="users are made by root, with useradd",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.geteuid() != 0 or shutil.which("useradd") is None,
+        reason="users are made by root, with useradd",
+    ),
+]
 
 # Everything is imported before the program becomes another user, who may not be allowed to read it. `act` runs a step
 # as a user, in a process of its own.
@@ -141,7 +144,6 @@ assert act(users[1], remove.remove_dataset, cache, "demo")
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 1])
 def test_two_users_of_a_group_write_and_read_by_turns(place, users, first):
     as_users(place, "002", [users[first], users[1 - first]], TURNS)

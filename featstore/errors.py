@@ -104,3 +104,13 @@ def gib(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.2f} GiB"
+
+
+def plain(text: str) -> str:
+    """Return one line for people, with what would steer a terminal escaped.
+
+    Names and reasons in a store may be anybody's: an escape sequence in one could rewrite what the screen says.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

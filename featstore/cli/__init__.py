@@ -15,11 +15,10 @@ from featstore import __version__
 from featstore.cli.compare import compare
 from featstore.cli.ingest import INTERRUPTED, ingest
 from featstore.cli.maintain import check, compact, merge, rm, seal
-from featstore.cli.printing import plain
 from featstore.cli.show import get_features, info, list_store, shape
 from featstore.cli.streams import say, standard_streams
 from featstore.cli.vlmeval import vlmeval
-from featstore.errors import FeatstoreError
+from featstore.errors import FeatstoreError, plain
 
 
 class _Group(click.Group):

@@ -16,8 +16,9 @@ from featstore.cli.options import (
     tower_option,
     usage_errors,
 )
-from featstore.cli.printing import plain, print_json, print_table
+from featstore.cli.printing import print_json, print_table
 from featstore.cli.streams import say
+from featstore.errors import plain
 
 if TYPE_CHECKING:
     from featstore.longva import CachedLongVA, LongVAEncoder

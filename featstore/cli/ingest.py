@@ -21,11 +21,11 @@ from featstore.cli.options import (
     tower_option,
     usage_errors,
 )
-from featstore.cli.printing import clock, plain, print_json
+from featstore.cli.printing import clock, print_json
 from featstore.cli.progress import show_progress
 from featstore.cli.sources import SeveralDatasets, Source, choose_sources
 from featstore.cli.streams import say
-from featstore.errors import gib
+from featstore.errors import gib, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -10,9 +10,9 @@ import click
 
 from featstore.cli.ingest import INTERRUPTED, SOME_FAILED, stop_on_signals
 from featstore.cli.options import cache_dir_option, digits, json_option, size
-from featstore.cli.printing import plain, print_json
+from featstore.cli.printing import print_json
 from featstore.cli.progress import show_progress
-from featstore.errors import StoreError, StoreNotFound, gib
+from featstore.errors import StoreError, StoreNotFound, gib, plain
 
 if TYPE_CHECKING:
     from featstore.store.check import CheckReport

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from featstore.errors import plain
+
 
 def clock(seconds: float) -> str:
     """Return a duration for people: `0:42`, `2:03:59`."""
@@ -22,16 +24,6 @@ def date(seconds: float) -> str:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
     except (OverflowError, ValueError, OSError):
         return repr(seconds)
-
-
-def plain(text: str) -> str:
-    """Return one line for people, with what would steer a terminal escaped.
-
-    Names and reasons in a store may be anybody's: an escape sequence in one could rewrite what the screen says.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_json(value: Any) -> None:

@@ -14,9 +14,9 @@ from featstore.cli.options import (
     spec_option,
     tower_option,
 )
-from featstore.cli.printing import date, plain, print_facts, print_json, print_table
+from featstore.cli.printing import date, print_facts, print_json, print_table
 from featstore.cli.streams import say
-from featstore.errors import FeatstoreError, gib
+from featstore.errors import FeatstoreError, gib, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

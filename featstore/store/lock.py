@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from featstore.errors import StoreError, StoreLocked, StoreNotFound
+from featstore.errors import StoreError, StoreLocked, StoreNotFound, plain
 from featstore.store.holders import describe_process, find_holder
 from featstore.store.layout import make_folder
 
@@ -52,7 +52,7 @@ _FLOCK = "hhqqi0q"
 def tell(sentence: str) -> None:
     """Say on stderr what is waited for; a process whose stderr nobody reads puts another function in its place."""
     with contextlib.suppress(OSError):
-        print(f"featstore: {sentence}", file=sys.stderr, flush=True)
+        print(f"featstore: {plain(sentence)}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from featstore.errors import (
     RecordError,
     StoreMismatch,
     StoreNotFound,
+    plain,
 )
 from featstore.record import Features, Record, parse
 from featstore.spec import FeatureSpec
@@ -260,7 +261,7 @@ class Dataset(Mapping[str, Features]):
         if isinstance(spec, FeatureSpec) and sets:
             raise StoreMismatch(describe_mismatch(self, sets, spec))
         listed = "".join(
-            f"\n  {found.spec.describe()}  from {found.origin}" for found in fitting or sets
+            f"\n  {found.spec.describe()}  from {plain(found.origin)}" for found in fitting or sets
         )
         if fitting:
             raise StoreMismatch(
@@ -292,7 +293,9 @@ class Dataset(Mapping[str, Features]):
                     "was found damaged and removed from",
                     "ingest again, which makes it anew",
                 )
-            return FeatureNotFound(f"video {video!r} {what} {where} ({failure.reason}); {remedy}")
+            return FeatureNotFound(
+                f"video {video!r} {what} {where} ({plain(failure.reason)}); {remedy}"
+            )
         return FeatureNotFound(
             f"video {video!r} is not stored in {where}; list what is: featstore ls --cache-dir "
             f"{self.path.parent} --dataset {self.name}"

@@ -30,6 +30,7 @@ from featstore.store.layout import (
     dataset_path,
     free_bytes,
     keep_name,
+    lmdb_name,
 )
 from featstore.store.lmdb_errors import translated
 from featstore.store.lock import FLIGHT_FILE, WRITE_FILE, WriteLock, ingest_lock, make_lock_file
@@ -148,11 +149,9 @@ def _no_one_writing(path: Path, sealed: bool) -> Iterator[lmdb.Environment]:
         environment = open_environment(path)
         with translated(path), contextlib.ExitStack() as stack:
             if environment.reads_alone:
-                yield stack.enter_context(
-                    lmdb.open(
-                        os.fspath(path), readonly=True, lock=False, create=False, lib_version=0
-                    )
-                )
+                with lmdb_name(path) as name:
+                    opened = lmdb.open(name, readonly=True, lock=False, create=False, lib_version=0)
+                yield stack.enter_context(opened)
             else:  # opened before it was sealed
                 yield environment.lmdb
     finally:
@@ -172,8 +171,8 @@ def _copy(source: lmdb.Environment, path: Path, aside: Path) -> None:
     try:
         os.mkdir(aside, 0o700)
         os.chmod(aside, _folder_mode(path))
-        with translated(path):
-            source.copy(os.fspath(aside), compact=True)
+        with translated(path), lmdb_name(aside) as name:
+            source.copy(name, compact=True)
         sync_file(aside / DATA_FILE)
         _finish(source, path, aside)
         sync_folder(aside)

@@ -7,10 +7,14 @@ import errno
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from featstore.durable import make_durable_folder, sync_folder
 from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
 from featstore.record import MAX_ID_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DATA_FILE = "data.mdb"
 LMDB_LOCK_FILE = "lock.mdb"
@@ -60,6 +64,21 @@ def keep_name(path: Path) -> None:
 
 
 def dataset_names(cache_dir: str | os.PathLike[str]) -> list[str]:
+@contextlib.contextmanager
+def lmdb_name(path: Path) -> Iterator[str]:
+    """Give a name under which py-lmdb can open the folder `path`: it takes no bytes, and no names that are no UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            yield f"/proc/self/fd/{fd}"
+        finally:
+            os.close(fd)
+    else:
+        yield str(path)
+
+
     """Return the datasets in `cache_dir` that this user may enter, sorted; StoreNotFound where it is not there."""
     root = Path(cache_dir)
     try:

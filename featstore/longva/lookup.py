@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from featstore.errors import FeatureNotFound, StoreError, StoreMismatch, StoreNotFound
 from featstore.store.catalog import has_entry, read_sets, video_key
+from featstore.store.layout import absolute
 from featstore.store.mismatch import describe_mismatch
 from featstore.store.reader import Dataset
 
@@ -36,7 +37,7 @@ class Lookup:
 
     def __init__(self, cache_dir: str | os.PathLike[str]) -> None:
         """Open nothing yet."""
-        self.cache_dir = cache_dir
+        self.cache_dir = absolute(cache_dir)
         self._datasets: dict[str, Dataset] = {}
 
     def find(self, wanted: Wanted) -> Features | None:

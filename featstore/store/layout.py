@@ -30,7 +30,17 @@ def dataset_path(cache_dir: str | os.PathLike[str], dataset: str) -> Path:
             f"a dataset cannot be called {dataset!r:.200}; use letters, digits, '.', '_' and '-', at most 128 of them, "
             "beginning with a letter or digit"
         )
-    return Path(cache_dir) / dataset
+    return absolute(cache_dir) / dataset
+
+
+def absolute(cache_dir: str | os.PathLike[str]) -> Path:
+    """Return the folder that `cache_dir` names now, whatever becomes the working directory."""
+    try:
+        return Path(cache_dir).absolute()
+    except FileNotFoundError as exc:
+        raise StoreNotFound(
+            f"{cache_dir} is relative and the working directory is gone; name the cache by its whole path"
+        ) from exc
 
 
 def is_dataset_name(name: str) -> bool:
@@ -54,16 +64,6 @@ def is_sealed(path: str | os.PathLike[str]) -> bool:
     return os.path.lexists(os.path.join(path, SEAL_FILE))
 
 
-def keep_name(path: Path) -> None:
-    """Make durable that the dataset in the folder `path` is there; raise StoreError where the disk fails."""
-    try:
-        for folder in (path, path.parent):
-            sync_folder(folder)
-    except OSError as exc:
-        raise StoreError(f"{path} cannot be synced: {exc.strerror}; mend the disk") from exc
-
-
-def dataset_names(cache_dir: str | os.PathLike[str]) -> list[str]:
 @contextlib.contextmanager
 def lmdb_name(path: Path) -> Iterator[str]:
     """Give a name under which py-lmdb can open the folder `path`: it takes no bytes, and no names that are no UTF-8."""
@@ -79,6 +79,16 @@ def lmdb_name(path: Path) -> Iterator[str]:
         yield str(path)
 
 
+def keep_name(path: Path) -> None:
+    """Make durable that the dataset in the folder `path` is there; raise StoreError where the disk fails."""
+    try:
+        for folder in (path, path.parent):
+            sync_folder(folder)
+    except OSError as exc:
+        raise StoreError(f"{path} cannot be synced: {exc.strerror}; mend the disk") from exc
+
+
+def dataset_names(cache_dir: str | os.PathLike[str]) -> list[str]:
     """Return the datasets in `cache_dir` that this user may enter, sorted; StoreNotFound where it is not there."""
     root = Path(cache_dir)
     try:

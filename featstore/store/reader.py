@@ -31,7 +31,7 @@ from featstore.store.catalog import (
     video_key,
 )
 from featstore.store.env import Environment, open_environment
-from featstore.store.layout import dataset_names, dataset_path
+from featstore.store.layout import absolute, dataset_names, dataset_path
 from featstore.store.lost import lost_datasets
 from featstore.store.mismatch import describe_mismatch
 
@@ -57,7 +57,7 @@ class FeatureStore(Mapping[str, "Dataset"]):
         if verify not in VERIFY:
             raise ValueError(f"verify is {verify!r}; use one of {', '.join(VERIFY)}")
         dataset_names(cache_dir)
-        self.cache_dir = cache_dir
+        self.cache_dir = absolute(cache_dir)
         self._verify = verify
         self._datasets: dict[str, Dataset] = {}
 

@@ -99,7 +99,7 @@ class FeatureWriter:
         make_folder(self.path)
         refuse_sealed(self.path)
         refuse_link(self.path)
-        self._cache_dir = cache_dir
+        self._cache_dir = self.path.parent
         self._min_free = min_free
         self._max_size = max_size
         self._commit_bytes = commit_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,6 +45,15 @@ def make_durable_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     for folder in reversed(missing):
         sync_folder(folder.parent)
+
+
+def open_draft(folder: str | os.PathLike[str], prefix: str, suffix: str = "") -> tuple[int, str]:
+    """Make a file in `folder` that nobody has, and return its descriptor and path; who may read it is the umask's say.
+
+    tempfile's are their maker's alone, also once they have taken the place of a file that others read.
+    """
+    path = os.path.join(folder, f"{prefix}{secrets.token_hex(8)}{suffix}")
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), path
 
 
 def replace_durably(draft: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from featstore.durable import replace_durably
+from featstore.durable import open_draft, replace_durably
 
 if TYPE_CHECKING:
     from featstore.record import Features
@@ -29,10 +28,9 @@ def save_features(features: Features, path: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"{target} ends in {target.suffix!r}; features are written as {' or '.join(FORMATS)}"
         )
-    fd, draft = tempfile.mkstemp(dir=target.parent, prefix=".export-", suffix=target.suffix)
+    fd, draft = open_draft(target.parent, ".export-", target.suffix)
     try:
         with open(fd, "wb") as file:
-            os.fchmod(fd, 0o644)  # drafts are their maker's alone
             _write(features, file, target.suffix)
         replace_durably(draft, target)
     except BaseException:

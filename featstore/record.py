@@ -25,6 +25,8 @@ from featstore.spec import DTYPES, GRANULARITIES
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from featstore.spec import FeatureSpec
+
 FORMAT = 1
 PAGE = 4096
 LMDB_VALUE_OFFSET = 16  # engine 0.9 puts a large value 16 bytes into its first page
@@ -97,6 +99,26 @@ class Header:
     def scale_bytes(self) -> int:
         """Return the bytes of the float32 scale."""
         return 4 * math.prod(scale_shape(self.scale, *self.shape))
+
+    def misfit(self, spec: FeatureSpec, dataset: str) -> str:
+        """Return what keeps a record with this header out of the set of `spec` in `dataset`; nothing if it belongs.
+
+        A digest is only what the header says: the encoder, the sampling and the storage behind it must be seen too.
+        """
+        encoder = spec.encoder
+        facts = (
+            ("dataset", self.dataset, dataset),
+            ("set", self.spec, spec.digest),
+            ("nframe", self.nframe, spec.sampling.nframe),
+            ("dtype", self.dtype, encoder.dtype),
+            ("quantization", self.quantization, spec.quantization),
+            ("scale", self.scale, spec.scale),
+            ("tokens_per_frame", self.tokens_per_frame, encoder.tokens_per_frame),
+            ("hidden_dim", self.shape[1], encoder.hidden_dim),
+        )
+        return ", ".join(
+            f"{name} {here!r}, not {there!r}" for name, here, there in facts if here != there
+        )
 
 
 @dataclass(frozen=True)

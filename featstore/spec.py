@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, get_type_hints
 
-from featstore.errors import StoreMismatch
+from featstore.errors import StoreMismatch, plain_line
 from featstore.preprocess import Preprocessing
 from featstore.quant import STORED_DTYPES
 from featstore.sampling import Sampling
@@ -129,7 +129,7 @@ class FeatureSpec:
     def describe(self) -> str:
         """Return one line for people."""
         stored = self.quantization if self.scale == "none" else f"{self.quantization}/{self.scale}"
-        return (
+        return plain_line(
             f"{self.digest[:8]}  {self.encoder.name} weights {self.encoder.weights[:8]}  "
             f"{self.sampling}  {self.encoder.dtype} -> {stored}"
         )

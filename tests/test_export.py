@@ -1,3 +1,4 @@
+import os
 import stat
 
 import numpy as np
@@ -35,14 +36,21 @@ def test_an_export_that_is_killed_leaves_what_was_there(cache, tmp_path, moment)
     np.testing.assert_array_equal(np.load(target), get(cache, "demo", "a").dequantize())
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
 @pytest.mark.parametrize("name", ["x.npy", "x.safetensors", "y" * 251 + ".npy"])
-def test_an_export_can_be_read_by_others_and_leaves_nothing_else(cache, tmp_path, name):
+def test_an_export_is_for_those_whom_the_umask_leaves_and_leaves_nothing_else(
+    cache, tmp_path, name, umask, mode
+):
     store_videos(cache, "demo", {"a": toy_features(1)})
     folder = tmp_path / "out"
     folder.mkdir()
-    save_features(get(cache, "demo", "a"), folder / name)
+    before = os.umask(umask)
+    try:
+        save_features(get(cache, "demo", "a"), folder / name)
+    finally:
+        os.umask(before)
     assert [path.name for path in folder.iterdir()] == [name]
-    assert stat.S_IMODE((folder / name).stat().st_mode) == 0o644
+    assert stat.S_IMODE((folder / name).stat().st_mode) == mode
 
 
 @pytest.mark.parametrize("video", ["../a", "/etc/a", "..", "a/b", "~/a", "con", "."])

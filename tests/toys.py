@@ -16,7 +16,7 @@ from featstore.quant import measure_error, quantize
 from featstore.record import Header, SourceFingerprint
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
-from featstore.store.writer import FeatureWriter
+from featstore.store.writer import FeatureWriter, pack_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,6 +90,26 @@ def put_video(
     writer.put(spec, Header(**row), scale.tobytes(), buffer, payload, codec=codec)
 
 
+# Header fields with values that no record of `toy_spec()` has, and that agree with each other.
+MISFITS: dict[str, dict[str, Any]] = {
+    "nframe": {"nframe": 8},
+    "dtype": {"dtype": "fp16"},
+    "scale": {"scale": "token"},
+    "quantization": {"quantization": "fp32", "scale": "none"},
+    "tokens_per_frame": {"frame_indices": bytes(8), "tokens_per_frame": 8},
+    "hidden_dim": {"shape": (16, 4)},
+}
+
+
+def misfit_record(spec: FeatureSpec, dataset: str, video_id: str, misfit: str) -> memoryview:
+    """A record that says it is of `spec` and cannot be: whole, checksums and all."""
+    header = toy_header(spec, dataset, video_id, toy_features(1))
+    header = Header(**{**vars(header), **MISFITS[misfit]})
+    scale = np.ones(header.scale_bytes // 4, "<f4").tobytes()
+    buffer = memoryview(bytearray(ROOM_BEFORE_PAYLOAD + header.raw_bytes))
+    return pack_record(header, scale, buffer, slice(ROOM_BEFORE_PAYLOAD, len(buffer)))[1]
+
+
 def store_videos(
     cache_dir: str | os.PathLike[str],
     dataset: str,
@@ -133,14 +153,15 @@ def oldest_kernels() -> dict[str, str]:
     return {"OPENBLAS_CORETYPE": "Prescott", "NPY_DISABLE_CPU_FEATURES": " ".join(newer)}
 
 
-def start_python(program: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start a program in a fresh interpreter; talk to it over stdin and stdout."""
+def start_python(program: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """Start a program in a fresh interpreter; talk to it over stdin and stdout. options: of Popen."""
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", program, *map(str, arguments)],
         env=python_env(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        **options,
     )
 
 

@@ -33,9 +33,11 @@ def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> N
     """Read every record and checksum; say what is damaged. Exit 1 while something is."""
     from featstore.store.check import CheckReport, check_dataset
     from featstore.store.layout import dataset_names
+    from featstore.store.lost import lost_datasets
     from featstore.store.repair import repair_dataset
 
-    names = dataset_names(cache_dir) if dataset is None else [dataset]
+    lost = lost_datasets(cache_dir)
+    names = sorted({*dataset_names(cache_dir), *lost}) if dataset is None else [dataset]
     if not names:
         raise StoreNotFound(
             f"there is no dataset in {cache_dir}; --cache-dir is the folder that holds the datasets' own"
@@ -43,7 +45,10 @@ def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> N
     reports: list[CheckReport] = []
     for name in names:
         try:
-            report = (repair_dataset if repair else check_dataset)(cache_dir, name)
+            if name in lost:
+                report = CheckReport(name, problems=[lost[name]])
+            else:
+                report = (repair_dataset if repair else check_dataset)(cache_dir, name)
         except (
             StoreError
         ) as exc:  # of one that cannot be opened; the others are looked at all the same
@@ -86,7 +91,6 @@ def rm(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None, 
         removed = remove_set(cache_dir, dataset, chosen)
     else:
         taken = remove_dataset(cache_dir, dataset)
-        write_cache_meta(cache_dir)
         click.echo(f"removed {dataset}, {gib(taken)}")
         return
     write_cache_meta(cache_dir)
@@ -199,8 +203,14 @@ def _print_report(report: CheckReport) -> None:
 
 def _ask(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None) -> None:
     from featstore.store.layout import dataset_names, dataset_path, is_sealed
+    from featstore.store.lost import lost_datasets
     from featstore.store.reader import FeatureStore
 
+    if dataset in lost_datasets(cache_dir):
+        click.confirm(
+            f"Remove what is left of {dataset}, whose file is gone?", abort=True, err=True
+        )
+        return
     if dataset not in dataset_names(cache_dir):
         return
     where = f"feature set {spec} of {dataset}" if spec else dataset

@@ -6,16 +6,18 @@ tower's name plays no part either: checkpoints that speak differently share feat
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 from featstore.errors import FeatureNotFound, StoreError, StoreMismatch, StoreNotFound
 from featstore.store.catalog import has_entry, read_sets, video_key
+from featstore.store.layout import absolute
 from featstore.store.mismatch import describe_mismatch
 from featstore.store.reader import Dataset
 
 if TYPE_CHECKING:
+    import os
+
     from featstore.record import Features
     from featstore.spec import FeatureSpec
 
@@ -35,7 +37,7 @@ class Lookup:
 
     def __init__(self, cache_dir: str | os.PathLike[str]) -> None:
         """Open nothing yet."""
-        self.cache_dir = os.path.abspath(cache_dir)  # also after a chdir
+        self.cache_dir = absolute(cache_dir)
         self._datasets: dict[str, Dataset] = {}
 
     def find(self, wanted: Wanted) -> Features | None:

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import stat
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,8 +168,8 @@ def _is_worth_again(failure: Failure, path: str) -> bool:
     if failure.damaged:
         return True
     with contextlib.suppress(OSError, ValueError):
-        # Also a file that was moved here with its old modification time.
-        return os.stat(path).st_ctime > failure.created
+        # Also a file that was moved here with its old modification time, and where the clock was ahead when it failed.
+        return os.stat(path).st_ctime > failure.created or failure.created > time.time()
     return False
 
 

@@ -21,7 +21,7 @@ from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.env import open_environment
 from featstore.store.info import write_cache_meta
-from featstore.store.layout import dataset_path, free_bytes, make_folder, stored_bytes
+from featstore.store.layout import absolute, dataset_path, free_bytes, make_folder, stored_bytes
 from featstore.store.mounts import refuse_network
 from featstore.store.writer import MIN_FREE_BYTES
 
@@ -81,8 +81,7 @@ def ingest(
     ingest is at work on the dataset, StoreMismatch where encoders differ, StoreError where the writer failed, and what
     an encoder raised; what was committed until then stays.
     """
-    begun = time.monotonic()
-    cache_dir = os.path.abspath(cache_dir)  # also after a chdir
+    begun, cache_dir = time.monotonic(), absolute(cache_dir)
     # Walked twice below, which a generator allows once.
     videos = [videos] if isinstance(videos, (str, os.PathLike)) else list(videos)
     listed = [video for video in videos if isinstance(video, Video)]

@@ -8,6 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 from featstore import errors
 from featstore.children import Child, Slots
 from featstore.errors import StoreError
+from featstore.store.lock import tell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +48,8 @@ class WriterProcess:
         self._unanswered = 0
         self._child = Child(MODULE, slots, log, setup)
         try:
-            self._receive()
+            while self._receive()["kind"] != "ready":
+                pass
         except BaseException:
             self._child.kill()  # it was given nothing yet
             raise
@@ -83,12 +85,12 @@ class WriterProcess:
     def collect(self) -> Iterator[Committed]:
         """Yield the commits since the last call, without waiting; raise what the writer could not do."""
         while self.connection.poll():
-            yield self._committed(self._receive())
+            yield from self._commits(self._receive())
 
     def finish(self) -> Iterator[Committed]:
         """Yield commits until all that was handed over is in one; raise what the writer could not do."""
         while not self.idle:
-            yield self._committed(self._receive())
+            yield from self._commits(self._receive())
 
     def close(self) -> None:
         """Let it end: it commits what it has, and goes."""
@@ -111,9 +113,12 @@ class WriterProcess:
         if message["kind"] == "error":
             self.close()
             raise getattr(errors, message["type"])(message["message"])
+        if message["kind"] == "said":
+            tell(message["sentence"])
         return message
 
-    def _committed(self, message: dict[str, Any]) -> Committed:
-        self._unanswered -= len(message["stored"]) + len(message["failed"])
-        stored = [(video, size) for video, size in message["stored"]]
-        return Committed(stored, message["failed"], message["slots"], message["busy"])
+    def _commits(self, message: dict[str, Any]) -> Iterator[Committed]:
+        if message["kind"] == "committed":
+            self._unanswered -= len(message["stored"]) + len(message["failed"])
+            stored = [(video, size) for video, size in message["stored"]]
+            yield Committed(stored, message["failed"], message["slots"], message["busy"])

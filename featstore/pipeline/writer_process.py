@@ -19,6 +19,7 @@ from featstore.errors import FeatstoreError, StoreFull
 from featstore.quant import QuantError
 from featstore.record import Header, SourceFingerprint
 from featstore.spec import FeatureSpec
+from featstore.store import lock
 from featstore.store.catalog import Entry, Failure
 from featstore.store.compact import clear_leftovers
 from featstore.store.layout import dataset_path, make_folder
@@ -40,6 +41,7 @@ def main() -> None:
     """Serve the parent; tell it of any error, and end."""
     connection, first, slots = join_parent(die_with_parent=False)
     _keep_freed_memory()
+    lock.tell = lambda sentence: _tell(connection, {"kind": "said", "sentence": sentence})
     try:
         _serve(connection, first, slots)
     except FeatstoreError as exc:

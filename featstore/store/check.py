@@ -113,6 +113,9 @@ def whole_entry(
         raise StoreError(
             f"its record is that of {header.video_id!r}, which has another key; ingest it again"
         )
+    misfit = header.misfit(spec, dataset) if spec is not None else ""
+    if misfit:
+        raise StoreError(f"its record is not of its feature set: {misfit}; ingest it again")
     wait(snapshot.read_in(record.payload))  # faults alone read a cold disk at half its speed
     record.verify()
     return Entry.of(header, len(value))

@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,9 +30,10 @@ from featstore.store.layout import (
     dataset_path,
     free_bytes,
     keep_name,
+    lmdb_name,
 )
 from featstore.store.lmdb_errors import translated
-from featstore.store.lock import FLIGHT_FILE, WRITE_FILE, WriteLock, ingest_lock
+from featstore.store.lock import FLIGHT_FILE, WRITE_FILE, WriteLock, ingest_lock, make_lock_file
 from featstore.store.room import NO_ROOM
 from featstore.store.transaction import WriteTransaction
 from featstore.store.trust import find_page_problems, leave_note, refuse_damaged_pages
@@ -77,6 +79,10 @@ def rewrite(path: Path, *, unseal: bool = False) -> Compacted:
         )
     clear_leftovers(path)
     aside = _aside(path)
+    if aside.exists():
+        raise StoreError(
+            f"{aside}, left by a compaction that was killed, cannot be removed: it is another user's; have it removed"
+        )
     with _no_one_writing(path, unseal) as source:
         before = _disk_bytes(path)
         _check_room(path, source)
@@ -143,11 +149,9 @@ def _no_one_writing(path: Path, sealed: bool) -> Iterator[lmdb.Environment]:
         environment = open_environment(path)
         with translated(path), contextlib.ExitStack() as stack:
             if environment.reads_alone:
-                yield stack.enter_context(
-                    lmdb.open(
-                        os.fspath(path), readonly=True, lock=False, create=False, lib_version=0
-                    )
-                )
+                with lmdb_name(path) as name:
+                    opened = lmdb.open(name, readonly=True, lock=False, create=False, lib_version=0)
+                yield stack.enter_context(opened)
             else:  # opened before it was sealed
                 yield environment.lmdb
     finally:
@@ -166,8 +170,9 @@ def _check_room(path: Path, source: lmdb.Environment) -> None:
 def _copy(source: lmdb.Environment, path: Path, aside: Path) -> None:
     try:
         os.mkdir(aside, 0o700)
-        with translated(path):
-            source.copy(os.fspath(aside), compact=True)
+        os.chmod(aside, _folder_mode(path))
+        with translated(path), lmdb_name(aside) as name:
+            source.copy(name, compact=True)
         sync_file(aside / DATA_FILE)
         _finish(source, path, aside)
         sync_folder(aside)
@@ -206,8 +211,7 @@ def _finish(source: lmdb.Environment, path: Path, aside: Path) -> None:
 
 def _take_along(path: Path, aside: Path) -> None:
     """Give the new folder the same lock files, so that who holds them goes on doing so, and whatever else is there."""
-    flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    os.close(os.open(path / FLIGHT_FILE, flags, 0o666))
+    make_lock_file(path / FLIGHT_FILE)
     for entry in path.iterdir():
         if entry.name in _LEFT_BEHIND or entry.name.startswith(".making-"):
             continue
@@ -218,12 +222,22 @@ def _take_along(path: Path, aside: Path) -> None:
         os.link(entry, aside / entry.name, follow_symlinks=False)
 
 
+def _folder_mode(path: Path) -> int:
+    """Return the mode of the folder `path`, closed to those who may not read its file: a copy has another at first.
+
+    Open to the others from the start, or what a kill leaves could be removed by its maker alone.
+    """
+    readers = stat.S_IMODE(os.stat(path / DATA_FILE).st_mode) & 0o044
+    return stat.S_IMODE(os.stat(path).st_mode) & (0o7700 | readers | readers >> 1 | readers >> 2)
+
+
 def _look_alike(old: Path, new: Path) -> None:
     """Give `new` the owner, permissions and access list of `old`, as far as this user may."""
     with contextlib.suppress(FileNotFoundError, PermissionError):
-        stat = os.stat(old)
-        with contextlib.suppress(PermissionError):
-            os.chown(new, stat.st_uid, stat.st_gid)
+        found = os.stat(old)
+        for uid in (-1, found.st_uid):  # the group may be given where the owner may not
+            with contextlib.suppress(PermissionError):
+                os.chown(new, uid, found.st_gid)
         shutil.copystat(old, new)
 
 

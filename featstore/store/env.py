@@ -19,7 +19,7 @@ import lmdb
 import lmdb._envid
 
 from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
-from featstore.store.layout import DATA_FILE, LMDB_LOCK_FILE, is_sealed
+from featstore.store.layout import DATA_FILE, LMDB_LOCK_FILE, is_sealed, lmdb_name
 from featstore.store.lmdb_errors import MAP_BYTES, MAX_READERS, translated
 from featstore.store.mapping import Mapping
 from featstore.store.mounts import is_read_only_disk, warn_of_network
@@ -195,14 +195,16 @@ def _begin_reading(environment: lmdb.Environment) -> lmdb.Transaction:
 
 def _open(folder: Path, *, readonly: bool) -> lmdb.Environment:
     allocate_table(folder)
-    return lmdb.open(
-        os.fspath(folder),
-        map_size=MAP_BYTES,
-        max_readers=MAX_READERS,
-        readonly=readonly,
-        create=False,
-        lib_version=0,
-    )
+    with lmdb_name(folder) as name:
+        return lmdb.open(
+            name,
+            map_size=MAP_BYTES,
+            max_readers=MAX_READERS,
+            readonly=readonly,
+            create=False,
+            mode=0o666,  # of what it makes; the umask says who may write it
+            lib_version=0,
+        )
 
 
 def _open_file(path: Path) -> int:

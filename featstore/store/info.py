@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featstore.durable import open_draft
 from featstore.errors import FeatstoreError
 from featstore.store.catalog import read_entries, read_failures, read_manifest, read_sets
 from featstore.store.env import open_environment
-from featstore.store.layout import dataset_names, dataset_path, is_sealed
+from featstore.store.layout import META_FILE, dataset_names, dataset_path, is_sealed
+from featstore.store.lost import lost_datasets
 
 if TYPE_CHECKING:
     from featstore.store.catalog import FeatureSet
     from featstore.store.snapshot import Snapshot
-
-META_FILE = "cache_meta.json"
 
 
 def describe_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> dict[str, Any]:
@@ -42,13 +41,16 @@ def describe_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> dict[st
 
 
 def describe_store(cache_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what each dataset of the cache holds; one that cannot be read has an `error` instead."""
-    datasets: dict[str, Any] = {}
+    """Return what each dataset of the cache holds; one that cannot be read, or is lost, has an `error` instead."""
+    datasets: dict[str, Any] = {
+        name: {"dataset": name, "error": lost} for name, lost in lost_datasets(cache_dir).items()
+    }
     for name in dataset_names(cache_dir):
         try:
             datasets[name] = describe_dataset(cache_dir, name)
         except FeatstoreError as exc:
             datasets[name] = {"dataset": name, "error": str(exc)}
+    datasets = dict(sorted(datasets.items()))
     readable = [found for found in datasets.values() if "error" not in found]
     return {
         "videos": sum(found["videos"] for found in readable),
@@ -57,18 +59,20 @@ def describe_store(cache_dir: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-def write_cache_meta(cache_dir: str | os.PathLike[str]) -> None:
+def write_cache_meta(cache_dir: str | os.PathLike[str], *, forget: str | None = None) -> None:
     """Rewrite cache_meta.json at once, so that no reader sees half of it.
 
-    It is for people and scripts; featstore never reads it, so a disk too full for it costs nothing else.
+    It is for people and scripts; featstore itself learns from it only which datasets were lost, so a disk too full for
+    it costs nothing else. forget: a dataset that is to be removed.
     """
     target = Path(cache_dir) / META_FILE
-    text = json.dumps(describe_store(cache_dir), indent=2) + "\n"
+    described = describe_store(cache_dir)
+    described["datasets"].pop(forget, None)
+    text = json.dumps(described, indent=2) + "\n"
     with contextlib.suppress(OSError):
-        fd, draft = tempfile.mkstemp(dir=cache_dir, prefix=f".{META_FILE}.")
+        fd, draft = open_draft(cache_dir, f".{META_FILE}.")
         try:
             with open(fd, "w", encoding="utf-8") as file:
-                os.fchmod(fd, 0o644)
                 file.write(text)
                 file.flush()
                 os.fsync(fd)

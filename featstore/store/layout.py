@@ -7,25 +7,45 @@ import errno
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from featstore.durable import make_durable_folder, sync_folder
 from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
 from featstore.record import MAX_ID_BYTES
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 DATA_FILE = "data.mdb"
 LMDB_LOCK_FILE = "lock.mdb"
 SEAL_FILE = "sealed"
+META_FILE = "cache_meta.json"
 _DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def dataset_path(cache_dir: str | os.PathLike[str], dataset: str) -> Path:
     """Return the folder of `dataset`; StoreMismatch where its name cannot be a folder's."""
-    if not _DATASET.fullmatch(dataset):
+    if not is_dataset_name(dataset):
         raise StoreMismatch(
             f"a dataset cannot be called {dataset!r:.200}; use letters, digits, '.', '_' and '-', at most 128 of them, "
             "beginning with a letter or digit"
         )
-    return Path(cache_dir) / dataset
+    return absolute(cache_dir) / dataset
+
+
+def absolute(cache_dir: str | os.PathLike[str]) -> Path:
+    """Return the folder that `cache_dir` names now, whatever becomes the working directory."""
+    try:
+        return Path(cache_dir).absolute()
+    except FileNotFoundError as exc:
+        raise StoreNotFound(
+            f"{cache_dir} is relative and the working directory is gone; name the cache by its whole path"
+        ) from exc
+
+
+def is_dataset_name(name: str) -> bool:
+    """Return whether a dataset can be called `name`."""
+    return _DATASET.fullmatch(name) is not None
 
 
 def make_folder(path: Path) -> None:
@@ -44,6 +64,21 @@ def is_sealed(path: str | os.PathLike[str]) -> bool:
     return os.path.lexists(os.path.join(path, SEAL_FILE))
 
 
+@contextlib.contextmanager
+def lmdb_name(path: Path) -> Iterator[str]:
+    """Give a name under which py-lmdb can open the folder `path`: it takes no bytes, and no names that are no UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            yield f"/proc/self/fd/{fd}"
+        finally:
+            os.close(fd)
+    else:
+        yield str(path)
+
+
 def keep_name(path: Path) -> None:
     """Make durable that the dataset in the folder `path` is there; raise StoreError where the disk fails."""
     try:
@@ -59,9 +94,7 @@ def dataset_names(cache_dir: str | os.PathLike[str]) -> list[str]:
     try:
         os.stat(os.path.join(root, os.curdir))  # raises where no folder in it may be entered
         return sorted(
-            path.name
-            for path in root.iterdir()
-            if _DATASET.fullmatch(path.name) and _has_data(path)
+            path.name for path in root.iterdir() if is_dataset_name(path.name) and _has_data(path)
         )
     except (FileNotFoundError, NotADirectoryError) as exc:
         raise StoreNotFound(

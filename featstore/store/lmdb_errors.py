@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import TYPE_CHECKING
 
 import lmdb
 
 from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreMismatch
+from featstore.store.mapping import MORE_FILES
 from featstore.store.pages import FOREIGN
 from featstore.store.room import is_full
 
@@ -37,6 +39,8 @@ def store_error(exc: lmdb.Error, path: Path) -> StoreError:
     for kinds, error, sentence in _MEANINGS:
         if isinstance(exc, kinds):
             return error(f"{path}: {sentence} ({exc})")
+    if os.strerror(errno.EMFILE) in str(exc) or os.strerror(errno.ENFILE) in str(exc):
+        return StoreError(f"{path}: {MORE_FILES} ({exc})")
     # A full disk reaches us as a plain "Input/output error" or a short write as often as by its name.
     named = isinstance(exc, lmdb.DiskError) or any(words in str(exc) for words in _FULL)
     if named or is_full(path):

@@ -13,6 +13,7 @@ from featstore.readin import MAP_FAILED, libc, note_map
 # Address space, not memory: the file may grow so far before it is mapped anew.
 MIN_BYTES = 64 << 30
 GROWTH = 4
+MORE_FILES = "close some files, or raise the limit on open ones (ulimit -n)"
 
 
 class Mapping:
@@ -24,7 +25,10 @@ class Mapping:
 
     def __init__(self, fd: int) -> None:
         """Map the file; raise StoreError where the process may not take the address space."""
-        self._fd = os.dup(fd)
+        try:
+            self._fd = os.dup(fd)
+        except OSError as exc:
+            raise StoreError(f"a store cannot be mapped: {exc.strerror}; {MORE_FILES}") from exc
         weakref.finalize(self, os.close, self._fd).atexit = False  # as the map below
         self.length = max(MIN_BYTES, GROWTH * self.file_bytes())
         address = libc().mmap(None, self.length, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from featstore.errors import plain_line
+
 if TYPE_CHECKING:
     from featstore.spec import FeatureSpec
     from featstore.store.catalog import FeatureSet
@@ -24,10 +26,10 @@ def describe_mismatch(
     lines = []
     for field, here, there in nearest.spec.diff(wanted):
         stored, asked = _around_difference(here, there)
-        lines.append(f"\n  {field}: stored {stored}, asked for {asked}")
+        lines.append("\n  " + plain_line(f"{field}: stored {stored}, asked for {asked}"))
     return (
         f"dataset {dataset.name!r} in {dataset.path.parent} holds no such features; the nearest set, "
-        f"{nearest.spec.digest[:8]} ingested from {nearest.origin}, differs in:{''.join(lines)}\n"
+        f"{nearest.spec.digest[:8]} ingested from {plain_line(nearest.origin)}, differs in:{''.join(lines)}\n"
         f"make them beside it: featstore ingest --videos VIDEOS --dataset {dataset.name} --model-path {origin} "
         f"--cache-dir {dataset.path.parent} {wanted.ingest_options()}"
     )

@@ -12,6 +12,7 @@ from featstore.errors import (
     RecordError,
     StoreMismatch,
     StoreNotFound,
+    plain_line,
 )
 from featstore.record import Features, Record, parse
 from featstore.spec import FeatureSpec
@@ -30,7 +31,8 @@ from featstore.store.catalog import (
     video_key,
 )
 from featstore.store.env import Environment, open_environment
-from featstore.store.layout import dataset_names, dataset_path
+from featstore.store.layout import absolute, dataset_names, dataset_path
+from featstore.store.lost import lost_datasets
 from featstore.store.mismatch import describe_mismatch
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ class FeatureStore(Mapping[str, "Dataset"]):
         if verify not in VERIFY:
             raise ValueError(f"verify is {verify!r}; use one of {', '.join(VERIFY)}")
         dataset_names(cache_dir)
-        self.cache_dir = cache_dir
+        self.cache_dir = absolute(cache_dir)
         self._verify = verify
         self._datasets: dict[str, Dataset] = {}
 
@@ -65,6 +67,9 @@ class FeatureStore(Mapping[str, "Dataset"]):
             try:
                 self._datasets[dataset] = Dataset(self.cache_dir, dataset, verify=self._verify)
             except StoreNotFound as exc:
+                lost = lost_datasets(self.cache_dir).get(dataset)
+                if lost:
+                    raise DatasetNotFound(lost) from exc
                 there = ", ".join(self) or "none"
                 raise DatasetNotFound(
                     f"there is no dataset {dataset!r} in {self.cache_dir}, the datasets there are: {there}; "
@@ -199,10 +204,13 @@ class Dataset(Mapping[str, Features]):
         except RecordError as exc:
             raise RecordError(f"video {video!r} of {self.path}: {exc}") from exc
         header = record.header
-        if (header.video_id, header.spec, header.dataset) != (video, spec.digest, self.name):
+        wrong = header.misfit(spec, self.name)
+        if header.video_id != video:
+            wrong = f"video {header.video_id!r}, not {video!r}"
+        if wrong:
             raise RecordError(
-                f"the record of {video!r} in {self.path} says it is {header.video_id!r} of {header.dataset!r}, set "
-                f"{header.spec[:8]}; the store is damaged: run featstore check"
+                f"the record of {video!r} in {self.path} is of another: {wrong}; the store is damaged: run featstore "
+                "check --repair, and ingest the video again"
             )
         if len(snapshot.learnt) >= MAX_LEARNT:
             snapshot.learnt.clear()
@@ -253,7 +261,8 @@ class Dataset(Mapping[str, Features]):
         if isinstance(spec, FeatureSpec) and sets:
             raise StoreMismatch(describe_mismatch(self, sets, spec))
         listed = "".join(
-            f"\n  {found.spec.describe()}  from {found.origin}" for found in fitting or sets
+            f"\n  {found.spec.describe()}  from {plain_line(found.origin)}"
+            for found in fitting or sets
         )
         if fitting:
             raise StoreMismatch(
@@ -285,7 +294,9 @@ class Dataset(Mapping[str, Features]):
                     "was found damaged and removed from",
                     "ingest again, which makes it anew",
                 )
-            return FeatureNotFound(f"video {video!r} {what} {where} ({failure.reason}); {remedy}")
+            return FeatureNotFound(
+                f"video {video!r} {what} {where} ({plain_line(failure.reason)}); {remedy}"
+            )
         return FeatureNotFound(
             f"video {video!r} is not stored in {where}; list what is: featstore ls --cache-dir "
             f"{self.path.parent} --dataset {self.name}"

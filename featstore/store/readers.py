@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import stat
 from typing import TYPE_CHECKING
 
-from featstore.errors import StoreFull
+from featstore.errors import StoreError, StoreFull
 from featstore.store.layout import LMDB_LOCK_FILE
 from featstore.store.room import NO_ROOM
 
@@ -26,15 +27,18 @@ def allocate_table(folder: Path) -> None:
     """Give the reader table in `folder` its room on the disk, making it where it is not there; or raise StoreFull.
 
     For a file that this process does not have open in LMDB: closing it lets go of all locks that the process has on it.
-    Nothing happens where this user may not write it; whether that is in order is LMDB's to say.
+    Nothing happens where this user may not write it; whether that is in order is LMDB's to say. StoreError where it is
+    no file.
     """
     path = folder / LMDB_LOCK_FILE
     with contextlib.suppress(FileNotFoundError):
-        stat = os.stat(path)
-        if stat.st_size and stat.st_blocks * 512 >= stat.st_size:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise StoreError(f"{path} is no file; remove it")
+        if found.st_size and found.st_blocks * 512 >= found.st_size:
             return
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     except OSError:
         return
     try:

@@ -20,8 +20,10 @@ from featstore.store.catalog import (
 )
 from featstore.store.compact import clear_leftovers
 from featstore.store.env import open_environment
+from featstore.store.info import write_cache_meta
 from featstore.store.layout import DATA_FILE, dataset_path
 from featstore.store.lock import ingest_lock
+from featstore.store.lost import listed_datasets, lost_datasets
 from featstore.store.transaction import WriteTransaction
 
 if TYPE_CHECKING:
@@ -53,20 +55,27 @@ class Removed:
 def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
     """Remove `dataset` and return the bytes it took on disk; of one that is a link, the link alone is removed.
 
-    Raises StoreNotFound where it is not there, StoreLocked while an ingest is at work. A run killed halfway leaves
-    a folder whose name begins with a dot, which no one reads and the next removal of the dataset clears.
+    What is left of one whose file is gone is removed too. Raises StoreNotFound where it never was, StoreLocked while an
+    ingest is at work. A run killed halfway leaves a folder whose name begins with a dot, which no one reads and the
+    next removal of the dataset clears.
     """
     path = dataset_path(cache_dir, dataset)
     gone = path.with_name(f".removed-{dataset}")
-    if not _is_there(path):
+    lost = not _is_there(path)
+    if lost:
         _clear(gone)
-        raise StoreNotFound(
-            f"there is no dataset {dataset!r} in {cache_dir}; list them: featstore ls"
-        )
+        if dataset not in lost_datasets(cache_dir):
+            raise StoreNotFound(
+                f"there is no dataset {dataset!r} in {cache_dir}; list them: featstore ls"
+            )
+        if not path.is_dir():  # the whole folder is gone
+            _forget(cache_dir, dataset)
+            return 0
     with ingest_lock(path):
         clear_leftovers(path)
-        taken = 0 if path.is_symlink() else (path / DATA_FILE).stat().st_blocks * 512
+        taken = 0 if lost or path.is_symlink() else (path / DATA_FILE).stat().st_blocks * 512
         _clear(gone)
+        _forget(cache_dir, dataset)
         try:
             os.rename(path, gone)
             sync_folder(
@@ -76,6 +85,12 @@ def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
             raise StoreError(f"{path} cannot be removed: {exc.strerror}") from exc
     _clear(gone)
     return taken
+
+
+def _forget(cache_dir: str | os.PathLike[str], dataset: str) -> None:
+    # Before it is gone: a kill in between is not to make it a dataset that was lost.
+    if dataset in listed_datasets(cache_dir):
+        write_cache_meta(cache_dir, forget=dataset)
 
 
 def _is_there(path: Path) -> bool:

@@ -30,7 +30,7 @@ def seal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
             return
         txn = WriteTransaction(path)
         try:
-            os.close(os.open(path / SEAL_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+            os.close(os.open(path / SEAL_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
             sync_folder(path)
         except OSError as exc:
             raise StoreError(f"{path} cannot be sealed: {exc.strerror}") from exc

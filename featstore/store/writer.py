@@ -99,7 +99,7 @@ class FeatureWriter:
         make_folder(self.path)
         refuse_sealed(self.path)
         refuse_link(self.path)
-        self._cache_dir = cache_dir
+        self._cache_dir = self.path.parent
         self._min_free = min_free
         self._max_size = max_size
         self._commit_bytes = commit_bytes
@@ -148,22 +148,15 @@ class FeatureWriter:
         """Put a record whose payload lies in `buffer[payload]`; visible after the next `commit`.
 
         The prefix is written before the payload, into the same buffer, so that LMDB's copy is the only one. `header`
-        is completed: codec, checksum. Raises StoreFull, leaving what was put before ready to be committed, and
-        ValueError where spec, header and payload do not belong together.
+        is completed: codec, checksum. Raises StoreFull, leaving what was put before ready to be committed,
+        StoreMismatch where the header is not of a record of `spec` in this dataset, and ValueError where header and
+        payload do not belong together.
         """
         return self.put_packed(spec, *pack_record(header, scale, buffer, payload, codec=codec))
 
     def put_packed(self, spec: FeatureSpec, header: Header, record: memoryview) -> Entry:
         """Put what `pack_record` returned, as `put` does."""
-        check_video_id(header.video_id)
-        if (header.dataset, header.spec) != (self.dataset, spec.digest):
-            raise ValueError(
-                f"the header is of {header.dataset!r}, set {header.spec[:8]}; it is put into {self.dataset!r}, set "
-                f"{spec.digest[:8]}"
-            )
-        entry = Entry.of(header, len(record))
-        self._put_record(spec, entry, record)
-        return entry
+        return self._put_record(spec, header, record)
 
     def has(self, spec: FeatureSpec, video_id: str) -> bool:
         """Return whether the video was stored under `spec` as of the last commit."""
@@ -179,16 +172,7 @@ class FeatureWriter:
         """
         parsed = parse(record)
         parsed.verify()
-        header = parsed.header
-        check_video_id(header.video_id)
-        if (header.dataset, header.spec) != (self.dataset, spec.digest):
-            raise StoreMismatch(
-                f"the record of {header.video_id!r} says it is of dataset {header.dataset!r}, set {header.spec[:8]}, "
-                f"not of {self.dataset!r}, set {spec.digest[:8]}; it was not put"
-            )
-        entry = Entry.of(header, len(record))
-        self._put_record(spec, entry, record)
-        return entry
+        return self._put_record(spec, parsed.header, record)
 
     def fail(self, spec: FeatureSpec, failure: Failure, *, drop: bool = False) -> None:
         """Put the row of a video that could not be ingested; of a very long reason the beginning.
@@ -235,14 +219,22 @@ class FeatureWriter:
         else:
             self.abort()
 
-    def _put_record(self, spec: FeatureSpec, entry: Entry, record: memoryview) -> None:
+    def _put_record(self, spec: FeatureSpec, header: Header, record: memoryview) -> Entry:
+        check_video_id(header.video_id)
+        misfit = header.misfit(spec, self.dataset)
+        if misfit:
+            raise StoreMismatch(
+                f"the record of {header.video_id!r} is not of the feature set it is put into: {misfit}; it was not put"
+            )
         self._check_room(len(record))
-        txn, key = self._at(spec, entry.video_id)
+        txn, key = self._at(spec, header.video_id)
+        entry = Entry.of(header, len(record))
         self._do(txn.put, "records", key, record)
         self._do(txn.put, "catalog", key, pack_row(entry))
         self._do(txn.delete, "failures", key)
         self._pending.append(entry)
         self._pending_bytes += len(record)
+        return entry
 
     def _transaction(self) -> WriteTransaction:
         if self._txn is None:

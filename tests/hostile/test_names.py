@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from safetensors import safe_open
-from toys import expected, store_videos, toy_features, toy_spec
+from toys import expected, run_python, store_videos, toy_features, toy_spec
 
 import featstore
 from featstore.cli import main
-from featstore.errors import ListingError, StoreError, StoreMismatch
+from featstore.errors import FeatureNotFound, ListingError, StoreError, StoreMismatch
 from featstore.export import save_features
 from featstore.pipeline.plan import read_listing
+from featstore.sampling import Sampling
 from featstore.store.catalog import Failure
+from featstore.store.compact import compact_dataset
 from featstore.store.layout import dataset_names
+from featstore.store.merge import merge_dataset
 from featstore.store.reader import FeatureStore
+from featstore.store.remove import remove_videos
+from featstore.store.repair import repair_dataset
+from featstore.store.seal import seal_dataset, unseal_dataset
 from featstore.store.writer import FeatureWriter
 
 if TYPE_CHECKING:
@@ -158,6 +165,28 @@ def test_what_steers_a_terminal_is_shown_and_not_sent_by_an_ingest(clips, tmp_pa
         assert all(character.isprintable() or character == "\n" for character in done.output)
 
 
+def test_what_a_set_says_of_itself_makes_no_line_of_its_own_in_a_message(cache):
+    forged = "toy\nfeatstore: all is well\x1b[2J"
+    named = replace(SPEC, encoder=replace(SPEC.encoder, architecture=forged, name=forged))
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        writer.add_set(SPEC, forged)
+        writer.add_set(named, forged)
+        writer.fail(SPEC, Failure("a", "/a.mp4", SPEC.digest, forged, 0.0))
+    dataset = FeatureStore(cache)["demo"]
+    other = replace(SPEC, sampling=Sampling(5), encoder=named.encoder)
+    for asked in (
+        lambda: dataset.select(),
+        lambda: dataset.select(spec=other),
+        lambda: dataset.select(nframe=77),
+        lambda: dataset.lookup("a", spec=SPEC),
+    ):
+        with pytest.raises((StoreMismatch, FeatureNotFound)) as told:
+            asked()
+        lines = str(told.value).split("\n")
+        assert not any(line.startswith("featstore: all") for line in lines)
+        assert all(line.isprintable() for line in lines)
+
+
 # Links and other things in place of files
 
 
@@ -171,6 +200,35 @@ def test_a_fifo_or_folder_in_place_of_the_data_file_is_refused_at_once(tmp_path)
             FeatureStore(tmp_path)[folder.name]
         with pytest.raises(StoreError, match="is no file"):
             FeatureWriter(tmp_path, folder.name, min_free=0)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_in_place_of_liblmdbs_lock_is_refused_at_once(tmp_path, make):
+    program = (
+        "import sys; from toys import *; store_videos(sys.argv[1], 'demo', {'a': toy_features(1)})"
+    )
+    assert run_python(program, tmp_path).returncode == 0
+    (tmp_path / "demo" / "lock.mdb").unlink()
+    make(tmp_path / "demo" / "lock.mdb")
+    with pytest.raises(StoreError, match=r"lock\.mdb is no file; remove it"):
+        featstore.get(tmp_path, "demo", "a")
+
+
+def test_a_cache_whose_name_is_no_text_is_as_good_as_any(tmp_path):
+    """py-lmdb takes no such names."""
+    cache, other = (os.path.join(tmp_path, name) for name in ("cach\udce9", "autr\udce9"))
+    store_videos(cache, "demo", {"a": A, "b": A})
+    store_videos(other, "demo", {"c": A})
+    assert merge_dataset(other, cache, "demo", min_free=0).stored == 1
+    assert remove_videos(cache, "demo", ["b"]).videos == 1
+    compact_dataset(cache, "demo")
+    assert repair_dataset(cache, "demo").problems == []
+    seal_dataset(cache, "demo")
+    assert np.array_equal(featstore.get(cache, "demo", "c").data, expected(A, SPEC))
+    unseal_dataset(cache, "demo")
+    for words in (["check"], ["info"], ["ls"], ["rm", "--dataset", "demo", "--yes"]):
+        assert run(*words, "--cache-dir", cache).exit_code == 0
+    assert os.listdir(cache) == []
 
 
 def test_liblmdbs_lock_is_not_written_through_a_link(tmp_path):

@@ -1,13 +1,18 @@
 import gzip
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
+from toys import toy_spec
 
 from featstore.decoding.video import Video
 from featstore.errors import ListingError
-from featstore.pipeline.plan import check_listing, list_videos, read_listing
+from featstore.pipeline.plan import check_listing, list_videos, make_plan, read_listing
+from featstore.store.catalog import Failure
+from featstore.store.env import open_environment
+from featstore.store.writer import FeatureWriter
 
 
 def ids(videos):
@@ -52,6 +57,22 @@ def test_a_file_name_that_is_no_text_is_listed(tmp_path):
     with open(os.path.join(os.fsencode(tmp_path), b"l\xe9.mp4"), "wb") as file:
         file.write(b"x")
     assert ids(list_videos([tmp_path])) == ["l\udce9"]
+
+
+def test_a_failure_of_a_clock_that_was_ahead_is_tried_again(cache, tmp_path):
+    """A file that is mended now would seem older than its failure."""
+    touch(tmp_path, "early.mp4", "ahead.mp4")
+    spec = toy_spec()
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        writer.add_set(spec, "toy")
+        for video, seconds in (("early", -1.0), ("ahead", 3600.0)):
+            path = str(tmp_path / f"{video}.mp4")
+            created = time.time() + seconds if seconds > 0 else os.stat(path).st_ctime
+            writer.fail(spec, Failure(video, path, spec.digest, "no frames", created))
+    snapshot = open_environment(cache / "demo").snapshot()
+    plan = make_plan(list_videos([tmp_path]), snapshot, "demo", spec)
+    assert ids(plan.todo) == ["ahead"]
+    assert ids(plan.failed_before) == ["early"]
 
 
 @pytest.mark.parametrize("missing", ["nowhere", "empty"])

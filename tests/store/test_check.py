@@ -1,15 +1,24 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 from damage import flip_in_file, put_raw, read_raw
-from toys import expected, put_video, store_videos, toy_features, toy_spec
+from toys import (
+    MISFITS,
+    expected,
+    misfit_record,
+    put_video,
+    store_videos,
+    toy_features,
+    toy_spec,
+)
 
 from featstore.errors import RecordError, StoreMismatch, StoreNotFound
-from featstore.record import Record
+from featstore.record import Record, parse
 from featstore.sampling import Sampling
 from featstore.store import snapshot
-from featstore.store.catalog import Failure, FeatureSet, pack_row, read_manifest, video_key
+from featstore.store.catalog import Entry, Failure, FeatureSet, pack_row, read_manifest, video_key
 from featstore.store.check import check_dataset
 from featstore.store.env import open_environment
 from featstore.store.reader import FeatureStore, get
@@ -91,11 +100,30 @@ def test_a_record_that_is_none_is_found(damaged, value):
 
 def test_a_record_of_another_video_is_found(damaged):
     put_raw(damaged, "records", KEY_A, read_raw(damaged, "records", video_key(SPEC, "demo", "b")))
-    with pytest.raises(RecordError, match=r"record of 'a' in .* says it is 'b' of 'demo'"):
+    with pytest.raises(RecordError, match=r"record of 'a' in .* is of another: video 'b'"):
         get(damaged, "demo", "a")
     assert check_dataset(damaged, "demo").problems == [
         f"video 'a' of set {SPEC.digest[:8]}: its record is that of 'b', which has another key; ingest it again"
     ]
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_a_record_that_cannot_be_of_its_set_is_found_and_made_again(damaged, misfit):
+    """Its header is whole and names the right digest: what it holds is still another's."""
+    record = misfit_record(SPEC, "demo", "a", misfit)
+    put_raw(damaged, "records", KEY_A, record)
+    put_raw(damaged, "catalog", KEY_A, pack_row(Entry.of(parse(record).header, len(record))))
+    store = FeatureStore(damaged)
+    for _ in range(2):
+        with pytest.raises(RecordError, match=f"{misfit} .*, not .*check --repair"):
+            store["demo"]["a"]
+    [problem] = check_dataset(damaged, "demo").problems
+    assert f"its record is not of its feature set: {misfit} " in problem
+    [done] = repair_dataset(damaged, "demo").repaired
+    assert "the next ingest makes it again" in done
+    store_videos(damaged, "demo", {"a": A})
+    assert check_dataset(damaged, "demo").problems == []
+    assert np.array_equal(store["demo"]["a"].data, expected(A, SPEC))
 
 
 def test_a_video_under_the_key_of_another_is_found(damaged):

@@ -5,7 +5,15 @@ import threading
 import numpy as np
 import pytest
 from damage import put_raw
-from toys import expected, run_python, store_videos, toy_features, toy_spec
+from toys import (
+    MISFITS,
+    expected,
+    misfit_record,
+    run_python,
+    store_videos,
+    toy_features,
+    toy_spec,
+)
 
 from featstore.errors import StoreError, StoreLocked, StoreMismatch, StoreNotFound
 from featstore.store import merge
@@ -82,6 +90,17 @@ def test_what_is_damaged_in_the_source_is_named_and_does_not_come(source, cache)
     assert "too short" in reasons["2"]
     assert "its record is that of '0'" in reasons["3"]
     assert {entry.video_id for entry in FeatureStore(cache)["demo"].entries(SPEC)} == {"0", "4"}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_a_record_that_cannot_be_of_its_set_is_named_and_does_not_come(source, cache, misfit):
+    put_raw(
+        source, "records", video_key(SPEC, "demo", "1"), misfit_record(SPEC, "demo", "1", misfit)
+    )
+    [(name, reason)] = run(source, cache).failures
+    assert name == "1"
+    assert f"{misfit} " in reason
+    assert "1" not in FeatureStore(cache)["demo"]
 
 
 def test_a_merge_stops_when_asked_and_goes_on(source, cache, monkeypatch):

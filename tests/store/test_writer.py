@@ -7,7 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from strategies import video_ids
 from toys import (
+    MISFITS,
     expected,
+    misfit_record,
     put_video,
     run_python,
     store_videos,
@@ -16,8 +18,9 @@ from toys import (
     toy_spec,
 )
 
-from featstore.errors import FeatureNotFound, RecordError, StoreError, StoreFull
+from featstore.errors import FeatureNotFound, RecordError, StoreError, StoreFull, StoreMismatch
 from featstore.quant import quantize
+from featstore.record import parse
 from featstore.store import layout
 from featstore.store.catalog import Entry, Failure
 from featstore.store.check import check_dataset
@@ -181,8 +184,8 @@ def test_an_id_may_have_4096_bytes(cache, writer):
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"dataset": "other"}, ValueError),
-        ({"spec": "0" * 32}, ValueError),
+        ({"dataset": "other"}, StoreMismatch),
+        ({"spec": "0" * 32}, StoreMismatch),
         ({"shape": (12, 8)}, RecordError),
         ({"shape": (32, 4)}, RecordError),
         ({"frame_indices": bytes(8)}, RecordError),
@@ -194,6 +197,19 @@ def test_a_header_that_does_not_fit_is_refused_and_leaves_nothing(cache, writer,
     put_video(writer, SPEC, "a", A)
     with pytest.raises(error):
         put_video(writer, SPEC, "b", B, **changes)
+    assert [row.video_id for row in writer.commit()] == ["a"]
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_a_record_that_cannot_be_of_its_set_is_refused(cache, writer, misfit):
+    record = misfit_record(SPEC, "demo", "b", misfit)
+    put_video(writer, SPEC, "a", A)
+    for put in (
+        lambda: writer.put_whole(SPEC, record),
+        lambda: writer.put_packed(SPEC, parse(record).header, record),
+    ):
+        with pytest.raises(StoreMismatch, match=f"{misfit} .*, not .*; it was not put"):
+            put()
     assert [row.video_id for row in writer.commit()] == ["a"]
 
 

@@ -9,7 +9,6 @@ import os
 import socket
 import struct
 import time
-import weakref
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -57,7 +56,7 @@ def ingest_lock(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
             os.pwrite(fd, json.dumps(note).encode(), 0)
         yield
     finally:
-        os.close(fd)
+        _close(fd)
 
 
 @contextlib.contextmanager
@@ -67,7 +66,7 @@ def flight_lock(folder: Path, key: bytes) -> Iterator[None]:
     A single flight: of all processes, and threads, that miss one video at once, one makes its features; the others wait
     here and, once inside, look the video up again. Other keys are not waited for: each key is one byte of the file
     `flight.lock`, far beyond its end, locked on an open file description (fcntl's F_OFD_SETLKW). Nothing is ever
-    written, and a lock is gone with its holder, SIGKILL included. Do not fork inside: the child would hold it too.
+    written, and a lock is gone with its holder, SIGKILL included.
     Systems without such locks lock the whole file, one video at a time.
 
     Raises StoreNotFound where there is no such folder, StoreError where the file cannot be locked.
@@ -77,7 +76,7 @@ def flight_lock(folder: Path, key: bytes) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(fd)
+        _close(fd)
 
 
 class WriteLock:
@@ -93,7 +92,6 @@ class WriteLock:
         self._fd = _hold(
             folder / WRITE_FILE, lambda fd: fcntl.flock(fd, fcntl.LOCK_EX), readable=True
         )
-        _write_locks.add(self)
 
     def read(self) -> bytes:
         """Return the note of the last writer."""
@@ -109,20 +107,26 @@ class WriteLock:
         """Let go; a second call does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            _close(fd)
 
     def __del__(self) -> None:
         """Let go with the last reference."""
         self.release()
 
 
-_write_locks: weakref.WeakSet[WriteLock] = weakref.WeakSet()
+_held: set[int] = set()  # descriptors, from before they are locked
 
 
 def _let_go_in_child() -> None:
-    # A forked child would hold the lock for as long as it lives, whatever its parent does.
-    for lock in list(_write_locks):
-        lock.release()
+    # A forked child would hold the locks for as long as it lives, whatever its parent does.
+    while _held:
+        os.close(_held.pop())
+
+
+def _close(fd: int) -> None:
+    if fd in _held:  # a forked child has closed it already
+        _held.remove(fd)
+        os.close(fd)
 
 
 os.register_at_fork(after_in_child=_let_go_in_child)
@@ -138,6 +142,7 @@ def _hold(
     """
     while True:
         fd = _open(path, readable=readable)
+        _held.add(fd)
         try:
             lock(fd)
             if _is_current(fd, path):
@@ -147,7 +152,7 @@ def _hold(
             raise StoreError(f"{path} cannot be locked: {exc.strerror}") from exc
         finally:
             if fd >= 0:
-                os.close(fd)
+                _close(fd)
         if remake:
             make_folder(path.parent)
 

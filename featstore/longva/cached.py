@@ -22,6 +22,7 @@ from featstore.longva.vision import LongVAEncoder
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.layout import check_video_id
+from featstore.torch.forked import about_to_compute
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,8 +33,10 @@ DECODE_TIMEOUT = 600.0
 
 
 class CachedLongVA:
-    """A LongVA model whose videos come from a store; one question at a time.
+    """A LongVA model whose videos come from a store; it answers one question at a time.
 
+    Threads may share it: each waits for its turn to encode and to answer, and videos are looked up at once. A forked
+    child may use it too, with a decoder of its own, unless it is on a GPU; CUDA needs a model of the child's own.
     statistics: what it asked of the store; the process prints their sum on stderr when it ends.
     Usable in `with`; `close` ends the decoder and lets go of the store.
     """
@@ -154,6 +157,7 @@ class CachedLongVA:
         **options: Any,
     ) -> list[int]:
         """Return the ids of the answer, its end token included; all else as `generate`."""
+        about_to_compute(self._encoder.device)
         manner = read_options(self._language.generation, options)
         text = build_prompt(prompt, len(images) + (video is not None))
         parts = split(tokenize(self._language.tokenizer, text))
@@ -170,6 +174,7 @@ class CachedLongVA:
 
         options: as `generate`.
         """
+        about_to_compute(self._encoder.device)
         manner = read_options(self._language.generation, options)
         parts = split(tokenize(self._language.tokenizer, build_prompt(prompt, 1)))
         features = features.to(self._encoder.device, self._encoder.dtype)
@@ -178,7 +183,7 @@ class CachedLongVA:
     def close(self) -> None:
         """End the decoder, let go of the store and the prefixes; the model can still be asked."""
         self._source.close()
-        self._answerer.prefixes.clear()
+        self._answerer.close()
 
     def __enter__(self) -> CachedLongVA:
         """Return the model itself."""

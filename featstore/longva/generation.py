@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,9 @@ _DRAWING = {
 # Arguments of transformers' generate that are no part of its config and of use here.
 _HOOKS = {"logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer"}
 # What these say of a prompt given as embeddings is how the original does it, too.
-_EXPECTED = "Passing `(repetition_penalty|no_repeat_ngram_size)` with `inputs_embeds`"
+_EXPECTED = re.compile(
+    "Passing `(repetition_penalty|no_repeat_ngram_size)` with `inputs_embeds`", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,17 @@ def generate(
         hooks[CACHE] = cache
     if manner.config.stop_strings is not None:
         hooks["tokenizer"] = language.tokenizer
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.filterwarnings("ignore", message=_EXPECTED)
+    _pass_over_what_is_expected()
+    with torch.inference_mode():
         found = language.model.generate(
             inputs_embeds=embeds, generation_config=manner.config, **hooks
         )
     ids: list[int] = found[0].tolist()
     return ids
+
+
+def _pass_over_what_is_expected() -> None:
+    # For good, and not with catch_warnings: that puts back the whole process's filters as they were when it began, be
+    # other threads at work or not.
+    if not any(found[1] == _EXPECTED for found in warnings.filters):
+        warnings.filterwarnings("ignore", message=_EXPECTED.pattern)

@@ -23,6 +23,7 @@ from featstore.errors import (
     StoreError,
     StoreFull,
 )
+from featstore.forks import tell_of_forks
 from featstore.longva.live import Encoded, LiveEncoder, store_features
 from featstore.longva.lookup import Lookup
 from featstore.store.info import write_cache_meta
@@ -83,6 +84,7 @@ class FeatureSource:
         self._statistics = statistics
         self._reported: set[str] = set()
         self._describe: weakref.finalize[[str | os.PathLike[str]], FeatureSource] | None = None
+        tell_of_forks(self)
 
     def get(self, wanted: Wanted) -> Visual:
         """Return the features; on a miss raise what `on_miss` says, or VideoError where its file cannot be decoded."""
@@ -92,7 +94,7 @@ class FeatureSource:
         with self._statistics.timed("seconds_reading"):
             features = self._find(wanted)
         if features is None and self._on_miss == "error":
-            self._statistics.misses += 1
+            self._statistics.add(misses=1)
             self._lookup.refuse(wanted, self._origin)
         return self._make(wanted) if features is None else self._stored(features)
 
@@ -104,13 +106,18 @@ class FeatureSource:
         if self._lookup is not None:
             self._lookup.close()
 
+    def after_fork(self) -> None:
+        """Leave it to the parent to describe what the parent stored."""
+        if self._describe is not None:
+            self._describe.detach()
+
     def _find(self, wanted: Wanted) -> Features | None:
         assert self._lookup is not None
         try:
             features = self._lookup.find(wanted)
         except (RecordError, StoreDamaged) as exc:
             if self._on_miss == "error":
-                self._statistics.misses += 1
+                self._statistics.add(misses=1)
                 raise
             self._say_once(f"{exc}; features that cannot be read are made again")
             return None
@@ -128,7 +135,7 @@ class FeatureSource:
             f"made from, {header.video_path} of {header.source.size:,} bytes"
         )
         if self._on_miss == "error":
-            self._statistics.misses += 1
+            self._statistics.add(misses=1)
             raise FeatureNotFound(f"{found}; ingest it again, or give each file an id of its own")
         self._say_once(f"{found}; its features are made again")
         return None
@@ -140,7 +147,7 @@ class FeatureSource:
                 features = self._find(wanted)  # another process may have made them while we waited
                 if features is not None:
                     return self._stored(features)
-            self._statistics.misses += 1
+            self._statistics.add(misses=1)
             if self._lookup is not None:
                 self._say_once(self._lookup.mismatch(wanted, self._origin))
             encoded = self._encode(wanted)
@@ -209,7 +216,7 @@ class FeatureSource:
         _say(f"{what} that are missing are encoded but no longer stored: {exc}")
 
     def _stored(self, features: Features) -> Visual:
-        self._statistics.hits += 1
+        self._statistics.add(hits=1)
         return self._visual(features)
 
     def _visual(self, features: Features) -> Visual:
@@ -217,7 +224,7 @@ class FeatureSource:
 
         def load() -> torch.Tensor:
             with self._statistics.timed("seconds_reading"):
-                self._statistics.bytes_read += header.raw_bytes + header.scale_bytes
+                self._statistics.add(bytes_read=header.raw_bytes + header.scale_bytes)
                 return to_tensor(features, device=self._device, dtype=self._dtype)
 
         identity = (

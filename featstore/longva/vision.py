@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 
 from featstore.errors import FeatstoreError
+from featstore.forks import tell_of_forks
 from featstore.longva.checkpoint import read_checkpoint
 from featstore.longva.weights import find_weights
 from featstore.preprocess import normalization_table
 from featstore.spec import EncoderIdentity
+from featstore.torch.forked import about_to_compute
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,6 +65,8 @@ class LongVAEncoder:
         self.batch_frames = batch_frames or (128 if on_cuda else 16)
         self._model: VisionModel | None = None
         self._table = torch.empty(0)
+        self._loading = threading.Lock()
+        tell_of_forks(self)
 
         found = read_checkpoint(checkpoint, vision_tower=vision_tower)
         self._vision = found.vision
@@ -84,16 +89,21 @@ class LongVAEncoder:
 
     def load(self) -> None:
         """Build the model on its device in its dtype, if it is not yet; `encode` does so by itself."""
-        if self._model is not None:
-            return
         from featstore.longva.tower import build_model  # transformers: not needed for the identity
 
-        with self._out_of_memory("loading the vision tower"):
+        about_to_compute(self.device)
+        with self._loading, self._out_of_memory("loading the vision tower"):
+            if self._model is not None:
+                return
             # Rounding the 256 values a channel is rounding the pixels, which are nothing else.
             table = torch.from_numpy(normalization_table(self.identity.preprocessing))
             self._table = table.T.to(self.device, self.dtype, copy=True)  # (3, 256)
             weights = self._weights.load(self.device, self.dtype)
             self._model = build_model(self._vision, weights, self.device)
+
+    def after_fork(self) -> None:
+        """Let go of a lock that a thread of the parent may hold."""
+        self._loading = threading.Lock()
 
     def encode(self, frames: NDArray[np.uint8]) -> torch.Tensor:
         """Return features (B, T, D) of `frames` (B, H, W, 3) uint8, resized and cropped; all B at once.
@@ -102,6 +112,7 @@ class LongVAEncoder:
         memory does not hold B frames.
         """
         self._check(frames)
+        self.load()
         # Frames may lie in read-only shared memory, of which torch can make no tensor; page-locked memory uploads
         # five times faster.
         staged = torch.empty(frames.shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")

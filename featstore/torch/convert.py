@@ -11,6 +11,7 @@ import torch
 from featstore.torch.blocks import part
 from featstore.torch.decompress import check_blocks, decompress_into, refusal
 from featstore.torch.dequantize import dequantize_into
+from featstore.torch.forked import about_to_compute
 from featstore.torch.memory import alias
 from featstore.torch.streams import copy_stream, numbered
 from featstore.torch.transfer import WAYS, upload
@@ -52,6 +53,7 @@ def to_tensor(
     if out is not None and tuple(out.shape) != features.shape:
         raise ValueError(f"out has shape {tuple(out.shape)}, the features have {features.shape}")
     place = torch.device("cpu" if device is None else device) if out is None else out.device
+    about_to_compute(place)
     kind = _STORED[features.header.quantization]
     if place.type == "cuda":
         place = numbered(place)

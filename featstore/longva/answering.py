@@ -67,7 +67,9 @@ class Answerer:
         if not self._begins_alike(visuals, rows) or not self.prefixes.serves(manner.config):
             return self._generate(self._embed(parts, visuals), manner)
         (shared, *others), (video, *images) = parts, visuals
-        key = (tuple(shared), video.identity)
+        kind = self._device.type
+        cast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+        key = (tuple(shared), video.identity, cast)  # in other numbers it is another prefix
         with self.prefixes.extended(key, lambda: self._prefix(shared, video)) as cache:
             embeds = self._embed(others, images)
             # transformers wants embeddings for the rows in the cache as well, and never reads them.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,7 @@ from featstore.longva.weights import find_weights
 from featstore.preprocess import normalization_table
 from featstore.spec import EncoderIdentity
 from featstore.torch.forked import about_to_compute
+from featstore.torch.settings import own_arithmetic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,14 +109,15 @@ class LongVAEncoder:
     def encode(self, frames: NDArray[np.uint8]) -> torch.Tensor:
         """Return features (B, T, D) of `frames` (B, H, W, 3) uint8, resized and cropped; all B at once.
 
-        On `device` in `dtype`. Raises ValueError for frames of another shape or dtype, FeatstoreError where the GPU's
-        memory does not hold B frames.
+        On `device` in `dtype`, whatever the caller set in torch, as autocast or TF32. Raises ValueError for frames of
+        another shape or dtype, FeatstoreError where the GPU's memory does not hold B frames.
         """
         self._check(frames)
         self.load()
         # Frames may lie in read-only shared memory, of which torch can make no tensor; page-locked memory uploads
         # five times faster.
-        staged = torch.empty(frames.shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        on_cuda = self.device.type == "cuda"
+        staged = torch.empty(frames.shape, dtype=torch.uint8, device="cpu", pin_memory=on_cuda)
         staged.numpy()[...] = frames
         return self.encode_there(staged.to(self.device, non_blocking=True))
 
@@ -125,7 +127,7 @@ class LongVAEncoder:
         self._check(frames)
         self.load()
         assert self._model is not None
-        with self._out_of_memory(f"encoding {len(frames)} frames"), self._whole_floats():
+        with self._out_of_memory(f"encoding {len(frames)} frames"), own_arithmetic(self.device):
             features: torch.Tensor = self._model(self._pixels(frames))
             return features
 
@@ -141,13 +143,6 @@ class LongVAEncoder:
     def _pixels(self, frames: torch.Tensor) -> torch.Tensor:
         channels = [self._table[c][frames[..., c].int()] for c in range(3)]
         return torch.stack(channels, dim=1)  # (B, H, W, 3) -> (B, 3, H, W)
-
-    def _whole_floats(self) -> AbstractContextManager[None]:
-        # cuDNN computes float32 convolutions in TF32 unless told not to: in batches of 128 on an H200 that made
-        # features 50 times less exact (relative L2 5e-5, not 1e-6).
-        if self.device.type == "cuda" and self.dtype == torch.float32:
-            return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-        return nullcontext()
 
     @contextmanager
     def _out_of_memory(self, doing: str) -> Iterator[None]:

@@ -27,6 +27,7 @@ FLOORS = {
     "quant": 2,
     "codecs": 2,
     "preprocess": 2,
+    "forks": 1,
     "children": 2,
     "readin": 2,
     "spec": 3,

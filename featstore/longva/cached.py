@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 
 from featstore.decoding.video import DECODER
 from featstore.longva.answering import Answerer
@@ -14,6 +15,7 @@ from featstore.longva.files import open_files, read_json
 from featstore.longva.generation import read_options
 from featstore.longva.images import Tiling, read_tiling
 from featstore.longva.language import load_language
+from featstore.longva.live import check_finite
 from featstore.longva.lookup import Wanted
 from featstore.longva.source import FeatureSource, Visual
 from featstore.longva.splice import build_prompt, split, tokenize
@@ -26,8 +28,6 @@ from featstore.torch.forked import about_to_compute
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from PIL import Image
 
 DECODE_TIMEOUT = 600.0
 
@@ -130,8 +130,9 @@ class CachedLongVA:
         text. options: of transformers' GenerationConfig; greedy, at most 1024 new tokens and the checkpoint's
         generation_config.json otherwise.
 
-        Raises VideoError where the file cannot be decoded, StoreMismatch where several feature sets serve, and under
-        on_miss="error" StoreNotFound, FeatureNotFound, StoreMismatch or RecordError for a video that is not to be had.
+        Raises VideoError where the file cannot be decoded, NotFinite where its features are NaN or infinite,
+        StoreMismatch where several feature sets serve, and under on_miss="error" StoreNotFound, FeatureNotFound,
+        StoreMismatch or RecordError for a video that is not to be had.
         """
         ids = self.generate_ids(
             prompt,
@@ -178,6 +179,7 @@ class CachedLongVA:
         manner = read_options(self._language.generation, options)
         parts = split(tokenize(self._language.tokenizer, build_prompt(prompt, 1)))
         features = features.to(self._encoder.device, self._encoder.dtype)
+        check_finite([features], "the features given", self._encoder.identity.dtype)
         return self._answerer.answer(parts, [Visual(len(features), lambda: features)], manner)
 
     def close(self) -> None:
@@ -217,6 +219,7 @@ class CachedLongVA:
             config = read_json(open_files(self._encoder.origin), "config.json")
             assert config is not None  # the encoder read it
             self._tiling = read_tiling(config, self._encoder.identity)
-        parts = self._source.live.encode_frames(self._tiling.cut(image))
+        name = "an image" if isinstance(image, Image.Image) else os.fspath(image)
+        parts = self._source.live.encode_frames(self._tiling.cut(image), name)
         features = torch.cat(parts).flatten(0, 1)  # (N, T, D) -> (N * T, D)
         return Visual(len(features), lambda: features)

@@ -16,8 +16,9 @@ import torch
 from featstore.children import Slots
 from featstore.decoding.pool import Decoded, DecoderPool
 from featstore.decoding.video import was_replaced
-from featstore.errors import VideoError
+from featstore.errors import NotFinite, VideoError
 from featstore.forks import tell_of_forks
+from featstore.quant import in_words, refuse_non_finite
 from featstore.quantizing import (
     feature_shape,
     make_header,
@@ -83,11 +84,18 @@ class LiveEncoder:
                 self.close()  # whatever the decoder is at, the next video is not to wait for it
                 raise
 
-    def encode_frames(self, frames: NDArray[np.uint8]) -> list[torch.Tensor]:
-        """Return the features, in batches (B, T, D), of `frames` (F, H, W, 3) that are resized and cropped."""
+    def encode_frames(self, frames: NDArray[np.uint8], name: str) -> list[torch.Tensor]:
+        """Return the features, in batches (B, T, D), of `frames` (F, H, W, 3) that are resized and cropped.
+
+        Raises NotFinite, which calls them `name`, where there are no numbers to answer from or to store.
+        """
         step = self._encoder.batch_frames
         with self._lock:
-            return [self._encoder.encode(frames[i : i + step]) for i in range(0, len(frames), step)]
+            parts = [
+                self._encoder.encode(frames[i : i + step]) for i in range(0, len(frames), step)
+            ]
+        check_finite(parts, name, self._encoder.identity.dtype)
+        return parts
 
     def close(self) -> None:
         """End the decoder; a later video starts another."""
@@ -113,7 +121,8 @@ class LiveEncoder:
                 "bytes; once it is whole, ask again",
                 video.path,
             )
-        parts = self.encode_frames(self._view(decoded.slot)[: len(decoded.clip.indices)])
+        frames = self._view(decoded.slot)[: len(decoded.clip.indices)]
+        parts = self.encode_frames(frames, video.path)
         self._release(decoded)
         return Encoded(decoded.video, decoded.clip, decoded.source, parts)
 
@@ -154,6 +163,18 @@ class LiveEncoder:
     def _release(self, decoded: Decoded) -> None:
         assert self._pool is not None
         self._pool.release(decoded.slot)
+
+
+def check_finite(parts: list[torch.Tensor], name: str, dtype: str) -> None:
+    """Raise NotFinite, which says what to do, unless all features of `name`, computed in `dtype`, are finite."""
+    finite = [torch.isfinite(torch.as_tensor(part)) for part in parts]
+    if all(bool(part.all()) for part in finite):
+        return
+    total = sum(part.numel() for part in finite)
+    try:
+        refuse_non_finite(total - sum(int(part.sum()) for part in finite), total)
+    except NotFinite as exc:
+        raise NotFinite(f"{name}: {in_words(exc, dtype)}") from None
 
 
 def store_features(

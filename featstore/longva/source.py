@@ -13,6 +13,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from featstore.decoding.video import Video, was_replaced
 from featstore.errors import (
     FeatstoreError,
@@ -24,7 +26,7 @@ from featstore.errors import (
     StoreFull,
 )
 from featstore.forks import tell_of_forks
-from featstore.longva.live import Encoded, LiveEncoder, store_features
+from featstore.longva.live import Encoded, LiveEncoder, check_finite, store_features
 from featstore.longva.lookup import Lookup
 from featstore.store.info import write_cache_meta
 from featstore.store.layout import dataset_path, make_folder
@@ -34,8 +36,6 @@ from featstore.torch import to_tensor
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Hashable
-
-    import torch
 
     from featstore.encoders import Encoder
     from featstore.longva.lookup import Wanted
@@ -225,7 +225,10 @@ class FeatureSource:
         def load() -> torch.Tensor:
             with self._statistics.timed("seconds_reading"):
                 self._statistics.add(bytes_read=header.raw_bytes + header.scale_bytes)
-                return to_tensor(features, device=self._device, dtype=self._dtype)
+                loaded = to_tensor(features, device=self._device, dtype=self._dtype)
+            if self._dtype == torch.float16 and header.dtype != "fp16":  # of a wider range
+                check_finite([loaded], f"video {header.video_id!r}, taken from the store", "fp16")
+            return loaded
 
         identity = (
             header.dataset,

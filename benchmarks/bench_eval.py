@@ -149,7 +149,7 @@ def parts_of(checkpoint: Path, clips: list[Path], model: CachedLongVA) -> dict[s
         whole.append(time.perf_counter() - begun)
         frames = torch.randint(0, 255, (128, 336, 336, 3), dtype=torch.uint8).numpy()
         begun = time.perf_counter()
-        live.encode_frames(frames)
+        live.encode_frames(frames, "frames")
         torch.cuda.synchronize()
         encode.append(time.perf_counter() - begun)
     features = encoded.features(torch.float16)

@@ -29,6 +29,7 @@ from typing import IO, TYPE_CHECKING, Any
 import msgpack
 
 from featstore.errors import FeatstoreError
+from featstore.forks import tell_of_forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -116,6 +117,7 @@ class Child:
         finally:
             there.close()
         self.connection = here
+        tell_of_forks(self)
         memory = {name: part.describe() for name, part in more.items()}
         self.send({**first, **memory, "memory": slots.describe()})
 
@@ -136,6 +138,11 @@ class Child:
         self.process.kill()
         self.process.wait()
         self.connection.close()
+
+    def after_fork(self) -> None:
+        """Let go of the pipe in a forked child: the program is the parent's to speak to, to end and to wait for."""
+        self.connection.close()
+        self.process.returncode = 0  # as Popen has it of one that ended: no signal is sent
 
     def describe_end(self, log: IO[bytes]) -> str:
         """Return how the child ended and the last line it printed."""

@@ -12,7 +12,8 @@ FeatstoreError
 │   └── StoreMismatch      also ValueError; made with another encoder, sampling or format
 ├── FeatureNotFound        also KeyError
 ├── RecordError            also ValueError; corrupt, truncated, from the future
-├── QuantizeError          also ValueError; features that are not finite
+├── QuantizeError          also ValueError; features that cannot be stored as asked
+│   └── NotFinite          features that are NaN or infinite
 ├── VideoError             cannot be decoded; carries the path
 └── MissingExtra           also ImportError; names the pip command
 
@@ -81,7 +82,11 @@ class RecordError(FeatstoreError, ValueError):
 
 
 class QuantizeError(FeatstoreError, ValueError):
-    """Features that cannot be stored as asked, because they are not finite."""
+    """Features that cannot be stored as asked: beyond the numbers of what they are stored as."""
+
+
+class NotFinite(QuantizeError):
+    """Features that are NaN or infinite; they are neither stored nor answered from."""
 
 
 class VideoError(FeatstoreError):

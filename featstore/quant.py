@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featstore.errors import QuantizeError
+from featstore.errors import NotFinite, QuantizeError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -140,12 +140,23 @@ def measure_error(
 
 
 def refuse_non_finite(count: int, total: int) -> None:
-    """Raise QuantizeError if `count` of `total` values are NaN or infinite."""
+    """Raise NotFinite if `count` of `total` values are NaN or infinite."""
     if count:
-        raise QuantizeError(
-            f"{count} of {total} feature values are NaN or infinite, all must be finite; the encoder overflowed: "
-            "run it with --dtype bf16 or fp32"
+        raise NotFinite(
+            f"{count} of {total} feature values are NaN or infinite, all must be finite"
         )
+
+
+def in_words(exc: QuantizeError, dtype: str) -> str:
+    """Return what is wrong with features that an encoder computed in `dtype`, and what to do."""
+    if not isinstance(exc, NotFinite):
+        return str(exc)
+    damaged = "the checkpoint's weights are damaged or none of such a model: fetch them again"
+    remedy = {
+        "fp16": "whose largest number is 65504: compute in bf16 or fp32, with --dtype, in Python dtype=",
+        "bf16": f"compute in fp32, with --dtype, in Python dtype=; if they are so there too, {damaged}",
+    }.get(dtype, f"which has room for them: {damaged}")
+    return f"{exc}; they were computed in {dtype}, {remedy}"
 
 
 def _scale(x: NDArray[np.float32], granularity: str) -> NDArray[np.float32]:

@@ -28,6 +28,7 @@ FLOORS = {
     "system": 2,
     "codecs": 2,
     "preprocess": 2,
+    "forks": 1,
     "children": 2,
     "readin": 2,
     "spec": 3,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 from featstore.children import Child, Slots
@@ -40,6 +41,7 @@ class _Worker:
     child: Child
     video: Video | None = None
     slot: int = -1
+    request: dict[str, Any] = field(default_factory=dict)
     begun: float = 0.0
     log_place: int = 0
     done: int = 0
@@ -132,7 +134,14 @@ class DecoderPool:
                 worker.video, worker.slot = self._queue.popleft(), self._free.popleft()
                 worker.begun = time.monotonic()
                 worker.log_place = self._log.seek(0, os.SEEK_END)
-                worker.child.send({"path": worker.video.path, "slot": worker.slot})
+                # Drawn and not counted: those of two processes that share a pipe by a fork must differ.
+                number = secrets.randbits(63)
+                worker.request = {
+                    "number": number,
+                    "path": worker.video.path,
+                    "slot": worker.slot,
+                }
+                worker.child.send(worker.request)
 
     def _finish(self, worker: _Worker, seconds: float) -> Decoded:
         assert worker.video is not None
@@ -140,6 +149,8 @@ class DecoderPool:
             answer = worker.child.receive()
         except EOFError:
             return self._replace(worker, self._describe_end(worker), seconds)
+        if answer.get("request") != worker.request:
+            return self._replace(worker, self._not_asked(worker.video), seconds)
         seconds = answer["seconds"]
         if "out_of_memory" in answer:
             return self._replace(worker, self._out_of_memory(worker), seconds)
@@ -159,6 +170,12 @@ class DecoderPool:
     def _too_long(self, video: Video) -> str:
         return (
             f"{video.path}: decoding took longer than {self._timeout:g} s; raise --decode-timeout"
+        )
+
+    def _not_asked(self, video: Video) -> str:
+        return (
+            f"{video.path}: the decoder answered another request than this one, so the frames may be another video's "
+            "and were not used; it was ended, ask again or ingest with --retry-failed"
         )
 
     def _describe_end(self, worker: _Worker) -> str:

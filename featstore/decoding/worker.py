@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Answer each request for a video until the parent closes the pipe."""
+    """Answer each request for a video, repeating it, until the parent closes the pipe."""
     connection, first, slots = join_parent(die_with_parent=True)
     sampling = Sampling(**first["sampling"])
     pre = Preprocessing.from_dict(first["preprocessing"])
@@ -37,7 +37,7 @@ def main() -> None:
             return
         begun = time.perf_counter()
         found = answer(request, slots, sampling, pre, decoder)
-        send(connection, {**found, "seconds": time.perf_counter() - begun})
+        send(connection, {**found, "request": request, "seconds": time.perf_counter() - begun})
 
 
 def answer(

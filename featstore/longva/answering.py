@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from featstore.forks import tell_of_forks
 from featstore.longva.generation import Manner, generate
 from featstore.longva.prefix import PrefixCache
 from featstore.longva.splice import splice
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Answerer:
-    """Answers one prompt at a time.
+    """Answers one prompt at a time, for whichever thread's turn it is.
 
     prefixes: keys and values kept between prompts.
     """
@@ -35,20 +37,39 @@ class Answerer:
         prefix_cache: int,
     ) -> None:
         """Keep prefixes of `prefix_cache` videos; seconds go into `statistics`."""
+        self._lock = threading.RLock()
         self.prefixes = PrefixCache(language.model, prefix_cache)
         self._language = language
         self._device = device
         self._statistics = statistics
+        tell_of_forks(self)
+
+    def after_fork(self) -> None:
+        """Let go of a lock that a thread of the parent may hold."""
+        self._lock = threading.RLock()
+
+    def close(self) -> None:
+        """Let go of the prefixes."""
+        with self._lock:
+            self.prefixes.clear()
 
     def answer(
         self, parts: Sequence[list[int]], visuals: Sequence[Visual], manner: Manner
     ) -> list[int]:
         """Return the ids that answer the prompt `parts`, one of `visuals` after each but the last."""
+        with self._lock:
+            return self._answer(parts, visuals, manner)
+
+    def _answer(
+        self, parts: Sequence[list[int]], visuals: Sequence[Visual], manner: Manner
+    ) -> list[int]:
         rows = sum(map(len, parts)) + sum(visual.rows for visual in visuals)
         if not self._begins_alike(visuals, rows) or not self.prefixes.serves(manner.config):
             return self._generate(self._embed(parts, visuals), manner)
         (shared, *others), (video, *images) = parts, visuals
-        key = (tuple(shared), video.identity)
+        kind = self._device.type
+        cast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+        key = (tuple(shared), video.identity, cast)  # in other numbers it is another prefix
         with self.prefixes.extended(key, lambda: self._prefix(shared, video)) as cache:
             embeds = self._embed(others, images)
             # transformers wants embeddings for the rows in the cache as well, and never reads them.

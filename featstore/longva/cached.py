@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 
 from featstore.decoding.video import DECODER
 from featstore.longva.answering import Answerer
 from featstore.longva.generation import read_options
 from featstore.longva.images import Tiling, read_tiling
 from featstore.longva.language import load_language
+from featstore.longva.live import check_finite
 from featstore.longva.lookup import Wanted
 from featstore.longva.source import FeatureSource, Visual
 from featstore.longva.splice import build_prompt, split, tokenize
@@ -21,20 +23,22 @@ from featstore.longva.vision import LongVAEncoder
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.layout import check_video_id
+from featstore.torch.forked import about_to_compute
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
     from numpy.typing import NDArray
-    from PIL import Image
 
 DECODE_TIMEOUT = 600.0
 
 
 class CachedLongVA:
-    """A LongVA model whose videos come from a store; one question at a time.
+    """A LongVA model whose videos come from a store; it answers one question at a time.
 
+    Threads may share it: each waits for its turn to encode and to answer, and videos are looked up at once. A forked
+    child may use it too, with a decoder of its own, unless it is on a GPU; CUDA needs a model of the child's own.
     statistics: what it asked of the store; the process prints their sum on stderr when it ends.
     Usable in `with`; `close` ends the decoder and lets go of the store.
     """
@@ -128,8 +132,9 @@ class CachedLongVA:
         text. options: of transformers' GenerationConfig; greedy, at most 1024 new tokens and the checkpoint's
         generation_config.json otherwise.
 
-        Raises VideoError where the file cannot be decoded, StoreMismatch where several feature sets serve, and under
-        on_miss="error" StoreNotFound, FeatureNotFound, StoreMismatch or RecordError for a video that is not to be had.
+        Raises VideoError where the file cannot be decoded, NotFinite where its features are NaN or infinite,
+        StoreMismatch where several feature sets serve, and under on_miss="error" StoreNotFound, FeatureNotFound,
+        StoreMismatch or RecordError for a video that is not to be had.
         """
         ids = self.generate_ids(
             prompt,
@@ -155,6 +160,7 @@ class CachedLongVA:
         **options: Any,
     ) -> list[int]:
         """Return the ids of the answer, its end token included; all else as `generate`."""
+        about_to_compute(self._encoder.device)
         manner = read_options(self._language.generation, options)
         text = build_prompt(prompt, len(images) + (video is not None))
         parts = split(tokenize(self._language.tokenizer, text))
@@ -164,7 +170,7 @@ class CachedLongVA:
             visuals.append(self._source.get(self._wanted(video, dataset, path, nframe)))
         elif path is not None:
             raise ValueError(f"path is {os.fspath(path)!r} but no video is named; pass its id too")
-        visuals += [self._image(cut) for cut in tiles]
+        visuals += [self._image(*pair) for pair in zip(images, tiles, strict=True)]
         return self._answerer.answer(parts, visuals, manner)
 
     def answer_features(self, prompt: str, features: torch.Tensor, **options: Any) -> list[int]:
@@ -172,15 +178,17 @@ class CachedLongVA:
 
         options: as `generate`.
         """
+        about_to_compute(self._encoder.device)
         manner = read_options(self._language.generation, options)
         parts = split(tokenize(self._language.tokenizer, build_prompt(prompt, 1)))
         features = features.to(self._encoder.device, self._encoder.dtype)
+        check_finite([features], "the features given", self._encoder.identity.dtype)
         return self._answerer.answer(parts, [Visual(len(features), lambda: features)], manner)
 
     def close(self) -> None:
         """End the decoder, let go of the store and the prefixes; the model can still be asked."""
         self._source.close()
-        self._answerer.prefixes.clear()
+        self._answerer.close()
 
     def __enter__(self) -> CachedLongVA:
         """Return the model itself."""
@@ -215,11 +223,10 @@ class CachedLongVA:
             self._tiling = read_tiling(config, pre)
         return self._tiling.cut(image)
 
-    def _image(self, tiles: NDArray[np.uint8]) -> Visual:
-        step = self._encoder.batch_frames
-        parts = [
-            self._encoder.encode(tiles[i : i + step], image=True)
-            for i in range(0, len(tiles), step)
-        ]
+    def _image(
+        self, image: str | os.PathLike[str] | Image.Image, tiles: NDArray[np.uint8]
+    ) -> Visual:
+        name = "an image" if isinstance(image, Image.Image) else os.fspath(image)
+        parts = self._source.live.encode_frames(tiles, name, image=True)
         features = torch.cat(parts).flatten(0, 1)  # (N, T, D) -> (N * T, D)
         return Visual(len(features), lambda: features)

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from featstore.decoding.video import DECODER, Video
-from featstore.errors import FeatureNotFound, RecordError, StoreError, StoreMismatch, VideoError
+from featstore.errors import (
+    FeatureNotFound,
+    NotFinite,
+    RecordError,
+    StoreError,
+    StoreMismatch,
+    VideoError,
+)
 from featstore.longva.live import LiveEncoder
 from featstore.longva.lookup import serves
 from featstore.spec import FeatureSpec
@@ -148,7 +155,7 @@ def compare(
         for entry in entries[:samples]:
             try:
                 row = _compare_one(dataset, live, chosen, entry, model, prompt, max_new_tokens)
-            except (VideoError, RecordError, FeatureNotFound, StoreError) as exc:
+            except (VideoError, RecordError, FeatureNotFound, StoreError, NotFinite) as exc:
                 report.failures[entry.video_id] = str(exc)
                 continue
             report.rows.append(row)

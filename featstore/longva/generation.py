@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import re
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +14,7 @@ import torch
 from transformers import GenerationConfig, Qwen2Model
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from featstore.longva.language import Language
 
@@ -33,8 +36,27 @@ _DRAWING = {
 }
 # Arguments of transformers' generate that are no part of its config and of use here.
 _HOOKS = {"logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer"}
+_FROM_THE_HUB = "transformers fetches code from the Hub for it, and no code is fetched here"
+_FROM_IDS = "it works on a prompt's token ids, and a video has none"
+# Options that would change the model for all questions that follow, or end in an error that says nothing.
+_REFUSED = {
+    "assistant_early_exit": "it takes layers off the model, for later questions too",
+    "is_assistant": "the model answers, and assists no other",
+    "use_mtp": "LongVA has no layers that predict several tokens",
+    "guidance_scale": _FROM_IDS,
+    "token_healing": _FROM_IDS,
+    "constraints": _FROM_THE_HUB,
+    "diversity_penalty": _FROM_THE_HUB,
+    "dola_layers": _FROM_THE_HUB,
+    "force_words_ids": _FROM_THE_HUB,
+    "num_beam_groups": _FROM_THE_HUB,
+    "penalty_alpha": _FROM_THE_HUB,
+    "return_dict_in_generate": "an answer is its text or its ids alone",
+}
 # What these say of a prompt given as embeddings is how the original does it, too.
-_EXPECTED = "Passing `(repetition_penalty|no_repeat_ngram_size)` with `inputs_embeds`"
+_EXPECTED = re.compile(
+    "Passing `(repetition_penalty|no_repeat_ngram_size)` with `inputs_embeds`", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +71,7 @@ def read_options(stated: Mapping[str, Any], options: Mapping[str, Any]) -> Manne
     """Return how to generate: as the checkpoint has `stated`, but greedily, with `options` on top of both.
 
     Without do_sample=True the temperature and its like are left out, whoever named them. Raises TypeError for options
-    transformers does not know.
+    transformers does not know, ValueError for those that cannot be used here.
     """
     unknown = sorted(options.keys() - config_fields() - _HOOKS)
     if unknown:
@@ -57,6 +79,11 @@ def read_options(stated: Mapping[str, Any], options: Mapping[str, Any]) -> Manne
             f"{unknown[0]!r} is no option of generate; it takes those of transformers' GenerationConfig, "
             f"{', '.join(sorted(_HOOKS))}"
         )
+    for name in sorted(options.keys() & _REFUSED.keys()):
+        if options[name] not in (None, False):
+            raise ValueError(
+                f"{name}={options[name]!r} cannot be used: {_REFUSED[name]}; leave it out"
+            )
     values = {**stated, "do_sample": False, "max_new_tokens": MAX_NEW_TOKENS, **options}
     hooks = {name: values.pop(name) for name in _HOOKS & values.keys()}
     if not values["do_sample"]:
@@ -92,10 +119,31 @@ def generate(
         hooks[CACHE] = cache
     if manner.config.stop_strings is not None:
         hooks["tokenizer"] = language.tokenizer
-    with warnings.catch_warnings(), torch.inference_mode():
-        warnings.filterwarnings("ignore", message=_EXPECTED)
+    _pass_over_what_is_expected()
+    with torch.inference_mode(), _as_it_was(language.model):
         found = language.model.generate(
             inputs_embeds=embeds, generation_config=manner.config, **hooks
         )
     ids: list[int] = found[0].tolist()
     return ids
+
+
+@contextmanager
+def _as_it_was(model: Any) -> Iterator[None]:
+    """Put the configs of `model` back as they were, whatever ends the block: all later answers hang on them."""
+    held = [vars(config) for config in (model.config, model.generation_config)]
+    before = copy.deepcopy(held)
+    try:
+        yield
+    finally:
+        for now, then in zip(held, before, strict=True):
+            if now != then:
+                now.clear()
+                now.update(then)
+
+
+def _pass_over_what_is_expected() -> None:
+    # For good, and not with catch_warnings: that puts back the whole process's filters as they were when it began, be
+    # other threads at work or not.
+    if not any(found[1] == _EXPECTED for found in warnings.filters):
+        warnings.filterwarnings("ignore", message=_EXPECTED.pattern)

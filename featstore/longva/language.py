@@ -89,12 +89,14 @@ def load_language(
     model = _model(config, len(tokenizer), attn_implementation)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = bool(config.get("tie_word_embeddings"))
-    weights = load_weights(files, shapes, device, dtype, tied=tied)
+    with torch.device("cpu"):  # safetensors would read to whatever device is the caller's default
+        weights = load_weights(files, shapes, device, dtype, tied=tied)
     model.load_state_dict(weights, strict=True, assign=True)
     model.tie_weights()  # where the config asks for it
     rotary = model.model.rotary_emb
     # Built anew outside `meta`. Not by .to(dtype): that would round the frequencies too.
-    model.model.rotary_emb = type(rotary)(config=model.config).to(device)
+    with device:
+        model.model.rotary_emb = type(rotary)(config=model.config)
     model.generation_config = plain_config()  # ours is handed over with each call
     model.eval().requires_grad_(False)
     limit = config.get("tokenizer_model_max_length")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -14,7 +15,10 @@ import torch
 
 from featstore.children import Slots, enough_descriptors
 from featstore.decoding.pool import Decoded, DecoderPool
-from featstore.errors import VideoError
+from featstore.decoding.video import was_replaced
+from featstore.errors import NotFinite, VideoError
+from featstore.forks import tell_of_forks
+from featstore.quant import in_words, refuse_non_finite
 from featstore.quantizing import (
     feature_shape,
     make_header,
@@ -54,8 +58,9 @@ class Encoded:
 
 
 class LiveEncoder:
-    """Decodes and encodes one video at a time; its decoder runs from the first video to `close`.
+    """Decodes and encodes one video at a time, for whichever thread's turn it is.
 
+    Its decoder runs from the first video to `close`; a forked child starts one of its own.
     timeout: seconds a video's decoding may take before it is killed.
     """
 
@@ -63,37 +68,68 @@ class LiveEncoder:
         """Keep `encoder`; nothing is started or loaded yet."""
         self._encoder = encoder
         self._timeout = timeout
+        self._lock = threading.RLock()  # one decoder, one slot
         self._stack = ExitStack()
         self._sampling: Sampling | None = None
         self._pool: DecoderPool | None = None
         self._frames: Slots | None = None
+        tell_of_forks(self)
 
     @enough_descriptors()
     def encode(self, video: Video, sampling: Sampling) -> Encoded:
         """Return the features of the frames that `sampling` picks; VideoError where there are none."""
-        try:
-            self._start(sampling)
-            decoded = self._decode(video)
-            if decoded.error:
-                raise VideoError(decoded.error, video.path)
-            assert decoded.clip is not None
-            assert decoded.source is not None
-            parts = self.encode_frames(self._view(decoded.slot)[: len(decoded.clip.indices)])
-            self._release(decoded)
-        except BaseException:
-            self.close()  # whatever the decoder is at, the next video is not to wait for it
-            raise
-        return Encoded(video, decoded.clip, decoded.source, parts)
+        with self._lock:
+            try:
+                return self._encode(video, sampling)
+            except BaseException:
+                self.close()  # whatever the decoder is at, the next video is not to wait for it
+                raise
 
-    def encode_frames(self, frames: NDArray[np.uint8]) -> list[torch.Tensor]:
-        """Return the features, in batches (B, T, D), of `frames` (F, H, W, 3) that are resized and cropped."""
+    def encode_frames(
+        self, frames: NDArray[np.uint8], name: str, **options: Any
+    ) -> list[torch.Tensor]:
+        """Return the features, in batches (B, T, D), of `frames` (F, H, W, 3) that are resized and cropped.
+
+        options: of the encoder's own `encode`. Raises NotFinite, which calls them `name`, where there are no numbers to
+        answer from or to store.
+        """
         step = self._encoder.batch_frames
-        return [self._encoder.encode(frames[i : i + step]) for i in range(0, len(frames), step)]
+        with self._lock:
+            parts = [
+                self._encoder.encode(frames[i : i + step], **options)
+                for i in range(0, len(frames), step)
+            ]
+        check_finite(parts, name, self._encoder.identity.dtype)
+        return parts
 
     def close(self) -> None:
         """End the decoder; a later video starts another."""
-        self._pool = self._frames = self._sampling = None
-        self._stack.close()
+        with self._lock:
+            self._pool = self._frames = self._sampling = None
+            self._stack.close()
+
+    def after_fork(self) -> None:
+        """Let go of the parent's decoder, and of a lock that a thread of the parent may hold."""
+        self._lock = threading.RLock()
+        self.close()
+
+    def _encode(self, video: Video, sampling: Sampling) -> Encoded:
+        self._start(sampling)
+        decoded = self._decode(video)
+        if decoded.error:
+            raise VideoError(decoded.error, video.path)
+        assert decoded.clip is not None
+        assert decoded.source is not None
+        if decoded.video != video or was_replaced(decoded.source, video.path):
+            raise VideoError(
+                f"{video.path} is not the file whose frames came, {decoded.video.path} of {decoded.source.size:,} "
+                "bytes; once it is whole, ask again",
+                video.path,
+            )
+        frames = self._view(decoded.slot)[: len(decoded.clip.indices)]
+        parts = self.encode_frames(frames, video.path)
+        self._release(decoded)
+        return Encoded(decoded.video, decoded.clip, decoded.source, parts)
 
     def _start(self, sampling: Sampling) -> None:
         if sampling == self._sampling:
@@ -101,7 +137,7 @@ class LiveEncoder:
         self.close()
         preprocessing = self._encoder.identity.preprocessing
         frame_bytes = math.prod(preprocessing.frame_shape)
-        log = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
+        log = self._stack.enter_context(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115 (the stack closes it)
         self._frames = Slots.create(1, sampling.nframe * frame_bytes)
         self._stack.callback(self._frames.close)
         self._pool = DecoderPool(
@@ -132,6 +168,18 @@ class LiveEncoder:
     def _release(self, decoded: Decoded) -> None:
         assert self._pool is not None
         self._pool.release(decoded.slot)
+
+
+def check_finite(parts: list[torch.Tensor], name: str, dtype: str) -> None:
+    """Raise NotFinite, which says what to do, unless all features of `name`, computed in `dtype`, are finite."""
+    finite = [torch.isfinite(torch.as_tensor(part)) for part in parts]
+    if all(bool(part.all()) for part in finite):
+        return
+    total = sum(part.numel() for part in finite)
+    try:
+        refuse_non_finite(total - sum(int(part.sum()) for part in finite), total)
+    except NotFinite as exc:
+        raise NotFinite(f"{name}: {in_words(exc, dtype)}") from None
 
 
 def store_features(

@@ -74,9 +74,10 @@ class Lookup:
         self._datasets.clear()
 
     def _open(self, name: str) -> Dataset:
-        if name not in self._datasets:
-            self._datasets[name] = Dataset(self.cache_dir, name)
-        return self._datasets[name]
+        found = self._datasets.get(name)
+        if found is None:  # two threads may both open it: they share what is open anyhow
+            found = self._datasets[name] = Dataset(self.cache_dir, name)
+        return found
 
 
 def serves(stored: FeatureSpec, wanted: FeatureSpec) -> bool:

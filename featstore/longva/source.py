@@ -13,6 +13,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from featstore.decoding.video import Video, was_replaced
 from featstore.errors import (
     FeatstoreError,
@@ -24,7 +26,8 @@ from featstore.errors import (
     StoreFull,
     plain,
 )
-from featstore.longva.live import Encoded, LiveEncoder, store_features
+from featstore.forks import tell_of_forks
+from featstore.longva.live import Encoded, LiveEncoder, check_finite, store_features
 from featstore.longva.lookup import Lookup
 from featstore.store.info import write_cache_meta
 from featstore.store.layout import dataset_path, make_folder
@@ -34,8 +37,6 @@ from featstore.torch import to_tensor
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Hashable
-
-    import torch
 
     from featstore.encoders import Encoder
     from featstore.longva.lookup import Wanted
@@ -84,6 +85,7 @@ class FeatureSource:
         self._statistics = statistics
         self._reported: set[str] = set()
         self._describe: weakref.finalize[[str | os.PathLike[str]], FeatureSource] | None = None
+        tell_of_forks(self)
 
     def get(self, wanted: Wanted) -> Visual:
         """Return the features; on a miss raise what `on_miss` says, or VideoError where its file cannot be decoded."""
@@ -93,7 +95,7 @@ class FeatureSource:
         with self._statistics.timed("seconds_reading"):
             features = self._find(wanted)
         if features is None and self._on_miss == "error":
-            self._statistics.misses += 1
+            self._statistics.add(misses=1)
             self._lookup.refuse(wanted, self._origin)
         return self._make(wanted) if features is None else self._stored(features)
 
@@ -105,13 +107,18 @@ class FeatureSource:
         if self._lookup is not None:
             self._lookup.close()
 
+    def after_fork(self) -> None:
+        """Leave it to the parent to describe what the parent stored."""
+        if self._describe is not None:
+            self._describe.detach()
+
     def _find(self, wanted: Wanted) -> Features | None:
         assert self._lookup is not None
         try:
             features = self._lookup.find(wanted)
         except (RecordError, StoreDamaged) as exc:
             if self._on_miss == "error":
-                self._statistics.misses += 1
+                self._statistics.add(misses=1)
                 raise
             self._say_once(f"{exc}; features that cannot be read are made again")
             return None
@@ -129,7 +136,7 @@ class FeatureSource:
             f"made from, {header.video_path} of {header.source.size:,} bytes"
         )
         if self._on_miss == "error":
-            self._statistics.misses += 1
+            self._statistics.add(misses=1)
             raise FeatureNotFound(f"{found}; ingest it again, or give each file an id of its own")
         self._say_once(f"{found}; its features are made again")
         return None
@@ -141,7 +148,7 @@ class FeatureSource:
                 features = self._find(wanted)  # another process may have made them while we waited
                 if features is not None:
                     return self._stored(features)
-            self._statistics.misses += 1
+            self._statistics.add(misses=1)
             if self._lookup is not None:
                 self._say_once(self._lookup.mismatch(wanted, self._origin))
             encoded = self._encode(wanted)
@@ -210,7 +217,7 @@ class FeatureSource:
         _say(f"{what} that are missing are encoded but no longer stored: {exc}")
 
     def _stored(self, features: Features) -> Visual:
-        self._statistics.hits += 1
+        self._statistics.add(hits=1)
         return self._visual(features)
 
     def _visual(self, features: Features) -> Visual:
@@ -218,8 +225,11 @@ class FeatureSource:
 
         def load() -> torch.Tensor:
             with self._statistics.timed("seconds_reading"):
-                self._statistics.bytes_read += header.raw_bytes + header.scale_bytes
-                return to_tensor(features, device=self._device, dtype=self._dtype)
+                self._statistics.add(bytes_read=header.raw_bytes + header.scale_bytes)
+                loaded = to_tensor(features, device=self._device, dtype=self._dtype)
+            if self._dtype == torch.float16 and header.dtype != "fp16":  # of a wider range
+                check_finite([loaded], f"video {header.video_id!r}, taken from the store", "fp16")
+            return loaded
 
         identity = (
             header.dataset,

@@ -6,12 +6,16 @@ import atexit
 import contextlib
 import os
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+_adding = threading.Lock()
 
 
 @dataclass
@@ -40,6 +44,12 @@ class CacheStatistics:
         """Return hits over all that was asked for, 0 where nothing was."""
         return self.hits / self.asked if self.asked else 0.0
 
+    def add(self, **amounts: float) -> None:
+        """Add to the fields that are named; threads may do so at once."""
+        with _adding:
+            for name, amount in amounts.items():
+                setattr(self, name, getattr(self, name) + amount)
+
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Add the seconds spent inside to the field `name`."""
@@ -47,7 +57,7 @@ class CacheStatistics:
         try:
             yield
         finally:
-            setattr(self, name, getattr(self, name) + time.perf_counter() - begun)
+            self.add(**{name: time.perf_counter() - begun})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -72,24 +82,29 @@ class CacheStatistics:
 
 
 _of_this_process: list[CacheStatistics] = []
-_pid = 0
 
 
 def report_at_exit(statistics: CacheStatistics) -> None:
-    """Have `statistics` counted in the one report that this process prints on stderr when it ends."""
-    global _pid
-    if (
-        _pid != os.getpid()
-    ):  # the first model here; a forked child leaves its parent's to the parent
-        _of_this_process.clear()
-        atexit.unregister(_report)
-        atexit.register(_report)
-        _pid = os.getpid()
+    """Have `statistics` counted in the one report that this process prints on stderr when it ends.
+
+    A forked child begins at nothing and reports what it asked itself.
+    """
     _of_this_process.append(statistics)
 
 
 def _report() -> None:
     total = sum(_of_this_process, CacheStatistics())
-    if total.asked and _pid == os.getpid() and sys.stderr is not None:
+    if total.asked and sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):  # stderr may be gone by then
             print(total, file=sys.stderr, flush=True)
+
+
+def _begin_at_nothing() -> None:
+    global _adding
+    _adding = threading.Lock()
+    for statistics in _of_this_process:
+        vars(statistics).update(vars(CacheStatistics()))
+
+
+atexit.register(_report)
+os.register_at_fork(after_in_child=_begin_at_nothing)

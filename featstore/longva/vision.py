@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
 from featstore.errors import FeatstoreError
+from featstore.forks import tell_of_forks
 from featstore.longva.checkpoint import read_checkpoint
 from featstore.longva.weights import find_weights
 from featstore.preprocess import normalization_table
 from featstore.spec import EncoderIdentity
+from featstore.torch.forked import about_to_compute
+from featstore.torch.settings import own_arithmetic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +67,8 @@ class LongVAEncoder:
         self.batch_frames = batch_frames or (128 if on_cuda else 16)
         self._model: VisionModel | None = None
         self._table = torch.empty(0)
+        self._loading = threading.Lock()
+        tell_of_forks(self)
 
         self.checkpoint = found = read_checkpoint(checkpoint, vision_tower=vision_tower)
         preprocessing = found.clip.preprocessing()
@@ -87,28 +93,35 @@ class LongVAEncoder:
 
         Raises CheckpointError where the weights are no longer those of `identity`.
         """
-        if self._model is not None:
-            return
         from featstore.longva.tower import build_model  # transformers: not needed for the identity
 
-        with self._out_of_memory("loading the vision tower"):
+        about_to_compute(self.device)
+        with self._loading, self._out_of_memory("loading the vision tower"):
+            if self._model is not None:
+                return
             # Rounding the 256 values a channel is rounding the pixels, which are nothing else.
             table = torch.from_numpy(normalization_table(self.identity.preprocessing))
             self._table = table.T.to(self.device, self.dtype, copy=True)  # (3, 256)
             weights = self._weights.load(self.device, self.dtype)
             self._model = build_model(self.checkpoint.vision, weights, self.device)
 
+    def after_fork(self) -> None:
+        """Let go of a lock that a thread of the parent may hold."""
+        self._loading = threading.Lock()
+
     def encode(self, frames: NDArray[np.uint8], *, image: bool = False) -> torch.Tensor:
         """Return features (B, T, D) of `frames` (B, H, W, 3) uint8, resized and cropped; all B at once.
 
         image: they are tiles of one, whose tokens are not those of a video's frames; see `VisionModel.forward`.
-        On `device` in `dtype`. Raises ValueError for frames of another shape or dtype, FeatstoreError where the GPU's
-        memory does not hold B frames.
+        On `device` in `dtype`, whatever the caller set in torch, as autocast or TF32. Raises ValueError for frames of
+        another shape or dtype, FeatstoreError where the GPU's memory does not hold B frames.
         """
         self._check(frames)
+        self.load()
         # Frames may lie in read-only shared memory, of which torch can make no tensor; page-locked memory uploads
         # five times faster.
-        staged = torch.empty(frames.shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+        on_cuda = self.device.type == "cuda"
+        staged = torch.empty(frames.shape, dtype=torch.uint8, device="cpu", pin_memory=on_cuda)
         staged.numpy()[...] = frames
         return self.encode_there(staged.to(self.device, non_blocking=True), image=image)
 
@@ -118,7 +131,7 @@ class LongVAEncoder:
         self._check(frames)
         self.load()
         assert self._model is not None
-        with self._out_of_memory(f"encoding {len(frames)} frames"), self._whole_floats():
+        with self._out_of_memory(f"encoding {len(frames)} frames"), own_arithmetic(self.device):
             features: torch.Tensor = self._model(self._pixels(frames), image=image)
             return features
 
@@ -134,13 +147,6 @@ class LongVAEncoder:
     def _pixels(self, frames: torch.Tensor) -> torch.Tensor:
         channels = [self._table[c][frames[..., c].int()] for c in range(3)]
         return torch.stack(channels, dim=1)  # (B, H, W, 3) -> (B, 3, H, W)
-
-    def _whole_floats(self) -> AbstractContextManager[None]:
-        # cuDNN computes float32 convolutions in TF32 unless told not to: in batches of 128 on an H200 that made
-        # features 50 times less exact (relative L2 5e-5, not 1e-6).
-        if self.device.type == "cuda" and self.dtype == torch.float32:
-            return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-        return nullcontext()
 
     @contextmanager
     def _out_of_memory(self, doing: str) -> Iterator[None]:

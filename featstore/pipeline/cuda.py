@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from featstore.errors import FeatstoreError, QuantizeError
 from featstore.pipeline.encoding import hand_out, stored
+from featstore.quant import in_words
 
 if TYPE_CHECKING:
     from featstore.encoders import GpuEncoder
@@ -97,5 +98,6 @@ class CudaEngine:
         try:
             scale, error = done.result()
         except QuantizeError as exc:
-            return {"refused": job.video, "reason": str(exc), "busy": done.work.seconds}
+            reason = in_words(exc, self._memory.spec.encoder.dtype)
+            return {"refused": job.video, "reason": reason, "busy": done.work.seconds}
         return stored(job, scale, error, done.work.seconds)

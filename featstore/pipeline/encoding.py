@@ -16,6 +16,7 @@ import numpy as np
 from featstore.children import receive, send
 from featstore.errors import FeatstoreError, QuantizeError
 from featstore.pipeline.batches import Batches, Job
+from featstore.quant import in_words
 from featstore.quantizing import quantize_into
 
 if TYPE_CHECKING:
@@ -186,7 +187,8 @@ class HostEngine:
                 spec.scale,
             )
         except QuantizeError as exc:
-            return {"refused": job.video, "reason": str(exc), "busy": time.perf_counter() - begun}
+            reason = in_words(exc, spec.encoder.dtype)
+            return {"refused": job.video, "reason": reason, "busy": time.perf_counter() - begun}
         return stored(job, scale, error, time.perf_counter() - begun)
 
 

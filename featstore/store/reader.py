@@ -63,9 +63,12 @@ class FeatureStore(Mapping[str, "Dataset"]):
 
     def __getitem__(self, dataset: str) -> Dataset:
         """Return the dataset; raise DatasetNotFound, which lists those there are."""
-        if dataset not in self._datasets:
+        found = self._datasets.get(dataset)
+        if found is None:  # two threads may both open it: they share what is open anyhow
             try:
-                self._datasets[dataset] = Dataset(self.cache_dir, dataset, verify=self._verify)
+                found = self._datasets[dataset] = Dataset(
+                    self.cache_dir, dataset, verify=self._verify
+                )
             except StoreNotFound as exc:
                 lost = lost_datasets(self.cache_dir).get(dataset)
                 if lost:
@@ -75,7 +78,7 @@ class FeatureStore(Mapping[str, "Dataset"]):
                     f"there is no dataset {dataset!r} in {self.cache_dir}, the datasets there are: {there}; "
                     "make it with featstore ingest"
                 ) from exc
-        return self._datasets[dataset]
+        return found
 
     def __contains__(self, dataset: object) -> bool:
         """Return whether the dataset is there."""
@@ -331,6 +334,7 @@ def get(
     import os
 
     place = os.path.realpath(cache_dir)
-    if place not in _shared:
-        _shared[place] = FeatureStore(place)
-    return _shared[place][dataset].lookup(video, nframe=nframe, spec=spec)
+    store = _shared.get(place)
+    if store is None:
+        store = _shared[place] = FeatureStore(place)
+    return store[dataset].lookup(video, nframe=nframe, spec=spec)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from featstore.torch.forked import about_to_compute
 from featstore.torch.kernels.dequantize import dequantize_into, part
 from featstore.torch.kernels.quantize import TORCH_DTYPES
 from featstore.torch.upload.cudart import copy_stream, numbered
@@ -41,6 +42,7 @@ def to_tensor(
     if out is not None and tuple(out.shape) != features.shape:
         raise ValueError(f"out has shape {tuple(out.shape)}, the features have {features.shape}")
     place = torch.device("cpu" if device is None else device) if out is None else out.device
+    about_to_compute(place)
     kind = TORCH_DTYPES[features.header.quantization]
     if place.type == "cuda":
         place = numbered(place)

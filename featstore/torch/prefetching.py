@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 from collections import deque
@@ -52,6 +53,7 @@ def prefetch(
     place = numbered(torch.device("cpu" if device is None else device))
     ready: queue.Queue[tuple[str, torch.Tensor | BaseException | None]] = queue.Queue(max(1, ahead))
     ended = threading.Event()
+    begun_in = os.getpid()
 
     def offer(item: tuple[str, torch.Tensor | BaseException | None]) -> bool:
         while not ended.is_set():
@@ -81,6 +83,11 @@ def prefetch(
     thread.start()
     try:
         while True:
+            if os.getpid() != begun_in:
+                raise FeatstoreError(
+                    "this process was forked after prefetch began, and its thread is the parent's alone; begin another "
+                    "prefetch here"
+                )
             video, item = ready.get()
             if isinstance(item, BaseException):
                 raise item

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from featstore.forks import tell_of_forks
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -29,6 +31,7 @@ class TensorCache:
             OrderedDict()
         )
         self._lock = threading.Lock()
+        tell_of_forks(self)
 
     @property
     def nbytes(self) -> int:
@@ -56,6 +59,10 @@ class TensorCache:
                 _, (gone, _) = self._tensors.popitem(last=False)
                 self._bytes -= gone.nbytes
             return made
+
+    def after_fork(self) -> None:
+        """Let go of a lock that a thread of the parent may hold."""
+        self._lock = threading.Lock()
 
     def clear(self) -> None:
         """Let go of every tensor."""

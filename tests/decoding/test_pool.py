@@ -15,7 +15,7 @@ from toys import children_of
 
 from featstore.children import Slots
 from featstore.decoding.pool import MODULE, Decoded, DecoderPool
-from featstore.decoding.video import Video
+from featstore.decoding.video import Video, fingerprint
 from featstore.preprocess import Preprocessing
 from featstore.sampling import Sampling
 
@@ -82,3 +82,16 @@ def test_a_decoder_outlives_the_thread_that_started_it(clips, make_pool):
         time.sleep(0.1)  # for what the end of the thread may send
     assert found == [""] * 3
     assert len(set(pids)) == 1
+
+
+def test_what_a_decoder_answers_to_another_request_is_not_taken_for_this_ones(clips, make_pool):
+    """So it comes where two processes speak over one pipe, as after a fork."""
+    pool, (mine, other) = make_pool(), (clips / "blink.mp4", clips / "color_bars.mp4")
+    decode(pool, mine)
+    (before,) = decoders()
+    (worker,) = pool._workers
+    worker.child.send({"number": 1, "path": str(other), "slot": 0})
+    assert "answered another request" in decode(pool, mine).error
+    assert before not in decoders()
+    again = decode(pool, mine)
+    assert (again.error, again.source) == ("", fingerprint(str(mine)))

@@ -321,12 +321,12 @@ def test_too_little_room_is_full(model, clips, cache):
 
 def test_features_that_cannot_be_stored_are_used(model, clips, cache, monkeypatch, capsys):
     def overflow(*args, **options):
-        raise QuantizeError("3 of 8 values are not finite")
+        raise QuantizeError("3 of 8 values exceed fp16's 65504")
 
     monkeypatch.setattr(source, "store_features", overflow)
     asked = model()
     assert asked.generate_ids(ASK, "blink", path=clips / "blink.mp4", **NEW)
-    assert "not finite; its features are used, but not stored" in capsys.readouterr().err
+    assert "65504; its features are used, but not stored" in capsys.readouterr().err
 
 
 def test_what_a_run_stored_is_described_when_it_closes(model, clips, cache):

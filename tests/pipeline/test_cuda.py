@@ -147,6 +147,7 @@ def test_features_that_are_not_finite_are_refused_when_their_measures_arrive(cli
     summary = ingest(clips, cache, "demo", encoder=Overflowing(), sampling=Sampling(6))
     assert summary.stored == 0
     assert all("NaN or infinite" in failure.reason for failure in summary.failures)
+    assert all("computed in fp32" in failure.reason for failure in summary.failures)
     assert len(summary.failures) == 3
 
 

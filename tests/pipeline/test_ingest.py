@@ -234,6 +234,8 @@ def test_features_that_are_not_finite_fail_their_video_alone(clips, cache):
     summary = ingest(clips, cache, "demo", encoder=Overflowing(), sampling=Sampling(9, "fps", 2.0))
     assert [failure.video_id for failure in summary.failures] == ["blink"]
     assert "NaN or infinite" in summary.failures[0].reason
+    assert "computed in fp32" in summary.failures[0].reason
+    assert "--dtype" not in summary.failures[0].reason  # there is no wider one
     assert summary.stored == 2
     assert {len(video.header.frames) for video in featstore.open(cache)["demo"].values()} != {1}
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import sys
 import time
 import traceback
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -54,19 +56,45 @@ def start(log: Path, call: Callable[..., None], *args: Any) -> int:
 
 def ask(call: Callable[..., Any], *args: Any) -> Any:
     """Return what `call` returns, as JSON has it, in a fresh forked child; ChildDied where it raises, or is killed."""
+    return begin(call, *args).answer()
+
+
+def begin(call: Callable[..., Any], *args: Any) -> Asked:
+    """Have a fresh forked child call `call`, and do not wait for it."""
     read, write = os.pipe()
     pid = os.fork()
     if not pid:
         _answer(call, args, write)
     os.close(write)
-    with open(read, "rb") as pipe:
-        said = pipe.read()
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if code < 0:
-        raise ChildDied(f"killed by {signal.Signals(-code).name}")
-    if code:
-        raise ChildDied(said.decode(errors="replace"))
-    return json.loads(said)
+    return Asked(pid, read)
+
+
+@dataclass
+class Asked:
+    """A forked child that owes an answer."""
+
+    pid: int
+    pipe: int
+
+    def answer(self, timeout: float | None = None) -> Any:
+        """Return what its call returned, as `ask` does; one that takes longer than `timeout` seconds is killed."""
+        with open(self.pipe, "rb", buffering=0) as pipe, select.epoll() as ready:
+            ready.register(pipe, select.EPOLLIN)
+            deadline = None if timeout is None else time.monotonic() + timeout
+            said = b""
+            while ready.poll(deadline and max(0.0, deadline - time.monotonic())):
+                more = pipe.read(1 << 20)
+                if not more:
+                    break
+                said += more
+            else:
+                os.kill(self.pid, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        if code < 0:
+            raise ChildDied(f"killed by {signal.Signals(-code).name}")
+        if code:
+            raise ChildDied(said.decode(errors="replace"))
+        return json.loads(said)
 
 
 def _answer(call: Callable[..., Any], args: tuple[Any, ...], write: int) -> None:

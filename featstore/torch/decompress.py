@@ -64,5 +64,5 @@ def decompress_into(out: torch.Tensor, stored: torch.Tensor, features: Features)
     if damaged:
         raise RecordError(
             f"{damaged} of {len(starts)} {codec} blocks of video {features.header.video_id!r} cannot be decompressed "
-            "on the GPU; run featstore check, then remove the video and ingest it again"
+            "on the GPU; run featstore check --repair, then ingest it again"
         )

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from toys import expected, run_python, store_videos, toy_features, toy_spec
 
-from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
+from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreMismatch, StoreNotFound
 from featstore.record import PAGE
-from featstore.store import env, lmdb_errors, reader
+from featstore.store import env, lmdb_errors, pages, reader
 from featstore.store import snapshot as snapshot_module
 from featstore.store.check import check_dataset
 from featstore.store.env import make_file, open_environment
@@ -35,6 +35,16 @@ def test_every_error_of_lmdb_becomes_a_store_error_that_says_what_to_do(tmp_path
     assert ";" in str(error), "what was found; what to do"
     if cls is not lmdb.Error:
         assert "LMDB refused" not in str(error), "a named error deserves its own sentence"
+
+
+def test_what_looks_damaged_is_checked_and_copied_from_but_not_removed(tmp_path):
+    """It may be a good file that was put in another's place, or hold all but one video."""
+    errors = [store_error(cls("in its own words"), tmp_path) for cls in LMDB_ERRORS]
+    damaged = [error for error in errors if isinstance(error, StoreDamaged)]
+    for error in [*damaged, pages.damaged(tmp_path, "page 7 is no page")]:
+        assert "featstore check" in str(error)
+        assert "featstore merge" in str(error)
+        assert "remove" not in str(error)
 
 
 @pytest.mark.parametrize(

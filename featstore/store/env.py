@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 import weakref
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +43,13 @@ if TYPE_CHECKING:
 
 _Files = tuple[tuple[int, int], "tuple[int, int] | None"]
 
+# Environments that keepers hold: each takes 4 TiB of address space, of which there are 128, and five descriptors.
+KEPT = 16
 OTHERS_WAIT = 2.0  # seconds
 _PAUSE = 0.05
 _BEGINS = 100
 
+_uses = count(1)
 _keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
 _environments: weakref.WeakValueDictionary[_Files, Environment] = weakref.WeakValueDictionary()
 _inherited: list[Environment] = []
@@ -232,22 +236,34 @@ def _opened(path: Path) -> Environment | None:
 
 
 class Keeper:
-    """Keeps the environment of a folder open from one look-up to the next."""
+    """Keeps the environment of a folder open from one look-up to the next.
+
+    Of all keepers in a process the `KEPT` used last do; what is in use otherwise, as by views, stays open besides.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open nothing yet."""
         self.environment: Environment | None = None
         self._path = path
+        self._used = 0
 
     def open(self) -> Environment:
         """Return the environment of the files that are there now."""
         environment = open_environment(self._path)
+        self._used = next(_uses)
         if self.environment is not environment:
             with lock:
                 self.environment = environment
                 _keepers.add(self)
+                keeping = [keeper for keeper in _keepers if keeper.environment is not None]
+                for keeper in sorted(keeping, key=_last_use)[:-KEPT]:
+                    keeper.environment = None
             sweep()
         return environment
+
+
+def _last_use(keeper: Keeper) -> int:
+    return keeper._used
 
 
 def _open_file(path: Path) -> int:

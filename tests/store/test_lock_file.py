@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import os
 import random
 import shutil
 import subprocess
@@ -24,7 +25,9 @@ SPEC = toy_spec()
 A, B = toy_features(0), toy_features(1)
 REPLACE_ALL = """
 import sys
+from featstore.store import env
 from toys import *
+env.OTHERS_WAIT = 0.0
 for seed in range(10, 15):
     store_videos(sys.argv[1], "demo", {name: toy_features(seed) for name in "abcdef"})
 """
@@ -298,3 +301,61 @@ def test_threads_that_open_and_let_go_of_one_dataset_are_not_in_each_others_way(
     assert wrong == []
     gc.collect()
     assert handles._handles == {}
+
+
+@pytest.fixture
+def many(cache) -> list[str]:
+    names = [f"set{i}" for i in range(40)]
+    for name in names:
+        store_videos(cache, name, {"a": A})
+    return names
+
+
+def test_a_process_reads_all_datasets_of_a_store_within_a_number_of_maps_and_descriptors(
+    cache, many
+):
+    before = len(os.listdir("/proc/self/fd"))
+    assert all(is_of(get(cache, name, "a"), A) for name in many)
+    store = FeatureStore(cache)
+    assert all(len(list(dataset)) == 1 for dataset in store.values())
+    assert len(store.specs) == len(many)
+    assert len(handles._handles) == env.KEPT
+    assert len(os.listdir("/proc/self/fd")) - before <= 5 * env.KEPT
+
+
+@pytest.mark.slow
+def test_a_process_reads_a_thousand_datasets(cache, tmp_path):
+    store_videos(cache, "demo", {"a": A})
+    for i in range(1000):
+        shutil.copytree(cache, tmp_path / f"copy{i}")
+        assert is_of(get(tmp_path / f"copy{i}", "demo", "a"), A)
+    assert len(handles._handles) == env.KEPT
+    assert all(is_of(get(tmp_path / f"copy{i}", "demo", "a"), A) for i in range(1000))
+
+
+def test_views_keep_their_datasets_open_beyond_those_used_last(cache, many):
+    held = {name: get(cache, name, "a") for name in many[:8]}
+    for name in many[8:]:
+        get(cache, name, "a")
+    assert len(handles._handles) == env.KEPT + len(held)
+    for name in many[:8]:
+        store_videos(cache, name, {"a": B})
+    assert all(is_of(features, A) for features in held.values())
+
+
+def test_more_datasets_than_fit_into_the_address_space_say_so(cache, many):
+    program = """
+import sys, featstore
+held = []
+try:
+    for name in sys.argv[2:]:
+        held.append(featstore.get(sys.argv[1], name, "a"))
+except featstore.errors.StoreError as exc:
+    print(exc)
+del held[:]
+for name in sys.argv[2:]:
+    featstore.get(sys.argv[1], name, "a")
+"""
+    done = run_python(program, cache, *many)
+    assert done.returncode == 0, done.stderr
+    assert "let go of features of other datasets" in done.stdout

@@ -56,7 +56,7 @@ def cache(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def let_go_of_shared_readers() -> Iterator[None]:
-    """`featstore.get` keeps its stores for the life of the process, 4 TiB of address space for each dataset."""
+    """`featstore.get` keeps its stores for the life of the process, 4 TiB of address space for each of 16 datasets."""
     yield
     reader._shared.clear()
 

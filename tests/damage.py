@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 def put_raw(cache: Path, table: str, key: bytes, value: bytes | None) -> None:
     """Put a value behind featstore's back, or delete it."""
-    with open_environment(cache / "demo").lmdb.begin(write=True) as txn:
+    environment = open_environment(cache / "demo")
+    with environment.lmdb.begin(write=True) as txn:
         if value is None:
             txn.delete(TABLES[table] + key)
         else:

@@ -11,35 +11,48 @@ import os
 import stat
 import tempfile
 import threading
+import time
 import weakref
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lmdb
-import lmdb._envid
-
-from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
-from featstore.store.layout import DATA_FILE, LMDB_LOCK_FILE, is_sealed, lmdb_name
-from featstore.store.lmdb_errors import MAP_BYTES, MAX_READERS, translated
+from featstore.errors import StoreError, StoreFull, StoreLocked, StoreMismatch, StoreNotFound
+from featstore.store.handles import (
+    DataFileReplaced,
+    begin_reading,
+    leave_inherited,
+    lock,
+    open_handle,
+    open_liblmdb,
+    sweep,
+)
+from featstore.store.layout import DATA_FILE, LMDB_LOCK_FILE, is_sealed
+from featstore.store.lmdb_errors import translated
+from featstore.store.lock_file import identify, is_marked_by_others, remove_lock_file
 from featstore.store.mapping import Mapping
-from featstore.store.mounts import is_read_only_disk, warn_of_network
-from featstore.store.pages import damaged, read_metas
+from featstore.store.mounts import warn_of_network
+from featstore.store.pages import read_metas
 from featstore.store.readers import allocate_table
 from featstore.store.room import NO_ROOM
 from featstore.store.snapshot import TABLES, Snapshot
 from featstore.store.tree import Tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import lmdb
 
+_Files = tuple[tuple[int, int], "tuple[int, int] | None"]
+
+# Environments that keepers hold: each takes 4 TiB of address space, of which there are 128, and five descriptors.
+KEPT = 16
+OTHERS_WAIT = 2.0  # seconds
+_PAUSE = 0.05
 _BEGINS = 100
 
-_lock = threading.Lock()
-_environments: weakref.WeakValueDictionary[tuple[int, int], Environment] = (
-    weakref.WeakValueDictionary()
-)
+_uses = count(1)
+_keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
+_environments: weakref.WeakValueDictionary[_Files, Environment] = weakref.WeakValueDictionary()
 _inherited: list[Environment] = []
-_forked = False
 
 
 class Environment:
@@ -63,46 +76,86 @@ class Environment:
         self._file = _open_file(path)
         # Others may still read while the process ends.
         weakref.finalize(self, os.close, self._file).atexit = False
+        found = os.fstat(self._file)
         self._mapping: Mapping | None = None
         self._tree: Tree | None = None
         read_metas(self._file, path)  # liblmdb would take them as they are
-        self._lmdb = None if is_sealed(path) else _open_for_transactions(path)
+        self._handle = None if is_sealed(path) else open_handle(path, self._file, self)
+        self._data_file = found.st_dev, found.st_ino
+        self._lock_file = self._handle.lock_file if self._handle else None
 
     @property
     def lmdb(self) -> lmdb.Environment:
         """Return liblmdb's environment; raise StoreError where the dataset is sealed, so that there is none."""
-        if self._lmdb is None:
+        if self._handle is None:
             raise StoreError(
                 f"{self.path} is sealed, nothing is written to it; lift the seal with featstore seal --undo"
             )
-        return self._lmdb
+        return self._handle.lmdb
 
     @property
     def reads_alone(self) -> bool:
         """Return whether it reads without liblmdb, the dataset being sealed."""
-        return self._lmdb is None
+        return self._handle is None
+
+    @property
+    def files(self) -> _Files:
+        """Return device and inode of the data file and of the lock file, None for one that it does without."""
+        return self._data_file, self._lock_file
+
+    def is_current(self, path: Path | None = None) -> bool:
+        """Return whether the files that it opened are those in the folder `path`, by default its own."""
+        path = path or self.path
+        if identify(f"{path}/{DATA_FILE}") != self._data_file:
+            return False
+        return self.reads_alone or identify(f"{path}/{LMDB_LOCK_FILE}") == self._lock_file
+
+    def wait_for_others(self) -> None:
+        """Wait until nobody reads through another lock file; raise StoreLocked after `OTHERS_WAIT` seconds.
+
+        For a writer, before its first change: who reads so is not in the reader table that it goes by.
+        """
+        deadline = time.monotonic() + OTHERS_WAIT
+        while self._lock_file and is_marked_by_others(self._file, self._lock_file[1]):
+            if time.monotonic() >= deadline:
+                raise StoreLocked(
+                    f"{self.path / LMDB_LOCK_FILE} was deleted or replaced while it was in use, and a commit could "
+                    "change what those still look at who opened it before: let go of their features, or end them "
+                    f"(fuser -v {self.path / DATA_FILE} lists them), and run the command again; keep whatever deletes "
+                    "lock files away from the cache"
+                )
+            time.sleep(_PAUSE)
+
+    def settle(self, path: Path) -> None:
+        """See that all find what was just committed in the folder `path`; raise StoreError if it is not there."""
+        if self.is_current(path):
+            return
+        remove_lock_file(path)  # who opened it meanwhile may have missed the commit
+        if identify(path / DATA_FILE) != self._data_file:
+            raise StoreError(
+                f"{path / DATA_FILE} was removed or replaced while it was written, and what was written last is "
+                "not in the dataset; run the command again"
+            )
 
     def snapshot(self) -> Snapshot:
         """Return the newest snapshot; the one in use is shared for as long as nothing was committed since."""
         with self._snapshot_lock, translated(self.path):
             shared = self._snapshot() if self._snapshot else None
-            if self._lmdb is None and not is_sealed(self.path) and self._is_there():
-                self._lmdb, shared = _open_for_transactions(self.path), None
             if shared is None or (
-                self._lmdb is not None and shared.txn_id != self._lmdb.info()["last_txnid"]
+                not self.reads_alone and shared.txn_id != self.lmdb.info()["last_txnid"]
             ):
                 shared = self._begin()
                 self._snapshot = weakref.ref(shared)
             return shared
 
     def _begin(self) -> Snapshot:
-        if self._lmdb is None:  # nobody writes: the newest commit stays the newest
+        if self._handle is None:  # nobody writes: the newest commit stays the newest
             if self._tree is None:
                 newest = max(read_metas(self._file, self.path), key=lambda meta: meta.txn_id)
                 self._tree = Tree(self._map(), newest, self.path)
             return Snapshot(self, None, self._tree)
         for _ in range(_BEGINS):
-            txn = _begin_reading(self._lmdb)
+            txn = begin_reading(self.lmdb)
             tree = self._tree
             if tree is None or tree.txn_id != txn.id():
                 metas = read_metas(self._file, self.path)
@@ -111,12 +164,11 @@ class Environment:
                 self._tree = tree  # what it learns serves until the next commit
                 return Snapshot(self, txn, tree)
             txn.abort()  # two commits came in between, and the second wrote over the page
-        raise damaged(self.path, "its first pages do not speak of its last commit")
-
-    def _is_there(self) -> bool:
-        # To lift a seal puts a copy in the file's place: the sealed file itself is never written again.
-        opened = os.fstat(self._file)
-        return _identity(self.path) == (opened.st_dev, opened.st_ino)
+        remove_lock_file(self.path)
+        raise StoreError(
+            f"{self.path / DATA_FILE} was replaced while it was opened, so that its last commit is not the one in "
+            f"{LMDB_LOCK_FILE}, which was removed; run the command again"
+        )
 
     def _map(self) -> Mapping:
         if self._mapping is None or self._mapping.file_bytes() > self._mapping.length:
@@ -131,7 +183,8 @@ def make_file(path: Path, table: str, key: bytes, value: bytes) -> None:
     """
     try:
         with tempfile.TemporaryDirectory(prefix=".making-", dir=path) as aside, translated(path):
-            draft = _open(Path(aside), readonly=False)
+            allocate_table(Path(aside))
+            draft = open_liblmdb(Path(aside), readonly=False)
             with draft.begin(write=True) as txn:
                 txn.put(TABLES[table] + key, value)
             draft.close()
@@ -148,63 +201,69 @@ def make_file(path: Path, table: str, key: bytes, value: bytes) -> None:
 def open_environment(path: Path) -> Environment:
     """Return this process's environment for the folder `path`, opening it where it is not open yet.
 
-    Follows the file, not its name: after a dataset was removed and made again, the new file is opened beside the old
-    one, whose views stay good. Raises StoreNotFound where there is none.
+    Follows the files, not their names: after a dataset was removed and made again, or its data file or lock file was
+    replaced, the new ones are opened beside the old ones, whose views stay good. So ask for each look-up. Raises
+    StoreNotFound where there is none.
     """
-    with _lock:
-        key = _identity(path)
-        known = _environments.get(key) if key else None
-        if known is not None:
-            return known
-        if key is None:
-            raise StoreNotFound(f"there is no dataset in {path}; make it with featstore ingest")
-        warn_of_network(path)
+    environment = None
+    while environment is None:  # its file was replaced while it was opened
+        with lock:
+            environment = _known(path) or _opened(path)
+        sweep()
+    return environment
+
+
+def _known(path: Path) -> Environment | None:
+    data = identify(f"{path}/{DATA_FILE}")
+    if data is None:
+        raise StoreNotFound(f"there is no dataset in {path}; make it with featstore ingest")
+    lock_file = identify(f"{path}/{LMDB_LOCK_FILE}")
+    known = _environments.get((data, lock_file)) or _environments.get((data, None))
+    return None if known and known.reads_alone and not is_sealed(path) else known
+
+
+def _opened(path: Path) -> Environment | None:
+    for keeper in _keepers:  # what is kept of replaced files would be in the way of writers
+        if keeper.environment is not None and not keeper.environment.is_current():
+            keeper.environment = None
+    warn_of_network(path)
+    with contextlib.suppress(DataFileReplaced):
         environment = Environment(path)
-        if _identity(path) == key:
-            _environments[key] = environment
+        if environment.is_current():
+            _environments[environment.files] = environment
             return environment
-        del environment  # it may hold the new file open already, and none is opened twice
-    return open_environment(path)  # the file was replaced while it was opened
+    return None
 
 
-def _open_for_transactions(path: Path) -> lmdb.Environment:
-    if os.path.islink(path / LMDB_LOCK_FILE):  # liblmdb would write over whatever it leads to
-        raise StoreError(
-            f"{path / LMDB_LOCK_FILE} is a link, and no link is written through; remove it"
-        )
-    if os.statvfs(path).f_flag & os.ST_RDONLY and not is_read_only_disk(path):
-        # liblmdb would read it without a slot in the reader table, and a writer elsewhere use its pages again.
-        raise StoreError(
-            f"{path} is mounted read-only here: whoever writes to it elsewhere cannot see who reads, and could change "
-            "what is being read; mount it writable, or seal it where it may be written: featstore seal --dataset "
-            f"{path.name} --cache-dir ..."
-        )
-    with translated(path), _beside_inherited():
-        opened = _open(path, readonly=not os.access(path / DATA_FILE, os.W_OK))
-        opened.reader_check()  # clears the slots of readers that were killed
-        return opened
+class Keeper:
+    """Keeps the environment of a folder open from one look-up to the next.
+
+    Of all keepers in a process the `KEPT` used last do; what is in use otherwise, as by views, stays open besides.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open nothing yet."""
+        self.environment: Environment | None = None
+        self._path = path
+        self._used = 0
+
+    def open(self) -> Environment:
+        """Return the environment of the files that are there now."""
+        environment = open_environment(self._path)
+        self._used = next(_uses)
+        if self.environment is not environment:
+            with lock:
+                self.environment = environment
+                _keepers.add(self)
+                keeping = [keeper for keeper in _keepers if keeper.environment is not None]
+                for keeper in sorted(keeping, key=_last_use)[:-KEPT]:
+                    keeper.environment = None
+            sweep()
+        return environment
 
 
-def _begin_reading(environment: lmdb.Environment) -> lmdb.Transaction:
-    try:
-        return environment.begin()
-    except lmdb.ReadersFullError:
-        environment.reader_check()  # readers that were killed hold slots until somebody looks
-        return environment.begin()
-
-
-def _open(folder: Path, *, readonly: bool) -> lmdb.Environment:
-    allocate_table(folder)
-    with lmdb_name(folder) as name:
-        return lmdb.open(
-            name,
-            map_size=MAP_BYTES,
-            max_readers=MAX_READERS,
-            readonly=readonly,
-            create=False,
-            mode=0o666,  # of what it makes; the umask says who may write it
-            lib_version=0,
-        )
+def _last_use(keeper: Keeper) -> int:
+    return keeper._used
 
 
 def _open_file(path: Path) -> int:
@@ -222,38 +281,15 @@ def _open_file(path: Path) -> int:
     return fd
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        found = os.stat(f"{path}/{DATA_FILE}")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as exc:
-        raise StoreError(f"{path} cannot be looked into: {exc.strerror}") from exc
-    return found.st_dev, found.st_ino
-
-
-@contextlib.contextmanager
-def _beside_inherited() -> Iterator[None]:
-    # py-lmdb refuses a file twice in one process and takes an environment inherited through fork for the first time.
-    # Closing that one instead was measured: it wipes the parent's reader slots and unmaps views the child still holds.
-    if not _forked:
-        yield
-        return
-    guard = lmdb._envid.env_keys
-    lmdb._envid.env_keys = lambda path, subdir: ()
-    try:
-        yield
-    finally:
-        lmdb._envid.env_keys = guard
-
-
 def _leave_inherited_alone() -> None:
     # In a forked child: keep the parent's environments as they are, for good, and open our own from now on.
-    global _forked, _lock
-    _forked = True
-    _lock = threading.Lock()
     _inherited.extend(_environments.values())
     _environments.clear()
+    leave_inherited()
+    lock.release()
 
 
-os.register_at_fork(after_in_child=_leave_inherited_alone)
+# Nobody opens or closes while the process forks: the child would have half of it.
+os.register_at_fork(
+    before=lock.acquire, after_in_parent=lock.release, after_in_child=_leave_inherited_alone
+)

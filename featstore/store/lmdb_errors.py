@@ -61,7 +61,10 @@ _SAME_NUMBER = (
     "two apart; run one of them with the host's process numbers (docker run --pid=host), start it again for another "
     "number, or seal the dataset and read it from any number of containers"
 )
-_DAMAGED = "the file is damaged; run featstore check, then remove the dataset and ingest it again"
+_DAMAGED = (
+    "LMDB takes the file for damaged; see what featstore check finds, then mend it with featstore check --repair, or "
+    "copy what can still be read into another cache with featstore merge and ingest the rest there"
+)
 _MEANINGS: tuple[tuple[tuple[type[lmdb.Error], ...], type[StoreError], str], ...] = (
     (
         (lmdb.MapFullError,),
@@ -102,7 +105,12 @@ _MEANINGS: tuple[tuple[tuple[type[lmdb.Error], ...], type[StoreError], str], ...
         "alone, ask its owner to seal it: featstore seal",
     ),
     ((lmdb.MapResizedError,), StoreError, "another program changed the map; start again"),
-    ((lmdb.MemoryError,), StoreError, "no memory for the map; lift the limit on address space"),
+    (
+        (lmdb.MemoryError,),
+        StoreError,
+        f"no address space for the map of {MAP_BYTES >> 40} TiB; let go of features of other datasets, some 30 can be "
+        "in use at a time, or lift the limit (ulimit -v)",
+    ),
     (
         (
             lmdb.BadDbiError,

@@ -56,8 +56,9 @@ class Meta:
 def damaged(path: Path, found: str) -> StoreDamaged:
     """Return the error that says which bytes of the file in `path` cannot be."""
     return StoreDamaged(
-        f"{path}: {found}; the file is damaged or was cut short: put a good copy in its place, or save the videos that "
-        f"can still be read with featstore merge, remove the dataset and ingest again"
+        f"{path}: {found}; the file is damaged or was cut short: see what featstore check finds, and if it finds the "
+        "same, put a good copy in its place (by renaming), or copy what can still be read into another cache with "
+        "featstore merge and ingest the rest there"
     )
 
 

@@ -30,7 +30,7 @@ from featstore.store.catalog import (
     stored_spec,
     video_key,
 )
-from featstore.store.env import Environment, open_environment
+from featstore.store.env import Keeper
 from featstore.store.layout import absolute, dataset_names, dataset_path
 from featstore.store.lost import lost_datasets
 from featstore.store.mismatch import describe_mismatch
@@ -120,13 +120,12 @@ class Dataset(Mapping[str, Features]):
         self.name = name
         self.path = dataset_path(cache_dir, name)
         self._verify = verify
-        self._environment: Environment | None = None
+        self._keeper = Keeper(self.path)
         read_manifest(self.snapshot(), name)
 
     def snapshot(self) -> Snapshot:
         """Return the newest snapshot of the dataset."""
-        self._environment = open_environment(self.path)
-        return self._environment.snapshot()
+        return self._keeper.open().snapshot()
 
     def __getitem__(self, video: str) -> Features:
         """Return the features of `video` from the only feature set there is; see `lookup`."""

@@ -10,9 +10,10 @@ import lmdb
 
 from featstore.errors import StoreError
 from featstore.store.env import open_environment
-from featstore.store.layout import DATA_FILE, is_sealed
+from featstore.store.layout import DATA_FILE, LMDB_LOCK_FILE, is_sealed
 from featstore.store.lmdb_errors import store_error, translated
 from featstore.store.lock import WriteLock
+from featstore.store.lock_file import remove_lock_file
 from featstore.store.mounts import refuse_network
 from featstore.store.snapshot import TABLES
 from featstore.store.trust import check_trust, leave_note
@@ -49,6 +50,7 @@ class WriteTransaction:
     def __init__(self, path: Path) -> None:
         """Wait for other writers and begin; raise StoreNotFound or StoreError where the file may not be written."""
         refuse_network(path)
+        self._path = path
         self._lock = WriteLock(path)
         try:
             refuse_sealed(path)
@@ -60,6 +62,8 @@ class WriteTransaction:
                 self.environment.lmdb.reader_check()
                 self._txn = self.environment.lmdb.begin(write=True)
             try:
+                self._refuse_out_of_step()
+                self.environment.wait_for_others()
                 check_trust(self._lock, self.environment)
             except BaseException:
                 self._txn.abort()
@@ -92,6 +96,7 @@ class WriteTransaction:
         try:
             with translated(self.environment.path):
                 self._txn.commit()
+            self.environment.settle(self._path)
             leave_note(self._lock, self.environment)
         finally:
             self._lock.release()
@@ -111,6 +116,15 @@ class WriteTransaction:
             self.commit()
         else:
             self.abort()
+
+    def _refuse_out_of_step(self) -> None:
+        # liblmdb goes on from the lock file's last commit, and would write over those that it does not know of.
+        if self._txn.id() != self.environment.lmdb.info()["last_txnid"] + 1:
+            remove_lock_file(self._path)
+            raise StoreError(
+                f"{self._path / LMDB_LOCK_FILE} did not know of the last commit and was removed; nothing "
+                "was written, run the command again"
+            )
 
     @contextlib.contextmanager
     def _ending(self) -> Iterator[None]:

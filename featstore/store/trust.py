@@ -58,7 +58,8 @@ def refuse_damaged_pages(folder: Path) -> None:
     if problems:
         raise StoreError(
             f"the pages of {folder / DATA_FILE} are damaged: {problems[0]} ({len(problems)} problems); nothing is "
-            "written into it: copy what is good into another cache with featstore merge, and remove it"
+            "written into it: copy what is good into another cache with featstore merge, which leaves it as it is, and "
+            "ingest the rest there"
         )
 
 

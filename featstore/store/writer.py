@@ -25,7 +25,7 @@ from featstore.store.catalog import (
     unpack_set,
     video_key,
 )
-from featstore.store.env import make_file, open_environment
+from featstore.store.env import Keeper, make_file
 from featstore.store.layout import (
     DATA_FILE,
     check_video_id,
@@ -106,15 +106,16 @@ class FeatureWriter:
         if not (self.path / DATA_FILE).exists():
             manifest = pack_row(Manifest(dataset, time.time()))
             make_file(self.path, "manifest", MANIFEST_KEY, manifest)
-        self._environment = open_environment(self.path)
-        if not self._environment.name_kept:  # also where its maker was killed before
+        self._keeper = Keeper(self.path)
+        environment = self._keeper.open()
+        if not environment.name_kept:  # also where its maker was killed before
             keep_name(self.path)
-            self._environment.name_kept = True
+            environment.name_kept = True
         self._txn: WriteTransaction | None = None
         self._added: set[str] = set()  # digests of the sets that `add_set` found or made
         self._pending: list[Entry | Failure] = []
         self._pending_bytes = 0
-        read_manifest(self._environment.snapshot(), dataset)
+        read_manifest(environment.snapshot(), dataset)
 
     @property
     def due(self) -> bool:
@@ -126,7 +127,7 @@ class FeatureWriter:
 
         Visible at once, or with the next commit where something waits for one.
         """
-        snapshot = open_environment(self.path).snapshot()
+        snapshot = self._keeper.open().snapshot()
         if self._txn is not None or stored_spec(snapshot, spec) is None:
             key, txn = set_key(spec.digest), self._transaction()
             if txn.get("specs", key) is None:
@@ -160,7 +161,7 @@ class FeatureWriter:
 
     def has(self, spec: FeatureSpec, video_id: str) -> bool:
         """Return whether the video was stored under `spec` as of the last commit."""
-        snapshot = open_environment(self.path).snapshot()
+        snapshot = self._keeper.open().snapshot()
         stored = stored_spec(snapshot, spec)
         key = video_key(stored or spec, self.dataset, video_id)
         return stored is not None and has_entry(snapshot, key)
@@ -239,6 +240,7 @@ class FeatureWriter:
     def _transaction(self) -> WriteTransaction:
         if self._txn is None:
             self._txn = WriteTransaction(self.path)
+            self._keeper.open()  # keeps it, also if its files were replaced since
         return self._txn
 
     def _at(self, spec: FeatureSpec, video_id: str) -> tuple[WriteTransaction, bytes]:

@@ -61,7 +61,8 @@ def test_compacting_gives_back_what_was_removed_and_keeps_the_rest(hollow):
 
 
 def test_the_estimate_is_what_the_compacted_file_takes(hollow):
-    estimate = compact.live_bytes(open_environment(hollow / "demo").lmdb)
+    environment = open_environment(hollow / "demo")
+    estimate = compact.live_bytes(environment.lmdb)
     compact_dataset(hollow, "demo")
     assert estimate - 4096 <= (hollow / "demo" / "data.mdb").stat().st_size <= estimate + 4096
 

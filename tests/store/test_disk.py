@@ -10,7 +10,7 @@ from disks import KINDS, fill, free, read_only_view, remount, small_disk
 from toys import expected, put_video, run_python, store_videos, toy_features, toy_spec
 
 from featstore.errors import StoreError, StoreFull, StoreNotFound
-from featstore.store import compact, env
+from featstore.store import compact, handles
 from featstore.store.check import check_dataset
 from featstore.store.compact import compact_dataset
 from featstore.store.env import open_environment
@@ -238,8 +238,8 @@ def test_every_way_of_having_no_room_is_a_full_store(cache, words):
 def test_a_full_map_is_a_full_store_and_a_larger_map_goes_on(cache):
     program = """
 import sys, featstore
-from featstore.store import env
-env.MAP_BYTES = 1 << 20
+from featstore.store import handles
+handles.MAP_BYTES = 1 << 20
 from toys import *
 try:
     store_videos(sys.argv[1], "demo", {str(i): toy_features(0, 4000) for i in range(20)}, spec=toy_spec(4000))
@@ -256,11 +256,11 @@ except featstore.StoreFull as exc:
 
 
 def test_a_full_reader_table_says_so_and_readers_that_were_killed_leave_it(cache, monkeypatch):
-    monkeypatch.setattr(env, "MAX_READERS", 6)
+    monkeypatch.setattr(handles, "MAX_READERS", 6)
     store_videos(cache, "demo", {"0": X}, spec=SPEC)
     (cache / "demo" / "lock.mdb").unlink()
     monkeypatch.setattr(
-        env, "allocate_table", lambda folder: None
+        handles, "allocate_table", lambda folder: None
     )  # its size would say how many fit
     environment = open_environment(cache / "demo")
     held = [environment._begin() for _ in range(5)]

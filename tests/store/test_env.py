@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from toys import expected, run_python, store_videos, toy_features, toy_spec
 
-from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
+from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreMismatch, StoreNotFound
 from featstore.record import PAGE
-from featstore.store import env, lmdb_errors, reader
+from featstore.store import env, handles, lmdb_errors, pages, reader
 from featstore.store import snapshot as snapshot_module
 from featstore.store.check import check_dataset
 from featstore.store.env import make_file, open_environment
@@ -35,6 +35,16 @@ def test_every_error_of_lmdb_becomes_a_store_error_that_says_what_to_do(tmp_path
     assert ";" in str(error), "what was found; what to do"
     if cls is not lmdb.Error:
         assert "LMDB refused" not in str(error), "a named error deserves its own sentence"
+
+
+def test_what_looks_damaged_is_checked_and_copied_from_but_not_removed(tmp_path):
+    """It may be a good file that was put in another's place, or hold all but one video."""
+    errors = [store_error(cls("in its own words"), tmp_path) for cls in LMDB_ERRORS]
+    damaged = [error for error in errors if isinstance(error, StoreDamaged)]
+    for error in [*damaged, pages.damaged(tmp_path, "page 7 is no page")]:
+        assert "featstore check" in str(error)
+        assert "featstore merge" in str(error)
+        assert "remove" not in str(error)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +116,7 @@ def test_a_process_has_one_environment_for_a_file_by_whatever_name(cache, tmp_pa
     (tmp_path / "link").symlink_to(cache)
     one = open_environment(cache / "demo")
     assert open_environment(tmp_path / "link" / "demo") is one
-    assert FeatureWriter(cache, "demo")._environment is one
+    assert FeatureWriter(cache, "demo")._keeper.environment is one
 
 
 def test_an_environment_closes_with_its_last_reference(cache):
@@ -124,7 +134,7 @@ def test_an_environment_closes_with_its_last_reference(cache):
 def test_a_file_replaced_while_it_is_opened_is_not_taken_for_the_new_one(cache, monkeypatch):
     store_videos(cache, "demo", {"old": A})
     store_videos(cache / "aside", "demo", {"new": A})
-    real_open = env._open
+    real_open = handles.open_liblmdb
 
     def replaced_meanwhile(folder, *, readonly):
         opened = real_open(folder, readonly=readonly)
@@ -133,7 +143,7 @@ def test_a_file_replaced_while_it_is_opened_is_not_taken_for_the_new_one(cache, 
             (cache / "aside" / "demo").rename(cache / "demo")
         return opened
 
-    monkeypatch.setattr(env, "_open", replaced_meanwhile)
+    monkeypatch.setattr(handles, "open_liblmdb", replaced_meanwhile)
     assert list(FeatureStore(cache)["demo"]) == ["new"]
     shutil.rmtree(cache / "before")
 
@@ -233,7 +243,7 @@ def test_a_sealed_dataset_is_read_without_liblmdb_and_without_its_lock_file(cach
     (cache / "demo" / "lock.mdb").unlink()
     (cache / "demo" / SEAL_FILE).touch()
     with monkeypatch.context() as patch:
-        patch.setattr(env, "_open", lambda *_, **__: pytest.fail("opened by liblmdb"))
+        patch.setattr(handles, "open_liblmdb", lambda *_, **__: pytest.fail("opened by liblmdb"))
         features = get(cache, "demo", "a")
         assert np.array_equal(features.data, expected(A, toy_spec()))
     assert not (cache / "demo" / "lock.mdb").exists()

@@ -221,7 +221,7 @@ def test_what_was_put_anew_since_it_was_found_is_kept(damaged, monkeypatch):
 def test_damaged_pages_are_not_written_into(damaged, monkeypatch):
     monkeypatch.setattr(trust, "find_page_problems", lambda folder: ["page 7 is no page"])
     with pytest.raises(
-        StoreError, match=r"page 7 is no page .*with featstore merge, and remove it"
+        StoreError, match=r"page 7 is no page .*with featstore merge, which leaves it as it is"
     ):
         repair_dataset(damaged, "demo")
 

@@ -390,9 +390,9 @@ def test_a_reader_that_was_killed_keeps_no_pages_from_the_writer(cache, writer):
     put_video(writer, SPEC, "a", A)
     writer.commit()
     run_python(KILLED_READER, cache)
-    environment = open_environment(cache / "demo").lmdb
-    dead = environment.readers()
+    environment = open_environment(cache / "demo")
+    dead = environment.lmdb.readers()
     assert len(dead.splitlines()) > 1
     put_video(writer, SPEC, "b", B)
-    assert environment.readers() != dead
+    assert environment.lmdb.readers() != dead
     writer.commit()

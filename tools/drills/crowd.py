@@ -13,7 +13,7 @@ from drills.content import NFRAME, drill_encoder, drill_spec, put
 from drills.steps import DATASET, fill
 from featstore.errors import StoreError, StoreLocked
 from featstore.sampling import Sampling
-from featstore.store import env, readers
+from featstore.store import handles, readers
 from featstore.store.reader import FeatureStore
 from featstore.store.writer import FeatureWriter
 
@@ -88,7 +88,7 @@ def _ingest(clips: Path, cache: Path, wait: float, pause: float) -> None:
 
 def _crowd(cache: Path) -> list[str]:
     # The table has the size that its first user wanted: 192 bytes, and 64 for each slot but the first.
-    env.MAX_READERS, readers.TABLE_BYTES = TABLE, 192 + 64 * (TABLE - 1)
+    handles.MAX_READERS, readers.TABLE_BYTES = TABLE, 192 + 64 * (TABLE - 1)
     fill(cache, DATASET, ["a"])
     writer = FeatureWriter(cache, DATASET, min_free=0)
     held: list[int] = []

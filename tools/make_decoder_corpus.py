@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TICKS = 90_000  # a second
 REPEATABLE = {"fflags": "bitexact"}  # no random numbers in a file's head
-# With its assembly x264 was seen to write the same frames as other files from one time to the next, the more so under
+# With its assembly x264 was seen to write the same frames as other bytes from one time to the next, the more so under
 # load, so that a flipped bit hit something else each time.
 X264_PLAIN = "asm=0"
 X265_QUIET = "log-level=none:pools=1:frame-threads=1"

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 ENCODERS = ("libx264", "libopenh264", "mpeg4")  # the first one this build of PyAV has
 
+# With its macroblock tree x264 writes other bytes from one time to the next.
+OPTIONS = {"preset": "veryfast", "x264-params": "mbtree=0"}
+
 BAR_COLORS = np.array(
     [
         (192, 192, 192),
@@ -65,7 +68,7 @@ def make_clip(
     part = path.with_name(path.name + ".part")
     try:
         with av.open(str(part), "w", format="mp4") as container:
-            added = container.add_stream(_encoder(), rate=fps, options={"preset": "veryfast"})
+            added = container.add_stream(_encoder(), rate=fps, options=OPTIONS)
             stream = cast("av.VideoStream", added)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             stream.thread_count = 1  # x264's output depends on the number of threads

@@ -19,6 +19,7 @@ from featstore.decoding.units import Units
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from fractions import Fraction
 
     import numpy as np
     from numpy.typing import NDArray
@@ -216,6 +217,7 @@ class _ToRgb:
     def __init__(self, stream: av.VideoStream, *, exact: bool) -> None:
         context = stream.codec_context
         self._size = context.width, context.height
+        self._time_base = stream.time_base
         self._exact = exact
         self._look: tuple[object, ...] = ()
         self._graph: av.filter.Graph | None = None
@@ -230,7 +232,7 @@ class _ToRgb:
         )
         if self._graph is None:
             self._check(frame)
-            self._look, self._graph = look, _rgb_graph(frame)
+            self._look, self._graph = look, _rgb_graph(frame, self._time_base)
         if look != self._look:
             raise Uncertain("its frames change their size or colors on the way")
         self._graph.push(frame)
@@ -252,15 +254,18 @@ class _ToRgb:
             raise Uncertain(f"its colors are {frame.format.name}, matrix {int(frame.colorspace)}")
 
 
-def _rgb_graph(frame: av.VideoFrame) -> av.filter.Graph:
-    """Return decord's own chain of filters: scale to the size it has, in RGB."""
+def _rgb_graph(frame: av.VideoFrame, time_base: Fraction | None) -> av.filter.Graph:
+    """Return decord's own chain of filters: scale to the size it has, in RGB.
+
+    time_base: of the stream, as frames that the decoder held back state none.
+    """
     graph = av.filter.Graph()
     nodes = [
         graph.add_buffer(
             width=frame.width,
             height=frame.height,
             format=frame.format,
-            time_base=frame.time_base,
+            time_base=time_base,
         ),
         graph.add("scale", f"{frame.width}:{frame.height}:flags=bicubic"),
         graph.add("format", "rgb24"),

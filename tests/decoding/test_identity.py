@@ -66,10 +66,11 @@ def frames_of(path, decoder, nframe=8):
     return decode(str(path), Sampling(nframe), SQUARE, out, decoder=decoder), out
 
 
+@pytest.mark.parametrize("nframe", [1, 8])
 @pytest.mark.parametrize("name", ["h264.mp4", "hevc.mp4", "vp9.webm"])
-def test_auto_takes_av_where_that_is_certain(folder, name):
-    clip, frames = frames_of(folder / name, "auto")
-    there, expected = frames_of(folder / name, "decord")
+def test_auto_takes_av_where_that_is_certain(folder, name, nframe):
+    clip, frames = frames_of(folder / name, "auto", nframe)
+    there, expected = frames_of(folder / name, "decord", nframe)
     assert (clip.decoder, there.decoder) == ("av", "decord")
     assert clip.indices == there.indices
     assert np.array_equal(frames, expected)

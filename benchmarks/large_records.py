@@ -68,7 +68,10 @@ class Records:
 
 def write_store(folder: Path, dataset: str, records: Records, codec: str) -> int:
     """Write the records to a dataset, and return the bytes of the last one."""
-    spec = FeatureSpec(ToyEncoder().identity, Sampling(records.frames), "none", "int8", "channel")
+    encoder = dataclasses.replace(
+        ToyEncoder().identity, tokens_per_frame=TOKENS_A_FRAME, hidden_dim=DIM, dtype="fp16"
+    )
+    spec = FeatureSpec(encoder, Sampling(records.frames), "none", "int8", "channel")
     buffer = memoryview(bytearray(ROOM + records.nbytes))
     scale = records.scale().tobytes()
     stored = 0

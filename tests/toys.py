@@ -167,7 +167,13 @@ def start_python(program: str, *arguments: object, **options: Any) -> subprocess
 
 def python_env(*first: Path) -> dict[str, str]:
     """This environment, where an interpreter sees `first`, featstore, these helpers and what this one was told to."""
-    path = [*first, REPOSITORY, REPOSITORY / "tests", os.environ.get("PYTHONPATH", "")]
+    path = [
+        *first,
+        REPOSITORY,
+        REPOSITORY / "tests",
+        REPOSITORY / "tools",
+        os.environ.get("PYTHONPATH", ""),
+    ]
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(map(str, filter(None, path))),

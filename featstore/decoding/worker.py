@@ -29,6 +29,9 @@ def main() -> None:
     sampling = Sampling(**first["sampling"])
     pre = Preprocessing.from_dict(first["preprocessing"])
     decoder = first["decoder"]
+    # Before memory is limited: a library that cannot be mapped any more is not the next video's fault.
+    import featstore.decoding.by_av  # noqa: F401
+
     _limit_memory(first["memory_limit"])
     while True:
         try:

@@ -172,7 +172,8 @@ class LiveEncoder:
 
 def check_finite(parts: list[torch.Tensor], name: str, dtype: str) -> None:
     """Raise NotFinite, which says what to do, unless all features of `name`, computed in `dtype`, are finite."""
-    finite = [torch.isfinite(torch.as_tensor(part)) for part in parts]
+    tensors = (torch.from_numpy(p) if isinstance(p, np.ndarray) else p for p in parts)
+    finite = [torch.isfinite(part) for part in tensors]
     if all(bool(part.all()) for part in finite):
         return
     total = sum(part.numel() for part in finite)

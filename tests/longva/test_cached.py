@@ -501,7 +501,7 @@ def test_an_images_tiles_are_pooled_by_averages_of_two_by_two_whatever_videos_ar
     asked = model(altered({"mm_spatial_pool_mode": mode, "mm_spatial_pool_stride": stride}))
     tiles = asked._cut(picture(640, 360))
     assert np.array_equal(tiles, Tiling(336, GRID).cut(picture(640, 360)))
-    visual = asked._image(tiles)
+    visual = asked._image("an image", tiles)
     assert visual.rows == len(tiles) * 144 == 4 * 144
     average_of_two = LongVAEncoder(tiny, device="cpu")
     assert visual.load().equal(average_of_two.encode(tiles).flatten(0, 1))

@@ -208,12 +208,13 @@ with CachedLongVA(checkpoint, sampling=Sampling(4), device="cpu", dtype="fp32") 
 
 def test_on_a_gpu_a_forked_child_is_refused_in_words(model, files, monkeypatch):
     asked = model(None)
+    frame = asked._encoder.identity.preprocessing.frame_shape
     monkeypatch.setattr("torch.cuda._is_in_bad_fork", lambda: True)
     monkeypatch.setattr(asked._encoder, "device", torch.device("cuda:0"))
     for question in (
         lambda: asked.generate(ASK, "v000", path=files["v000"]),
         lambda: asked.answer_features(ASK, torch.zeros(4, 128)),
-        lambda: asked._encoder.encode(np.zeros((1, 28, 28, 3), np.uint8)),
+        lambda: asked._encoder.encode(np.zeros((1, *frame), np.uint8)),
     ):
         with pytest.raises(FeatstoreError, match=r"forked from one that used CUDA.*spawn"):
             question()

@@ -99,7 +99,8 @@ def make_storages(seed: int) -> Store:
             spec = toy_spec(quantization, scale)
             writer.add_set(spec, "toy")
             journal.put(writer, spec, f"{quantization} {scale}", toy_features(rng))
-        spec = toy_spec("int8", "channel")
+        spec = toy_spec("int8", "channel", dim=64)
+        writer.add_set(spec, "toy")
         even = np.ones((16, 64), np.float32)  # shrinks, which noise does not
         for codec in ("lz4", "zstd"):
             journal.put(writer, spec, codec, even, codec=codec)
@@ -131,7 +132,7 @@ def make_tree(seed: int) -> Store:
 def make_large(seed: int, videos: int = 200) -> Store:
     """Make a store of many records of 64 KiB."""
     rng = np.random.default_rng(seed)
-    spec = toy_spec("int8", "channel", nframe=64)
+    spec = toy_spec("int8", "channel", nframe=64, dim=2048)
 
     def fill(writer: FeatureWriter, journal: Journal) -> None:
         writer.add_set(spec, "toy")
@@ -142,9 +143,10 @@ def make_large(seed: int, videos: int = 200) -> Store:
     return _make("large", fill)
 
 
-def toy_spec(quantization: str, scale: str, nframe: int = 4) -> FeatureSpec:
+def toy_spec(quantization: str, scale: str, nframe: int = 4, dim: int = 8) -> FeatureSpec:
     """Return a feature set of the toy encoder."""
-    return FeatureSpec(ToyEncoder().identity, Sampling(nframe), "decord", quantization, scale)
+    encoder = ToyEncoder(hidden_dim=dim).identity
+    return FeatureSpec(encoder, Sampling(nframe), "decord", quantization, scale)
 
 
 def toy_features(rng: np.random.Generator, tokens: int = 16, dim: int = 8) -> np.ndarray:

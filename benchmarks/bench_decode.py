@@ -53,8 +53,8 @@ RATE = 25
 CHILD = """
 import hashlib, json, sys
 import numpy as np
-from featstore.decoding.video import decode
-from featstore.preprocess import Preprocessing
+from featstore.decoding.video_file import decode
+from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
 path, decoder, nframe = sys.argv[1], sys.argv[2], int(sys.argv[3])
 out = np.empty((nframe, 336, 336, 3), np.uint8)

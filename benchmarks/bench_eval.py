@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import save_file
 
 import featstore
-from featstore.decoding.video import Video
-from featstore.longva import CachedLongVA, LongVAEncoder
-from featstore.longva.live import LiveEncoder
+from featstore.decoding.video_file import Video
+from featstore.models import CachedLongVA, LongVAEncoder
+from featstore.pipeline.on_demand import LiveEncoder
 from featstore.sampling import Sampling
 
 TOOL = Path(__file__).parents[1] / "tools" / "make_tiny_checkpoint.py"

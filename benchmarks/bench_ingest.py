@@ -35,18 +35,18 @@ from stages_alone import (
 from watching import Watch
 
 from featstore.decoding.pool import DecoderPool
-from featstore.decoding.video import Video
-from featstore.encoders import EncoderRecipe
-from featstore.pipeline.cores import default_workers
-from featstore.pipeline.run import ingest
-from featstore.pipeline.stages import Settings, Stages
+from featstore.decoding.video_file import Video
+from featstore.encoders.registry import EncoderRecipe
+from featstore.pipeline.ingest import ingest
+from featstore.pipeline.scheduler import Settings, Stages
 from featstore.sampling import Sampling
-from featstore.store.layout import dataset_path, make_folder
+from featstore.store.paths import dataset_path, make_folder
+from featstore.system.cpus import default_workers
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from featstore.encoders import Encoder
+    from featstore.encoders.base import Encoder
     from featstore.spec import FeatureSpec
 
 MODELS = ("longva-7b", "tiny", "toy")

@@ -38,9 +38,9 @@ from measure import (
 from probe_scale import DATASET, video_id
 from safetensors.numpy import save_file
 
-from featstore.encoders import ToyEncoder
-from featstore.quant import QuantError
-from featstore.record import Header, SourceFingerprint
+from featstore.encoders.toy import ToyEncoder
+from featstore.records.quantization import QuantError
+from featstore.records.record import Header, SourceFingerprint
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.writer import FeatureWriter

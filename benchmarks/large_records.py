@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from featstore.encoders import ToyEncoder
-from featstore.quant import QuantError
-from featstore.record import Header, SourceFingerprint
+from featstore.encoders.toy import ToyEncoder
+from featstore.records.quantization import QuantError
+from featstore.records.record import Header, SourceFingerprint
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.writer import FeatureWriter

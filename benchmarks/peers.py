@@ -18,9 +18,9 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from featstore.encoders import ToyEncoder
-from featstore.quant import QuantError, scale_shape
-from featstore.record import MAX_HEADER_BYTES, Header, SourceFingerprint
+from featstore.encoders.toy import ToyEncoder
+from featstore.records.quantization import QuantError, scale_shape
+from featstore.records.record import MAX_HEADER_BYTES, Header, SourceFingerprint
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.reader import FeatureStore

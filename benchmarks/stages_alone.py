@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featstore.children import Slots
 from featstore.decoding.pool import Decoded, DecoderPool
-from featstore.decoding.video import Clip, Video
-from featstore.pipeline.writer import WriterProcess
-from featstore.quant import QuantError
-from featstore.quantizing import make_header, payload_bytes, quantize_into, record_room
-from featstore.record import SourceFingerprint
+from featstore.decoding.video_file import Clip, Video
+from featstore.pipeline.make_record import make_header, payload_bytes, quantize_into, record_room
+from featstore.pipeline.write.writer_client import WriterProcess
+from featstore.records.quantization import QuantError
+from featstore.records.record import SourceFingerprint
+from featstore.system.processes import Slots
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from featstore.encoders import Encoder
+    from featstore.encoders.base import Encoder
     from featstore.spec import FeatureSpec
 
 SOURCE = SourceFingerprint(0, 0, "0" * 32)

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
         StoreNotFound,
         VideoError,
     )
-    from featstore.pipeline.run import ingest
+    from featstore.pipeline.ingest import ingest
     from featstore.pipeline.summary import IngestSummary
-    from featstore.record import Features, Header
+    from featstore.records.record import Features, Header
     from featstore.sampling import Sampling
     from featstore.spec import EncoderIdentity, FeatureSpec
     from featstore.store.reader import Dataset, FeatureStore, get
@@ -75,18 +75,18 @@ _HOMES = {
     "EncoderIdentity": "featstore.spec",
     "FeatureSpec": "featstore.spec",
     "FeatureStore": "featstore.store.reader",
-    "Features": "featstore.record",
-    "Header": "featstore.record",
+    "Features": "featstore.records.record",
+    "Header": "featstore.records.record",
     "IngestSummary": "featstore.pipeline.summary",
     "Sampling": "featstore.sampling",
     "get": "featstore.store.reader",
-    "ingest": "featstore.pipeline.run",
+    "ingest": "featstore.pipeline.ingest",
     "open": "featstore.store.reader",
 }
 
 
 def __getattr__(name: str) -> object:
-    if name in ("encoders", "torch", "longva"):  # folders and files that are named as they are
+    if name in ("encoders", "models", "torch"):  # folders and files that are named as they are
         return import_module(f"featstore.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'featstore' has no attribute {name!r}")

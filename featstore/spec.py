@@ -13,8 +13,8 @@ from functools import cached_property
 from typing import Any, get_type_hints
 
 from featstore.errors import StoreMismatch, plain_line
-from featstore.preprocess import Preprocessing
-from featstore.quant import STORED_DTYPES
+from featstore.preprocessing import Preprocessing
+from featstore.records.quantization import STORED_DTYPES
 from featstore.sampling import Sampling
 
 GRANULARITIES = ("channel", "token", "tensor", "none")
@@ -79,7 +79,7 @@ class FeatureSpec:
     encoder: the encoder's identity.
     sampling: which frames it saw.
     decoder: who turned the file into frames; decoders proved byte-identical share one identity.
-    quantization: how values are stored, one of featstore.quant.STORED_DTYPES.
+    quantization: how values are stored, one of featstore.records.quantization.STORED_DTYPES.
     scale: granularity of the int8 scale, one of GRANULARITIES; `none` for floats.
     """
 

@@ -8,11 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from checkpoints import (  # fixtures
+    altered,  # noqa: F401
+    make_checkpoint,  # noqa: F401
+    no_report_at_the_end,  # noqa: F401
+    one_thread,  # noqa: F401
+    reference,  # noqa: F401
+    tiny,  # noqa: F401
+)
 from hypothesis import settings
 
 from featstore.store import reader
-from featstore.store.check import check_dataset
-from featstore.store.layout import dataset_names
+from featstore.store.maintenance.check import check_dataset
+from featstore.store.paths import dataset_names
 
 TOOLS = Path(__file__).parents[1] / "tools"
 

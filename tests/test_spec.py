@@ -10,7 +10,7 @@ from strategies import specs, texts
 from toys import toy_spec
 
 from featstore.errors import StoreMismatch
-from featstore.preprocess import Preprocessing
+from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
 from featstore.spec import EncoderIdentity, FeatureSpec
 

@@ -19,10 +19,10 @@ import xxhash
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's featstore
 
-from featstore.decoding.packets import Uncertain
-from featstore.decoding.picking import Picking
+from featstore.decoding.av_packets import Uncertain
+from featstore.decoding.frame_selection import Picking
 from featstore.errors import VideoError
-from featstore.preprocess import Preprocessing
+from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -53,11 +53,15 @@ class WholeFrames(Picking):
 
 def read(decoder: str, path: str, sampling: Sampling) -> dict[str, Any]:
     """Return frames, rate and digests that `decoder` finds, or its reason for finding none."""
-    from featstore.decoding import by_av, by_decord
+    from featstore.decoding import av_decoder, decord_decoder
 
     frames = WholeFrames(path, sampling)
     try:
-        reader = by_av.AvReader(path).read if decoder == "av" else partial(by_decord.read, path)
+        reader = (
+            av_decoder.AvReader(path).read
+            if decoder == "av"
+            else partial(decord_decoder.read, path)
+        )
         clip = reader(frames)
     except Uncertain as exc:
         return {"uncertain": str(exc)}

@@ -19,9 +19,9 @@ from unittest import mock
 import click
 import numpy as np
 
-from featstore.encoders import ToyEncoder
-from featstore.quant import QuantError, quantize
-from featstore.record import FORMAT, Header, SourceFingerprint
+from featstore.encoders.toy import ToyEncoder
+from featstore.records.quantization import QuantError, quantize
+from featstore.records.record import FORMAT, Header, SourceFingerprint
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.catalog import STORE_FORMAT, Failure

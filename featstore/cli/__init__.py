@@ -12,12 +12,12 @@ from typing import Any
 import click
 
 from featstore import __version__
+from featstore.cli._interrupts import INTERRUPTED, raise_interrupts
+from featstore.cli._streams import say, standard_streams
 from featstore.cli.compare import compare
 from featstore.cli.ingest import ingest
-from featstore.cli.interrupts import INTERRUPTED, raise_interrupts
 from featstore.cli.maintain import check, compact, merge, rm, seal
 from featstore.cli.show import get_features, info, list_store, shape
-from featstore.cli.streams import say, standard_streams
 from featstore.cli.vlmeval import vlmeval
 from featstore.errors import FeatstoreError, plain
 

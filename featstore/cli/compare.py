@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli.ingest import SOME_FAILED
-from featstore.cli.options import (
+from featstore.cli._options import (
     cache_dir_option,
     json_option,
     model_option,
@@ -16,12 +15,13 @@ from featstore.cli.options import (
     tower_option,
     usage_errors,
 )
-from featstore.cli.printing import print_json, print_table
-from featstore.cli.streams import say
+from featstore.cli._printing import print_json, print_table
+from featstore.cli._streams import say
+from featstore.cli.ingest import SOME_FAILED
 from featstore.errors import plain_line
 
 if TYPE_CHECKING:
-    from featstore.longva import CachedLongVA, LongVAEncoder
+    from featstore.models import CachedLongVA, LongVAEncoder
 
 
 @click.command()
@@ -68,8 +68,8 @@ if TYPE_CHECKING:
 @json_option
 def compare(**options: Any) -> None:
     """Encode a sample of stored videos afresh and compare; exit 1 beyond the limits."""
-    from featstore.longva.compare import Limits
-    from featstore.longva.compare import compare as run
+    from featstore.models.compare import Limits
+    from featstore.models.compare import compare as run
     from featstore.store.reader import FeatureStore
 
     if options["min_identical"] and not options["generate"]:
@@ -101,7 +101,7 @@ def compare(**options: Any) -> None:
 
 def _build(options: dict[str, Any]) -> tuple[LongVAEncoder, CachedLongVA | None]:
     """Return the encoder and, where answers are asked for, the model."""
-    from featstore.longva import CachedLongVA, LongVAEncoder
+    from featstore.models import CachedLongVA, LongVAEncoder
 
     checkpoint = options["model_path"]
     if not checkpoint:

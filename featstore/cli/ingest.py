@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli.interrupts import INTERRUPTED, stop_on_signals
-from featstore.cli.options import (
+from featstore.cli._interrupts import INTERRUPTED, stop_on_signals
+from featstore.cli._options import (
     cache_dir_option,
     json_option,
     model_option,
@@ -19,17 +19,18 @@ from featstore.cli.options import (
     tower_option,
     usage_errors,
 )
-from featstore.cli.printing import clock, print_json
-from featstore.cli.progress import show_progress
-from featstore.cli.sources import SeveralDatasets, Source, choose_sources
-from featstore.cli.streams import say
+from featstore.cli._printing import clock, print_json
+from featstore.cli._progress import show_progress
+from featstore.cli._sources import SeveralDatasets, Source, choose_sources
+from featstore.cli._streams import say
 from featstore.errors import gib, plain, plain_line
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Mapping
 
-    from featstore.encoders import Encoder, EncoderRecipe
+    from featstore.encoders.base import Encoder
+    from featstore.encoders.registry import EncoderRecipe
     from featstore.pipeline.summary import IngestSummary
 
 SOME_FAILED = 3
@@ -187,7 +188,7 @@ def _ingest(
     stop: threading.Event,
     options: dict[str, Any],
 ) -> IngestSummary:
-    from featstore.pipeline.run import ingest as run
+    from featstore.pipeline.ingest import ingest as run
 
     with show_progress() as on_progress:
         return run(
@@ -228,7 +229,7 @@ def _encoder(options: dict[str, Any]) -> Encoder | list[EncoderRecipe]:
 
 
 def _recipe(options: dict[str, Any], device: str) -> EncoderRecipe:
-    from featstore.encoders import EncoderRecipe
+    from featstore.encoders.registry import EncoderRecipe
 
     if options["encoder_name"] == "toy":
         return EncoderRecipe("toy", batch_frames=options["batch_frames"])
@@ -244,7 +245,7 @@ def _recipe(options: dict[str, Any], device: str) -> EncoderRecipe:
 
 
 def _plan_line(plan: IngestSummary, cache_dir: str) -> str:
-    from featstore.store.layout import free_bytes
+    from featstore.store.paths import free_bytes
 
     there = Path(cache_dir).absolute()
     while not there.exists():

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featstore.cli._interrupts import INTERRUPTED, stop_on_signals
+from featstore.cli._options import cache_dir_option, digits, json_option, size
+from featstore.cli._printing import print_json
+from featstore.cli._progress import show_progress
 from featstore.cli.ingest import SOME_FAILED
-from featstore.cli.interrupts import INTERRUPTED, stop_on_signals
-from featstore.cli.options import cache_dir_option, digits, json_option, size
-from featstore.cli.printing import print_json
-from featstore.cli.progress import show_progress
 from featstore.errors import StoreError, StoreNotFound, gib, plain, plain_line
 
 if TYPE_CHECKING:
-    from featstore.store.check import CheckReport
-    from featstore.store.merge import MergeSummary
+    from featstore.store.maintenance.check import CheckReport
+    from featstore.store.maintenance.merge import MergeSummary
 
 
 @click.command()
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 @json_option
 def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> None:
     """Read every record and checksum; say what is damaged. Exit 1 while something is."""
-    from featstore.store.check import CheckReport, check_dataset
-    from featstore.store.layout import dataset_names
-    from featstore.store.lost import lost_datasets
-    from featstore.store.repair import repair_dataset
+    from featstore.store.maintenance.check import CheckReport, check_dataset
+    from featstore.store.maintenance.lost import lost_datasets
+    from featstore.store.maintenance.repair import repair_dataset
+    from featstore.store.paths import dataset_names
 
     lost = lost_datasets(cache_dir)
     names = sorted({*dataset_names(cache_dir), *lost}) if dataset is None else [dataset]
@@ -78,9 +78,9 @@ def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> N
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rm(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None, yes: bool) -> None:
     """Remove a dataset, one of its feature sets, or single videos; failures too."""
-    from featstore.store.info import write_cache_meta
+    from featstore.store.describe import write_cache_meta
+    from featstore.store.maintenance.remove import remove_dataset, remove_set, remove_videos
     from featstore.store.reader import FeatureStore
-    from featstore.store.remove import remove_dataset, remove_set, remove_videos
 
     chosen = FeatureStore(cache_dir)[dataset].select(spec=spec).spec if spec else None
     if not yes:
@@ -109,8 +109,8 @@ def rm(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None, 
 @click.option("--dataset", required=True, help="The dataset.")
 def compact(cache_dir: str, dataset: str) -> None:
     """Give the space of removed and replaced features back to the disk; readers go on meanwhile."""
-    from featstore.store.compact import compact_dataset
-    from featstore.store.info import write_cache_meta
+    from featstore.store.describe import write_cache_meta
+    from featstore.store.maintenance.compact import compact_dataset
 
     done = compact_dataset(cache_dir, dataset)
     write_cache_meta(cache_dir)
@@ -125,7 +125,7 @@ def compact(cache_dir: str, dataset: str) -> None:
 @click.option("--undo", is_flag=True, help="Lift the seal; copies the dataset's file.")
 def seal(cache_dir: str, dataset: str, undo: bool) -> None:
     """Refuse all writes to a finished dataset, so that it is read without locks: by users who may not write it too."""
-    from featstore.store.seal import seal_dataset, unseal_dataset
+    from featstore.store.maintenance.seal import seal_dataset, unseal_dataset
 
     (unseal_dataset if undo else seal_dataset)(cache_dir, dataset)
     click.echo(f"{dataset} is {'open for writing again' if undo else 'sealed'}")
@@ -153,8 +153,8 @@ def merge(
     as_json: bool,
 ) -> None:
     """Copy the videos that another cache has and this one lacks, as they are stored there."""
-    from featstore.store.info import write_cache_meta
-    from featstore.store.merge import merge_dataset
+    from featstore.store.describe import write_cache_meta
+    from featstore.store.maintenance.merge import merge_dataset
 
     begun = time.monotonic()
     with stop_on_signals() as stop, show_progress() as show:
@@ -202,8 +202,8 @@ def _print_report(report: CheckReport) -> None:
 
 
 def _ask(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None) -> None:
-    from featstore.store.layout import dataset_names, dataset_path, is_sealed
-    from featstore.store.lost import lost_datasets
+    from featstore.store.maintenance.lost import lost_datasets
+    from featstore.store.paths import dataset_names, dataset_path, is_sealed
     from featstore.store.reader import FeatureStore
 
     if dataset in lost_datasets(cache_dir):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli.options import (
+from featstore.cli._options import (
     cache_dir_option,
     json_option,
     model_option,
@@ -14,8 +14,8 @@ from featstore.cli.options import (
     spec_option,
     tower_option,
 )
-from featstore.cli.printing import date, print_facts, print_json, print_table
-from featstore.cli.streams import say
+from featstore.cli._printing import date, print_facts, print_json, print_table
+from featstore.cli._streams import say
 from featstore.errors import FeatstoreError, gib, plain_line
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def get_features(
     video_id: str,
 ) -> None:
     """Show what is stored of a video, or write it to a file."""
-    from featstore.export import save_features
+    from featstore.formats.export import save_features
     from featstore.store.reader import get
 
     features = get(cache_dir, dataset, video_id, nframe=nframe, spec=spec)
@@ -101,7 +101,7 @@ def list_store(
     cache_dir: str, dataset: str | None, failed: bool, spec: str | None, as_json: bool
 ) -> None:
     """List datasets, or one dataset's videos."""
-    from featstore.store.info import describe_store
+    from featstore.store.describe import describe_store
     from featstore.store.reader import FeatureStore
 
     if dataset is None and (failed or spec):
@@ -149,7 +149,7 @@ def list_store(
 @json_option
 def info(cache_dir: str, dataset: str | None, as_json: bool) -> None:
     """Show manifest, counts, bytes, feature sets and quantisation error."""
-    from featstore.store.info import describe_store
+    from featstore.store.describe import describe_store
     from featstore.store.reader import FeatureStore
 
     described = describe_store(cache_dir)["datasets"]
@@ -170,7 +170,7 @@ def info(cache_dir: str, dataset: str | None, as_json: bool) -> None:
 @json_option
 def shape(model_path: str | None, vision_tower: str | None, nframe: int, as_json: bool) -> None:
     """Show what a checkpoint's features measure and take, without reading a weight."""
-    from featstore.longva.shape import feature_shape
+    from featstore.encoders.longva.shape import feature_shape
 
     if not model_path:
         raise click.UsageError("name the checkpoint with --model-path")

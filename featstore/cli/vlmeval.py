@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from featstore.cli.options import not_empty
+from featstore.cli._options import not_empty
 
 
 def _pair(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:

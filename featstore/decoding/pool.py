@@ -9,14 +9,14 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
-from featstore.children import Child, Slots
-from featstore.decoding.picking import Clip
-from featstore.record import SourceFingerprint
+from featstore.decoding.frame_selection import Clip
+from featstore.records.record import SourceFingerprint
+from featstore.system.processes import Child, Slots
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from featstore.decoding.video import Video
+    from featstore.decoding.video_file import Video
 
 MODULE = "featstore.decoding.worker"
 DECODE_MEMORY = 4 << 30  # bytes; 128 frames of an hour of 1080p have needed 1.8 GB
@@ -51,7 +51,7 @@ class DecoderPool:
     """Decodes a queue of videos into slots, as many at once as there are workers and free slots.
 
     timeout: seconds a video may take before its worker is killed. memory: bytes a worker may take beside the slots.
-    decoder: see featstore.decoding.video.decode.
+    decoder: see featstore.decoding.video_file.decode.
     """
 
     def __init__(

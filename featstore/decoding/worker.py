@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featstore.children import join_parent, receive, send
-from featstore.decoding.video import check_is_file, check_is_unchanged, decode, fingerprint
+from featstore.decoding.video_file import check_is_file, check_is_unchanged, decode, fingerprint
 from featstore.errors import VideoError
-from featstore.preprocess import Preprocessing
+from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
+from featstore.system.processes import join_parent, receive, send
 
 if TYPE_CHECKING:
-    from featstore.children import Slots
+    from featstore.system.processes import Slots
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     pre = Preprocessing.from_dict(first["preprocessing"])
     decoder = first["decoder"]
     # Before memory is limited: a library that cannot be mapped any more is not the next video's fault.
-    import featstore.decoding.by_av  # noqa: F401
+    import featstore.decoding.av_decoder  # noqa: F401
 
     _limit_memory(first["memory_limit"])
     while True:

@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from featstore.decoding.video import Video
+    from featstore.decoding.video_file import Video
 
 LARGEST_EVERY = 4
 

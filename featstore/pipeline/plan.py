@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featstore.decoding.video import VIDEO_SUFFIXES, Video, name_video, was_replaced
+from featstore.decoding.video_file import VIDEO_SUFFIXES, Video, name_video, was_replaced
 from featstore.errors import ListingError
 from featstore.store.catalog import Entry, Failure, read_entry, read_failure, stored_spec, video_key
-from featstore.store.layout import check_video_id
+from featstore.store.paths import check_video_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from featstore.spec import FeatureSpec
-    from featstore.store.snapshot import Snapshot
+    from featstore.store.engine.snapshot import Snapshot
 
 MAX_MANIFEST_BYTES = 256 << 20  # a million videos take some 100 MB
 

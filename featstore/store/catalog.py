@@ -14,14 +14,14 @@ import msgpack
 import xxhash
 
 from featstore.errors import StoreMismatch
-from featstore.quant import QuantError
-from featstore.record import Header, SourceFingerprint
+from featstore.records.quantization import QuantError
+from featstore.records.record import Header, SourceFingerprint
 from featstore.spec import FeatureSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from featstore.store.snapshot import Snapshot
+    from featstore.store.engine.snapshot import Snapshot
 
 STORE_FORMAT = 1
 MANIFEST_KEY = b"manifest"

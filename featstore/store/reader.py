@@ -14,7 +14,7 @@ from featstore.errors import (
     StoreNotFound,
     plain_line,
 )
-from featstore.record import Features, Record, parse
+from featstore.records.record import Features, Record, parse
 from featstore.spec import FeatureSpec
 from featstore.store.catalog import (
     Entry,
@@ -30,15 +30,15 @@ from featstore.store.catalog import (
     stored_spec,
     video_key,
 )
-from featstore.store.env import Keeper
-from featstore.store.layout import absolute, dataset_names, dataset_path
-from featstore.store.lost import lost_datasets
-from featstore.store.mismatch import describe_mismatch
+from featstore.store.engine.environment import Keeper
+from featstore.store.maintenance.lost import lost_datasets
+from featstore.store.paths import absolute, dataset_names, dataset_path
+from featstore.store.selection import describe_mismatch
 
 if TYPE_CHECKING:
     import os
 
-    from featstore.store.snapshot import Snapshot
+    from featstore.store.engine.snapshot import Snapshot
 
 VERIFY = ("first", "always", "never")
 MIN_DIGITS = 4  # of a digest that name a feature set

@@ -8,7 +8,7 @@ import resource
 import tempfile
 from typing import TYPE_CHECKING
 
-from featstore.store.layout import DATA_FILE
+from featstore.store.paths import DATA_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import xxhash
 
-from featstore.codecs import compress
 from featstore.errors import StoreError, StoreFull, StoreMismatch, gib
-from featstore.record import PAGE, pack_prefix, parse
+from featstore.records.codecs import compress
+from featstore.records.record import PAGE, pack_prefix, parse
 from featstore.store.catalog import (
     MANIFEST_KEY,
     Entry,
@@ -25,8 +25,9 @@ from featstore.store.catalog import (
     unpack_set,
     video_key,
 )
-from featstore.store.env import Keeper, make_file
-from featstore.store.layout import (
+from featstore.store.engine.environment import Keeper, make_file
+from featstore.store.engine.transaction import WriteTransaction, refuse_link, refuse_sealed
+from featstore.store.paths import (
     DATA_FILE,
     check_video_id,
     dataset_path,
@@ -35,14 +36,13 @@ from featstore.store.layout import (
     make_folder,
     stored_bytes,
 )
-from featstore.store.mounts import refuse_network
-from featstore.store.transaction import WriteTransaction, refuse_link, refuse_sealed
+from featstore.system.filesystems import refuse_network
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from featstore.record import Header
+    from featstore.records.record import Header
     from featstore.spec import FeatureSpec
 
 # One 63 MiB record fills a commit; small ones share it, and with it the cost of the sync.

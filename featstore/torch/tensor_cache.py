@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from featstore.forks import tell_of_forks
+from featstore.system.forks import tell_of_forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,18 +7,18 @@ import tempfile
 from multiprocessing.connection import wait
 
 import pytest
+from drills.hostile import drill
 from tooling import load_tool
 
-from featstore.children import Slots
 from featstore.decoding.pool import DecoderPool
-from featstore.decoding.video import Video, check_is_file
+from featstore.decoding.video_file import Video, check_is_file
 from featstore.errors import VideoError
-from featstore.preprocess import Preprocessing
+from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
+from featstore.system.processes import Slots
 
 hostile = load_tool("make_hostile_videos")
 corpus = load_tool("make_decoder_corpus")
-drill = load_tool("hostile_drill")
 
 SQUARE = Preprocessing(32, 32, 32)
 

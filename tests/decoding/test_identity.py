@@ -7,12 +7,12 @@ import pytest
 from tooling import load_tool
 
 import featstore
-from featstore.decoding import by_av
-from featstore.decoding.video import decode
-from featstore.encoders import ToyEncoder
+from featstore.decoding import av_decoder
+from featstore.decoding.video_file import decode
+from featstore.encoders.toy import ToyEncoder
 from featstore.errors import VideoError
-from featstore.pipeline.run import ingest
-from featstore.preprocess import Preprocessing, resize_and_crop
+from featstore.pipeline.ingest import ingest
+from featstore.preprocessing import Preprocessing, resize_and_crop
 from featstore.sampling import Sampling
 
 corpus = load_tool("make_decoder_corpus")
@@ -101,7 +101,7 @@ def test_frames_of_av1_come_out_as_they_went_in(folder):
 
 
 def test_other_versions_of_ffmpeg_are_left_to_decord(folder, monkeypatch):
-    monkeypatch.setattr(by_av, "PROVED", ())
+    monkeypatch.setattr(av_decoder, "PROVED", ())
     assert frames_of(folder / "h264.mp4", "auto")[0].decoder == "decord"
     assert frames_of(folder / "av1.mp4", "auto")[0].decoder == "av"
 

@@ -13,11 +13,11 @@ from multiprocessing.connection import wait
 import pytest
 from toys import children_of
 
-from featstore.children import Slots
 from featstore.decoding.pool import MODULE, Decoded, DecoderPool
-from featstore.decoding.video import Video, fingerprint
-from featstore.preprocess import Preprocessing
+from featstore.decoding.video_file import Video, fingerprint
+from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
+from featstore.system.processes import Slots
 
 SQUARE = Preprocessing(32, 32, 32)
 

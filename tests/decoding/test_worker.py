@@ -7,11 +7,11 @@ from dataclasses import asdict
 
 import pytest
 
-from featstore.children import Slots
 from featstore.decoding import worker
-from featstore.decoding.video import fingerprint
-from featstore.preprocess import Preprocessing
+from featstore.decoding.video_file import fingerprint
+from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
+from featstore.system.processes import Slots
 
 SQUARE = Preprocessing(32, 32, 32)
 FOUR = Sampling(4)

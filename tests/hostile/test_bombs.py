@@ -12,17 +12,17 @@ import xxhash
 from toys import store_videos, toy_features, toy_header, toy_spec
 
 from featstore.errors import RecordError, StoreDamaged, StoreError
-from featstore.record import MAX_PAYLOAD_BYTES, Features, pack, parse
+from featstore.records.record import MAX_PAYLOAD_BYTES, Features, pack, parse
 from featstore.store.catalog import pack_row, read_manifest
-from featstore.store.check import check_dataset
-from featstore.store.env import open_environment
+from featstore.store.engine.environment import open_environment
+from featstore.store.engine.snapshot import MAX_ROW_BYTES, TABLES
+from featstore.store.maintenance.check import check_dataset
 from featstore.store.reader import FeatureStore
-from featstore.store.snapshot import MAX_ROW_BYTES, TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from featstore.record import Header
+    from featstore.records.record import Header
 
 A = toy_features(1)
 

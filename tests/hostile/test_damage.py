@@ -1,4 +1,4 @@
-"""A short run of tools/damage_drill.py, and that the drill sees what it is made to see."""
+"""A short run of tools/drill.py damage, and that the drill sees what it is made to see."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from drills.damage_probe import Verdict, probe
-from drills.damage_stores import DATASET, Journal, Store, make_storages, make_tree
-from drills.forked_probes import UNSEEN, Death, ForkedProbes
-from reliability.running import run_drill
+from drill_runner import run_drill
+from drills.damage.forked_probes import UNSEEN, Death, ForkedProbes
+from drills.damage.probe import Verdict, probe
+from drills.damage.stores import DATASET, Journal, Store, make_storages, make_tree
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +35,7 @@ def look(folder: Path, store: Store, damaged: bytes, *, write: bool = False) -> 
 
 
 def test_no_sampled_damage_is_served_or_ends_the_process():
-    figures = run_drill("damage_drill", "--sample", 150, "--minutes", 0)
+    figures = run_drill("damage", "--sample", 150, "--minutes", 0)
     assert [row["probes"] for row in figures["rows"]] == [150] * 6
     refused = {row["damage"]: row["refused"] for row in figures["rows"]}
     assert all(refused.values()), "nothing was damaged"
@@ -79,7 +79,7 @@ def test_the_drill_sees_what_is_not_found(folder, tree):
 
 
 def test_the_drill_sees_an_exception_that_is_not_featstores(folder, tree, monkeypatch):
-    monkeypatch.setattr("drills.damage_probe.check_dataset", lambda *_: 1 // 0)
+    monkeypatch.setattr("drills.damage.probe.check_dataset", lambda *_: 1 // 0)
     said: list[str] = []
     found = probe(folder, tree, tree.data, write=False, say=said.append)
     assert found == Verdict.UNEXPECTED

@@ -1,9 +1,9 @@
-"""The targets of tools/fuzz_drill.py under hypothesis: each parser raises its own errors and nothing else."""
+"""The targets of tools/drill.py fuzz under hypothesis: each parser raises its own errors and nothing else."""
 
 from __future__ import annotations
 
 import pytest
-from drills.fuzz_targets import TARGETS, Target
+from drills.fuzz.targets import TARGETS, Target
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -16,17 +16,17 @@ from toys import expected, run_python, store_videos, toy_features, toy_spec
 import featstore
 from featstore.cli import main
 from featstore.errors import FeatureNotFound, ListingError, StoreError, StoreMismatch
-from featstore.export import save_features
+from featstore.formats.export import save_features
 from featstore.pipeline.plan import read_listing
 from featstore.sampling import Sampling
 from featstore.store.catalog import Failure
-from featstore.store.compact import compact_dataset
-from featstore.store.layout import dataset_names
-from featstore.store.merge import merge_dataset
+from featstore.store.maintenance.compact import compact_dataset
+from featstore.store.maintenance.merge import merge_dataset
+from featstore.store.maintenance.remove import remove_videos
+from featstore.store.maintenance.repair import repair_dataset
+from featstore.store.maintenance.seal import seal_dataset, unseal_dataset
+from featstore.store.paths import dataset_names
 from featstore.store.reader import FeatureStore
-from featstore.store.remove import remove_videos
-from featstore.store.repair import repair_dataset
-from featstore.store.seal import seal_dataset, unseal_dataset
 from featstore.store.writer import FeatureWriter
 
 if TYPE_CHECKING:

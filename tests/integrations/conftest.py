@@ -44,9 +44,9 @@ class NotedLongVA:
 @pytest.fixture
 def noted(monkeypatch) -> type[NotedLongVA]:
     """LongVA_Cached loads nothing, its model only takes notes."""
-    module = types.ModuleType("featstore.longva.cached")
+    module = types.ModuleType("featstore.models.longva.model")
     module.CachedLongVA = NotedLongVA  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "featstore.longva.cached", module)
+    monkeypatch.setitem(sys.modules, "featstore.models.longva.model", module)
     NotedLongVA.built = []
     return NotedLongVA
 

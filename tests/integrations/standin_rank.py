@@ -21,9 +21,9 @@ def main() -> None:
     conftest = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(conftest)
     conftest.NotedLongVA.built = []
-    module = types.ModuleType("featstore.longva.cached")
+    module = types.ModuleType("featstore.models.longva.model")
     module.CachedLongVA = conftest.NotedLongVA
-    sys.modules["featstore.longva.cached"] = module
+    sys.modules["featstore.models.longva.model"] = module
     _let_fail(module)
     options = {"keep_going": True} if "KEEP_GOING" in os.environ else {}
     from featstore.errors import FeatstoreError

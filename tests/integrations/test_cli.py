@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from featstore.cli import main
-from featstore.cli.sources import _repeated
+from featstore.cli._sources import _repeated
 from featstore.store.reader import FeatureStore
 
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.crash
 # A model that decodes and encodes for each question, as on a miss, with an encoder that torch keeps busy.
 PROGRAM = """
 import os, sys, types
-from featstore.encoders import ToyEncoder
+from featstore.encoders.toy import ToyEncoder
 
 def encode(self, frames, encode=ToyEncoder.encode):
     import torch
@@ -30,16 +30,16 @@ ToyEncoder.encode = encode
 
 class Model:
     def __init__(self, *words, **options):
-        from featstore.longva.live import LiveEncoder
+        from featstore.pipeline.on_demand import LiveEncoder
         self.live = LiveEncoder(ToyEncoder(), timeout=60)
 
     def generate(self, *words, **options):
-        from featstore.decoding.video import Video
+        from featstore.decoding.video_file import Video
         from featstore.sampling import Sampling
         while True:
             self.live.encode(Video("v", os.environ["CLIP"]), Sampling(4))
 
-module = types.ModuleType("featstore.longva.cached")
+module = types.ModuleType("featstore.models.longva.model")
 module.CachedLongVA = Model
 sys.modules[module.__name__] = module
 from featstore.__main__ import run

@@ -12,7 +12,7 @@ from toys import python_env
 
 from featstore.errors import FeatstoreError, MissingExtra
 from featstore.integrations.vlmevalkit import ranks
-from featstore.integrations.vlmevalkit.kit import find_run_py, import_kit
+from featstore.integrations.vlmevalkit.find_kit import find_run_py, import_kit
 from featstore.integrations.vlmevalkit.launch import run_vlmevalkit
 from featstore.integrations.vlmevalkit.outcome import Outcome
 

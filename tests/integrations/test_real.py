@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from opened import Opened
 
-from featstore.store.check import check_dataset
+from featstore.store.maintenance.check import check_dataset
 from featstore.store.reader import FeatureStore
 
 if TYPE_CHECKING:

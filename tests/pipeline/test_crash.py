@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from toys import children_of
 
-from featstore.store.check import check_dataset
-from featstore.store.layout import DATA_FILE
+from featstore.store.maintenance.check import check_dataset
+from featstore.store.paths import DATA_FILE
 from featstore.store.reader import FeatureStore
 
 pytestmark = pytest.mark.crash
@@ -73,7 +73,7 @@ def test_a_kill_at_any_moment_loses_no_committed_video(videos, cache, victim):
     for _ in range(KILLS):
         process = start(videos, cache)
         time.sleep(rng.uniform(0.2, 1.6))
-        writers = children_of(process.pid, "featstore.pipeline.writer_process")
+        writers = children_of(process.pid, "featstore.pipeline.write.writer_process")
         if victim == "everything":
             process.kill()
         for pid in writers:

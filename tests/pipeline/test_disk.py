@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from disks import KINDS, fill, free, small_disk
 
-from featstore.encoders import get_encoder
+from featstore.encoders.registry import get_encoder
 from featstore.errors import StoreError, StoreFull
-from featstore.pipeline.run import ingest
+from featstore.pipeline.ingest import ingest
 from featstore.sampling import Sampling
-from featstore.store.check import check_dataset
+from featstore.store.maintenance.check import check_dataset
 from featstore.store.reader import FeatureStore
 
 VIDEOS = 12

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import featstore
-from featstore.decoding.video import Video, decode
-from featstore.encoders import ToyEncoder
+from featstore.decoding.video_file import Video, decode
+from featstore.encoders.toy import ToyEncoder
 from featstore.errors import (
     FeatureNotFound,
     ListingError,
@@ -18,11 +18,11 @@ from featstore.errors import (
     StoreLocked,
     StoreMismatch,
 )
-from featstore.pipeline import run
-from featstore.pipeline.run import ingest
+from featstore.pipeline import ingest as ingest_module
+from featstore.pipeline.ingest import ingest
 from featstore.sampling import Sampling
-from featstore.store.layout import stored_bytes
-from featstore.store.lock import ingest_lock
+from featstore.store.engine.locks import ingest_lock
+from featstore.store.paths import stored_bytes
 
 SIX = Sampling(6)
 
@@ -84,7 +84,7 @@ def test_int8_is_within_half_a_step_of_the_encoder(clips, cache, codec, scale):
 
 def test_a_second_ingest_decodes_nothing(clips, cache, monkeypatch):
     ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
-    monkeypatch.setattr(run, "Stages", None)
+    monkeypatch.setattr(ingest_module, "Stages", None)
     summary = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
     assert (summary.stored, summary.skipped) == (0, 3)
 
@@ -267,7 +267,7 @@ def test_limit_and_dry_run_do_what_they_say(clips, cache):
 
 @pytest.mark.parametrize("limits", [{"min_free": 1 << 60}, {"max_size": 1000}])
 def test_what_cannot_fit_is_refused_before_any_work(clips, cache, limits, monkeypatch):
-    monkeypatch.setattr(run, "Stages", None)
+    monkeypatch.setattr(ingest_module, "Stages", None)
     with pytest.raises(StoreFull, match="the videos need"):
         ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, **limits)
 
@@ -275,7 +275,9 @@ def test_what_cannot_fit_is_refused_before_any_work(clips, cache, limits, monkey
 def test_a_limit_reached_on_the_way_stops_cleanly_and_the_next_run_goes_on(
     clips, cache, monkeypatch
 ):
-    monkeypatch.setattr(run, "_check_room", lambda *args: None)  # as if the disk filled up since
+    monkeypatch.setattr(
+        ingest_module, "_check_room", lambda *args: None
+    )  # as if the disk filled up since
     ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, limit=1)
     taken = stored_bytes(cache)
     full = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, max_size=taken)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featstore.decoding.video import Video
+from featstore.decoding.video_file import Video
 from featstore.pipeline.order import LARGEST_EVERY, decode_order
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from toys import toy_spec
 
-from featstore.decoding.video import Video
+from featstore.decoding.video_file import Video
 from featstore.errors import ListingError
 from featstore.pipeline.plan import check_listing, list_videos, make_plan, read_listing
 from featstore.store.catalog import Failure
-from featstore.store.env import open_environment
+from featstore.store.engine.environment import open_environment
 from featstore.store.writer import FeatureWriter
 
 

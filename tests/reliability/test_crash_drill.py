@@ -1,10 +1,10 @@
 """Fifty kills in CI, a thousand in the drill; and the judge that stands behind both can say no."""
 
 import pytest
-from drills.journal import replay
-from drills.look import Found
-from drills.scene import compare
-from reliability.running import run_drill
+from drill_runner import run_drill
+from drills.crash.scene import compare
+from drills.shared.journal import replay
+from drills.shared.look import Found
 
 pytestmark = pytest.mark.crash
 DONE = {"kind": "acknowledged"}
@@ -15,7 +15,7 @@ def begin(**changes):
 
 
 def test_fifty_kills_lose_nothing(tmp_path):
-    figures = run_drill("crash_drill", "--kills", 50, "--folder", tmp_path)
+    figures = run_drill("crash", "--kills", 50, "--folder", tmp_path)
     assert figures["kills"] == 50
     assert sum(row["acknowledged"] for row in figures["rows"]) > 20
 

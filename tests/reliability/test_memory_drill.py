@@ -1,14 +1,14 @@
 """A few hundred gets and some videos in CI, ten thousand and five hundred in the drill; and it can say no."""
 
 import pytest
-from drills.samples import MIB, Series
-from reliability.running import run_drill
+from drill_runner import run_drill
+from drills.memory.samples import MIB, Series
 
 pytestmark = pytest.mark.crash
 
 
 def test_memory_and_descriptors_stay_flat(tmp_path):
-    figures = run_drill("memory_drill", "--gets", 1000, "--videos", 100, "--folder", tmp_path)
+    figures = run_drill("memory", "--gets", 1000, "--videos", 100, "--folder", tmp_path)
     assert [row["work"] for row in figures["rows"]] == [
         "gets: reader",
         "ingested videos: ingest",

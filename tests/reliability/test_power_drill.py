@@ -3,9 +3,9 @@
 import random
 
 import pytest
-from drills.disk import Disk
-from drills.power_log import Entry, Kind, compiler
-from reliability.running import run_drill
+from drill_runner import run_drill
+from drills.power.disk import Disk
+from drills.power.write_log import Entry, Kind, compiler
 
 ROOT = 1
 
@@ -61,7 +61,7 @@ def test_a_name_is_there_for_sure_once_its_folder_was_synced(tmp_path):
 
 @pytest.mark.skipif(compiler() is None, reason="no C compiler: the logger cannot be built")
 def test_power_losses_lose_nothing_that_was_acknowledged(tmp_path):
-    figures = run_drill("power_drill", "--losses", 150, "--steps", 20, "--folder", tmp_path)
+    figures = run_drill("power", "--losses", 150, "--steps", 20, "--folder", tmp_path)
     *ours, control = figures["rows"]
     assert all(row["acknowledged"] > 10 for row in ours)
     assert control["lost"] > 0  # a store that does not sync

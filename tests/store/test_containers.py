@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from toys import python_env, store_videos, toy_features
 
-from featstore.store.layout import SEAL_FILE
+from featstore.store.paths import SEAL_FILE
 
 HOLD = """
 import sys, featstore

@@ -10,16 +10,17 @@ from disks import KINDS, fill, free, read_only_view, remount, small_disk
 from toys import expected, put_video, run_python, store_videos, toy_features, toy_spec
 
 from featstore.errors import StoreError, StoreFull, StoreNotFound
-from featstore.store import compact, handles
-from featstore.store.check import check_dataset
-from featstore.store.compact import compact_dataset
-from featstore.store.env import open_environment
-from featstore.store.lmdb_errors import store_error, translated
-from featstore.store.merge import merge_dataset
+from featstore.store.engine import handles
+from featstore.store.engine.environment import open_environment
+from featstore.store.engine.lmdb_errors import store_error, translated
+from featstore.store.maintenance import compact
+from featstore.store.maintenance.check import check_dataset
+from featstore.store.maintenance.compact import compact_dataset
+from featstore.store.maintenance.merge import merge_dataset
+from featstore.store.maintenance.remove import remove_videos
+from featstore.store.maintenance.repair import repair_dataset
+from featstore.store.maintenance.seal import seal_dataset
 from featstore.store.reader import FeatureStore, get
-from featstore.store.remove import remove_videos
-from featstore.store.repair import repair_dataset
-from featstore.store.seal import seal_dataset
 from featstore.store.writer import FeatureWriter
 
 SPEC = toy_spec(4000)
@@ -100,7 +101,7 @@ def test_on_a_full_disk_a_dataset_is_read_but_none_made(disk):
     program = """
 import sys
 from toys import *
-from featstore.store.env import *
+from featstore.store.engine.environment import *
 store_videos_refused = False
 environment = open_environment(Path(sys.argv[1]) / "demo")
 snapshots = [environment._begin() for _ in range(500)]
@@ -238,7 +239,7 @@ def test_every_way_of_having_no_room_is_a_full_store(cache, words):
 def test_a_full_map_is_a_full_store_and_a_larger_map_goes_on(cache):
     program = """
 import sys, featstore
-from featstore.store import handles
+from featstore.store.engine import handles
 handles.MAP_BYTES = 1 << 20
 from toys import *
 try:

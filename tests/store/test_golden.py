@@ -20,15 +20,15 @@ from toys import (
 
 from featstore.errors import RecordError, StoreMismatch
 from featstore.store.catalog import pack_row, read_manifest, video_key
-from featstore.store.check import check_dataset
-from featstore.store.compact import compact_dataset
-from featstore.store.env import open_environment
-from featstore.store.merge import merge_dataset
+from featstore.store.engine.environment import open_environment
+from featstore.store.engine.transaction import WriteTransaction
+from featstore.store.maintenance.check import check_dataset
+from featstore.store.maintenance.compact import compact_dataset
+from featstore.store.maintenance.merge import merge_dataset
+from featstore.store.maintenance.remove import remove_videos
+from featstore.store.maintenance.repair import repair_dataset
+from featstore.store.maintenance.seal import seal_dataset
 from featstore.store.reader import FeatureStore, get
-from featstore.store.remove import remove_videos
-from featstore.store.repair import repair_dataset
-from featstore.store.seal import seal_dataset
-from featstore.store.transaction import WriteTransaction
 from featstore.store.writer import FeatureWriter
 
 STORES = sorted((REPOSITORY / "tests" / "golden" / "stores").glob("*/*/expected.json"))

@@ -25,10 +25,10 @@ PROGRAM = """
 import os, pwd, sys, traceback
 from pathlib import Path
 import numpy as np
-import featstore, featstore.store.check, featstore.store.compact, featstore.store.info
-import featstore.store.merge, featstore.store.remove, featstore.store.repair, featstore.store.seal
-from featstore.store.lock import WriteLock, flight_lock, ingest_lock
-from featstore.store import check, compact, info, merge, remove, repair, seal
+import featstore
+from featstore.store.engine.locks import WriteLock, flight_lock, ingest_lock
+from featstore.store import describe
+from featstore.store.maintenance import check, compact, merge, remove, repair, seal
 from toys import store_videos, toy_features, toy_spec, expected
 [getattr(featstore, name) for name in featstore.__all__]
 
@@ -42,7 +42,7 @@ def ingest(*names):
     with ingest_lock(cache / "demo"), flight_lock(cache / "demo", b"video"):
         compact.clear_leftovers(cache / "demo")
         store_videos(cache, "demo", {name: X[name] for name in names})
-    info.write_cache_meta(cache)
+    describe.write_cache_meta(cache)
 
 def read(*names):
     store = featstore.open(cache)

@@ -13,8 +13,9 @@ BEGIN = '''
 import gc, os, sys, threading
 from pathlib import Path
 import featstore
-from featstore.store import env, reader
-from featstore.store.remove import remove_dataset
+from featstore.store import reader
+from featstore.store.engine import environment as env
+from featstore.store.maintenance.remove import remove_dataset
 from toys import *
 
 cache = Path(sys.argv[1])

@@ -7,7 +7,7 @@ from toys import put_video, run_python, store_videos, toy_features, toy_spec
 
 import featstore
 from featstore.errors import StoreNotFound
-from featstore.longva.lookup import Lookup, Wanted
+from featstore.models.lookup import Lookup, Wanted
 from featstore.store.writer import FeatureWriter
 
 SPEC = toy_spec()
@@ -17,7 +17,8 @@ FEW_DESCRIPTORS = """
 import os, resource, sys, traceback
 import featstore
 from featstore.errors import FeatstoreError
-from featstore.store import check, compact, info, remove, seal
+from featstore.store import describe as info
+from featstore.store.maintenance import check, compact, remove, seal
 from toys import *
 [getattr(featstore, name) for name in featstore.__all__]
 cache = sys.argv[1]

@@ -319,7 +319,8 @@ def test_verify_is_one_of_three_words(cache):
 READ_AS_NOBODY = """
 import os, sys
 from featstore.errors import StoreError
-from featstore.store import reader, remove, writer
+from featstore.store import reader, writer
+from featstore.store.maintenance import remove
 import lmdb, fcntl, xxhash, msgpack
 if os.geteuid() == 0:
     os.setgid(65534)

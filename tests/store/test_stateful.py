@@ -13,9 +13,9 @@ from toys import expected, put_video, toy_features, toy_spec
 
 from featstore.errors import FeatureNotFound
 from featstore.store.catalog import Failure
-from featstore.store.check import check_dataset
+from featstore.store.maintenance.check import check_dataset
+from featstore.store.maintenance.remove import remove_dataset
 from featstore.store.reader import FeatureStore
-from featstore.store.remove import remove_dataset
 from featstore.store.writer import FeatureWriter
 
 SPECS = {4: toy_spec(4), 8: toy_spec(8, "bf16")}

@@ -19,13 +19,13 @@ from toys import (
 )
 
 from featstore.errors import FeatureNotFound, RecordError, StoreError, StoreFull, StoreMismatch
-from featstore.quant import quantize
-from featstore.record import parse
-from featstore.store import layout
+from featstore.records.quantization import quantize
+from featstore.records.record import parse
+from featstore.store import paths
 from featstore.store.catalog import Entry, Failure
-from featstore.store.check import check_dataset
-from featstore.store.env import open_environment
-from featstore.store.layout import stored_bytes
+from featstore.store.engine.environment import open_environment
+from featstore.store.maintenance.check import check_dataset
+from featstore.store.paths import stored_bytes
 from featstore.store.reader import FeatureStore, get
 from featstore.store.writer import MAX_REASON_CHARACTERS, FeatureWriter
 
@@ -247,7 +247,7 @@ def test_a_full_disk_is_noticed_before_the_put_and_keeps_what_was_put(cache, mon
         put_video(writer, SPEC, "a", A)
         real = os.statvfs(cache)
         full = os.statvfs_result((real.f_bsize, real.f_frsize, *([1000] * 8), 0))
-        monkeypatch.setattr(layout.os, "statvfs", lambda path: full)
+        monkeypatch.setattr(paths.os, "statvfs", lambda path: full)
         with pytest.raises(
             StoreFull,
             match=r"MiB are free, .* 1\.00 GiB are to stay free; make room, or lower --min-free",

@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featstore.integrations.benchmarks import canonical_dataset, video_id
     from featstore.integrations.vlmevalkit.datasets import leave_out_frames
     from featstore.integrations.vlmevalkit.model import LongVAMixin
-    from featstore.integrations.vlmevalkit.names import canonical_dataset, video_id
     from featstore.integrations.vlmevalkit.registry import register
 
 __all__ = [
@@ -24,11 +24,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LongVAMixin": "model",
-    "canonical_dataset": "names",
-    "leave_out_frames": "datasets",
-    "register": "registry",
-    "video_id": "names",
+    "LongVAMixin": "featstore.integrations.vlmevalkit.model",
+    "canonical_dataset": "featstore.integrations.benchmarks",
+    "leave_out_frames": "featstore.integrations.vlmevalkit.datasets",
+    "register": "featstore.integrations.vlmevalkit.registry",
+    "video_id": "featstore.integrations.benchmarks",
 }
 
 
@@ -38,7 +38,7 @@ def __getattr__(name: str) -> Any:
 
         value: Any = longva_cached()
     elif name in _HOMES:
-        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        value = getattr(import_module(_HOMES[name]), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -7,15 +7,15 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from featstore.decoding.video import Video
+from featstore.decoding.video_file import Video
 from featstore.errors import ListingError
-from featstore.integrations.vlmevalkit.kit import import_kit
-from featstore.integrations.vlmevalkit.names import (
+from featstore.integrations.benchmarks import (
     BENCHMARKS,
     NFRAME,
     canonical_dataset,
     video_id,
 )
+from featstore.integrations.vlmevalkit.find_kit import import_kit
 from featstore.pipeline.plan import check_listing
 from featstore.sampling import Sampling
 

@@ -15,9 +15,9 @@ from featstore.errors import (
     StoreError,
     VideoError,
 )
-from featstore.integrations.vlmevalkit.kit import import_kit
+from featstore.integrations.benchmarks import NFRAME, canonical_dataset, video_id
+from featstore.integrations.vlmevalkit.find_kit import import_kit
 from featstore.integrations.vlmevalkit.message import read_message
-from featstore.integrations.vlmevalkit.names import NFRAME, canonical_dataset, video_id
 from featstore.sampling import Sampling
 
 # LLaVA's models in VLMEvalKit may answer as long; greedy, so that a score can be had twice.
@@ -68,7 +68,7 @@ class LongVAMixin:
         frames, as `featstore ingest --sampling` says it. keep_going: answer a question whose video or image cannot be
         had with VLMEvalKit's word for a failure, FAIL_MSG, which its --reuse asks again, where otherwise the exception
         ends the whole dataset. options: those of GENERATION go to each answer, the others
-        to featstore.longva.CachedLongVA.
+        to featstore.models.CachedLongVA.
         """
         super().__init__()
         if enable_cache and cache_dir is None:
@@ -76,7 +76,7 @@ class LongVAMixin:
                 "LongVA_Cached has cache_dir=None; name the folder of the store, or pass enable_cache=False to "
                 "decode and encode for every question"
             )
-        from featstore.longva.cached import CachedLongVA
+        from featstore.models.longva.model import CachedLongVA
 
         self.nframe = nframe
         self._keep_going = keep_going

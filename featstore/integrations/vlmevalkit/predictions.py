@@ -10,7 +10,7 @@ import functools
 import os
 from typing import TYPE_CHECKING, Any
 
-from featstore.integrations.vlmevalkit.kit import import_kit
+from featstore.integrations.vlmevalkit.find_kit import import_kit
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from featstore.integrations.vlmevalkit.datasets import add_datasets
-from featstore.integrations.vlmevalkit.kit import import_kit
+from featstore.integrations.vlmevalkit.find_kit import import_kit
 from featstore.integrations.vlmevalkit.model import longva_cached
 
 if TYPE_CHECKING:

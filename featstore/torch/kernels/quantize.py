@@ -1,4 +1,4 @@
-"""Encoder features to stored values, on whatever device they lie: featstore.quant's results bit for bit."""
+"""Encoder features to stored values, on whatever device they lie: numpy's results bit for bit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import numpy as np
 import torch
 
 from featstore.errors import QuantizeError
-from featstore.quant import INT8_MAX, MIN_SCALE, STORED_DTYPES, QuantError, refuse_non_finite
+from featstore.records.quantization import (
+    INT8_MAX,
+    MIN_SCALE,
+    STORED_DTYPES,
+    QuantError,
+    refuse_non_finite,
+)
 from featstore.torch.kernels.dequantize import blocks, part
 
 log = logging.getLogger("featstore.torch")
@@ -26,8 +32,8 @@ def quantize(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `(stored, scale)` of `features` (num_tokens, hidden_dim) on their own device.
 
-    Equal to featstore.quant.quantize bit for bit: stored is int8, float16, float32 or bfloat16; scale is float32, empty
-    for floats. Raises QuantizeError where a value is not finite, or too large for its storage.
+    Equal to featstore.records.quantization bit for bit: stored is int8, float16, float32 or bfloat16; scale is float32,
+    empty for floats. Raises QuantizeError where a value is not finite, or too large for its storage.
     """
     stored, scale = _store(features, quantization, granularity)
     if quantization != "int8" or not bool(scale.isfinite().all()):

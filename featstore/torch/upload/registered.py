@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from featstore.readin import is_resident, is_told
 from featstore.system.memory import memory_bytes
+from featstore.system.page_cache import is_resident, is_told
 from featstore.torch.upload.cudart import READ_ONLY, register, unregister
 
 log = logging.getLogger("featstore.torch")

@@ -1,0 +1,1 @@
+"""Checkpoints of any family: their files, fields and tensors."""

@@ -1,0 +1,77 @@
+"""An ingest's progress on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from featstore.cli._printing import clock
+from featstore.cli._streams import say
+from featstore.errors import gib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from featstore.pipeline.summary import Progress
+
+_LINE_SECONDS = 10.0
+
+
+@contextmanager
+def show_progress() -> Iterator[Callable[[Progress], None]]:
+    """Give a function to call with each Progress; what it shows is gone, or ended, with the block."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bars
+
+    columns = (BarColumn(), TextColumn("{task.description}"))
+    bars = Bars(*columns, console=Console(stderr=True), transient=True)
+    task = bars.add_task("waiting for the first video", total=None)
+
+    def show(progress: Progress) -> None:
+        done = progress.done + progress.failed
+        bars.update(task, completed=done, total=progress.total, description=_line(progress))
+
+    with suppress(OSError):  # the terminal may be gone, at the end above all
+        bars.start()
+    try:
+        yield show
+    finally:
+        with suppress(OSError):
+            bars.stop()
+
+
+def show_cursor() -> None:
+    """Show the terminal's cursor again, which a bar hides, where its block is not left."""
+    with suppress(OSError):
+        if os.isatty(2):
+            os.write(2, b"\x1b[?25h")
+
+
+class _Lines:
+    """A line at most every ten seconds, and the last one."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now - self._last >= _LINE_SECONDS or progress.done + progress.failed == progress.total:
+            self._last = now
+            say(_line(progress))
+
+
+def _line(progress: Progress) -> str:
+    ended = progress.done + progress.failed
+    rate = ended / progress.seconds if progress.seconds else 0.0
+    left = clock((progress.total - ended) / rate) if rate else "?"
+    return (
+        f"{ended}/{progress.total} videos, {progress.skipped} skipped, {progress.failed} failed, "
+        f"{rate:.2f} videos/s, {gib(progress.record_bytes)} written, {left} left"
+    )

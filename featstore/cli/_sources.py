@@ -1,0 +1,91 @@
+"""What an ingest is asked to read: folders and files, a manifest, or benchmarks of VLMEvalKit."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from featstore.decoding.video_file import Video
+    from featstore.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Source:
+    """Videos for one dataset, and which of their frames."""
+
+    dataset: str
+    videos: list[Video]
+    sampling: Sampling
+
+
+class SeveralDatasets(click.Command):
+    """A command whose --datasets takes every word up to the next option, as a shell's user writes a list."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat --datasets before each of its words: an option of click takes a fixed number of them."""
+        return super().parse_args(ctx, list(_repeated("--datasets", args)))
+
+
+def choose_sources(options: dict[str, Any]) -> list[Source]:
+    """Return what the options of `featstore ingest` name, listed before any of it is read."""
+    ways = [name for name in ("videos", "manifest", "datasets") if options[name]]
+    if len(ways) != 1:
+        raise click.UsageError("name the videos with --videos, with --manifest or with --datasets")
+    if ways == ["datasets"]:
+        if options["dataset"]:
+            raise click.UsageError(
+                "--datasets fills the dataset of each benchmark: leave out --dataset"
+            )
+        return [_benchmark(name, options) for name in dict.fromkeys(options["datasets"])]
+    if not options["dataset"]:
+        raise click.UsageError("name the dataset to fill with --dataset")
+    from featstore.pipeline.plan import list_videos, read_listing
+
+    sampling = _sampling(options["rule"], options["nframe"])
+    manifest = options["manifest"]
+    videos = read_listing(manifest) if manifest else list_videos(options["videos"])
+    return [Source(options["dataset"], videos, sampling)]
+
+
+def _benchmark(config: str, options: dict[str, Any]) -> Source:
+    from featstore.integrations.vlmevalkit.datasets import list_videos
+
+    with contextlib.redirect_stdout(
+        sys.stderr
+    ):  # VLMEvalKit reports on stdout, which is for results
+        found = list_videos(config)
+    given = click.get_current_context().get_parameter_source("nframe")
+    if given != ParameterSource.DEFAULT and options["nframe"] != found.nframe:
+        raise click.UsageError(
+            f"{config} takes {found.nframe} frames, --nframe says {options['nframe']}: leave out --nframe"
+        )
+    return Source(found.dataset, found.videos, _sampling(options["rule"], found.nframe))
+
+
+def _sampling(rule: str, nframe: int) -> Sampling:
+    from featstore.sampling import Sampling
+
+    try:
+        return Sampling.parse(rule, nframe)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), param_hint="--sampling") from exc
+
+
+def _repeated(option: str, args: list[str]) -> Iterator[str]:
+    listing = False
+    for place, word in enumerate(args):
+        if word.startswith("-"):
+            listing = word == option
+            yield word
+        elif listing and args[place - 1] != option:
+            yield from (option, word)
+        else:
+            yield word

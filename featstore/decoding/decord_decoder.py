@@ -1,0 +1,95 @@
+"""Frames through decord, the decoder that defines what a frame's bytes are."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from featstore.errors import VideoError
+
+if TYPE_CHECKING:
+    from featstore.decoding.frame_selection import Clip, Picking
+
+# Decoded at once: a few frames of usual size, one where a frame alone is larger.
+BATCH_BYTES = 32 << 20
+
+
+def read(path: str, picking: Picking) -> Clip:
+    """Hand the wanted frames of the file to `picking`; VideoError, which says why, where there is none to be had."""
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    with ExitStack() as stack:
+        try:
+            # One thread a video: workers are as many as there are cores.
+            name = _openable(path, stack)
+            reader = decord.VideoReader(name, ctx=decord.cpu(0), num_threads=1)
+            total, fps = len(reader), float(reader.get_avg_fps())
+        except (decord.DECORDError, RuntimeError, OSError, AssertionError, MemoryError) as exc:
+            raise VideoError(f"{path} cannot be opened as a video: {_reason(exc)}", path) from exc
+        clip = picking.choose(total, fps, "decord")
+        try:
+            _decode(reader, picking)
+        except (decord.DECORDError, RuntimeError, ValueError, MemoryError) as exc:
+            raise VideoError(f"{path} cannot be decoded: {_reason(exc)}", path) from exc
+    return clip
+
+
+def _decode(reader: Any, picking: Picking) -> None:
+    wanted = picking.wanted
+    height, width = reader[wanted[0]].shape[:2]
+    step = max(1, BATCH_BYTES // (height * width * 3))
+    for start in range(0, len(wanted), step):
+        batch = wanted[start : start + step]
+        frames = reader.get_batch(batch).asnumpy()  # (B, H, W, 3)
+        for index, frame in zip(batch, frames, strict=True):
+            picking.put(index, frame)
+
+
+def _openable(path: str, stack: ExitStack) -> str:
+    # decord takes UTF-8 names alone; a name in another encoding is reached through a descriptor.
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        file = stack.enter_context(open(path, "rb"))  # noqa: SIM115 (the stack closes it)
+        return f"/dev/fd/{file.fileno()}"
+    return path
+
+
+# What stands in a message of decord's -> what it comes to.
+_MEANINGS = {
+    "cannot find video stream": "it has no video stream",
+    "Error reading": "it is no video, or one cut short",
+    "getting stream info": "it is damaged or cut short",
+    "avcodec_open2": "its codec cannot be set up",
+    "av_read_frame failed": "it is damaged or cut short",
+    "Cannot create buffer source": "it states no size or no pixel format",
+    "Error sending packet": "a frame is damaged",
+    "Error decoding frame": "a frame is damaged",
+    "Unable to handle EOF": "its last frames are missing",
+    "Error seeking keyframe": "it has no key frame to begin with",
+    "Failed to seek": "a frame cannot be reached",
+    "Failed to measure duration": "it states no length and has no frames",
+    "Invalid frame count": "it has no frames",
+    "The size must exactly match": "it is too narrow, or changes its size on the way",
+}
+# FFmpeg's -ENOMEM in a check that failed, and the words of C++ and of C for it.
+_OUT_OF_MEMORY = ("(-12 vs. 0)", "bad_alloc", "Cannot allocate memory")
+
+
+def _reason(exc: BaseException) -> str:
+    """Return what a decord error says, without the C++ source line, the failed check and the stack it carries.
+
+    Raises MemoryError where it says that memory is out.
+    """
+    text = " ".join(line.strip() for line in str(exc).splitlines()[:3])
+    if any(words in text for words in _OUT_OF_MEMORY):
+        raise MemoryError from exc
+    for words, meaning in _MEANINGS.items():
+        if words in text:
+            return meaning
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    text = lines[0] if lines else type(exc).__name__
+    text = re.sub(r"^(\[[0-9:]+\] )?/\S+\.(cc|h):[0-9]+: ", "", text)
+    return re.sub(r"^Check failed: .*?\) ", "", text)

@@ -1,0 +1,65 @@
+"""What a decoder is told: which frames of a clip are wanted, and where each goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from featstore.errors import VideoError
+from featstore.preprocessing import Preprocessing, resize_and_crop
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from featstore.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What a decoder tells of a video, which of its frames were taken, and which decoder it was."""
+
+    total_frames: int
+    fps: float
+    indices: list[int]
+    decoder: str = "decord"
+
+
+class Picking:
+    """The frames that a sampling picks of one video, resized and cropped into `out` as they come.
+
+    out: (at least nframe, crop_height, crop_width, 3) uint8.
+    """
+
+    def __init__(
+        self, path: str, sampling: Sampling, pre: Preprocessing, out: NDArray[np.uint8]
+    ) -> None:
+        """Pick nothing yet: the clip's length is not known."""
+        self.path = path
+        self._sampling = sampling
+        self._pre = pre
+        self._out = out
+        self._places: dict[int, list[int]] = {}
+
+    def choose(self, total_frames: int, fps: float, decoder: str) -> Clip:
+        """Return the clip with the indices to take; VideoError where there is none to take."""
+        try:
+            indices = self._sampling.indices(total_frames, fps)
+        except ValueError as exc:
+            raise VideoError(f"{self.path}: {exc}", self.path) from exc
+        self._places = {}
+        for place, index in enumerate(indices):
+            self._places.setdefault(index, []).append(place)
+        return Clip(total_frames, fps, indices, decoder)
+
+    @property
+    def wanted(self) -> list[int]:
+        """Return the indices to decode, ascending, each once."""
+        return sorted(self._places)
+
+    def put(self, index: int, frame: NDArray[np.uint8]) -> None:
+        """Keep a decoded frame (H, W, 3), in all places where its index is taken."""
+        first, *repeats = self._places[index]
+        self._out[first] = resize_and_crop(frame, self._pre)
+        for place in repeats:
+            self._out[place] = self._out[first]

@@ -1,0 +1,171 @@
+"""A video file and its frames: RGB, 8 bit, resized and cropped as they come.
+
+decord defines what the frames of a file are. PyAV reads most files in half the time and gives the same bytes; where
+that is not certain, decord reads them. A decoder can hang for good while holding the interpreter lock, so callers that
+must not hang run this in a process they can kill.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from featstore.decoding.av_packets import Uncertain
+from featstore.decoding.frame_selection import Clip, Picking
+from featstore.errors import VideoError
+from featstore.records.record import SourceFingerprint
+
+if TYPE_CHECKING:
+    from pathlib import PurePath
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from featstore.preprocessing import Preprocessing
+    from featstore.sampling import Sampling
+
+DECODER = "decord-rgb24"  # the identity that enters a spec; decoders proved byte-identical share it
+DECODERS = ("auto", "av", "decord")
+_NAMES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
+VIDEO_SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
+_HASH_BLOCK_BYTES = 4 << 20
+# How files begin that make FFmpeg open others: an HLS playlist and a script for its concat demuxer.
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat")
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video: its id and the path of its file, which is made absolute."""
+
+    video_id: str
+    path: str
+
+    def __post_init__(self) -> None:
+        """Have the path name the same file after a chdir, and in a store."""
+        object.__setattr__(self, "path", os.path.abspath(self.path))
+
+
+def name_video(path: PurePath) -> str:
+    """Return `path` as ids have it: with slashes, and without its suffix where that is a video's.
+
+    What else follows a dot tells videos apart, as in `s1.e1` and `s1.e2`. Every id that is made of a path is made here.
+    """
+    named = path.with_suffix("") if path.suffix.lower() in VIDEO_SUFFIXES else path
+    return named.as_posix()
+
+
+def decode(
+    path: str,
+    sampling: Sampling,
+    pre: Preprocessing,
+    out: NDArray[np.uint8],
+    *,
+    decoder: str = "auto",
+) -> Clip:
+    """Decode the frames that `sampling` picks into `out`, resized and cropped.
+
+    out: (at least nframe, crop_height, crop_width, 3) uint8; the first `len(clip.indices)` frames are written, repeated
+    where the clip is shorter than nframe. decoder: auto reads through PyAV what is certain to come out as decord gives
+    it, and AV1, which decord cannot read; all else through decord. av and decord are those alone. Raises VideoError,
+    which says why, where there is no frame to be had, and MemoryError.
+    """
+    from featstore.decoding import av_decoder, decord_decoder
+
+    check_is_file(path)
+    picking = Picking(path, sampling, pre, out)
+    if decoder == "decord":
+        return decord_decoder.read(path, picking)
+    reader = av_decoder.AvReader(path)
+    try:
+        return reader.read(picking)
+    except Uncertain as exc:
+        if reader.codec in av_decoder.ALONE:
+            raise VideoError(f"{path} cannot be decoded: {exc}", path) from exc
+        if decoder == "av":
+            raise VideoError(
+                f"{path} is not read by PyAV: {exc}, so decord may give other frames; take --decoder auto",
+                path,
+            ) from exc
+    return decord_decoder.read(path, picking)
+
+
+def fingerprint(path: str) -> SourceFingerprint:
+    """Return size, modification time and xxh3-128 of the file; VideoError where it cannot be read."""
+    check_is_file(path)
+    digest = xxhash.xxh3_128()
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while block := file.read(_HASH_BLOCK_BYTES):
+                digest.update(block)
+            found = os.fstat(file.fileno())
+    except OSError as exc:
+        raise VideoError(f"{path} cannot be read: {exc.strerror}", path) from exc
+    return SourceFingerprint(found.st_size, found.st_mtime_ns, digest.hexdigest())
+
+
+def was_replaced(source: SourceFingerprint, path: str) -> bool:
+    """Return whether the file at `path` is another than `source` is of; False where there is none to be seen.
+
+    It is opened only where it has the size and another modification time; once a process as long as it does not change.
+    """
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a path that no file can have
+        return False
+    if not stat.S_ISREG(found.st_mode) or found.st_size != source.size:
+        return True
+    if found.st_mtime_ns == source.mtime_ns:
+        return False
+    try:
+        return _content(path, (*_state(found), found.st_ctime_ns)) != source.xxh3_128
+    except VideoError:
+        return True
+
+
+@lru_cache(maxsize=1 << 16)  # some 20 MB
+def _content(path: str, state: tuple[int, ...]) -> str:
+    """Return xxh3-128 of the file; of each `state` it was seen in, it is read once."""
+    return fingerprint(path).xxh3_128
+
+
+def check_is_file(path: str) -> os.stat_result:
+    """Return the status of `path`; VideoError unless it is a file with something in it that does not point elsewhere.
+
+    A FIFO would block its opener; a playlist would have the decoder open other files, or wait for other machines.
+    """
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError) as exc:
+        reason = getattr(exc, "strerror", None) or exc
+        raise VideoError(f"{path} cannot be opened: {reason}", path) from exc
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
+        raise VideoError(f"{path} is {kind}; a video must be a file", path)
+    if found.st_size == 0:
+        raise VideoError(f"{path} is empty (0 bytes); copy it again", path)
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(16)
+    except OSError as exc:
+        raise VideoError(f"{path} cannot be opened: {exc.strerror}", path) from exc
+    if begin.startswith(_PLAYLISTS):
+        raise VideoError(f"{path} is a playlist; a video must hold its own frames", path)
+    return found
+
+
+def check_is_unchanged(path: str, before: os.stat_result) -> None:
+    """Raise VideoError unless `path` is the file it was, as it was, when `check_is_file` returned `before`."""
+    if _state(check_is_file(path)) != _state(before):
+        raise VideoError(
+            f"{path} changed while it was read; once it is whole, ask again or ingest it with --retry-failed",
+            path,
+        )
+
+
+def _state(found: os.stat_result) -> tuple[int, int, int, int]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

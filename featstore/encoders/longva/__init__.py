@@ -1,0 +1,1 @@
+"""LongVA's vision side."""

@@ -1,0 +1,160 @@
+"""What a LongVA checkpoint's config says about seeing: pure numbers, no weight is read and no torch loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from featstore.checkpoints.files import Fields, Files, open_files, read_json
+from featstore.encoders.longva.clip import Clip, TowerConfig, find_clip
+from featstore.encoders.longva.config import REMEDY, read_fields, takes_named_tower
+from featstore.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+MODEL_TYPES = ("llava_qwen", "qwen2")  # LongVA's own name, and what some of its checkpoints carry
+# With one of these, transformers adds an adapter to the weights, which may change those that see.
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """How LongVA makes features: tower, hidden state without its class token, projector, pooling, in this order.
+
+    tower: the numbers of the CLIP tower, all of its layers.
+    tower_name: what the config calls it.
+    select_layer: index into the hidden states, of which there is one before the first layer and one after each.
+    projector: `linear`, `mlp2x_gelu` (any depth) or `identity`.
+    hidden_dim: width of the features, the language model's.
+    pool_mode, pool_stride: `average` or `max` over squares of that many patches; stride 1 pools nothing.
+    """
+
+    tower: TowerConfig
+    tower_name: str
+    select_layer: int
+    projector: str
+    hidden_dim: int
+    pool_mode: str
+    pool_stride: int
+
+    @property
+    def layers(self) -> int:
+        """Return how many of the tower's layers run: those below the selected hidden state."""
+        states = self.tower.num_hidden_layers + 1
+        return self.select_layer if self.select_layer >= 0 else states + self.select_layer
+
+    @property
+    def projector_depth(self) -> int:
+        """Return the number of linear layers in the projector."""
+        if self.projector == "identity":
+            return 0
+        return 1 if self.projector == "linear" else int(self.projector[3:].partition("x")[0])
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Return the number of tokens a frame becomes: 24 x 24 patches pooled 2 x 2 are 144."""
+        side = self.tower.side // self.pool_stride  # as torch's pooling: a rest is dropped
+        return side * side
+
+    @property
+    def pooling(self) -> str:
+        """Return `average:2`, `max:2` or `none`."""
+        return f"{self.pool_mode}:{self.pool_stride}" if self.pool_stride > 1 else "none"
+
+    @property
+    def architecture(self) -> str:
+        """Return the tower's numbers as one line of `name=value`, sorted; layers are those that run."""
+        tower = self.tower
+        numbers = {
+            "act": tower.hidden_act,
+            "eps": f"{tower.layer_norm_eps:g}",
+            "heads": tower.num_attention_heads,
+            "hidden": tower.hidden_size,
+            "image": tower.image_size,
+            "intermediate": tower.intermediate_size,
+            "layers": self.layers,
+            "patch": tower.patch_size,
+        }
+        return " ".join(f"{name}={numbers[name]}" for name in sorted(numbers))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A LongVA checkpoint: its files, its config.json, the CLIP model that this names, and how it sees.
+
+    named_tower: whether the tower's weights are that CLIP model's even if the checkpoint brings some.
+    """
+
+    files: Files
+    config: Fields
+    clip: Clip
+    vision: VisionConfig
+    named_tower: bool
+
+
+def read_checkpoint(
+    checkpoint: str | Path, *, vision_tower: str | Path | None = None
+) -> Checkpoint:
+    """Read the configs of `checkpoint`, a folder or a name on the Hub.
+
+    vision_tower: a CLIP folder or name to use for the one that config.json names.
+    Raises CheckpointError where it is not LongVA's, or does something featstore does not.
+    """
+    files = open_files(str(checkpoint))
+    config = read_json(files, "config.json")
+    if config is None:
+        raise CheckpointError(
+            f"{files} has no config.json; expected a LongVA checkpoint's folder, with config.json and safetensors"
+        )
+    _check_is_longva(config)
+    _refuse_adapters(files)
+    values = read_fields(config)
+    named_tower = takes_named_tower(config, values)
+    name = values["mm_vision_tower"]
+    clip = find_clip(name, files, None if vision_tower is None else str(vision_tower))
+    return Checkpoint(files, config, clip, _vision(config, values, clip.tower), named_tower)
+
+
+def _check_is_longva(config: Fields) -> None:
+    model_type = config.get("model_type")
+    if model_type in MODEL_TYPES and config.get("mm_vision_tower"):
+        return
+    tower = "an" if config.get("mm_vision_tower") else "no"
+    raise CheckpointError(
+        f"{config.origin} has model_type {model_type!r} and {tower} mm_vision_tower; a LongVA checkpoint has "
+        f"{' or '.join(map(repr, MODEL_TYPES))} and an mm_vision_tower: give one, such as lmms-lab/LongVA-7B-DPO"
+    )
+
+
+def _refuse_adapters(files: Files) -> None:
+    for name in ADAPTERS:
+        if files.find(name) is not None:
+            raise CheckpointError(
+                f"{files} holds an adapter, {name}, which featstore does not apply; merge it into the weights with "
+                "peft's merge_and_unload, or take it out of the folder if it is not to be used"
+            )
+
+
+def _vision(config: Fields, values: dict[str, Any], tower: TowerConfig) -> VisionConfig:
+    dim, layers = tower.hidden_size, tower.num_hidden_layers
+    if values["mm_hidden_size"] not in (None, dim):
+        raise config.wrong("mm_hidden_size", f"the tower's hidden_size = {dim}", REMEDY)
+    if values["mm_projector_type"] == "identity" and values["hidden_size"] != dim:
+        raise config.wrong(
+            "hidden_size", f"the tower's {dim} with the projector 'identity'", REMEDY
+        )
+    if not -layers - 1 <= values["mm_vision_select_layer"] <= layers:
+        raise config.wrong("mm_vision_select_layer", f"from {-layers - 1} to {layers}", REMEDY)
+    if values["mm_spatial_pool_stride"] > tower.side:
+        raise config.wrong("mm_spatial_pool_stride", f"from 1 to {tower.side}", REMEDY)
+    return VisionConfig(
+        tower=tower,
+        tower_name=values["mm_vision_tower"],
+        select_layer=values["mm_vision_select_layer"],
+        projector=values["mm_projector_type"],
+        hidden_dim=values["hidden_size"],
+        pool_mode=values["mm_spatial_pool_mode"],
+        pool_stride=values["mm_spatial_pool_stride"],
+    )

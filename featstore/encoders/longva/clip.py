@@ -1,0 +1,193 @@
+"""The CLIP model that a LongVA config names: where its folder lies, its tower's numbers, its preprocessing.
+
+LongVA's config holds a name, `openai/clip-vit-large-patch14-336`, and relies on that model's own files. Its weights are
+those before LongVA's finetuning, so they serve only where a checkpoint brings none.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featstore.checkpoints.files import Fields, Files, HubFiles, LocalFiles, open_files, read_json
+from featstore.errors import CheckpointError
+from featstore.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """The numbers of a CLIP vision tower; the defaults are those of transformers' CLIPVisionConfig."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    image_size: int = 224
+    patch_size: int = 32
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    @property
+    def side(self) -> int:
+        """Return the number of patches along one side of an image."""
+        return self.image_size // self.patch_size
+
+
+# Public facts, so that the LongVA checkpoints that bring their own tower need no second download.
+BUILT_IN = {
+    "openai/clip-vit-large-patch14-336": TowerConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+    )
+}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP model: its files, its tower's numbers, and whether these came from `BUILT_IN`."""
+
+    files: Files
+    tower: TowerConfig
+    built_in: bool = False
+
+    def preprocessing(self) -> Preprocessing:
+        """Return what its image processor does; raise CheckpointError where featstore does not do the same."""
+        size = self.tower.image_size
+        if self.built_in:
+            return Preprocessing(size, size, size)
+        fields = read_json(self.files, "preprocessor_config.json")
+        if fields is None:
+            raise CheckpointError(
+                f"{self.files} has no preprocessor_config.json, which says how frames are resized; "
+                "copy the CLIP model's own beside its config.json"
+            )
+        return _preprocessing(fields, size)
+
+
+def find_clip(name: str, checkpoint: Files, override: str | None = None) -> Clip:
+    """Return the CLIP model a checkpoint calls `name`, or the one `override` names.
+
+    A folder of that name is looked for in the checkpoint, in the working directory and in the two folders above the
+    checkpoint; then come the built-in numbers, then the Hub.
+    """
+    if override is not None:
+        name, folders = override, [Path(override).expanduser()]
+    else:
+        folders = [Path(name)]
+        if isinstance(checkpoint, LocalFiles):
+            inside = Path(os.path.abspath(checkpoint.folder))
+            folders = [inside / name, *folders, *(above / name for above in inside.parents[:2])]
+    for folder in folders:
+        clip = LocalFiles(folder)
+        config = read_json(clip, "config.json")
+        if config is not None:
+            return Clip(clip, _tower(config))
+    if name in BUILT_IN:
+        return Clip(HubFiles(name), BUILT_IN[name], built_in=True)
+    files = open_files(name)
+    config = read_json(files, "config.json")
+    if config is None:
+        raise CheckpointError(
+            f"the vision tower {name!r} that {checkpoint} uses has no config.json in {files}; "
+            "name a folder that has one with --vision-tower"
+        )
+    return Clip(files, _tower(config))
+
+
+def _tower(config: Fields) -> TowerConfig:
+    _refuse_others(config, ("clip", "clip_vision_model"))
+    if config.get("model_type") == "clip":
+        nested = config.get("vision_config")
+        if not isinstance(nested, dict):
+            raise config.wrong("vision_config", "an object")
+        config = Fields({"model_type": "clip_vision_model"} | nested, config.origin)
+        _refuse_others(config, ("clip_vision_model",))
+    default = TowerConfig()
+    config.integer("num_channels", 3, 3, 3)
+    tower = TowerConfig(
+        hidden_size=config.integer("hidden_size", 1, 1 << 16, default.hidden_size),
+        intermediate_size=config.integer(
+            "intermediate_size", 1, 1 << 18, default.intermediate_size
+        ),
+        num_hidden_layers=config.integer(
+            "num_hidden_layers", 1, 1 << 10, default.num_hidden_layers
+        ),
+        num_attention_heads=config.integer(
+            "num_attention_heads", 1, 1 << 10, default.num_attention_heads
+        ),
+        image_size=config.integer("image_size", 1, 1 << 13, default.image_size),
+        patch_size=config.integer("patch_size", 1, 1 << 10, default.patch_size),
+        hidden_act=config.text("hidden_act", default.hidden_act, ("quick_gelu", "gelu")),
+        layer_norm_eps=config.number("layer_norm_eps", 0, 1, default.layer_norm_eps),
+    )
+    if tower.patch_size > tower.image_size:
+        raise config.wrong("patch_size", f"at most image_size = {tower.image_size}")
+    if tower.hidden_size % tower.num_attention_heads:
+        raise config.wrong("num_attention_heads", f"a divisor of hidden_size = {tower.hidden_size}")
+    return tower
+
+
+def _refuse_others(config: Fields, model_types: tuple[str, ...]) -> None:
+    remedy = (
+        "name a CLIP model that is not quantized with --vision-tower, or use another checkpoint"
+    )
+    if config.get("model_type") not in model_types:
+        raise config.wrong("model_type", " or ".join(map(repr, model_types)), remedy)
+    if config.get("quantization_config") is not None:
+        raise config.wrong("quantization_config", "none: weights are used as they are", remedy)
+
+
+def _preprocessing(fields: Fields, image_size: int) -> Preprocessing:
+    for step in ("do_center_crop", "do_rescale", "do_normalize"):
+        if fields.values.get(step, True) is not True:
+            raise fields.wrong(step, "true")
+    resizes = fields.values.get("do_resize", True)
+    if not isinstance(resizes, bool):
+        raise fields.wrong("do_resize", "true or false")
+    height = _edge(fields, "crop_size", "height")
+    width = _edge(fields, "crop_size", "width")
+    if (height, width) != (image_size, image_size):
+        raise fields.wrong("crop_size", f"the tower's image_size = {image_size}")
+    shortest = _edge(fields, "size", "shortest_edge") if resizes else 0
+    if resizes and shortest < image_size:
+        raise fields.wrong("size", f"at least the crop's {image_size} pixels")
+    return Preprocessing(
+        shortest_edge=shortest,
+        crop_height=height,
+        crop_width=width,
+        resample=fields.integer("resample", 0, 5, 3),
+        rescale=fields.number("rescale_factor", 1e-9, 1e9, 1 / 255),
+        mean=_triple(fields, "image_mean", Preprocessing.mean, -1e9),
+        std=_triple(fields, "image_std", Preprocessing.std, 1e-9),
+    )
+
+
+def _edge(fields: Fields, name: str, edge: str) -> int:
+    """Return a size in pixels, written as one integer in old files, as a dict with `edge` in new ones."""
+    value: Any = fields.get(name)
+    if value is None:
+        value = 224  # the default of CLIP's image processor, whatever its tower takes
+    pixels = value.get(edge) if isinstance(value, dict) else value
+    if type(pixels) is not int or not 1 <= pixels <= 1 << 14:
+        raise fields.wrong(name, f"pixels, as 336 or {{{edge!r}: 336}}")
+    return pixels
+
+
+def _triple(
+    fields: Fields, name: str, default: tuple[float, float, float], low: float
+) -> tuple[float, float, float]:
+    values = default if fields.get(name) is None else fields.get(name)
+    if (
+        not isinstance(values, (list, tuple))
+        or len(values) != 3
+        or not all(type(x) in (int, float) and low <= x <= 1e9 for x in values)
+    ):
+        raise fields.wrong(name, f"three numbers from {low:g} to 1e+09")
+    red, green, blue = map(float, values)
+    return red, green, blue

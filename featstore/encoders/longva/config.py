@@ -1,0 +1,125 @@
+"""Which values of a LongVA checkpoint's config.json are followed: FIELDS is the whole list.
+
+It holds each field that the original reads and that changes a video's features or their way into the prompt. A value
+that is not followed is refused before any weight is read, also where the original would stop by itself, but later: a
+config without a stride fails there at the first video. `null` is a value like any other.
+
+Two more fields speak of images alone, `image_aspect_ratio` and `image_grid_pinpoints`: `images` refuses a question that
+has one. All else that the original writes into a config or reads from it changes no answer to one question at a time:
+learning rates, `freeze_*`, `tune_mm_vision_resampler`, `use_pos_skipping` and its range (training), `use_mm_proj`,
+`vision_tower_pretrained` and `max_sequence_length` (for people), `tokenizer_padding_side` (batches), `s2_scales`
+without `s2`, `torch_dtype`, and `rope_scaling`, which it sets to none.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from featstore.checkpoints.files import Fields
+
+REQUIRED = object()
+MAX_PROJECTOR_DEPTH = 16
+REMEDY = "set it as the model was trained, or use another checkpoint"
+
+
+class Field(NamedTuple):
+    """takes: whether a value is followed. expected: says which are. default: the original's, where there is one."""
+
+    takes: Callable[[Any], bool]
+    expected: str
+    default: Any = REQUIRED
+
+
+def _one_of(*values: Any) -> Callable[[Any], bool]:
+    return lambda value: any(type(value) is type(one) and value == one for one in values)
+
+
+def _integer(low: int, high: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _projector(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    depth = re.fullmatch(r"linear|identity|mlp([1-9]\d?)x_gelu", value, re.ASCII)
+    return depth is not None and int(depth[1] or 0) <= MAX_PROJECTOR_DEPTH
+
+
+_flag = _one_of(True, False, None)
+
+FIELDS = {
+    # Whose weights the tower's are: see `takes_named_tower`.
+    "mm_vision_tower": Field(_text, "a string, the name of a CLIP model"),
+    "delay_load": Field(_flag, "true or false", False),
+    "unfreeze_mm_vision_tower": Field(_flag, "true or false", False),
+    "mm_tunable_parts": Field(lambda x: x is None or isinstance(x, str), "a string", ""),
+    "quantization_config": Field(
+        _one_of(None), "none: weights are used as they are, not quantized as they are loaded", None
+    ),
+    # What they make of a frame.
+    "s2": Field(_one_of(False, None), "none: frames are encoded at one scale", False),
+    "mm_vision_select_layer": Field(_integer(-1025, 1024), "an integer"),
+    "mm_vision_select_feature": Field(
+        _one_of("patch"), "'patch': the class token fits no square that is pooled", "patch"
+    ),
+    "mm_hidden_size": Field(
+        _integer(1, 1 << 20),
+        "the tower's hidden_size",
+        None,  # the one number it can be
+    ),
+    "mm_projector_type": Field(
+        _projector,
+        f"'linear', 'identity' or 'mlp2x_gelu' of at most {MAX_PROJECTOR_DEPTH} linear layers",
+        "linear",
+    ),
+    "hidden_size": Field(_integer(1, 1 << 20), f"an integer from 1 to {1 << 20}"),
+    "mm_resampler_type": Field(_one_of(None), "none: nothing comes after the projector", None),
+    "mm_spatial_pool_mode": Field(_one_of("average", "max"), "'average' or 'max'"),
+    "mm_spatial_pool_stride": Field(_integer(1, 1 << 13), "a number of patches, as 2"),
+    # How features come into the prompt.
+    "mm_patch_merge_type": Field(
+        _one_of("flat", "unires"), "'flat' or 'unires', which put nothing between frames", "flat"
+    ),
+    "mm_use_im_start_end": Field(_flag, "true or false", False),
+    "mm_use_im_patch_token": Field(_flag, "true or false", True),
+    "tune_mm_mlp_adapter": Field(_flag, "true or false", False),
+    "tokenizer_model_max_length": Field(
+        lambda x: x is None or _integer(1, 1 << 30)(x),
+        f"null or an integer from 1 to {1 << 30}",
+        None,
+    ),
+}
+
+
+def read_fields(config: Fields) -> dict[str, Any]:
+    """Return the value of each of FIELDS; CheckpointError for the first that is not followed."""
+    values = {}
+    for name, field in FIELDS.items():
+        stated = name in config.values
+        value = values[name] = config.values[name] if stated else field.default
+        if value is REQUIRED or (stated and not field.takes(value)):
+            raise config.wrong(name, field.expected, REMEDY)
+    if values["mm_use_im_start_end"] and values["tune_mm_mlp_adapter"]:
+        raise config.wrong("tune_mm_mlp_adapter", "false where mm_use_im_start_end is true", REMEDY)
+    return values
+
+
+def takes_named_tower(config: Fields, values: dict[str, Any]) -> bool:
+    """Return whether the tower is that of the CLIP model the config names, whatever the checkpoint brings.
+
+    With delay_load the original makes no tower that it could load the checkpoint's tensors into, unless one of two
+    fields says that the tower was trained.
+    """
+    if not values["delay_load"] or values["unfreeze_mm_vision_tower"]:
+        return False
+    if values["mm_tunable_parts"] is None:
+        raise config.wrong("mm_tunable_parts", "a string where delay_load is true", REMEDY)
+    return "mm_vision_tower" not in values["mm_tunable_parts"]

@@ -1,0 +1,184 @@
+"""LongVA's vision side as an encoder: frames in, the features that LongVA splices into its prompt out."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from featstore.encoders.longva.checkpoint import read_checkpoint
+from featstore.encoders.longva.weights import find_weights
+from featstore.errors import FeatstoreError
+from featstore.preprocessing import normalization_table
+from featstore.spec import EncoderIdentity
+from featstore.system.forks import tell_of_forks
+from featstore.torch.forked import about_to_compute
+from featstore.torch.settings import own_arithmetic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from featstore.encoders.longva.modeling import VisionModel
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class LongVAEncoder:
+    """The tower, projector and pooling of a LongVA checkpoint; see featstore.encoders.Encoder.
+
+    identity, origin, batch_frames: as every encoder has them.
+    device, dtype: where and in what it computes.
+    checkpoint: its configs, as they were read.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        *,
+        vision_tower: str | Path | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | None = None,
+        batch_frames: int | None = None,
+    ) -> None:
+        """Read the configs of `checkpoint` and hash the weights that see; the model is built by `load`.
+
+        checkpoint: a folder, or a name on the Hub, from which only the files that hold vision tensors are fetched.
+        vision_tower: a CLIP folder or name to use for the one that the checkpoint's config names.
+        device: as torch calls it; `auto` is CUDA where there is a GPU, else the CPU.
+        dtype: fp16, bf16 or fp32; by default fp16 on CUDA and fp32 elsewhere.
+        batch_frames: frames to ask for at once; by default 128 on CUDA, 16 elsewhere.
+        Raises CheckpointError where the checkpoint is not LongVA's, is not whole, or does something unknown.
+        """
+        self.origin = str(checkpoint)
+        self.device = _device(device)
+        on_cuda = self.device.type == "cuda"
+        name = dtype or ("fp16" if on_cuda else "fp32")
+        if name not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+        if batch_frames is not None and batch_frames < 1:
+            raise ValueError(f"batch_frames is {batch_frames}; it must be at least 1")
+        self.dtype = DTYPES[name]
+        self.batch_frames = batch_frames or (128 if on_cuda else 16)
+        self._model: VisionModel | None = None
+        self._table = torch.empty(0)
+        self._loading = threading.Lock()
+        tell_of_forks(self)
+
+        self.checkpoint = found = read_checkpoint(checkpoint, vision_tower=vision_tower)
+        preprocessing = found.clip.preprocessing()
+        self._weights = find_weights(found)
+        self.identity = EncoderIdentity(
+            name="longva",
+            weights=self._weights.digest,
+            vision_tower=found.vision.tower_name,
+            select_layer=found.vision.select_layer,
+            select_feature="patch",
+            projector=found.vision.projector,
+            pooling=found.vision.pooling,
+            architecture=found.vision.architecture,
+            preprocessing=preprocessing,
+            dtype=name,
+            tokens_per_frame=found.vision.tokens_per_frame,
+            hidden_dim=found.vision.hidden_dim,
+        )
+
+    def load(self) -> None:
+        """Build the model on its device in its dtype, if it is not yet; `encode` does so by itself.
+
+        Raises CheckpointError where the weights are no longer those of `identity`.
+        """
+        from featstore.encoders.longva.modeling import (
+            build_model,  # transformers: not needed for the identity
+        )
+
+        about_to_compute(self.device)
+        with self._loading, self._out_of_memory("loading the vision tower"):
+            if self._model is not None:
+                return
+            # Rounding the 256 values a channel is rounding the pixels, which are nothing else.
+            table = torch.from_numpy(normalization_table(self.identity.preprocessing))
+            self._table = table.T.to(self.device, self.dtype, copy=True)  # (3, 256)
+            weights = self._weights.load(self.device, self.dtype)
+            self._model = build_model(self.checkpoint.vision, weights, self.device)
+
+    def after_fork(self) -> None:
+        """Let go of a lock that a thread of the parent may hold."""
+        self._loading = threading.Lock()
+
+    def encode(self, frames: NDArray[np.uint8], *, image: bool = False) -> torch.Tensor:
+        """Return features (B, T, D) of `frames` (B, H, W, 3) uint8, resized and cropped; all B at once.
+
+        image: they are tiles of one, whose tokens are not those of a video's frames; see `VisionModel.forward`.
+        On `device` in `dtype`, whatever the caller set in torch, as autocast or TF32. Raises ValueError for frames of
+        another shape or dtype, FeatstoreError where the GPU's memory does not hold B frames.
+        """
+        self._check(frames)
+        self.load()
+        # Frames may lie in read-only shared memory, of which torch can make no tensor; page-locked memory uploads
+        # five times faster.
+        on_cuda = self.device.type == "cuda"
+        staged = torch.empty(frames.shape, dtype=torch.uint8, device="cpu", pin_memory=on_cuda)
+        staged.numpy()[...] = frames
+        return self.encode_there(staged.to(self.device, non_blocking=True), image=image)
+
+    @torch.inference_mode()
+    def encode_there(self, frames: torch.Tensor, *, image: bool = False) -> torch.Tensor:
+        """Return what `encode` does of frames that are on `device` already; on CUDA queued, not waited for."""
+        self._check(frames)
+        self.load()
+        assert self._model is not None
+        with self._out_of_memory(f"encoding {len(frames)} frames"), own_arithmetic(self.device):
+            features: torch.Tensor = self._model(self._pixels(frames), image=image)
+            return features
+
+    def _check(self, frames: NDArray[np.uint8] | torch.Tensor) -> None:
+        height, width, _ = expected = self.identity.preprocessing.frame_shape
+        shape, dtype = tuple(frames.shape), str(frames.dtype).removeprefix("torch.")
+        if dtype != "uint8" or shape[1:] != expected or not len(frames):
+            raise ValueError(
+                f"frames are {dtype} of shape {shape}; expected uint8 (B, {height}, {width}, 3), "
+                "as featstore.preprocessing.resize_and_crop makes them"
+            )
+
+    def _pixels(self, frames: torch.Tensor) -> torch.Tensor:
+        channels = [self._table[c][frames[..., c].int()] for c in range(3)]
+        return torch.stack(channels, dim=1)  # (B, H, W, 3) -> (B, 3, H, W)
+
+    @contextmanager
+    def _out_of_memory(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except torch.cuda.OutOfMemoryError as exc:
+            raise FeatstoreError(
+                f"{self.device} ran out of memory {doing} in {self.identity.dtype} ({exc}); "
+                f"use a smaller --batch-frames than {self.batch_frames}, or another GPU with --device"
+            ) from exc
+
+
+def _device(name: str | torch.device) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as exc:
+        raise ValueError(f"device is {name!r}; use auto, cpu, cuda or cuda:0") from exc
+    if device.type == "cuda" and device.index is None and torch.cuda.is_initialized():
+        # It may be used in another thread, which begins with the first GPU as its current one.
+        return torch.device("cuda", torch.cuda.current_device())
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise FeatstoreError(
+            f"device is {str(device)!r}, but torch {torch.__version__} sees no GPU; use --device cpu, or install a "
+            "torch built for this machine's driver"
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise FeatstoreError(
+            f"device is {str(device)!r}, but there are {torch.cuda.device_count()} GPUs, the first is cuda:0; "
+            "name one of them with --device"
+        )
+    return device

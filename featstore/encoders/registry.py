@@ -1,0 +1,56 @@
+"""Encoders by name, and recipes that build one in another process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featstore.encoders.base import Encoder
+
+ENCODERS = {
+    "longva": "featstore.encoders.longva.encoder:LongVAEncoder",
+    "toy": "featstore.encoders.toy:ToyEncoder",
+}
+
+
+def get_encoder(name: str, **options: Any) -> Encoder:
+    """Return the encoder called `name`, built with `options`."""
+    try:
+        target = ENCODERS[name]
+    except KeyError:
+        raise ValueError(
+            f"no encoder is called {name!r}; there are {', '.join(ENCODERS)}"
+        ) from None
+    module, _, cls = target.partition(":")
+    encoder: Encoder = getattr(import_module(module), cls)(**options)
+    return encoder
+
+
+@dataclass(frozen=True)
+class EncoderRecipe:
+    """How to build an encoder in whatever process it shall run: its name, and options that are plain values.
+
+    batch_frames: frames at once, in place of what the encoder likes.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    batch_frames: int | None = None
+
+    def build(self) -> Encoder:
+        """Return the encoder."""
+        encoder = get_encoder(self.name, **self.options)
+        if self.batch_frames is not None:
+            encoder.batch_frames = self.batch_frames
+        return encoder
+
+    def __str__(self) -> str:
+        """Return a name for messages: `longva on cuda:1`."""
+        device = self.options.get("device")
+        return f"{self.name} on {device}" if device else self.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, to send to another process."""
+        return {"name": self.name, "options": self.options, "batch_frames": self.batch_frames}

@@ -1,0 +1,61 @@
+"""An encoder that runs anywhere: numpy only, no checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from featstore.preprocessing import Preprocessing, normalization_table
+from featstore.spec import EncoderIdentity
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class ToyEncoder:
+    """Averages a few patches of each frame and mixes them with fixed random weights; numpy alone.
+
+    A real encoder's shape without its cost: for tests, for trying featstore out, and to see what an encoder must offer.
+    Its features are the same bytes on any machine, and in any batch.
+    """
+
+    def __init__(
+        self, *, grid: int = 2, hidden_dim: int = 8, size: int = 28, seed: int = 0
+    ) -> None:
+        """Draw the weights: `grid * grid` tokens a frame, frames of `size` pixels square."""
+        import numpy as np
+
+        pre = Preprocessing(size, size, size)
+        self._mix = np.random.default_rng(seed).normal(size=(3, hidden_dim)).astype(np.float32)
+        self._grid = grid
+        self._table = normalization_table(pre)
+        self.origin = "toy"
+        self.batch_frames = 32
+        self.identity = EncoderIdentity(
+            name="toy",
+            weights=hashlib.sha256(self._mix.tobytes()).hexdigest(),
+            vision_tower="toy",
+            select_layer=-1,
+            select_feature="patch",
+            projector="linear",
+            pooling="none",
+            architecture=f"grid={grid}",
+            preprocessing=pre,
+            dtype="fp32",
+            tokens_per_frame=grid * grid,
+            hidden_dim=hidden_dim,
+        )
+
+    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return features (B, grid * grid, hidden_dim) float32 of `frames` (B, H, W, 3) uint8."""
+        import numpy as np
+
+        count, height, width, _ = frames.shape
+        pixels = self._table[frames, np.arange(3)]  # (B, H, W, 3) float32
+        side = self._grid
+        patches = pixels.reshape(count, side, height // side, side, width // side, 3)
+        means = patches.mean(axis=(2, 4), dtype=np.float32).reshape(count, side * side, 3)
+        # (B, T, 3) -> (B, T, D); a matrix product would round as the local BLAS does.
+        features: NDArray[np.float32] = (means[..., None] * self._mix).sum(axis=-2)
+        return features

@@ -1,0 +1,1 @@
+"""Features as files of other programs."""

@@ -1,0 +1,62 @@
+"""One video's features as a file other programs read: safetensors or npy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from featstore.system.fsync import open_draft, replace_durably
+
+if TYPE_CHECKING:
+    from featstore.records.record import Features
+
+FORMATS = (".safetensors", ".npy")
+
+
+def save_features(features: Features, path: str | os.PathLike[str]) -> None:
+    """Write `features` to `path`, which appears whole or not at all, and stays after a power loss.
+
+    .npy: the dequantized features, float32 (num_tokens, hidden_dim). .safetensors: `data` and `scale` as they are
+    stored (their product is the features; bf16 as its bits, uint16), with the header as metadata. Raises ValueError
+    for another suffix.
+    """
+    target = Path(path)
+    if target.suffix not in FORMATS:
+        raise ValueError(
+            f"{target} ends in {target.suffix!r}; features are written as {' or '.join(FORMATS)}"
+        )
+    fd, draft = open_draft(target.parent, ".export-", target.suffix)
+    try:
+        with open(fd, "wb") as file:
+            _write(features, file, target.suffix)
+        replace_durably(draft, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+        raise
+
+
+def _write(features: Features, file: IO[bytes], suffix: str) -> None:
+    from numpy.lib import format as npy
+    from safetensors.numpy import save
+
+    if suffix == ".npy":
+        values = features.dequantize()
+        npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(values))
+        file.write(values.data)
+    else:
+        arrays = {"data": features.data, "scale": features.scale}
+        file.write(save(arrays, _metadata(features)))
+
+
+def _metadata(features: Features) -> dict[str, str]:
+    header = asdict(features.header) | {"frame_indices": features.header.frames}
+    return {name: _text(str(value)) for name, value in header.items()}
+
+
+def _text(name: str) -> str:
+    # A file name's bytes that are no text are lone surrogates, which safetensors cannot hold.
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,1 @@
+"""LongVA's language side, on stored features."""

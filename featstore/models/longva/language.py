@@ -1,0 +1,163 @@
+"""The language side of a LongVA checkpoint: a Qwen2 with its tokenizer, and no tensor that sees.
+
+Read with four habits, without which the answers are others: the vocabulary is cut to the tokenizer's, the rotary
+frequencies stay float32 whatever the weights are, `rope_scaling` is ignored, and generation_config.json stays in force.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+from featstore.checkpoints.files import Fields, Files, read_json
+from featstore.encoders.longva.checkpoint import Checkpoint, read_checkpoint
+from featstore.errors import CheckpointError, FeatstoreError
+from featstore.models.longva.generation import config_fields, plain_config
+from featstore.models.longva.language_weights import load_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_TOKENIZER_FILES = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+_SIZES = {
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 22,
+    "num_hidden_layers": 1 << 10,
+    "num_attention_heads": 1 << 10,
+    "num_key_value_heads": 1 << 10,
+    "max_position_embeddings": 1 << 30,
+}
+_OTHERS = (
+    "attention_dropout",
+    "bos_token_id",
+    "eos_token_id",
+    "hidden_act",
+    "max_window_layers",
+    "pad_token_id",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_theta",
+    "sliding_window",
+    "tie_word_embeddings",
+    "use_sliding_window",
+)
+
+
+@dataclass(frozen=True)
+class Language:
+    """A language model that speaks.
+
+    embed: ids (n,) -> embeddings (n, D). max_length: rows a prompt may have, None for any number. generation: what the
+    checkpoint says of how it generates, as fields of transformers' GenerationConfig.
+    """
+
+    model: Any  # a Qwen2ForCausalLM, which transformers does not type
+    tokenizer: Any
+    embed: Callable[[torch.Tensor], torch.Tensor]
+    max_length: int | None
+    generation: dict[str, Any]
+
+
+def load_language(
+    checkpoint: str | Path | Checkpoint,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    attn_implementation: str = "sdpa",
+) -> Language:
+    """Return the language side of `checkpoint` on `device` in `dtype`.
+
+    checkpoint: a folder, a name on the Hub, or what was read of one. Its tensors go to the device one by one.
+    Raises CheckpointError where something of it is missing, unknown or not as the config says, FeatstoreError where the
+    attention implementation is not to be had.
+    """
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = read_checkpoint(checkpoint)
+    files, config = checkpoint.files, checkpoint.config
+    tokenizer = _tokenizer(files, config)
+    model = _model(config, len(tokenizer), attn_implementation)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tied = bool(config.get("tie_word_embeddings"))
+    with torch.device("cpu"):  # safetensors would read to whatever device is the caller's default
+        weights = load_weights(files, shapes, device, dtype, tied=tied)
+    model.load_state_dict(weights, strict=True, assign=True)
+    model.tie_weights()  # where the config asks for it
+    rotary = model.model.rotary_emb
+    # Built anew outside `meta`. Not by .to(dtype): that would round the frequencies too.
+    with device:
+        model.model.rotary_emb = type(rotary)(config=model.config)
+    model.generation_config = plain_config()  # ours is handed over with each call
+    model.eval().requires_grad_(False)
+    limit = config.get("tokenizer_model_max_length")
+    return Language(
+        model, tokenizer, model.get_input_embeddings(), limit, _generation(files, config)
+    )
+
+
+def _tokenizer(files: Files, config: Fields) -> Any:
+    found = [path for name in _TOKENIZER_FILES if (path := files.find(name)) is not None]
+    if not {path.name for path in found} & {"tokenizer.json", "vocab.json"}:
+        raise CheckpointError(f"{files} has no tokenizer.json and no vocab.json; fetch them again")
+    try:
+        # By its class: AutoTokenizer asks config.json, whose model_type transformers does not know.
+        folder = found[0].parent
+        tokenizer = Qwen2Tokenizer.from_pretrained(  # nosec B615 # nothing is fetched
+            folder, local_files_only=True
+        )
+    except Exception as exc:  # whatever a damaged file makes of it
+        raise CheckpointError(
+            f"the tokenizer of {files} cannot be read ({exc}); fetch its files again"
+        ) from exc
+    # As longva/model/builder.py adds them before it cuts the vocabulary.
+    if config.values.get("mm_use_im_patch_token", True):
+        tokenizer.add_tokens(["<im_patch>"], special_tokens=True)
+    if config.get("mm_use_im_start_end"):
+        tokenizer.add_tokens(["<im_start>", "<im_end>"], special_tokens=True)
+    return tokenizer
+
+
+def _model(config: Fields, vocabulary: int, attn_implementation: str) -> Any:
+    """Return the model on `meta`, with as many rows of vocabulary as the tokenizer has tokens."""
+    rows = config.integer("vocab_size", 1, 1 << 24)
+    if rows < vocabulary:
+        raise CheckpointError(
+            f"the tokenizer of {config.origin} has {vocabulary} tokens, its embedding {rows} rows; expected no fewer: "
+            "do tokenizer and weights belong together?"
+        )
+    fields: dict[str, Any] = {name: config.integer(name, 1, most) for name, most in _SIZES.items()}
+    fields |= {name: config.get(name) for name in _OTHERS if config.get(name) is not None}
+    try:
+        qwen = Qwen2Config(**fields, vocab_size=vocabulary)
+    except Exception as exc:  # transformers has errors of its own for each wrong field
+        raise CheckpointError(
+            f"{config.origin} is no Qwen2's ({exc}); use the file as the model's authors published it"
+        ) from exc
+    try:
+        qwen._attn_implementation = attn_implementation
+        with torch.device("meta"):
+            return Qwen2ForCausalLM(qwen)
+    except KeyError as exc:
+        raise config.wrong("hidden_act", "an activation transformers knows, as 'silu'") from exc
+    except (ImportError, ValueError) as exc:
+        raise FeatstoreError(
+            f"attn_implementation {attn_implementation!r} cannot be used here ({exc}); use 'sdpa'"
+        ) from exc
+
+
+def _generation(files: Files, config: Fields) -> dict[str, Any]:
+    stated = read_json(files, "generation_config.json")
+    known = config_fields()
+    ends = ("bos_token_id", "eos_token_id", "pad_token_id")  # what transformers takes from a config
+    values = stated.values if stated else {name: config.get(name) for name in ends}
+    return {name: value for name, value in values.items() if name in known and value is not None}

@@ -1,0 +1,232 @@
+"""CachedLongVA: LongVA's answers, from features that are computed once a video instead of once a question."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from featstore.decoding.video_file import DECODER
+from featstore.encoders.longva.encoder import LongVAEncoder
+from featstore.models.longva.answering import Answerer
+from featstore.models.longva.generation import read_options
+from featstore.models.longva.images import Tiling, read_tiling
+from featstore.models.longva.language import load_language
+from featstore.models.longva.prompt import build_prompt, split, tokenize
+from featstore.models.lookup import Wanted
+from featstore.models.source import FeatureSource, Visual
+from featstore.models.statistics import CacheStatistics, report_at_exit
+from featstore.pipeline.on_demand import check_finite
+from featstore.sampling import Sampling
+from featstore.spec import FeatureSpec
+from featstore.store.paths import check_video_id
+from featstore.torch.forked import about_to_compute
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+DECODE_TIMEOUT = 600.0
+
+
+class CachedLongVA:
+    """A LongVA model whose videos come from a store; it answers one question at a time.
+
+    Threads may share it: each waits for its turn to encode and to answer, and videos are looked up at once. A forked
+    child may use it too, with a decoder of its own, unless it is on a GPU; CUDA needs a model of the child's own.
+    statistics: what it asked of the store; the process prints their sum on stderr when it ends.
+    Usable in `with`; `close` ends the decoder and lets go of the store.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike[str],
+        cache_dir: str | os.PathLike[str] | None = None,
+        *,
+        dataset: str | None = None,
+        sampling: Sampling | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | None = None,
+        attn_implementation: str = "sdpa",
+        vision_tower: str | os.PathLike[str] | None = None,
+        on_miss: str = "encode",
+        prefix_cache: int = 1,
+        quantization: str = "int8",
+        scale: str = "channel",
+        decode_timeout: float = DECODE_TIMEOUT,
+    ) -> None:
+        """Load the language side of `checkpoint`, a folder or a name on the Hub, and hash the weights that see.
+
+        cache_dir: the store; None is the model without one, which encodes a video for each question. dataset: where
+        videos are looked up if a question names none. sampling: 128 frames, linspace, by default. device: `auto` is
+        CUDA where there is a GPU. dtype: fp16, bf16 or fp32, of features and model; by default fp16 on CUDA and fp32
+        elsewhere. attn_implementation, vision_tower: see load_language and LongVAEncoder.
+
+        on_miss: what becomes of a video that is not stored: `encode` makes its features and stores them, `encode-only`
+        makes them for this question, `error` raises. A miss that is stored is answered from the stored features, as
+        later questions are; the encoder's own numbers are used under `encode-only` and without a cache.
+        prefix_cache: videos whose keys and values stay on the device, so that a further question on one computes its
+        own text alone; a gigabyte each at 128 frames of a 7B model, 0 for none.
+        quantization, scale: how misses are stored, and which feature set is taken where several serve.
+        decode_timeout: seconds a video's decoding may take.
+        """
+        if prefix_cache < 0:
+            raise ValueError(f"prefix_cache is {prefix_cache}; it must be 0 or more")
+        checkpoint = os.fspath(checkpoint)
+        tower = None if vision_tower is None else os.fspath(vision_tower)
+        encoder = LongVAEncoder(checkpoint, vision_tower=tower, device=device, dtype=dtype)
+        self._spec = FeatureSpec(
+            encoder.identity,
+            sampling or Sampling(),
+            DECODER,
+            quantization,
+            scale if quantization == "int8" else "none",
+        )
+        self.statistics = CacheStatistics()
+        self._source = FeatureSource(
+            encoder,
+            cache_dir,
+            device=encoder.device,
+            dtype=encoder.dtype,
+            on_miss=on_miss,
+            decode_timeout=decode_timeout,
+            statistics=self.statistics,
+        )
+        self._language = load_language(
+            encoder.checkpoint,
+            device=encoder.device,
+            dtype=encoder.dtype,
+            attn_implementation=attn_implementation,
+        )
+        self._answerer = Answerer(
+            self._language, encoder.device, self.statistics, prefix_cache=prefix_cache
+        )
+        self._encoder = encoder
+        self._cached = cache_dir is not None
+        self._dataset = dataset
+        self._tiling: Tiling | None = None
+        if self._cached:
+            report_at_exit(self.statistics)
+
+    def generate(
+        self,
+        prompt: str,
+        video: str | None = None,
+        *,
+        dataset: str | None = None,
+        path: str | os.PathLike[str] | None = None,
+        nframe: int | None = None,
+        images: Sequence[str | os.PathLike[str] | Image.Image] = (),
+        **options: Any,
+    ) -> str:
+        """Return the answer to `prompt` about a video, images, both or neither.
+
+        video: its id in the store. dataset: the store's, for this question. path: its file, needed on a miss; where it
+        is another than the stored features were made from, that is a miss too. nframe: for this question. images: files
+        or pictures. Features go where the prompt has a `<image>`, the video's first; in a prompt without, before its
+        text. options: of transformers' GenerationConfig; greedy, at most 1024 new tokens and the checkpoint's
+        generation_config.json otherwise.
+
+        Raises VideoError where the file cannot be decoded, NotFinite where its features are NaN or infinite,
+        StoreMismatch where several feature sets serve, and under on_miss="error" StoreNotFound, FeatureNotFound,
+        StoreMismatch or RecordError for a video that is not to be had.
+        """
+        ids = self.generate_ids(
+            prompt,
+            video,
+            dataset=dataset,
+            path=path,
+            nframe=nframe,
+            images=images,
+            **options,
+        )
+        text: str = self._language.tokenizer.decode(ids, skip_special_tokens=True)
+        return text.strip()
+
+    def generate_ids(
+        self,
+        prompt: str,
+        video: str | None = None,
+        *,
+        dataset: str | None = None,
+        path: str | os.PathLike[str] | None = None,
+        nframe: int | None = None,
+        images: Sequence[str | os.PathLike[str] | Image.Image] = (),
+        **options: Any,
+    ) -> list[int]:
+        """Return the ids of the answer, its end token included; all else as `generate`."""
+        about_to_compute(self._encoder.device)
+        manner = read_options(self._language.generation, options)
+        text = build_prompt(prompt, len(images) + (video is not None))
+        parts = split(tokenize(self._language.tokenizer, text))
+        tiles = [self._cut(image) for image in images]  # refused before a video is made for nothing
+        visuals = []
+        if video is not None:
+            visuals.append(self._source.get(self._wanted(video, dataset, path, nframe)))
+        elif path is not None:
+            raise ValueError(f"path is {os.fspath(path)!r} but no video is named; pass its id too")
+        visuals += [self._image(*pair) for pair in zip(images, tiles, strict=True)]
+        return self._answerer.answer(parts, visuals, manner)
+
+    def answer_features(self, prompt: str, features: torch.Tensor, **options: Any) -> list[int]:
+        """Return the ids of the answer to `prompt` about a video that `features`, (num_tokens, D), stand for.
+
+        options: as `generate`.
+        """
+        about_to_compute(self._encoder.device)
+        manner = read_options(self._language.generation, options)
+        parts = split(tokenize(self._language.tokenizer, build_prompt(prompt, 1)))
+        features = features.to(self._encoder.device, self._encoder.dtype)
+        check_finite([features], "the features given", self._encoder.identity.dtype)
+        return self._answerer.answer(parts, [Visual(len(features), lambda: features)], manner)
+
+    def close(self) -> None:
+        """End the decoder, let go of the store and the prefixes; the model can still be asked."""
+        self._source.close()
+        self._answerer.close()
+
+    def __enter__(self) -> CachedLongVA:
+        """Return the model itself."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close."""
+        self.close()
+
+    def _wanted(
+        self,
+        video: str,
+        dataset: str | None,
+        path: str | os.PathLike[str] | None,
+        nframe: int | None,
+    ) -> Wanted:
+        dataset = dataset or self._dataset
+        if self._cached:
+            check_video_id(video)
+            if dataset is None:
+                raise ValueError(
+                    f"no dataset is named for video {video!r}; pass dataset=, here or to CachedLongVA"
+                )
+        spec = self._spec
+        if nframe is not None and nframe != spec.sampling.nframe:
+            spec = replace(spec, sampling=replace(spec.sampling, nframe=nframe))
+        return Wanted(dataset or "", video, None if path is None else os.path.abspath(path), spec)
+
+    def _cut(self, image: str | os.PathLike[str] | Image.Image) -> NDArray[np.uint8]:
+        if self._tiling is None:
+            config, pre = self._encoder.checkpoint.config, self._encoder.identity.preprocessing
+            self._tiling = read_tiling(config, pre)
+        return self._tiling.cut(image)
+
+    def _image(
+        self, image: str | os.PathLike[str] | Image.Image, tiles: NDArray[np.uint8]
+    ) -> Visual:
+        name = "an image" if isinstance(image, Image.Image) else os.fspath(image)
+        parts = self._source.live.encode_frames(tiles, name, image=True)
+        features = torch.cat(parts).flatten(0, 1)  # (N, T, D) -> (N * T, D)
+        return Visual(len(features), lambda: features)

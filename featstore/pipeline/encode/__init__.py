@@ -1,0 +1,1 @@
+"""Frames to features: encoders in threads and processes."""

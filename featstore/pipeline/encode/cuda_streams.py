@@ -1,0 +1,174 @@
+"""Frames to a GPU, through an encoder, and back as stored values; each on a stream of its own, none waited for.
+
+Uploads, the encoder with the quantization, and the copies back run on three streams, tied by events: while a batch is
+encoded the next one's frames are on their way up, and the last one's record is on its way down. The host only queues.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from featstore.torch.kernels.quantize import queue_quantize, read_measures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from featstore.records.quantization import QuantError
+
+DEPTH = (
+    2  # batches queued at once: one is encoded, and the next one's frames are there when it ends
+)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of work on a stream."""
+
+    begun: torch.cuda.Event
+    ended: torch.cuda.Event
+
+    @property
+    def done(self) -> bool:
+        """Return whether it is over."""
+        return bool(self.ended.query())  # type: ignore[no-untyped-call]
+
+    @property
+    def seconds(self) -> float:
+        """Return how long the GPU took over it, once it is done."""
+        return float(self.begun.elapsed_time(self.ended)) / 1e3
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch on its way: features (B, T, D) on the GPU; `read` has passed once the host's frames are free again."""
+
+    features: torch.Tensor
+    read: torch.cuda.Event
+    work: Span
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A video on its way back: payload, scale and measures are on the host once `arrived` has passed."""
+
+    scale: torch.Tensor
+    measures: torch.Tensor
+    total: int
+    quantization: str
+    arrived: torch.cuda.Event
+    work: Span
+
+    def result(self) -> tuple[NDArray[np.float32], QuantError]:
+        """Return scale and error; QuantizeError where a value cannot be stored."""
+        error = read_measures(self.measures.tolist(), self.total, self.quantization)
+        return self.scale.numpy(), error
+
+
+class EncoderStreams:
+    """The three streams of one encoder on one GPU; used by one thread.
+
+    encode: from frames (B, H, W, 3) uint8 on the GPU to features (B, T, D), queued on the current stream.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[torch.Tensor], torch.Tensor],
+        device: torch.device,
+        frames_shape: tuple[int, int, int, int],
+    ) -> None:
+        """Take the memory for `DEPTH` batches of frames of `frames_shape`, (B, H, W, 3)."""
+        self._encode = encode
+        self._device = device
+        with torch.cuda.device(device):
+            self._up, self._main, self._down = (
+                torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                for _ in range(3)
+            )
+        torch.cuda.synchronize(device)  # the encoder's weights were put there on another stream
+        with self._on(self._up):
+            shape = (DEPTH, *frames_shape)
+            self._frames = torch.empty(shape, dtype=torch.uint8, device=device)
+        self._read: list[torch.cuda.Event | None] = [None] * DEPTH
+        self._turn = 0
+
+    def encode(self, pieces: Sequence[NDArray[np.uint8]]) -> Encoded:
+        """Queue a batch that lies in pieces (n, H, W, 3) on the host, best in page-locked memory.
+
+        Not more than `DEPTH` may be unfinished.
+        """
+        turn, self._turn = self._turn, (self._turn + 1) % DEPTH
+        place, count = self._frames[turn], 0
+        with self._on(self._up):
+            before = self._read[turn]
+            if before is not None:  # the batch that lay there last
+                self._up.wait_event(before)
+            for piece in pieces:
+                part = place[count : count + len(piece)]
+                part.copy_(torch.from_numpy(piece), non_blocking=True)
+                count += len(piece)
+            read = self._up.record_event()
+        with self._on(self._main):
+            self._main.wait_event(read)
+            begun = self._mark()
+            features = self._encode(place[:count])
+            ended = self._mark()
+        self._read[turn] = ended
+        return Encoded(features, read, Span(begun, ended))
+
+    @torch.inference_mode()
+    def store(
+        self,
+        parts: Sequence[torch.Tensor],
+        payload: memoryview,
+        shape: tuple[int, int],
+        quantization: str,
+        granularity: str,
+    ) -> Stored:
+        """Queue the quantization of a video's features, parts (n, T, D) that `encode` gave, and their way to `payload`.
+
+        shape: (num_tokens, hidden_dim).
+        """
+        with self._on(self._main):
+            begun = self._mark()
+            features = (parts[0] if len(parts) == 1 else torch.cat(list(parts))).reshape(shape)
+            stored, scale, measures = queue_quantize(features, quantization, granularity)
+            ended = self._mark()
+        with self._on(self._down):
+            self._down.wait_event(ended)
+            values = torch.frombuffer(payload, dtype=stored.dtype).reshape(shape)
+            values.copy_(stored, non_blocking=True)
+            on_host = [_copy_down(tensor) for tensor in (scale, measures)]
+            for tensor in (stored, scale, measures):
+                tensor.record_stream(self._down)  # their memory is not used again before
+            arrived = self._down.record_event()
+        return Stored(
+            on_host[0], on_host[1], features.numel(), quantization, arrived, Span(begun, ended)
+        )
+
+    def finish(self) -> None:
+        """Wait until nothing is on its way: the host's memory may go."""
+        for stream in (self._up, self._main, self._down):
+            stream.synchronize()
+
+    @contextlib.contextmanager
+    def _on(self, stream: torch.cuda.Stream) -> Iterator[None]:
+        # To leave a stream alone goes back to the current GPU, and gives it a context of some 500 MB.
+        with torch.cuda.device(self._device), torch.cuda.stream(stream):
+            yield
+
+    def _mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(self._main)
+        return event
+
+
+def _copy_down(tensor: torch.Tensor) -> torch.Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)

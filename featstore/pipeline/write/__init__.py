@@ -1,0 +1,1 @@
+"""Features to disk: the process that owns the write transaction."""

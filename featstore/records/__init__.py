@@ -1,0 +1,1 @@
+"""One video's features as bytes."""

@@ -1,0 +1,1 @@
+"""LMDB, as nobody outside the store sees it."""

@@ -1,0 +1,135 @@
+"""A write transaction on the file that is there now: not one that was replaced, nor sealed, nor damaged."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+import lmdb
+
+from featstore.errors import StoreError
+from featstore.store.engine.environment import open_environment
+from featstore.store.engine.file_state import check_trust, leave_note
+from featstore.store.engine.lmdb_errors import store_error, translated
+from featstore.store.engine.lock_file import remove_lock_file
+from featstore.store.engine.locks import WriteLock
+from featstore.store.engine.snapshot import TABLES
+from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, is_sealed
+from featstore.system.filesystems import refuse_network
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def refuse_sealed(path: Path) -> None:
+    """Raise StoreError where the dataset in the folder `path` is sealed."""
+    if is_sealed(path):
+        raise StoreError(
+            f"{path} is sealed: it is read without locks, so nothing is written into it; undo that with featstore seal "
+            f"--undo --cache-dir {path.parent} --dataset {path.name}"
+        )
+
+
+def refuse_link(path: Path) -> None:
+    """Raise StoreError where the data file in the folder `path` is a link; reading through one is fine."""
+    if os.path.islink(path / DATA_FILE):
+        raise StoreError(
+            f"{path / DATA_FILE} is a link, and no link is written through; put the file itself there"
+        )
+
+
+class WriteTransaction:
+    """One write transaction on the dataset in a folder; ends with `commit` or `abort`, or the last reference.
+
+    Usable in `with`: leaving commits, an exception inside drops what was put. Commit in the thread that began it.
+    Every method raises StoreError where LMDB refuses; the transaction is over then.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Wait for other writers and begin; raise StoreNotFound or StoreError where the file may not be written."""
+        refuse_network(path)
+        self._path = path
+        self._lock = WriteLock(path)
+        try:
+            refuse_sealed(path)
+            refuse_link(path)
+            # Under the lock nobody replaces the file: what is opened now is what is there at the commit.
+            self.environment = open_environment(path)
+            with translated(path):
+                # A reader that was killed would keep the pages it saw from being used again.
+                self.environment.lmdb.reader_check()
+                self._txn = self.environment.lmdb.begin(write=True)
+            try:
+                self._refuse_out_of_step()
+                self.environment.wait_for_others()
+                check_trust(self._lock, self.environment)
+            except BaseException:
+                self._txn.abort()
+                raise
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """Return a copy of a value as this transaction sees it, or None."""
+        with self._ending():
+            value: bytes | None = self._txn.get(TABLES[table] + key)
+            return value
+
+    def put(self, table: str, key: bytes, value: bytes | memoryview) -> None:
+        """Put a value in place of any that is there."""
+        with self._ending():
+            # To put over a larger value of the same transaction LMDB leaves pages behind that belong to nothing.
+            self._txn.delete(TABLES[table] + key)
+            self._txn.put(TABLES[table] + key, value)
+
+    def delete(self, table: str, key: bytes) -> bool:
+        """Delete a value; return whether it was there."""
+        with self._ending():
+            there: bool = self._txn.delete(TABLES[table] + key)
+            return there
+
+    def commit(self) -> None:
+        """Make durable what was put; on an error nothing of it is visible."""
+        try:
+            with translated(self.environment.path):
+                self._txn.commit()
+            self.environment.settle(self._path)
+            leave_note(self._lock, self.environment)
+        finally:
+            self._lock.release()
+
+    def abort(self) -> None:
+        """Drop what was put; after an end of any kind nothing happens."""
+        self._txn.abort()
+        self._lock.release()
+
+    def __enter__(self) -> WriteTransaction:
+        """Return the transaction itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        """Commit, or abort where an exception leaves the block."""
+        if kind is None:
+            self.commit()
+        else:
+            self.abort()
+
+    def _refuse_out_of_step(self) -> None:
+        # liblmdb goes on from the lock file's last commit, and would write over those that it does not know of.
+        if self._txn.id() != self.environment.lmdb.info()["last_txnid"] + 1:
+            remove_lock_file(self._path)
+            raise StoreError(
+                f"{self._path / LMDB_LOCK_FILE} did not know of the last commit and was removed; nothing "
+                "was written, run the command again"
+            )
+
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        try:
+            yield
+        except lmdb.Error as exc:
+            self.abort()
+            raise store_error(exc, self.environment.path) from exc

@@ -1,0 +1,220 @@
+"""Finds keys in the pages of one snapshot without believing them.
+
+A walk follows a page number only where it lies in the file and the page there carries it; nodes must lie in their page,
+leaves at the depth the tree states, keys in order. What does not hold raises StoreDamaged. Values are not touched.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+from bisect import bisect_right
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from featstore.store.engine.pages import (
+    BIG_VALUE,
+    BRANCH,
+    EXTENT,
+    HEADER,
+    LEAF,
+    NODE,
+    OVERFLOW,
+    Meta,
+    damaged,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from featstore.errors import StoreDamaged
+    from featstore.system.file_map import Mapping
+
+# Branches kept by a snapshot, some 10 KB each; those of a million records are a few hundred.
+MAX_BRANCHES = 1024
+
+_U16 = struct.Struct("=H")
+_U64 = struct.Struct("=Q")
+
+
+class Place(NamedTuple):
+    """Where a value lies: its offset in the file and its length in bytes."""
+
+    offset: int
+    length: int
+
+
+class _Page(NamedTuple):
+    """A page's copy, its bounds checked: its number, where its nodes begin, and the offsets of its nodes."""
+
+    number: int
+    data: bytes
+    upper: int
+    nodes: tuple[int, ...]
+
+
+class _Branch(NamedTuple):
+    """A branch: the keys of all its nodes but the first, which stands for all smaller ones; a page for each node."""
+
+    keys: list[bytes]
+    children: list[int]
+
+
+class Tree:
+    """The tree of the commit `txn_id` in `mapping`, for as long as its pages do not change.
+
+    That is while a read transaction on it is held, or no later commit was made. learnt: for its users to note what they
+    found; goes with the tree.
+    """
+
+    def __init__(self, mapping: Mapping, meta: Meta, path: Path) -> None:
+        """Take the map of the file and the meta page of the commit; read nothing yet."""
+        self.mapping = mapping
+        self.txn_id = meta.txn_id
+        self.learnt: dict[bytes, Any] = {}
+        self._meta = meta
+        self._path = path
+        self._branches: dict[int, _Branch] = {}
+
+    def find(self, key: bytes) -> Place | None:
+        """Return where the value of `key` lies, None where there is no such key."""
+        number = self._meta.root
+        if number is None:
+            return None
+        limit = self._limit()
+        for _ in range(1, self._meta.depth):
+            branch = self._branch(number, limit)
+            number = branch.children[bisect_right(branch.keys, key)]
+        page = self._page(number, LEAF, limit)
+        index = self._search(page, key)
+        if index < len(page.nodes) and self._key(page, index) == key:
+            return self._place(page, index, limit)
+        return None
+
+    def keys(self, prefix: bytes) -> Iterator[bytes]:
+        """Yield the keys that begin with `prefix`, in order."""
+        for key, _, _ in self._nodes(prefix):
+            yield key
+
+    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, Place]]:
+        """Yield the keys that begin with `prefix`, in order, each with the place of its value."""
+        for key, page, index in self._nodes(prefix):
+            yield key, self._place(page, index, self._limit())
+
+    def _nodes(self, prefix: bytes) -> Iterator[tuple[bytes, _Page, int]]:
+        if self._meta.root is None:
+            return
+        last = b""
+        for page, first in self._leaves(self._meta.root, self._meta.depth, prefix):
+            for index in range(first, len(page.nodes)):
+                key = self._key(page, index)
+                if not key.startswith(prefix):
+                    return
+                if key <= last:
+                    raise self._wrong(page.number, "its keys are out of order")
+                last = key
+                yield key, page, index
+
+    def _leaves(self, number: int, levels: int, start: bytes) -> Iterator[tuple[_Page, int]]:
+        """Yield the leaves below page `number`, and the index of the first node in each that is not before `start`."""
+        if levels == 1:
+            page = self._page(number, LEAF, self._limit())
+            yield page, self._search(page, start) if start else 0
+            return
+        branch = self._branch(number, self._limit())
+        first = bisect_right(branch.keys, start)
+        for child in branch.children[first:]:
+            yield from self._leaves(child, levels - 1, start)
+            start = b""
+
+    def _limit(self) -> int:
+        """Return how many pages may be looked at: those the commit speaks of and the file still has."""
+        return min(self._meta.pages, self.mapping.file_bytes() // self._meta.page_bytes)
+
+    def _branch(self, number: int, limit: int) -> _Branch:
+        known = self._branches.get(number)
+        if known is not None:
+            return known
+        page = self._page(number, BRANCH, limit)
+        # The first node stands for all smaller keys, whatever its own says.
+        keys = [self._key(page, index) for index in range(len(page.nodes))][1:]
+        if any(key >= following for key, following in pairwise(keys)):
+            raise self._wrong(number, "its keys are out of order")
+        children = []
+        for start in page.nodes:
+            low, high, top, _ = NODE.unpack_from(page.data, start)
+            children.append(low | high << 16 | top << 32)
+        if len(self._branches) >= MAX_BRANCHES:
+            self._branches.clear()
+        branch = self._branches[number] = _Branch(keys, children)
+        return branch
+
+    def _page(self, number: int, kind: int, limit: int) -> _Page:
+        if not 2 <= number < limit:
+            raise self._wrong(number, f"the tree leads to it, and the file has {limit}")
+        size = self._meta.page_bytes
+        data = self.mapping.read(number * size, size)
+        found, _, flags, lower, upper = HEADER.unpack_from(data)
+        if found != number or flags != kind:
+            raise self._wrong(number, f"it says it is page {found} of kind {flags}, not {kind}")
+        count = (lower - HEADER.size) >> 1
+        if lower & 1 or count < 1 or not lower <= upper <= size:
+            raise self._wrong(number, f"its bounds are {lower} and {upper}")
+        return _Page(number, data, upper, _offsets(count).unpack_from(data, HEADER.size))
+
+    def _search(self, page: _Page, key: bytes) -> int:
+        """Return the index of the first node whose key is not before `key`."""
+        low, high = 0, len(page.nodes)
+        while low < high:
+            middle = (low + high) >> 1
+            if self._key(page, middle) < key:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def _key(self, page: _Page, index: int) -> bytes:
+        start = page.nodes[index]
+        size = len(page.data)
+        if page.upper <= start <= size - NODE.size:
+            end = start + NODE.size + _U16.unpack_from(page.data, start + 6)[0]
+            if end <= size:
+                return page.data[start + NODE.size : end]
+        raise self._wrong(page.number, f"node {index}, which begins at {start}, is not within it")
+
+    def _place(self, page: _Page, index: int, limit: int) -> Place:
+        start = page.nodes[index]
+        low, high, flags, key_bytes = NODE.unpack_from(page.data, start)
+        length = low | high << 16
+        at = start + NODE.size + key_bytes
+        if flags == 0 and at + length <= len(page.data):
+            return Place(page.number * len(page.data) + at, length)
+        if flags != BIG_VALUE or at + _U64.size > len(page.data):
+            raise self._wrong(page.number, f"node {index} has flags {flags} and {length} bytes")
+        (number,) = _U64.unpack_from(page.data, at)
+        return self._large(number, length, limit)
+
+    def _large(self, number: int, length: int, limit: int) -> Place:
+        """Return the place of a value with pages of its own, from page `number` on."""
+        size = self._meta.page_bytes
+        pages = -(-(HEADER.size + length) // size)
+        if not 2 <= number <= limit - pages:
+            raise self._wrong(
+                number, f"a value of {length} bytes begins on it, and there are {limit}"
+            )
+        found, _, flags, extent = EXTENT.unpack(self.mapping.read(number * size, EXTENT.size))
+        # A value that was replaced by a smaller one keeps the pages it had.
+        if (found, flags) != (number, OVERFLOW) or not pages <= extent <= limit - number:
+            raise self._wrong(
+                number, f"a value of {length} bytes begins on it, and it says otherwise"
+            )
+        return Place(number * size + HEADER.size, length)
+
+    def _wrong(self, number: int, found: str) -> StoreDamaged:
+        return damaged(self._path, f"page {number} cannot be: {found}")
+
+
+@functools.cache
+def _offsets(count: int) -> struct.Struct:
+    return struct.Struct(f"={count}H")

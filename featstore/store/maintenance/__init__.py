@@ -1,0 +1,1 @@
+"""What is done to a dataset as a whole: check, repair, remove, compact, merge, seal."""

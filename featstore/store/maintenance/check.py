@@ -1,0 +1,167 @@
+"""Walk everything a dataset holds and report what is wrong, in sentences."""
+
+from __future__ import annotations
+
+from concurrent.futures import wait
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from featstore.errors import FeatstoreError, StoreDamaged, StoreError
+from featstore.records.record import parse
+from featstore.store.catalog import (
+    Entry,
+    read_manifest,
+    unpack_entry,
+    unpack_failure,
+    unpack_set,
+    video_key,
+)
+from featstore.store.engine.environment import open_environment
+from featstore.store.paths import dataset_path
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator
+
+    from featstore.spec import FeatureSpec
+    from featstore.store.engine.snapshot import Snapshot
+
+
+@dataclass
+class CheckReport:
+    """What a check saw: problems are sentences, none means clean."""
+
+    dataset: str
+    videos: int = 0
+    record_bytes: int = 0
+    failures: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def check_dataset(
+    cache_dir: str | os.PathLike[str],
+    dataset: str,
+    on_video: Callable[[Entry], None] = lambda entry: None,
+) -> CheckReport:
+    """Read every row, record and checksum of `dataset` as of one snapshot.
+
+    on_video is called after each video, for progress. Problems go into the report; only a dataset that is not there, or
+    cannot be opened at all, raises.
+    """
+    report = CheckReport(dataset)
+    try:
+        snapshot = open_environment(dataset_path(cache_dir, dataset)).snapshot()
+    except StoreDamaged as exc:
+        report.problems.append(str(exc))
+    else:
+        report.problems += [found.sentence for found in find_problems(snapshot, report, on_video)]
+    return report
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, and with what: the row or record under `key` of `table`, or with none that could be named."""
+
+    sentence: str
+    table: str = ""
+    key: bytes = b""
+
+
+def find_problems(
+    snapshot: Snapshot, report: CheckReport, on_video: Callable[[Entry], None]
+) -> Iterator[Problem]:
+    """Yield what is wrong with the dataset, counting into `report` what was seen."""
+    try:
+        read_manifest(snapshot, report.dataset)
+        known: dict[str, FeatureSpec | None] = {}
+        yield from check_sets(snapshot, known)
+        yield from _check_failures(snapshot, report)
+        for key, row in snapshot.rows("catalog"):
+            yield from _check_video(snapshot, key, row, known, report, on_video)
+        for key in snapshot.keys("records"):
+            if snapshot.read("catalog", key) is None:
+                yield Problem(
+                    f"record {_name(key)} has no row in the catalog; restore it with --repair",
+                    "records",
+                    key,
+                )
+        for key in snapshot.strays():
+            yield Problem(
+                f"the key {key!r:.100} belongs to no table, a bit of its name may have flipped; what it held is lost: "
+                "featstore merge into another cache leaves it behind"
+            )
+    except FeatstoreError as exc:
+        yield Problem(str(exc))
+
+
+def whole_entry(
+    snapshot: Snapshot, key: bytes, known: dict[str, FeatureSpec | None], dataset: str
+) -> Entry:
+    """Return the row that the record under `key` should have.
+
+    Raises RecordError or StoreError where there is no record, or it is damaged, or not the one that belongs there.
+    """
+    value = snapshot.get("records", key)
+    if value is None:
+        raise StoreError("has a row but no record; ingest it again")
+    record = parse(value)
+    header = record.header
+    spec = known.get(header.spec)
+    if spec is None and header.spec not in known:
+        raise StoreError("its feature set has no row; ingest it again")
+    if spec is not None and video_key(spec, dataset, header.video_id) != key:
+        raise StoreError(
+            f"its record is that of {header.video_id!r}, which has another key; ingest it again"
+        )
+    misfit = header.misfit(spec, dataset) if spec is not None else ""
+    if misfit:
+        raise StoreError(f"its record is not of its feature set: {misfit}; ingest it again")
+    wait(snapshot.read_in(record.payload))  # faults alone read a cold disk at half its speed
+    record.verify()
+    return Entry.of(header, len(value))
+
+
+def check_sets(snapshot: Snapshot, known: dict[str, FeatureSpec | None]) -> Iterator[Problem]:
+    """Read the feature sets into `known` by digest, as None those whose row is damaged; yield what is wrong."""
+    for key, data in snapshot.rows("specs"):
+        digest = key.decode(errors="replace")
+        known[digest] = None
+        try:
+            known[digest] = unpack_set(key, data).spec
+        except FeatstoreError as exc:
+            yield Problem(f"feature set {digest}: {exc}", "specs", key)
+
+
+def _check_failures(snapshot: Snapshot, report: CheckReport) -> Iterator[Problem]:
+    for key, data in snapshot.rows("failures"):
+        report.failures += 1
+        try:
+            unpack_failure(data)
+        except FeatstoreError as exc:
+            yield Problem(f"failure {_name(key)}: {exc}", "failures", key)
+
+
+def _check_video(
+    snapshot: Snapshot,
+    key: bytes,
+    row: bytes,
+    known: dict[str, FeatureSpec | None],
+    report: CheckReport,
+    on_video: Callable[[Entry], None],
+) -> Iterator[Problem]:
+    report.videos += 1
+    name = f"row {_name(key)}"
+    try:
+        entry = unpack_entry(row)
+        name = f"video {entry.video_id!r} of set {entry.spec[:8]}"
+        if whole_entry(snapshot, key, known, report.dataset) != entry:
+            raise StoreError("row and record differ; ingest it again")
+    except FeatstoreError as exc:
+        yield Problem(f"{name}: {exc}", "catalog", key)
+        return
+    report.record_bytes += entry.record_bytes
+    on_video(entry)
+
+
+def _name(key: bytes) -> str:
+    return key.decode(errors="replace")

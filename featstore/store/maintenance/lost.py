@@ -1,0 +1,67 @@
+"""Datasets whose data file is gone: what else they left tells of them, so that a loss is no clean cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+from featstore.store.engine.locks import WRITE_FILE
+from featstore.store.paths import (
+    DATA_FILE,
+    LMDB_LOCK_FILE,
+    META_FILE,
+    SEAL_FILE,
+    dataset_names,
+    is_dataset_name,
+)
+
+# Made beside a data file and never before it; an ingest that was killed early leaves other locks.
+_TRACES = (LMDB_LOCK_FILE, WRITE_FILE, SEAL_FILE)
+_MAX_META_BYTES = 64 << 20
+
+
+def lost_datasets(cache_dir: str | os.PathLike[str]) -> dict[str, str]:
+    """Return, by name, a sentence for each dataset that was in `cache_dir` and has no data file any more.
+
+    Was there: its folder has what is made beside the file, or cache_meta.json lists it. StoreNotFound where there is
+    no `cache_dir`.
+    """
+    there, root = dataset_names(cache_dir), Path(cache_dir)
+    left = {
+        path.name for path in root.iterdir() if is_dataset_name(path.name) and _has_traces(path)
+    }
+    names = sorted((left | listed_datasets(root)) - set(there))
+    return {name: _sentence(root, name) for name in names if _is_gone(root / name)}
+
+
+def listed_datasets(cache_dir: str | os.PathLike[str]) -> set[str]:
+    """Return the datasets that cache_meta.json lists, whatever became of them; none where it cannot be read."""
+    meta = os.path.join(cache_dir, META_FILE)
+    try:
+        with open(os.open(meta, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            datasets = json.loads(file.read(_MAX_META_BYTES))["datasets"]
+        return set(filter(is_dataset_name, datasets))
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # it may be anybody's
+        return set()
+
+
+def _has_traces(folder: Path) -> bool:
+    return any(os.path.lexists(folder / name) for name in _TRACES)
+
+
+def _is_gone(folder: Path) -> bool:
+    try:
+        return not stat.S_ISREG(os.stat(folder / DATA_FILE).st_mode)
+    except PermissionError:  # another user's own
+        return False
+    except OSError:
+        return True
+
+
+def _sentence(root: Path, name: str) -> str:
+    return (
+        f"the dataset {name!r} was in {root} and its file {name}/{DATA_FILE} is gone; restore it from a copy or ingest "
+        f"again; was it removed on purpose, featstore rm --cache-dir {root} --dataset {name} forgets it"
+    )

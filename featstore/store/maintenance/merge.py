@@ -1,0 +1,165 @@
+"""Copy the videos of a dataset from another cache: several machines ingest, one store serves.
+
+Records are put as the other store has them, once their checksums are proved, so nothing is encoded or quantized again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from concurrent.futures import wait
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from featstore.errors import FeatstoreError, RecordError, StoreError, StoreFull, StoreMismatch
+from featstore.records.record import parse
+from featstore.store.catalog import Entry, read_entry, read_manifest, read_sets, set_key, video_key
+from featstore.store.engine.environment import open_environment
+from featstore.store.engine.locks import ingest_lock
+from featstore.store.maintenance.compact import clear_leftovers
+from featstore.store.paths import dataset_path, make_folder
+from featstore.store.writer import MIN_FREE_BYTES, FeatureWriter
+from featstore.system.filesystems import refuse_network
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+    from featstore.spec import FeatureSpec
+    from featstore.store.engine.snapshot import Snapshot
+
+LOCK_WAIT = 10.0
+
+
+@dataclass
+class MergeSummary:
+    """What a merge came to, and how far it is.
+
+    total: videos in the source, feature sets counted apart. stored: committed now. skipped: there before. failures: id
+    and reason of those that are damaged in the source. interrupted: stopped by request. full: why there was no room.
+    """
+
+    dataset: str
+    total: int = 0
+    stored: int = 0
+    skipped: int = 0
+    record_bytes: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    interrupted: bool = False
+    full: str = ""
+
+
+def merge_dataset(
+    source: str | os.PathLike[str],
+    cache_dir: str | os.PathLike[str],
+    dataset: str,
+    *,
+    min_free: int = MIN_FREE_BYTES,
+    max_size: int | None = None,
+    lock_wait: float = LOCK_WAIT,
+    stop: threading.Event | None = None,
+    on_progress: Callable[[MergeSummary], None] = lambda summary: None,
+) -> MergeSummary:
+    """Copy into `cache_dir/dataset` the videos that `source/dataset` has and it lacks, feature set by feature set.
+
+    Keys hold the dataset's name, so it is the same in both. A video that is stored already is left as it is. One that
+    is damaged in the source is named in the summary. min_free, max_size: bytes, of the disk and of `cache_dir`. stop:
+    set it to end early. Whenever it ends or is killed, what was committed stays, and the same call goes on.
+
+    Raises StoreNotFound or StoreMismatch where there is no such source, StoreLocked while an ingest is at work on the
+    target, and StoreError where it cannot be written.
+    """
+    there, here = dataset_path(source, dataset), dataset_path(cache_dir, dataset)
+    snapshot = open_environment(there).snapshot()
+    read_manifest(snapshot, dataset)
+    refuse_network(here)
+    make_folder(here)
+    if os.path.samefile(there, here):
+        raise StoreMismatch(f"{source} and {cache_dir} are one cache; merge another one")
+    with ingest_lock(here, wait=lock_wait):
+        clear_leftovers(here)
+        with FeatureWriter(cache_dir, dataset, min_free=min_free, max_size=max_size) as writer:
+            merge = _Merge(snapshot, writer, MergeSummary(dataset), on_progress)
+            try:
+                merge.run(stop)
+            except StoreFull as exc:
+                merge.commit()  # what was put before fits
+                merge.summary.full = str(exc)
+    return merge.summary
+
+
+class _Merge:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        writer: FeatureWriter,
+        summary: MergeSummary,
+        on_progress: Callable[[MergeSummary], None],
+    ) -> None:
+        self.summary = summary
+        self._snapshot = snapshot
+        self._writer = writer
+        self._on_progress = on_progress
+        summary.total = snapshot.count("catalog")
+
+    def run(self, stop: threading.Event | None) -> None:
+        for found in read_sets(self._snapshot).values():
+            if self._is_stopped(stop):  # or the set would be made and stay empty
+                break
+            self._writer.add_set(found.spec, found.origin)
+            try:
+                keys = list(self._snapshot.keys("catalog", set_key(found.spec.digest)))
+            except StoreError as exc:  # damaged pages: what the other sets have is still good
+                self.summary.failures.append((f"feature set {found.spec.digest}", str(exc)))
+                continue
+            for key in keys:
+                if self._is_stopped(stop):
+                    break
+                self._take(key, found.spec)
+                if self._writer.due:
+                    self.commit()
+        self.commit()
+
+    def commit(self) -> None:
+        for row in self._writer.commit():
+            assert isinstance(row, Entry)
+            self.summary.stored += 1
+            self.summary.record_bytes += row.record_bytes
+        self._on_progress(self.summary)
+
+    def _is_stopped(self, stop: threading.Event | None) -> bool:
+        self.summary.interrupted = stop is not None and stop.is_set()
+        return self.summary.interrupted
+
+    def _take(self, key: bytes, spec: FeatureSpec) -> None:
+        name, entry = key.decode(errors="replace"), None
+        try:
+            with contextlib.suppress(StoreMismatch):  # a damaged row; the record tells as much
+                entry = read_entry(self._snapshot, key)
+        except FeatstoreError as exc:
+            self.summary.failures.append((name, str(exc)))
+            return
+        if entry is not None:
+            name = entry.video_id
+            if self._writer.has(spec, name):  # what the target raises is no damage in the source
+                self.summary.skipped += 1
+                return
+        try:
+            record = self._read(key, spec)
+        except FeatstoreError as exc:
+            self.summary.failures.append((name, str(exc)))
+            return
+        try:
+            self._writer.put_whole(spec, record)
+        except (RecordError, StoreMismatch, ValueError) as exc:
+            self.summary.failures.append((name, str(exc)))
+
+    def _read(self, key: bytes, spec: FeatureSpec) -> memoryview:
+        record = self._snapshot.get("records", key)
+        if record is None:
+            raise StoreError("it has a row but no record")
+        header = parse(record).header
+        if video_key(spec, self.summary.dataset, header.video_id) != key:
+            raise StoreError(f"its record is that of {header.video_id!r}, which has another key")
+        wait(self._snapshot.read_in(record))  # faults alone read a cold disk at half its speed
+        return record

@@ -1,0 +1,186 @@
+"""Mend what a check finds: what can be told from the records is, the rest becomes work for the next ingest.
+
+A record is proved by its checksums and by its key, so a row that is missing, damaged or another's is written again from
+its record. A record that is damaged is removed with its row, and the video put among the failures with a reason that
+begins "damaged: ": the next ingest makes it again without being told to retry failed videos.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from featstore.errors import FeatstoreError, RecordError
+from featstore.records.record import has_whole_prefix, parse
+from featstore.store.catalog import (
+    DAMAGED,
+    Entry,
+    Failure,
+    is_newer_row,
+    pack_row,
+    unpack_entry,
+    video_key,
+)
+from featstore.store.engine.environment import open_environment
+from featstore.store.engine.file_state import refuse_damaged_pages
+from featstore.store.engine.locks import ingest_lock
+from featstore.store.engine.transaction import WriteTransaction
+from featstore.store.maintenance.check import (
+    CheckReport,
+    Problem,
+    check_sets,
+    find_problems,
+    whole_entry,
+)
+from featstore.store.paths import dataset_path
+from featstore.store.writer import MAX_REASON_CHARACTERS
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from featstore.records.record import Header
+    from featstore.spec import FeatureSpec
+    from featstore.store.engine.snapshot import Snapshot
+
+COMMIT_KEYS = 256
+DIGEST_BYTES = 32  # of a key: the feature set it is in
+
+
+@dataclass
+class RepairReport(CheckReport):
+    """What a repair saw and did: problems are those that are left, repaired those that are no more, with what was done.
+
+    again: how many videos the next ingest makes again.
+    """
+
+    repaired: list[str] = field(default_factory=list)
+    again: int = 0
+
+
+def repair_dataset(
+    cache_dir: str | os.PathLike[str],
+    dataset: str,
+    on_video: Callable[[Entry], None] = lambda entry: None,
+) -> RepairReport:
+    """Check `dataset` as `check_dataset` does and mend what it finds; afterwards a check finds what `problems` says.
+
+    A feature set whose row is damaged takes its videos with it. Raises StoreLocked while an ingest is at work, and
+    StoreError where the pages of the file are damaged: then nothing may be written into it.
+    """
+    path = dataset_path(cache_dir, dataset)
+    open_environment(path)  # makes no lock file where there is no dataset
+    report = RepairReport(dataset)
+    with ingest_lock(path):
+        with WriteTransaction(path):
+            refuse_damaged_pages(path)
+        snapshot = open_environment(path).snapshot()
+        found = list(find_problems(snapshot, report, on_video))
+        del snapshot
+        report.problems = [problem.sentence for problem in found if not problem.table]
+        mendable = [problem for problem in found if problem.table]
+        for start in range(0, len(mendable), COMMIT_KEYS):
+            _mend(path, mendable[start : start + COMMIT_KEYS], report)
+    return report
+
+
+def _mend(path: Path, problems: list[Problem], report: RepairReport) -> None:
+    with WriteTransaction(path) as txn:
+        # Nobody commits meanwhile, so this is what the transaction changes.
+        mending = _Mending(txn, report)
+        for problem in problems:
+            done = mending.mend(problem)
+            if done is None:
+                report.problems.append(
+                    f"{problem.sentence}; left alone, for it is whole: update featstore"
+                )
+            else:
+                report.repaired.append(f"{problem.sentence}; {done}")
+
+
+class _Mending:
+    """A transaction that mends; each key is looked at again, for it may have been put anew since it was found."""
+
+    def __init__(self, txn: WriteTransaction, report: RepairReport) -> None:
+        self._txn = txn
+        self._report = report
+        self._snapshot: Snapshot = txn.environment.snapshot()
+        self._dropped: set[bytes] = set()
+        self._known: dict[str, FeatureSpec | None] = {}
+        list(check_sets(self._snapshot, self._known))
+
+    def mend(self, problem: Problem) -> str | None:
+        """Mend it, and return what was done; None where nothing was, row or record being of a newer release."""
+        if problem.table != "records":
+            row = self._snapshot.read(problem.table, problem.key)
+            if row is not None and is_newer_row(problem.table, row):
+                return None
+        if problem.table == "failures":
+            self._txn.delete("failures", problem.key)
+            return "removed"
+        if problem.table == "specs":
+            return self._drop_set(problem)
+        if problem.key in self._dropped:
+            return "removed with its feature set"
+        try:
+            entry = whole_entry(self._snapshot, problem.key, self._known, self._report.dataset)
+        except FeatstoreError:
+            if self._is_newer(problem.key):
+                return None
+            return self._drop_video(problem.key, problem.sentence)
+        self._txn.put("catalog", problem.key, pack_row(entry))
+        return "its row is written again from its record"
+
+    def _is_newer(self, key: bytes) -> bool:
+        value = self._snapshot.get("records", key)
+        if value is None or not has_whole_prefix(value):
+            return False
+        try:
+            parse(value)
+        except RecordError:
+            return True
+        return False
+
+    def _drop_set(self, problem: Problem) -> str:
+        tables = ("catalog", "records")
+        keys = {key for table in tables for key in self._snapshot.keys(table, problem.key)}
+        for key in sorted(keys):
+            self._drop_video(key, problem.sentence)
+        self._txn.delete("specs", problem.key)
+        return f"removed with its {len(keys)} videos; ingest them again"
+
+    def _drop_video(self, key: bytes, reason: str) -> str:
+        known = self._identity(key)
+        self._dropped.add(key)
+        self._txn.delete("catalog", key)
+        self._txn.delete("records", key)
+        if known is None:
+            return "removed; which video it was cannot be told"
+        digest = key[:DIGEST_BYTES].decode(errors="replace")
+        failure = Failure(*known, digest, f"{DAMAGED}{reason}"[:MAX_REASON_CHARACTERS], time.time())
+        self._txn.put("failures", key, pack_row(failure))
+        self._report.again += 1
+        return "removed; the next ingest makes it again"
+
+    def _identity(self, key: bytes) -> tuple[str, str] | None:
+        """Return id and path of the video under `key`, as its row or else its record has them, where that is proved."""
+        for look in (self._row, self._header):
+            with contextlib.suppress(FeatstoreError):
+                found = look(key)
+                spec = self._known.get(found.spec) if found else None
+                if found and (
+                    spec is None or video_key(spec, self._report.dataset, found.video_id) == key
+                ):
+                    return found.video_id, found.video_path
+        return None
+
+    def _row(self, key: bytes) -> Entry | None:
+        data = self._snapshot.read("catalog", key)
+        return None if data is None else unpack_entry(data)
+
+    def _header(self, key: bytes) -> Header | None:
+        value = self._snapshot.get("records", key)
+        return None if value is None else parse(value).header

@@ -1,0 +1,150 @@
+"""Where things lie in a cache directory, and which names may become folders."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
+from featstore.records.record import MAX_ID_BYTES
+from featstore.system.fsync import make_durable_folder, sync_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DATA_FILE = "data.mdb"
+LMDB_LOCK_FILE = "lock.mdb"
+SEAL_FILE = "sealed"
+META_FILE = "cache_meta.json"
+_DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def dataset_path(cache_dir: str | os.PathLike[str], dataset: str) -> Path:
+    """Return the folder of `dataset`; StoreMismatch where its name cannot be a folder's."""
+    if not is_dataset_name(dataset):
+        raise StoreMismatch(
+            f"a dataset cannot be called {dataset!r:.200}; use letters, digits, '.', '_' and '-', at most 128 of them, "
+            "beginning with a letter or digit"
+        )
+    return absolute(cache_dir) / dataset
+
+
+def absolute(cache_dir: str | os.PathLike[str]) -> Path:
+    """Return the folder that `cache_dir` names now, whatever becomes the working directory."""
+    try:
+        return Path(cache_dir).absolute()
+    except FileNotFoundError as exc:
+        raise StoreNotFound(
+            f"{cache_dir} is relative and the working directory is gone; name the cache by its whole path"
+        ) from exc
+
+
+def is_dataset_name(name: str) -> bool:
+    """Return whether a dataset can be called `name`."""
+    return _DATASET.fullmatch(name) is not None
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder `path` and those above it; raise StoreError where that cannot be."""
+    try:
+        make_durable_folder(path)
+    except OSError as exc:
+        full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (StoreFull if full else StoreError)(
+            f"the folder {path} cannot be made: {exc.strerror}; choose another --cache-dir"
+        ) from exc
+
+
+def is_sealed(path: str | os.PathLike[str]) -> bool:
+    """Return whether the dataset in the folder `path` was sealed: no one writes to it, so readers need no lock."""
+    return os.path.lexists(os.path.join(path, SEAL_FILE))
+
+
+@contextlib.contextmanager
+def lmdb_name(path: Path) -> Iterator[str]:
+    """Give a name under which py-lmdb can open the folder `path`: it takes no bytes, and no names that are no UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            yield f"/proc/self/fd/{fd}"
+        finally:
+            os.close(fd)
+    else:
+        yield str(path)
+
+
+def keep_name(path: Path) -> None:
+    """Make durable that the dataset in the folder `path` is there; raise StoreError where the disk fails."""
+    try:
+        for folder in (path, path.parent):
+            sync_folder(folder)
+    except OSError as exc:
+        raise StoreError(f"{path} cannot be synced: {exc.strerror}; mend the disk") from exc
+
+
+def dataset_names(cache_dir: str | os.PathLike[str]) -> list[str]:
+    """Return the datasets in `cache_dir` that this user may enter, sorted; StoreNotFound where it is not there."""
+    root = Path(cache_dir)
+    try:
+        os.stat(os.path.join(root, os.curdir))  # raises where no folder in it may be entered
+        return sorted(
+            path.name for path in root.iterdir() if is_dataset_name(path.name) and _has_data(path)
+        )
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise StoreNotFound(
+            f"there is no store in {root}: {exc.strerror}; make one with featstore ingest"
+        ) from exc
+    except (OSError, ValueError) as exc:  # ValueError: a null byte in the path
+        raise StoreError(f"the store in {root} cannot be looked into: {exc}") from exc
+
+
+def _has_data(path: Path) -> bool:
+    try:
+        return (path / DATA_FILE).is_file()
+    except PermissionError:  # another user's own; who opens it by name is told
+        return False
+
+
+def stored_bytes(cache_dir: str | os.PathLike[str]) -> int:
+    """Return the bytes that the datasets in `cache_dir` take on disk, without those this user may not enter."""
+    taken = 0
+    for name in dataset_names(cache_dir):
+        with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+            taken += (Path(cache_dir) / name / DATA_FILE).stat().st_blocks * 512
+    return taken
+
+
+def free_bytes(path: str | os.PathLike[str]) -> int:
+    """Return the bytes that this user may still write to the disk under `path`."""
+    try:
+        stat = os.statvfs(path)
+    except OSError as exc:
+        raise StoreError(f"{path} cannot be looked into: {exc.strerror}") from exc
+    return stat.f_bavail * stat.f_frsize
+
+
+def check_video_id(video_id: str) -> None:
+    """Raise ValueError unless `video_id` can name a video: 1 to 4,096 bytes, no control characters.
+
+    Surrogates may stand only where Python puts them: for bytes of a file name that are no UTF-8.
+    """
+    size = len(video_id.encode("utf-8", "surrogatepass"))
+    control = any(ord(c) < 32 or ord(c) == 127 for c in video_id)
+    if not 0 < size <= MAX_ID_BYTES or control or not _survives(video_id):
+        raise ValueError(
+            f"a video id of {size} bytes, {video_id[:40]!r}, cannot be used; it takes 1 to {MAX_ID_BYTES} bytes, "
+            "text or a file name's, without control characters"
+        )
+
+
+def _survives(name: str) -> bool:
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape") == name
+    except UnicodeEncodeError:
+        return False

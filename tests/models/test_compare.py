@@ -1,0 +1,151 @@
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from damage import flip_in_file
+
+from featstore.cli import main
+from featstore.errors import StoreMismatch
+from featstore.models import CachedLongVA, LongVAEncoder
+from featstore.models.compare import Limits, compare
+from featstore.pipeline.ingest import ingest
+from featstore.sampling import Sampling
+from featstore.store.maintenance.remove import remove_set, remove_videos
+from featstore.store.reader import Dataset
+
+PAGE = 4096
+
+
+@pytest.fixture(scope="module")
+def stored(make_checkpoint, sample_clips, tmp_path_factory):
+    """A checkpoint, a cache with int8 features of it, and the clips they came from."""
+    checkpoint = make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+    clips = Path(shutil.copytree(sample_clips, tmp_path_factory.mktemp("compare") / "clips"))
+    cache = clips.parent / "cache"
+    ingest(clips, cache, "demo", encoder=LongVAEncoder(checkpoint), sampling=Sampling(2))
+    return checkpoint, cache, clips
+
+
+def test_int8_features_are_close_to_fresh_ones_and_answers_are_counted(stored):
+    checkpoint, cache, _ = stored
+    model = CachedLongVA(checkpoint)
+    report = compare(
+        Dataset(cache, "demo"), LongVAEncoder(checkpoint), model=model, max_new_tokens=4
+    )
+    assert report.passed
+    assert len(report.rows) == 3
+    assert all(0 < row.error.relative_l2 < 0.02 for row in report.rows)
+    assert report.identical is not None
+
+
+def test_a_limit_that_is_not_met_fails(stored):
+    checkpoint, cache, _ = stored
+    encoder = LongVAEncoder(checkpoint)
+    report = compare(Dataset(cache, "demo"), encoder, samples=2, limits=Limits(relative_l2=1e-6))
+    assert not report.passed
+    assert len(report.beyond) == len(report.rows) == 2
+
+
+def test_another_encoders_features_are_not_compared(stored, make_checkpoint, tmp_path):
+    _, cache, _ = stored
+    other = LongVAEncoder(make_checkpoint(tmp_path / "other", seed=5))
+    with pytest.raises(StoreMismatch, match=r"encoder\.weights"):
+        compare(Dataset(cache, "demo"), other)
+
+
+def flip_payload(cache, video, payload):
+    flip_in_file(cache, payload)
+
+
+def flip_page(cache, video, payload):
+    """Damage the number of the page that the record begins on."""
+    content = (cache / "demo/data.mdb").read_bytes()
+    page = content.index(payload) // PAGE
+    while not content.startswith(page.to_bytes(8, "little"), page * PAGE):
+        page -= 1
+    flip_in_file(cache, content[page * PAGE :][:PAGE])
+
+
+def remove(cache, video, payload):
+    remove_videos(cache, "demo", [video])
+
+
+def remove_all(cache, video, payload):
+    remove_set(cache, "demo", Dataset(cache, "demo").sets()[0].spec)
+
+
+@pytest.mark.parametrize(
+    ("happen", "reason", "lost"),
+    [
+        (flip_payload, "the payload of video .* is damaged", 1),
+        (flip_page, "the file is damaged", 1),
+        (remove, "is not stored in dataset 'demo'", 1),
+        (remove_all, "no feature set of dataset 'demo' fits", 2),
+    ],
+)
+def test_a_record_that_is_not_to_be_had_costs_its_own_row_alone(
+    stored, tmp_path, happen, reason, lost
+):
+    checkpoint, made, _ = stored
+    cache = Path(shutil.copytree(made, tmp_path / "cache"))
+    entries = sorted(entry.video_id for entry in Dataset(cache, "demo").entries())
+    random.Random(0).shuffle(entries)
+    first, *rest = entries
+    payload = Dataset(made, "demo")[rest[0]].data.tobytes()[1000:1064]
+
+    def on_row(row):
+        if row.video_id == first:
+            happen(cache, rest[0], payload)
+
+    report = compare(Dataset(cache, "demo"), LongVAEncoder(checkpoint), on_row=on_row)
+    assert list(report.failures) == rest[:lost]
+    assert [row.video_id for row in report.rows] == [first, *rest[lost:]]
+    assert all(re.search(reason, failure) for failure in report.failures.values()), report.failures
+
+
+def test_the_command_prints_json_and_exits_3_where_a_file_was_replaced(stored, tmp_path):
+    checkpoint, cache, clips = stored
+    words = ["compare", "--dataset", "demo", "--cache-dir", str(cache)]
+    words += ["--model-path", str(checkpoint), "--device", "cpu"]
+    kept = shutil.copy(clips / "blink.mp4", tmp_path / "kept.mp4")
+    try:
+        shutil.copy(clips / "color_bars.mp4", clips / "blink.mp4")
+        done = CliRunner().invoke(main, [*words, "--json"])
+    finally:
+        shutil.copy(kept, clips / "blink.mp4")
+    report = json.loads(done.stdout)
+    assert done.exit_code == 3
+    assert "was replaced" in report["failures"]["blink"]
+    assert report["summary"]["videos"] == 2
+    shown = CliRunner().invoke(main, [*words, "--samples", "1", "--max-relative-l2", "0"])
+    assert shown.exit_code == 1
+    assert "beyond the limits" in shown.stdout
+
+
+@pytest.mark.parametrize("choice", [["--nframe", "8"], ["--spec", "ffff"], ["--spec", "ff"]])
+def test_a_choice_that_fits_no_set_lists_those_there_are(stored, choice):
+    checkpoint, cache, _ = stored
+    words = ["compare", "--dataset", "demo", "--cache-dir", str(cache), "--device", "cpu"]
+    done = CliRunner().invoke(main, [*words, "--model-path", str(checkpoint), *choice])
+    assert done.exit_code == 1
+    [found] = Dataset(cache, "demo").sets()
+    assert f"it has 1:\n  {found.spec.describe()}" in done.stderr
+    assert "nearest" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--device", "banana"], "device is 'banana'; use auto, cpu, cuda"),
+        (["--min-identical", "1"], "pass --generate too"),
+    ],
+)
+def test_wrong_options_are_wrong_usage(stored, options, said):
+    checkpoint, cache, _ = stored
+    words = ["compare", "--dataset", "demo", "--cache-dir", str(cache)]
+    done = CliRunner().invoke(main, [*words, "--model-path", str(checkpoint), *options])
+    assert (done.exit_code, said in done.stderr) == (2, True), done.output

@@ -1,0 +1,318 @@
+"""Where a question's features come from, with a toy encoder: replaced files, and stores that cannot be written."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import struct
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from opened import Opened
+
+import featstore
+from featstore.decoding import video_file as decoding
+from featstore.decoding.video_file import DECODER
+from featstore.encoders.toy import ToyEncoder
+from featstore.errors import FeatstoreError, FeatureNotFound, StoreFull
+from featstore.integrations.vlmevalkit import video_id
+from featstore.models import source
+from featstore.models.lookup import Wanted
+from featstore.models.source import FeatureSource
+from featstore.models.statistics import CacheStatistics
+from featstore.sampling import Sampling
+from featstore.spec import FeatureSpec
+from featstore.store.maintenance.seal import seal_dataset
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Encoder(ToyEncoder):
+    """The toy encoder, giving tensors as LongVA's does."""
+
+    def encode(self, frames):
+        return torch.from_numpy(super().encode(frames))
+
+
+SPEC = FeatureSpec(Encoder().identity, Sampling(4), DECODER, "fp32", "none")
+
+
+@pytest.fixture
+def model(cache):
+    """Build sources on `cache` unless said otherwise."""
+    built = []
+
+    def build(cache_dir=cache, on_miss="encode"):
+        built.append(
+            FeatureSource(
+                Encoder(),
+                cache_dir,
+                device=torch.device("cpu"),
+                dtype=torch.float32,
+                on_miss=on_miss,
+                decode_timeout=60,
+                statistics=CacheStatistics(),
+            )
+        )
+        return built[-1]
+
+    yield build
+    for each in built:
+        each.close()
+
+
+def ask(asked: FeatureSource, path: Path | str | None, video="blink", dataset="demo"):
+    path = None if path is None else str(path)
+    return asked.get(Wanted(dataset, video, path, SPEC)).load()
+
+
+def counts(asked: FeatureSource) -> tuple[int, int]:
+    return asked._statistics.hits, asked._statistics.misses
+
+
+@pytest.fixture
+def uncached(model):
+    return lambda path: ask(model(cache_dir=None), path)
+
+
+@pytest.fixture
+def twins(clips):
+    """Two clips of equal size, made so by boxes that players skip."""
+    paths = [clips / "blink.mp4", clips / "color_bars.mp4"]
+    size = max(path.stat().st_size for path in paths) + 8
+    for path in paths:
+        room = size - path.stat().st_size
+        with path.open("ab") as file:
+            file.write(struct.pack(">I4s", room, b"free") + bytes(room - 8))
+    return paths
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The files whose content was compared."""
+    paths = []
+    real = decoding.fingerprint
+
+    def fingerprint(path):
+        paths.append(path)
+        return real(path)
+
+    monkeypatch.setattr(decoding, "fingerprint", fingerprint)
+    return paths
+
+
+# Words and paths
+
+
+def test_what_steers_a_terminal_is_not_sent_by_a_model(model, clips, capsys):
+    first, path = clips / "color_bars.mp4", clips / "b\x1b]0;owned\x07\u202e.mp4"
+    (clips / "blink.mp4").rename(path)
+    asked = model()
+    ask(asked, first)
+    ask(asked, path)
+    said = capsys.readouterr().err
+    assert r"b\x1b]0;owned\x07\u202e.mp4 is not the file" in said
+    assert all(character.isprintable() or character == "\n" for character in said)
+
+
+@pytest.mark.parametrize("stderr", [None, "/dev/full"])
+def test_an_answer_is_not_lost_to_what_cannot_be_said(model, clips, monkeypatch, capsys, stderr):
+    asked = model()
+    ask(asked, clips / "color_bars.mp4")
+    with open("/dev/null" if stderr is None else stderr, "w") as file:
+        monkeypatch.setattr("sys.stderr", None if stderr is None else file)
+        assert len(ask(asked, clips / "blink.mp4"))
+        monkeypatch.undo()
+        with suppress(OSError):
+            file.close()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_relative_cache_and_path_mean_the_same_after_a_chdir(model, clips, cache, monkeypatch):
+    monkeypatch.chdir(clips.parent)
+    asked = model(cache_dir=cache.name)
+    ask(asked, "clips/blink.mp4")
+    stored = featstore.get(cache, "demo", "blink").header
+    assert stored.video_path == str(clips / "blink.mp4")
+    monkeypatch.chdir("/")
+    ask(asked, None)
+    ask(asked, clips / "color_bars.mp4", video="bars")
+    assert sorted(featstore.open(cache)["demo"]) == ["bars", "blink"]
+    assert counts(asked) == (1, 2)
+
+
+def test_a_process_without_descriptors_is_told_of_ulimit(model, clips):
+    asked = model(cache_dir=None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    at = max(map(int, os.listdir("/proc/self/fd"))) + 1
+    held = [os.dup(0) for _ in range(at)]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(held) + 1, hard))
+        with pytest.raises(FeatstoreError, match=r"files open as it may, \d+; .*ulimit -n"):
+            ask(asked, clips / "blink.mp4")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in held:
+            os.close(fd)
+    assert len(ask(asked, clips / "blink.mp4"))
+
+
+# Replaced files
+
+
+def test_a_replaced_file_is_encoded_again_and_named(model, clips, uncached, capsys):
+    path = clips / "blink.mp4"
+    ask(model(), path)
+    shutil.copy(clips / "color_bars.mp4", path)
+    asked = model()
+    for _ in range(2):
+        assert ask(asked, path).equal(uncached(path))
+    assert counts(asked) == (1, 1)
+    err = capsys.readouterr().err
+    assert err.count(f"{path} is not the file") == 1
+    assert "made again" in err
+
+
+def test_a_file_of_the_same_size_is_told_by_its_content(model, twins, uncached):
+    blink, bars = twins
+    ask(model(), blink)
+    os.utime(bars, ns=(1, 1))
+    shutil.copy2(bars, blink)
+    asked = model()
+    assert ask(asked, blink).equal(uncached(blink))
+    assert counts(asked) == (0, 1)
+
+
+def test_two_files_of_one_id_get_the_features_of_their_own(model, clips, uncached):
+    paths = [clips / "clevr" / name for name in ("ego.mp4", "ego.webm")]
+    paths[0].parent.mkdir()
+    for path, clip in zip(paths, ("blink", "color_bars"), strict=True):
+        shutil.copy(clips / f"{clip}.mp4", path)
+    ids = {video_id("D", path) for path in paths}
+    assert len(ids) == 1
+    asked = model()
+    for path in [*paths, *paths]:
+        assert ask(asked, path, video=min(ids)).equal(uncached(path))
+
+
+def test_a_replaced_file_under_error_is_an_error_and_under_encode_only_not_stored(
+    model, clips, uncached
+):
+    path = clips / "blink.mp4"
+    stored = ask(model(), path)
+    shutil.copy(clips / "color_bars.mp4", path)
+    strict = model(on_miss="error")
+    with pytest.raises(FeatureNotFound, match=r"blink\.mp4 is not the file.*ingest it again"):
+        ask(strict, path)
+    assert counts(strict) == (0, 1)
+    passing = model(on_miss="encode-only")
+    assert ask(passing, path).equal(uncached(path))
+    assert counts(passing) == (0, 1)
+    assert ask(strict, None).equal(stored)
+
+
+@pytest.mark.parametrize("path", ["/nowhere/blink.mp4", "null\0byte", "x" * 5000, "\ud800", None])
+def test_features_shipped_without_their_file_are_a_hit(model, clips, path):
+    stored = ask(model(), clips / "blink.mp4")
+    asked = model(on_miss="error")
+    assert ask(asked, path).equal(stored)
+
+
+def test_a_folder_where_the_file_was_is_refused_as_without_a_store(model, clips):
+    path = clips / "blink.mp4"
+    ask(model(), path)
+    path.unlink()
+    path.mkdir()
+    for cache_dir in ({}, {"cache_dir": None}):
+        with pytest.raises(featstore.VideoError, match="is a folder"):
+            ask(model(**cache_dir), path)
+
+
+def test_a_hit_opens_no_video_whose_size_and_time_are_those_stored(model, clips):
+    ask(model(), clips / "blink.mp4")
+    opened = Opened([clips])
+    try:
+        asked = model(on_miss="error")
+        for _ in range(2):
+            ask(asked, clips / "blink.mp4")
+        assert opened.files() == set()
+        os.utime(clips / "blink.mp4", (1, 1))
+        ask(asked, clips / "blink.mp4")
+        assert opened.files() == {clips / "blink.mp4"}
+    finally:
+        opened.close()
+
+
+def test_a_touched_files_content_is_compared_once_in_each_state(model, clips, read):
+    path = clips / "blink.mp4"
+    ask(model(), path)
+    for expected in (1, 2):
+        os.utime(path, (expected, expected))
+        for _ in range(2):
+            ask(model(on_miss="error"), path)
+        assert read == [str(path)] * expected
+    shutil.copyfile(clips / "color_bars.mp4", path)  # another size: no need to read it
+    with pytest.raises(FeatureNotFound):
+        ask(model(on_miss="error"), path)
+    assert len(read) == 2
+
+
+# Stores that cannot be written
+
+
+def sealed_beside(cache: Path, clips: Path, model) -> Path:
+    """`demo` and `other`, both with another video than blink, `demo` sealed."""
+    for dataset in ("demo", "other"):
+        ask(model(), clips / "color_bars.mp4", "color_bars", dataset)
+    seal_dataset(cache, "demo")
+    return cache
+
+
+def test_a_sealed_dataset_ends_storing_in_itself_alone(model, clips, cache, capsys):
+    sealed_beside(cache, clips, model)
+    asked = model()
+    for _ in range(2):
+        for dataset in ("demo", "other", "new"):
+            ask(asked, clips / "blink.mp4", dataset=dataset)
+    assert counts(asked) == (2, 4)
+    store = featstore.open(cache)
+    assert ["blink" in store[name] for name in ("demo", "other", "new")] == [False, True, True]
+    err = capsys.readouterr().err
+    assert err.count("no longer stored") == err.count("dataset 'demo'") == 1
+    assert "is sealed" in err
+
+
+def test_a_datasets_folder_that_cannot_be_made_ends_storing_in_it_alone(
+    model, clips, cache, capsys
+):
+    cache.mkdir()
+    (cache / "demo").touch()
+    asked = model()
+    for dataset in ("demo", "other"):
+        ask(asked, clips / "blink.mp4", dataset=dataset)
+    assert list(featstore.open(cache)) == ["other"]
+    assert capsys.readouterr().err.count("no longer stored") == 1
+
+
+@pytest.mark.parametrize("cause", ["full", "no folder"])
+def test_a_full_disk_or_no_cache_folder_ends_storing_for_all(
+    model, clips, cache, monkeypatch, capsys, cause
+):
+    def full(*args, **options):
+        raise StoreFull("the disk is full")
+
+    if cause == "full":
+        monkeypatch.setattr(source, "store_features", full)
+    else:
+        cache = clips / "blink.mp4" / "cache"
+    asked = model(cache)
+    for dataset in ("demo", "other"):
+        ask(asked, clips / "blink.mp4", dataset=dataset)
+    monkeypatch.undo()
+    ask(asked, clips / "blink.mp4", dataset="third")
+    assert counts(asked) == (0, 3)
+    assert capsys.readouterr().err.count("no longer stored") == 1

@@ -1,0 +1,285 @@
+"""The engine of a GPU: what is queued, freed and answered when; on a GPU that is there, and on one that is played."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from toys import REPOSITORY, run_python
+
+import featstore
+from featstore.encoders.registry import EncoderRecipe
+from featstore.encoders.toy import ToyEncoder
+from featstore.errors import QuantizeError
+from featstore.models import LongVAEncoder
+from featstore.pipeline.encode import cuda_streams
+from featstore.pipeline.encode.batches import Batches, Job
+from featstore.pipeline.encode.cuda_encoder import CudaEngine
+from featstore.pipeline.ingest import ingest
+from featstore.pipeline.shared_memory import Memory
+from featstore.records.quantization import measure_error, quantize
+from featstore.sampling import Sampling
+from featstore.spec import FeatureSpec
+from featstore.system.processes import Slots
+from featstore.torch import quantize as quantize_tensor
+from featstore.torch.kernels.quantize import queue_quantize, read_measures
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+LATE = 3
+
+
+class Event:
+    """Passes when it was asked for often enough."""
+
+    def __init__(self, late: int = LATE) -> None:
+        self._asked, self._late = 0, late
+
+    def query(self) -> bool:
+        self._asked += 1
+        return self.passed
+
+    @property
+    def passed(self) -> bool:
+        return self._asked > self._late
+
+
+class PlayedStreams:
+    """EncoderStreams without a GPU: everything is done at once, and known to be done later."""
+
+    def __init__(self, encode, device, frames_shape) -> None:
+        self._encode = encode
+        self._batch = frames_shape[0]
+        self._encoding: list[Event] = []
+
+    def encode(self, pieces):
+        self._encoding = [event for event in self._encoding if not event.passed]
+        assert len(self._encoding) < cuda_streams.DEPTH
+        frames = np.concatenate(pieces)
+        assert len(frames) <= self._batch
+        ended = Event()
+        self._encoding.append(ended)
+        work = _Work(ended)
+        return SimpleNamespace(
+            features=torch.from_numpy(self._encode(frames)), read=Event(), work=work
+        )
+
+    def store(self, parts, payload, shape, quantization, granularity):
+        features = torch.cat(list(parts)).reshape(shape)
+        stored, scale, measures = queue_quantize(features, quantization, granularity)
+        torch.frombuffer(payload, dtype=stored.dtype).reshape(shape).copy_(stored)
+        return cuda_streams.Stored(
+            scale,
+            measures,
+            features.numel(),
+            quantization,
+            arrived=Event(2 * LATE),
+            work=_Work(Event()),
+        )
+
+    def finish(self) -> None:
+        pass
+
+
+class _Work:
+    seconds = 0.001
+
+    def __init__(self, ended: Event) -> None:
+        self._ended = ended
+
+    @property
+    def done(self) -> bool:
+        return self._ended.query()
+
+
+class PlayedGpu(ToyEncoder):
+    """A toy that says it computes on a GPU."""
+
+    device = SimpleNamespace(type="cuda")
+
+    def encode_there(self, frames):
+        return super().encode(frames)
+
+    def encode(self, frames):
+        raise AssertionError("frames come by way of the streams")
+
+
+@pytest.fixture
+def played(monkeypatch):
+    monkeypatch.setattr(cuda_streams, "EncoderStreams", PlayedStreams)
+    lock = SimpleNamespace(close=lambda: None)
+    monkeypatch.setattr("featstore.torch.upload.pinned.PageLock", lambda memory, device: lock)
+
+
+@pytest.mark.parametrize("batch", [2, 6, 32])
+@pytest.mark.parametrize("quantization", ["int8", "bf16"])
+def test_a_queue_stores_what_the_host_does(clips, tmp_path, played, batch, quantization):
+    for i in range(4):
+        shutil.copy(clips / "blink.mp4", clips / f"v{i}.mp4")
+    kept = {}
+    for kind in (ToyEncoder, PlayedGpu):
+        encoder = kind()
+        encoder.batch_frames = batch
+        cache = tmp_path / kind.__name__
+        summary = ingest(
+            clips,
+            cache,
+            "demo",
+            encoder=encoder,
+            sampling=Sampling(6),
+            quantization=quantization,
+        )
+        assert (summary.stored, summary.failures) == (7, [])
+        dataset = featstore.open(cache)["demo"]
+        kept[kind] = {name: dataset[name].data.tobytes() for name in dataset}
+        assert all(f.header.error.cosine > 0.99 for f in dataset.values())
+    assert kept[PlayedGpu] == kept[ToyEncoder]
+
+
+def test_features_that_are_not_finite_are_refused_when_their_measures_arrive(clips, cache, played):
+    class Overflowing(PlayedGpu):
+        def encode_there(self, frames):
+            return super().encode_there(frames) * np.inf
+
+    summary = ingest(clips, cache, "demo", encoder=Overflowing(), sampling=Sampling(6))
+    assert summary.stored == 0
+    assert all("NaN or infinite" in failure.reason for failure in summary.failures)
+    assert all("computed in fp32" in failure.reason for failure in summary.failures)
+    assert len(summary.failures) == 3
+
+
+def test_a_slot_is_free_when_it_was_read_and_not_before(played):
+    spec = FeatureSpec(PlayedGpu().identity, Sampling(2), "decord", "int8", "channel")
+    memory = Memory.reserve(spec, workers=1, encoders=1, batch_frames=2)
+    engine = CudaEngine(PlayedGpu(), memory, 2)
+    batches = Batches(2)
+    batches.add(Job(7, frames=1, count=2, record=0))
+    engine.submit(batches.take(short=False))
+    answers = [engine.collect() for _ in range(LATE)]
+    assert answers == [[]] * LATE
+    assert engine.in_flight == 1
+    read, encoded = engine.collect()
+    assert read["read"] == [1]
+    assert encoded["busy"] > 0
+    assert engine.in_flight == 0
+    assert engine.owes  # its record is still on its way
+    answers = [answer for _ in range(LATE) for answer in engine.collect()]
+    assert [answer["stored"] for answer in answers] == [7]
+    assert not engine.owes
+    memory.close()
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("scale", ["channel", "token", "tensor"])
+def test_a_gpu_quantizes_to_numpys_bits(dtype, scale):
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.exp(2 * torch.randn(3584, generator=generator))
+    features = (torch.randn((1000, 3584), generator=generator) * sizes).to(dtype)
+    features[:, 5] = 0
+    expected, factors = quantize(features.float().numpy(), "int8", scale)
+    there = features.cuda()
+    stored, found, measures = queue_quantize(there, "int8", scale)
+    np.testing.assert_array_equal(found.cpu().numpy(), factors)
+    np.testing.assert_array_equal(stored.cpu().numpy(), expected)
+    eager, eager_scale = quantize_tensor(there, "int8", scale)
+    assert torch.equal(eager, stored)
+    assert torch.equal(eager_scale, found)
+    error = read_measures(measures.tolist(), features.numel(), "int8")
+    reference = measure_error(features.float().numpy(), expected, factors, "int8")
+    assert error.relative_l2 == pytest.approx(reference.relative_l2, rel=1e-9)
+    assert error.max_abs == reference.max_abs
+
+
+@needs_gpu
+def test_a_gpu_counts_what_is_not_finite():
+    features = torch.randn((100, 64), device="cuda").half()
+    features[3, 4], features[5, 6] = torch.nan, torch.inf
+    for scale in ("channel", "token", "tensor"):
+        _, _, measures = queue_quantize(features, "int8", scale)
+        assert measures[5].item() == 2
+        with pytest.raises(QuantizeError, match="2 of 6400"):
+            quantize_tensor(features, "int8", scale)
+
+
+@needs_gpu
+def test_the_kernel_is_used_where_triton_compiles():
+    pytest.importorskip("triton")
+    from featstore.torch.kernels.quantize import _kernel
+
+    assert _kernel() is not None
+
+
+INTERPRETED = """
+import numpy as np, torch
+from featstore.records.quantization import quantize
+from featstore.torch.kernels.fused import quantize as launch
+generator = torch.Generator().manual_seed(0)
+for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    for scale in ("channel", "token", "tensor"):
+        features = (torch.randn((300, 37), generator=generator) * 3).to(dtype)
+        expected, factors = quantize(features.float().numpy(), "int8", scale)
+        stored, measures = launch(features, torch.from_numpy(factors))
+        np.testing.assert_array_equal(stored.numpy(), expected)
+        assert measures[5:].tolist() == [0, 0]
+"""
+
+
+def test_the_kernel_rounds_as_numpy_does_also_where_it_is_interpreted(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    done = run_python(INTERPRETED)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cuda") / "tiny"
+    tool = REPOSITORY / "tools" / "make_tiny_checkpoint.py"
+    subprocess.run([sys.executable, tool, folder], check=True, capture_output=True)
+    return folder
+
+
+@needs_gpu
+@pytest.mark.parametrize("devices", [["cuda:0"], ["cuda:0", "cuda:0"]])
+@pytest.mark.parametrize("nframe", [5, 8, 16])
+def test_streams_store_what_the_encoder_gives(clips, cache, tiny, devices, nframe):
+    for i in range(5):
+        shutil.copy(clips / "bouncing_ball.mp4", clips / f"v{i}.mp4")
+    recipes = [
+        EncoderRecipe("longva", {"checkpoint": str(tiny), "device": d, "dtype": "fp32"}, 8)
+        for d in devices
+    ]
+    encoder = recipes if len(recipes) > 1 else recipes[0].build()
+    summary = ingest(
+        clips, cache, "demo", encoder=encoder, sampling=Sampling(nframe), quantization="fp32"
+    )
+    assert summary.stored == 8
+    dataset = featstore.open(cache)["demo"]
+    same = dataset["bouncing_ball"].data
+    for i in range(5):
+        np.testing.assert_allclose(dataset[f"v{i}"].data, same, atol=1e-4)
+
+
+@needs_gpu
+def test_frames_on_the_gpu_give_the_features_of_frames_on_the_host(tiny):
+    encoder = LongVAEncoder(tiny, device="cuda")
+    frames = np.random.default_rng(0).integers(0, 256, (3, 336, 336, 3), np.uint8)
+    there = torch.from_numpy(frames).cuda()
+    assert torch.equal(encoder.encode(frames), encoder.encode_there(there))
+
+
+@needs_gpu
+def test_shared_memory_is_page_locked_and_let_go_of():
+    from featstore.torch.upload.pinned import PageLock
+
+    slots = Slots.create(2, 1 << 20)
+    for _ in range(2):  # a second time: the first registration is gone
+        lock = PageLock(slots.memory, torch.device("cuda:0"))
+        assert lock.held
+        lock.close()
+    slots.close()

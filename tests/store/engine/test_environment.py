@@ -1,0 +1,275 @@
+import gc
+import inspect
+import shutil
+import threading
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+from toys import expected, run_python, store_videos, toy_features, toy_spec
+
+from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreMismatch, StoreNotFound
+from featstore.records.record import PAGE
+from featstore.store import reader
+from featstore.store.engine import environment as environment_module
+from featstore.store.engine import handles, lmdb_errors, pages
+from featstore.store.engine import snapshot as snapshot_module
+from featstore.store.engine.environment import make_file, open_environment
+from featstore.store.engine.lmdb_errors import store_error
+from featstore.store.maintenance.check import check_dataset
+from featstore.store.paths import SEAL_FILE
+from featstore.store.reader import FeatureStore, get
+from featstore.store.writer import FeatureWriter
+
+LMDB_ERRORS = [
+    cls for _, cls in inspect.getmembers(lmdb, inspect.isclass) if issubclass(cls, lmdb.Error)
+]
+A = toy_features(1)
+
+
+@pytest.mark.parametrize("cls", LMDB_ERRORS)
+def test_every_error_of_lmdb_becomes_a_store_error_that_says_what_to_do(tmp_path, cls):
+    error = store_error(cls("MDB_WHATEVER: in its own words"), tmp_path)
+    assert isinstance(error, StoreError)
+    assert str(error).startswith(f"{tmp_path}: ")
+    assert "in its own words" in str(error)
+    assert ";" in str(error), "what was found; what to do"
+    if cls is not lmdb.Error:
+        assert "LMDB refused" not in str(error), "a named error deserves its own sentence"
+
+
+def test_what_looks_damaged_is_checked_and_copied_from_but_not_removed(tmp_path):
+    """It may be a good file that was put in another's place, or hold all but one video."""
+    errors = [store_error(cls("in its own words"), tmp_path) for cls in LMDB_ERRORS]
+    damaged = [error for error in errors if isinstance(error, StoreDamaged)]
+    for error in [*damaged, pages.damaged(tmp_path, "page 7 is no page")]:
+        assert "featstore check" in str(error)
+        assert "featstore merge" in str(error)
+        assert "remove" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (lmdb.MapFullError("full"), StoreFull),
+        (lmdb.DiskError("No space left on device"), StoreFull),
+        (lmdb.Error("mdb_txn_commit: No space left on device"), StoreFull),
+        (lmdb.InvalidError("not an LMDB file"), StoreMismatch),
+        (lmdb.VersionMismatchError("version"), StoreMismatch),
+    ],
+)
+def test_errors_of_lmdb_that_a_caller_may_act_on_have_their_class(tmp_path, error, kind):
+    assert type(store_error(error, tmp_path)) is kind
+
+
+def test_an_unnamed_error_on_a_full_disk_is_a_full_disk(tmp_path, monkeypatch):
+    """A full disk reaches us as `Input/output error` as often as by its name."""
+    monkeypatch.setattr(lmdb_errors, "is_full", lambda path: True)
+    assert (
+        type(store_error(lmdb.Error("mdb_txn_commit: Input/output error"), tmp_path)) is StoreFull
+    )
+
+
+def make_data_file(cache: Path, content: bytes) -> None:
+    (cache / "demo").mkdir(parents=True)
+    (cache / "demo" / "data.mdb").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"abc", bytes(20_000), np.random.default_rng(0).bytes(50_000), b"\xde\xc0\xef\xbe" * 5000],
+    ids=["short", "zeros", "noise", "magic"],
+)
+def test_a_file_that_is_not_lmdbs_is_refused(tmp_path, content):
+    make_data_file(tmp_path, content)
+    for use in (FeatureStore(tmp_path).__getitem__, lambda name: FeatureWriter(tmp_path, name)):
+        with pytest.raises(StoreError, match=r"is not of LMDB engine 0.9 .* or damaged"):
+            use("demo")
+    with pytest.raises(StoreError):
+        check_dataset(tmp_path, "demo")
+    assert (tmp_path / "demo" / "data.mdb").read_bytes() == content
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    make_data_file(tmp_path, b"")
+    with pytest.raises(StoreError):
+        FeatureStore(tmp_path)["demo"]
+
+
+def test_a_file_of_lmdb_engine_1_is_refused(tmp_path):
+    (tmp_path / "demo").mkdir()
+    lmdb.open(str(tmp_path / "demo"), lib_version=1).close()
+    for use in (FeatureStore(tmp_path).__getitem__, lambda name: FeatureWriter(tmp_path, name)):
+        with pytest.raises(StoreMismatch, match=r"not of LMDB engine 0\.9"):
+            use("demo")
+
+
+def test_a_folder_without_a_file_is_no_dataset(tmp_path):
+    with pytest.raises(
+        StoreNotFound, match=r"there is no dataset in .*; make it with featstore ingest"
+    ):
+        open_environment(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_has_one_environment_for_a_file_by_whatever_name(cache, tmp_path):
+    store_videos(cache, "demo", {"a": A})
+    (tmp_path / "link").symlink_to(cache)
+    one = open_environment(cache / "demo")
+    assert open_environment(tmp_path / "link" / "demo") is one
+    assert FeatureWriter(cache, "demo")._keeper.environment is one
+
+
+def test_an_environment_closes_with_its_last_reference(cache):
+    gc.collect()  # what other tests' exceptions still hold
+    store_videos(cache, "demo", {"a": A})
+    assert len(environment_module._environments) == 0
+    features = get(cache, "demo", "a")
+    assert len(environment_module._environments) == 1
+    reader._shared.clear()
+    assert len(environment_module._environments) == 1, "the view keeps it"
+    del features
+    assert len(environment_module._environments) == 0
+
+
+def test_a_file_replaced_while_it_is_opened_is_not_taken_for_the_new_one(cache, monkeypatch):
+    store_videos(cache, "demo", {"old": A})
+    store_videos(cache / "aside", "demo", {"new": A})
+    real_open = handles.open_liblmdb
+
+    def replaced_meanwhile(folder, *, readonly):
+        opened = real_open(folder, readonly=readonly)
+        if (cache / "aside" / "demo").exists():
+            (cache / "demo").rename(cache / "before")
+            (cache / "aside" / "demo").rename(cache / "demo")
+        return opened
+
+    monkeypatch.setattr(handles, "open_liblmdb", replaced_meanwhile)
+    assert list(FeatureStore(cache)["demo"]) == ["new"]
+    shutil.rmtree(cache / "before")
+
+
+def test_one_snapshot_is_shared_until_something_is_committed(cache):
+    store_videos(cache, "demo", {"a": A})
+    environment = open_environment(cache / "demo")
+    first = environment.snapshot()
+    assert environment.snapshot() is first
+    store_videos(cache, "demo", {"b": A})
+    second = environment.snapshot()
+    assert second is not first
+    assert first.count("catalog") == 1
+    assert second.count("catalog") == 2
+    assert len(list(first.keys("records"))) == 1
+
+
+def test_a_listing_is_of_one_snapshot_whatever_is_committed_meanwhile(cache):
+    store_videos(cache, "demo", {str(i): A for i in range(10)})
+    entries = FeatureStore(cache)["demo"].entries()
+    seen = [next(entries).video_id]
+    store_videos(cache, "demo", {str(i): A for i in range(10, 20)})
+    seen += [entry.video_id for entry in entries]
+    assert sorted(seen, key=int) == [str(i) for i in range(10)]
+
+
+def test_tables_do_not_run_into_each_other(tmp_path):
+    make_file(tmp_path, "manifest", b"k", b"m")
+    environment = open_environment(tmp_path)
+    with environment.lmdb.begin(write=True) as txn:
+        for table, name in snapshot_module.TABLES.items():
+            txn.put(name, table.encode())
+            txn.put(name + b"\xff" * 400, b"last")
+    snapshot = environment.snapshot()
+    for table in snapshot_module.TABLES:
+        assert snapshot.read(table, b"") == table.encode()
+        assert snapshot.count(table) == 2 + (table == "manifest")
+        assert [value for _, value in snapshot.rows(table, b"\xff")] == [b"last"]
+
+
+def test_an_empty_value_is_an_empty_view(tmp_path):
+    make_file(tmp_path, "records", b"k", b"")
+    view = open_environment(tmp_path).snapshot().get("records", b"k")
+    assert view is not None
+    assert bytes(view) == b""
+
+
+@pytest.mark.parametrize("frames", [1, 4, 700])
+def test_a_payload_lies_on_a_page_of_the_map_and_is_read_only(cache, frames):
+    """So that typed views are aligned, however small the record is."""
+    store_videos(cache, "demo", {"a": toy_features(0, frames)}, spec=toy_spec(700))
+    data = get(cache, "demo", "a").data
+    assert data.ctypes.data % PAGE == 0
+    assert not data.flags.writeable
+    with pytest.raises(ValueError, match="read-only"):
+        data[0, 0] = 1
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        data.flags.writeable = True
+
+
+def test_many_threads_read_at_once(cache):
+    spec = store_videos(cache, "demo", {str(i): toy_features(i) for i in range(20)})
+    wanted = {str(i): expected(toy_features(i), spec) for i in range(20)}
+    failures: list[object] = []
+    stop = threading.Event()
+
+    def hammer(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        try:
+            for _ in range(300):
+                video = str(rng.integers(20))
+                if not np.array_equal(get(cache, "demo", video).data, wanted[video]):
+                    failures.append(video)
+        except BaseException as exc:
+            failures.append(exc)
+
+    def write() -> None:
+        try:
+            while not stop.is_set():
+                store_videos(cache, "demo", {"other": A})
+        except BaseException as exc:
+            failures.append(exc)
+
+    threads = [threading.Thread(target=hammer, args=(i,)) for i in range(6)]
+    writing = threading.Thread(target=write)
+    for thread in [*threads, writing]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    stop.set()
+    writing.join()
+    assert failures == []
+
+
+def test_a_sealed_dataset_is_read_without_liblmdb_and_without_its_lock_file(cache, monkeypatch):
+    store_videos(cache, "demo", {"a": A})
+    (cache / "demo" / "lock.mdb").unlink()
+    (cache / "demo" / SEAL_FILE).touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(handles, "open_liblmdb", lambda *_, **__: pytest.fail("opened by liblmdb"))
+        features = get(cache, "demo", "a")
+        assert np.array_equal(features.data, expected(A, toy_spec()))
+    assert not (cache / "demo" / "lock.mdb").exists()
+    with pytest.raises(StoreError, match="is sealed: it is read without locks"):
+        store_videos(cache, "demo", {"b": A})
+    (cache / "demo" / SEAL_FILE).unlink()
+    store_videos(cache, "demo", {"b": A})
+    assert sorted(FeatureStore(cache)["demo"]) == ["a", "b"]
+    assert np.array_equal(features.data, expected(A, toy_spec()))
+
+
+def test_a_store_can_be_described_while_the_process_ends(cache):
+    """Finalizers run newest first: the environment's descriptors were closed before."""
+    program = """
+import sys, weakref
+from featstore.store.describe import write_cache_meta
+from featstore.store.reader import get
+from toys import *
+store_videos(sys.argv[1], "demo", {"a": toy_features(1)})
+class Owner: pass
+owner = Owner()
+weakref.finalize(owner, write_cache_meta, sys.argv[1])
+get(sys.argv[1], "demo", "a")
+"""
+    done = run_python(program, cache)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert '"videos": 1' in (cache / "cache_meta.json").read_text()

@@ -1,0 +1,272 @@
+import os
+import shutil
+import threading
+
+import pytest
+from damage import put_raw
+from toys import run_python, start_python, store_videos, toy_features
+
+from featstore.errors import StoreError
+from featstore.store.engine import file_state
+from featstore.store.engine.locks import LOCK_FILE, WRITE_FILE, WriteLock, ingest_lock
+from featstore.store.engine.transaction import WriteTransaction
+from featstore.store.maintenance.check import check_dataset
+from featstore.store.maintenance.compact import compact_dataset
+from featstore.store.maintenance.remove import remove_videos
+from featstore.store.maintenance.repair import repair_dataset
+from featstore.store.reader import FeatureStore
+
+A = toy_features(1)
+MANY = {str(i): A for i in range(30)}
+
+
+@pytest.fixture
+def proofs(monkeypatch) -> list[object]:
+    """The files that were verified, from here on."""
+    seen: list[object] = []
+    real = file_state.find_page_problems
+
+    def find(folder):
+        seen.append(folder)
+        return real(folder)
+
+    monkeypatch.setattr(file_state, "find_page_problems", find)
+    return seen
+
+
+def copied(cache):
+    """A copy that nobody looks at once the test is done."""
+    return shutil.copytree(cache, cache.parent / "copy")
+
+
+def test_a_file_that_we_left_is_written_to_at_once(cache, proofs):
+    store_videos(cache, "demo", {"a": A})
+    del proofs[:]
+    store_videos(cache, "demo", {"b": A, "c": A})
+    remove_videos(cache, "demo", ["b"])
+    done = run_python(
+        "import sys; from toys import *; store_videos(sys.argv[1], 'demo', {'d': toy_features(1)})",
+        cache,
+    )
+    assert done.returncode == 0, done.stderr
+    store_videos(cache, "demo", {"e": A})
+    assert proofs == []
+
+
+def test_a_copied_file_is_verified_before_the_first_write_and_then_not_again(cache, proofs):
+    store_videos(cache, "demo", MANY)
+    copy = copied(cache)
+    del proofs[:]
+    store_videos(copy, "demo", {"b": A})
+    assert proofs == [copy / "demo"]
+    store_videos(copy, "demo", {"c": A})
+    assert len(proofs) == 1
+    assert check_dataset(copy, "demo").problems == []
+
+
+@pytest.fixture
+def bad_copy(cache):
+    """A copy whose leaf pages lie about where their free space begins."""
+    store_videos(cache, "demo", MANY)
+    copy = copied(cache)
+    file = copy / "demo" / "data.mdb"
+    content = bytearray(file.read_bytes())
+    for page in range(2 * 4096, len(content), 4096):
+        if b"catalog/" in content[page : page + 4096]:
+            content[page + 12] ^= 0x70
+    file.write_bytes(content)
+    return copy
+
+
+def test_a_copy_with_a_damaged_page_may_not_be_written_to(bad_copy):
+    refused = r"the pages of .* are damaged: .*nothing is written into it: copy what is good"
+    for _ in range(2):
+        with pytest.raises(StoreError, match=refused):
+            WriteTransaction(bad_copy / "demo")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda cache: store_videos(cache, "demo", {"new": A}),
+        lambda cache: remove_videos(cache, "demo", ["1"]),
+        lambda cache: compact_dataset(cache, "demo"),
+        lambda cache: repair_dataset(cache, "demo"),
+    ],
+)
+def test_whatever_would_write_leaves_a_damaged_copy_alone(bad_copy, write):
+    before = (bad_copy / "demo" / "data.mdb").read_bytes()
+    with pytest.raises(StoreError):
+        write(bad_copy)
+    assert (bad_copy / "demo" / "data.mdb").read_bytes() == before
+
+
+def test_a_copy_that_was_cut_short_is_refused(cache):
+    store_videos(cache, "demo", MANY)
+    copy = copied(cache)
+    file = copy / "demo" / "data.mdb"
+    os.truncate(file, file.stat().st_size - 5000)
+    with pytest.raises(StoreError, match="are damaged"):
+        remove_videos(copy, "demo", ["1"])
+
+
+def test_a_file_that_was_written_over_in_place_is_verified(cache, proofs):
+    """As `cp` does: the inode stays, and the number of the last transaction may be the same."""
+    store_videos(cache, "demo", {"a": A})
+    store_videos(cache.parent / "other", "demo", {"b": A})
+    del proofs[:]
+    (cache / "demo" / "data.mdb").write_bytes(
+        (cache.parent / "other" / "demo" / "data.mdb").read_bytes()
+    )
+    store_videos(cache, "demo", {"c": A})
+    assert len(proofs) == 1
+    assert set(FeatureStore(cache)["demo"]) == {"b", "c"}
+
+
+def test_a_foreign_write_is_noticed(cache, proofs):
+    store_videos(cache, "demo", {"a": A})
+    put_raw(cache, "failures", b"x" * 64, b"nonsense")
+    del proofs[:]
+    remove_videos(cache, "demo", ["a"])
+    assert len(proofs) == 1
+    put_raw(cache, "failures", b"x" * 64, None)
+
+
+def test_after_a_kill_the_next_writer_verifies(cache, proofs):
+    program = """
+import os, signal, sys
+from featstore.store.engine import transaction
+from toys import *
+transaction.leave_note = lambda *words: os.kill(os.getpid(), signal.SIGKILL)
+store_videos(sys.argv[1], "demo", {"b": toy_features(1)})
+"""
+    store_videos(cache, "demo", {"a": A})
+    assert run_python(program, cache).returncode == -9
+    del proofs[:]
+    store_videos(cache, "demo", {"c": A})
+    assert len(proofs) == 1
+    assert set(FeatureStore(cache)["demo"]) == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize("note", [b"", b"null", b"{}", b"\xff", b"[" * 4000])
+def test_a_note_that_cannot_be_read_is_none(cache, proofs, note):
+    store_videos(cache, "demo", {"a": A})
+    (cache / "demo" / WRITE_FILE).write_bytes(note)
+    del proofs[:]
+    remove_videos(cache, "demo", ["a"])
+    assert len(proofs) == 1
+
+
+def test_a_note_that_cannot_be_written_costs_a_long_ingest_one_proof(cache, proofs, monkeypatch):
+    monkeypatch.setattr(WriteLock, "write", lambda lock, note: None)
+    store_videos(cache, "demo", {"a": A})
+    environment = FeatureStore(cache)["demo"].snapshot().environment
+    del proofs[:]
+    store_videos(cache, "demo", MANY)
+    assert len(proofs) <= 1
+    del environment
+
+
+@pytest.mark.parametrize("name", [WRITE_FILE, LOCK_FILE])
+def test_a_lock_that_is_a_link_is_not_written_through(cache, tmp_path, name):
+    """A folder from elsewhere may hold one that leads to a file of this user's."""
+    store_videos(cache, "demo", {"a": A})
+    (cache / "demo" / name).unlink(missing_ok=True)
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (cache / "demo" / name).symlink_to(precious)
+    with pytest.raises(StoreError, match="cannot be locked"):
+        remove_videos(cache, "demo", ["a"])
+    assert precious.read_text() == "mine"
+
+
+def test_writers_take_turns_and_none_verifies_after_another(cache, proofs):
+    store_videos(cache, "demo", {"a": A})
+    del proofs[:]
+    failures: list[BaseException] = []
+
+    def write(name: str) -> None:
+        try:
+            store_videos(cache, "demo", {f"{name}{i}": A for i in range(20)})
+        except BaseException as exc:
+            failures.append(exc)
+
+    threads = [threading.Thread(target=write, args=(name,)) for name in "bcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert proofs == []
+    assert len(FeatureStore(cache)["demo"]) == 61
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from featstore.store.maintenance.repair import repair_dataset
+from featstore.store.engine.transaction import WriteTransaction
+txn = WriteTransaction(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_the_right_to_write_dies_with_its_holder(cache):
+    store_videos(cache, "demo", {"a": A})
+    with start_python(HOLD, cache / "demo") as holder:
+        assert holder.stdout.readline() == "held\n"
+        holder.kill()
+    WriteTransaction(cache / "demo").abort()
+
+
+def test_a_forked_child_does_not_keep_the_right_to_write(cache):
+    store_videos(cache, "demo", {"a": A})
+    program = """
+import os, sys, time
+from pathlib import Path
+from featstore.store.maintenance.repair import repair_dataset
+from featstore.store.engine.transaction import WriteTransaction
+txn = WriteTransaction(Path(sys.argv[1]))
+if os.fork() == 0:
+    time.sleep(30)
+    os._exit(0)
+txn.abort()
+again = WriteTransaction(Path(sys.argv[1]))
+again.abort()
+print("done", flush=True)
+os.killpg(0, 9)
+"""
+    program = "import os; os.setpgid(0, 0)\n" + program
+    done = run_python(program, cache / "demo", timeout=20)
+    assert done.stdout == "done\n", done.stderr
+
+
+def test_an_error_inside_lets_go(cache):
+    store_videos(cache, "demo", {"a": A})
+
+    def fail() -> None:
+        with WriteTransaction(cache / "demo") as txn:
+            txn.put("failures", b"x", b"y")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    with ingest_lock(cache / "demo"), WriteTransaction(cache / "demo") as txn:
+        assert txn.get("failures", b"x") is None
+
+
+def test_a_smaller_value_put_over_a_larger_leaves_no_page_behind(cache):
+    """Put over without a deletion, the file does not pass the verifier, and never again."""
+    store_videos(cache, "demo", {})
+    with WriteTransaction(cache / "demo") as txn:
+        for size in (50_000, 20_000, 3_000, 30_000, 10):
+            txn.put("failures", b"k", bytes(size))
+            assert txn.delete("failures", b"k")
+            txn.put("failures", b"k", bytes(size * 2))
+            txn.put("failures", b"k", bytes(size))
+        txn.delete("failures", b"k")
+        txn.put("failures", b"other", bytes(40_000))
+        txn.put("failures", b"other", bytes(9_000))
+    assert file_state.find_page_problems(cache / "demo") == []
+    put_raw(cache, "failures", b"other", None)

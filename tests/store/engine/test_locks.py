@@ -1,0 +1,133 @@
+import json
+import os
+import threading
+import time
+
+import pytest
+from toys import run_python, start_python
+
+from featstore.errors import StoreError, StoreLocked, StoreNotFound
+from featstore.store.engine.locks import LOCK_FILE, ingest_lock
+
+HOLD = """
+import sys
+from pathlib import Path
+from featstore.store.engine.locks import ingest_lock
+with ingest_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_second_ingest_is_refused_with_the_name_of_the_first(tmp_path):
+    with start_python(HOLD, tmp_path) as holder:
+        assert holder.stdout.readline() == "held\n"
+        holder_named = pytest.raises(
+            StoreLocked, match=rf"process {holder.pid} \(python.*, since 20"
+        )
+        with holder_named, ingest_lock(tmp_path):
+            pass
+        holder.communicate("done\n")
+    with ingest_lock(tmp_path):
+        pass
+
+
+def test_a_lock_dies_with_its_holder(tmp_path):
+    with start_python(HOLD, tmp_path) as holder:
+        holder.stdout.readline()
+        holder.kill()
+    with ingest_lock(tmp_path):
+        note = json.loads((tmp_path / LOCK_FILE).read_text())
+    assert note["pid"] == os.getpid()
+
+
+def test_two_threads_exclude_each_other(tmp_path):
+    with ingest_lock(tmp_path), pytest.raises(StoreLocked), ingest_lock(tmp_path):
+        pass
+
+
+def test_an_error_inside_lets_go(tmp_path):
+    with pytest.raises(KeyError), ingest_lock(tmp_path):
+        raise KeyError
+    with ingest_lock(tmp_path):
+        pass
+
+
+def test_a_waiting_ingest_begins_when_the_other_ends(tmp_path):
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with ingest_lock(tmp_path):
+            held.set()
+            done.wait()
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
+    threading.Timer(0.2, done.set).start()
+    with ingest_lock(tmp_path, wait=30):
+        assert done.is_set()
+    other.join()
+
+
+def test_waiting_ends_in_time(tmp_path):
+    begun = time.monotonic()
+    with ingest_lock(tmp_path), pytest.raises(StoreLocked), ingest_lock(tmp_path, wait=0.2):
+        pass
+    assert 0.2 <= time.monotonic() - begun < 20
+
+
+def test_a_lock_on_a_folder_that_was_replaced_meanwhile_counts_for_nothing(tmp_path, monkeypatch):
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    monkeypatch.setattr(time, "sleep", lambda seconds: replace())
+
+    def replace() -> None:
+        if not (tmp_path / "gone").exists():
+            folder.rename(tmp_path / "gone")
+            folder.mkdir()
+
+    with ingest_lock(folder), ingest_lock(folder, wait=30):
+        assert (folder / LOCK_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    "note", [b"", b"[1]", b"{}", b"\xff\xfe", b'{"pid":1,"host":"h","since":"t"}', b"7", b"null"]
+)
+def test_the_holder_is_named_whatever_the_note_says(tmp_path, note):
+    with ingest_lock(tmp_path):
+        (tmp_path / LOCK_FILE).write_bytes(note)
+        holder_named = pytest.raises(StoreLocked, match=rf"process {os.getpid()} \(.*\) is at work")
+        with holder_named, ingest_lock(tmp_path):
+            pass
+
+
+def test_a_folder_that_is_not_there_is_not_made(tmp_path):
+    with pytest.raises(StoreNotFound), ingest_lock(tmp_path / "nowhere"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_file_that_cannot_be_opened_is_a_store_error(tmp_path):
+    (tmp_path / LOCK_FILE).mkdir()
+    with pytest.raises(StoreError, match="cannot be locked"), ingest_lock(tmp_path):
+        pass
+
+
+EXEC = """
+import subprocess, sys
+from pathlib import Path
+from featstore.store.engine.locks import ingest_lock
+with ingest_lock(Path(sys.argv[1])):
+    child = subprocess.Popen(["sleep", "60"], close_fds=False)
+print(child.pid)
+"""
+
+
+def test_a_program_that_was_started_meanwhile_does_not_inherit_the_lock(tmp_path):
+    done = run_python(
+        "import os, signal\n" + EXEC + "os.kill(child.pid, signal.SIGKILL); child.wait()", tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    with ingest_lock(tmp_path):
+        pass

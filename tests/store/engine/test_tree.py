@@ -1,0 +1,168 @@
+"""Our walk of LMDB's pages: the same as LMDB's on sound files, an error and nothing else on others."""
+
+import os
+import struct
+from pathlib import Path
+
+import lmdb
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from featstore.errors import StoreDamaged, StoreError, StoreMismatch
+from featstore.store.engine.pages import BRANCH, HEADER, NODE, read_metas
+from featstore.store.engine.tree import Tree
+from featstore.system.file_map import Mapping
+
+PAGE = 4096
+KEYS = st.binary(min_size=1, max_size=511)
+SIZES = st.one_of(st.integers(0, 300), st.integers(1500, 2500), st.integers(4000, 13_000))
+
+
+def write(folder: Path, rows: dict[bytes, bytes | None]) -> Path:
+    """Put, or delete where the value is None, in one commit."""
+    with lmdb.open(os.fspath(folder), map_size=1 << 30, lib_version=0) as environment:
+        with environment.begin(write=True) as txn:
+            for key, value in rows.items():
+                if value is None:
+                    txn.delete(key)
+                else:
+                    txn.put(key, value)
+        environment.sync(True)
+    return folder / "data.mdb"
+
+
+def open_tree(file: Path) -> Tree:
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        newest = max(read_metas(fd, file.parent), key=lambda meta: meta.txn_id)
+        return Tree(Mapping(fd), newest, file.parent)
+    finally:
+        os.close(fd)
+
+
+def read_all(tree: Tree, prefix: bytes = b"") -> dict[bytes, bytes]:
+    return {key: tree.mapping.read(*place) for key, place in tree.scan(prefix)}
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.dictionaries(KEYS, SIZES, max_size=120),
+    smaller=st.sets(st.integers(0, 119)),
+    gone=st.sets(st.integers(0, 119)),
+    asked=st.lists(KEYS, max_size=10),
+)
+def test_it_finds_what_lmdb_finds(tmp_path_factory, rows, smaller, gone, asked):
+    folder = tmp_path_factory.mktemp("tree")
+    kept = {key: bytes([len(key) & 255]) * size for key, size in rows.items()}
+    write(folder, kept)
+    names = list(kept)
+    changed = {names[i]: kept[names[i]][: 1 + i] for i in smaller if i < len(names)}
+    removed = {names[i]: None for i in gone if i < len(names)}
+    file = write(folder, {**changed, **removed})
+    kept = {key: value for key, value in {**kept, **changed}.items() if key not in removed}
+    tree = open_tree(file)
+    assert read_all(tree) == kept
+    assert list(read_all(tree)) == sorted(kept)
+    for key in [*names, *asked]:
+        place = tree.find(key)
+        assert (None if place is None else tree.mapping.read(*place)) == kept.get(key)
+        for prefix in (key, key[:1]):
+            assert list(tree.keys(prefix)) == sorted(k for k in kept if k.startswith(prefix))
+
+
+@pytest.fixture
+def deep(tmp_path):
+    """A tree of three levels, whose newest commit is in page 0."""
+    rows = {f"{i:04}".encode() * 120: bytes([i]) * (i % 40) for i in range(90)}
+    rows[b"large"] = b"x" * 10_000
+    write(tmp_path, rows)
+    return write(tmp_path, {b"last": b""})
+
+
+def test_levels_and_large_values_are_walked(deep):
+    tree = open_tree(deep)
+    assert tree._meta.depth >= 3
+    assert len(read_all(tree)) == 92
+    assert tree.mapping.read(*tree.find(b"large")) == b"x" * 10_000
+
+
+def probe(file: Path) -> set[type[Exception]]:
+    """Read everything every way; return what was raised. Whatever is not raised would end the process here."""
+    raised: set[type[Exception]] = set()
+    for read in (read_all, lambda tree: tree.find(b"large"), lambda tree: tree.find(b"0030" * 120)):
+        try:
+            read(open_tree(file))
+        except StoreError as exc:
+            raised.add(type(exc))
+    return raised
+
+
+def test_no_flipped_byte_of_a_page_header_or_node_leads_out_of_the_file(deep):
+    data = bytearray(deep.read_bytes())
+    with open(deep, "r+b", buffering=0) as file:
+        for page in range(len(data) // PAGE):
+            for at in (*range(24), *range(HEADER.size, 200, 31), *range(PAGE - 300, PAGE, 29)):
+                offset = page * PAGE + at
+                for flip in (0xFF, 1 << (offset % 8)):
+                    os.pwrite(file.fileno(), bytes([data[offset] ^ flip]), offset)
+                    assert probe(deep) <= {StoreDamaged, StoreMismatch}
+                os.pwrite(file.fileno(), data[offset : offset + 1], offset)
+    assert probe(deep) == set()
+
+
+def test_a_file_that_ends_early_is_refused_when_it_is_opened_and_while_it_is_open(deep):
+    tree = open_tree(deep)
+    for end in (3 * PAGE + 5, 2 * PAGE, PAGE + 100, PAGE, 100, 0):
+        os.truncate(deep, end)
+        with pytest.raises(StoreDamaged, match="the tree leads to it, and the file has"):
+            read_all(tree)
+        with pytest.raises(StoreError):
+            read_all(open_tree(deep))
+
+
+def test_a_large_value_whose_end_is_missing_is_refused(tmp_path):
+    file = write(tmp_path, {b"large": b"x" * 40_000})
+    os.truncate(file, file.stat().st_size - 5_000)
+    with pytest.raises(StoreDamaged, match="a value of 40000 bytes begins on it, and there are"):
+        open_tree(file).find(b"large")
+
+
+def test_pages_that_a_commit_took_and_gave_back_may_lie_beyond_the_end(tmp_path):
+    write(tmp_path, {f"{i:03}".encode(): b"x" * 2000 for i in range(60)})
+    file = write(tmp_path, {f"{i:03}".encode(): None for i in range(1, 60)})
+    tree = open_tree(file)
+    assert read_all(tree) == {b"000": b"x" * 2000}
+
+
+def test_a_branch_that_leads_to_itself_is_no_endless_walk(deep):
+    tree = open_tree(deep)
+    root = tree._meta.root
+    with open(deep, "r+b", buffering=0) as file:
+        node = tree._page(root, 1, 1 << 40).nodes[0]
+        os.pwrite(file.fileno(), struct.pack("=HHH", root, 0, 0), root * PAGE + node)
+    with pytest.raises(StoreDamaged, match=f"page {root} cannot be"):
+        read_all(open_tree(deep))
+
+
+def test_keys_out_of_order_are_damage(tmp_path):
+    file = write(tmp_path, {b"a": b"1", b"b": b"2", b"c": b"3"})
+    data = file.read_bytes()
+    file.write_bytes(data.replace(b"b2", b"z2"))
+    with pytest.raises(StoreDamaged, match="out of order"):
+        read_all(open_tree(file))
+
+
+def test_separators_out_of_order_are_damage(deep):
+    """A look-up would turn into the wrong half of the tree, and find nothing there."""
+    tree = open_tree(deep)
+    read_all(tree)
+    number, branch = max(tree._branches.items(), key=lambda item: len(item[1].children))
+    page = tree._page(number, BRANCH, 1 << 40)
+    data = bytearray(page.data)
+    data[page.nodes[-2] + NODE.size] = 0xFF
+    with open(deep, "r+b", buffering=0) as file:
+        os.pwrite(file.fileno(), data, number * PAGE)
+    for look in (lambda tree: tree.find(branch.keys[0]), read_all):
+        with pytest.raises(StoreDamaged, match="out of order"):
+            look(open_tree(deep))

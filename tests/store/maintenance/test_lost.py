@@ -1,0 +1,160 @@
+"""A dataset whose file is gone is told of, until it is back or removed on purpose."""
+
+import json
+import os
+import shutil
+
+import pytest
+from click.testing import CliRunner
+from toys import run_python, store_videos, toy_features
+
+import featstore
+from featstore.cli import main
+from featstore.errors import DatasetNotFound, StoreMismatch, StoreNotFound
+from featstore.store.describe import write_cache_meta
+from featstore.store.engine.locks import flight_lock, ingest_lock
+from featstore.store.maintenance.lost import lost_datasets
+from featstore.store.maintenance.remove import remove_dataset
+from featstore.store.maintenance.seal import seal_dataset
+
+A = toy_features(1)
+GONE = "the dataset 'demo' was in "
+
+
+def run(command, cache, *words, **options):
+    return CliRunner().invoke(main, [command, "--cache-dir", str(cache), *words], **options)
+
+
+def lose_file(cache):
+    (cache / "demo" / "data.mdb").unlink()
+
+
+def lose_all_but_the_seal(cache):
+    seal_dataset(cache, "demo")
+    for path in (cache / "demo").iterdir():
+        if path.name != "sealed":
+            path.unlink()
+    (cache / "cache_meta.json").unlink()
+
+
+def lose_folder(cache):
+    shutil.rmtree(cache / "demo")
+
+
+def put_a_fifo_in_its_place(cache):
+    lose_file(cache)
+    os.mkfifo(cache / "demo" / "data.mdb")
+
+
+def break_the_link_to_it(cache):
+    lose_folder(cache)
+    (cache / "demo").symlink_to(cache / "unmounted")
+
+
+LOSSES = [
+    lose_file,
+    lose_all_but_the_seal,
+    lose_folder,
+    put_a_fifo_in_its_place,
+    break_the_link_to_it,
+]
+
+
+@pytest.fixture(params=LOSSES)
+def lost(request, cache):
+    """A cache of two datasets, one of them lost."""
+    store_videos(cache, "demo", {"a": A})
+    store_videos(cache, "other", {"a": A})
+    write_cache_meta(cache)
+    request.param(cache)
+    return cache
+
+
+def test_a_lost_dataset_is_a_problem_to_check(lost):
+    for words in ((), ("--dataset", "demo"), ("--repair",)):
+        done = run("check", lost, *words)
+        assert done.exit_code == 1
+        assert GONE in done.stdout
+        assert "restore it from a copy" in done.stdout
+        assert ("other: 1 videos" in done.stdout) == ("--dataset" not in words)
+    [report, _] = json.loads(run("check", lost, "--json").stdout)
+    assert report["dataset"] == "demo"
+    assert len(report["problems"]) == 1
+
+
+def test_a_lost_dataset_is_listed_with_the_reason(lost):
+    for command in ("ls", "info"):
+        assert GONE in run(command, lost).stdout
+    assert list(featstore.open(lost)) == ["other"]
+    remedy = f"{GONE}.* featstore rm --cache-dir .* forgets it|is no file; put a dataset's own"
+    with pytest.raises((DatasetNotFound, StoreMismatch), match=remedy):
+        featstore.get(lost, "demo", "a")
+
+
+def test_it_is_not_forgotten_while_others_are_written(lost):
+    if not (lost / "cache_meta.json").exists():
+        write_cache_meta(lost)
+    for _ in range(2):
+        write_cache_meta(lost)
+        assert GONE in run("check", lost).stdout
+
+
+def test_what_is_left_of_it_is_removed_when_asked(lost):
+    asked = run("rm", lost, "--dataset", "demo", input="n\n")
+    assert asked.exit_code == 1
+    assert "Remove what is left of demo" in asked.stderr
+    assert run("rm", lost, "--dataset", "demo", "--yes").exit_code == 0
+    assert run("check", lost).exit_code == 0
+    assert "demo" not in run("ls", lost).stdout
+    with pytest.raises(StoreNotFound):
+        remove_dataset(lost, "demo")
+
+
+def test_one_that_is_ingested_again_is_lost_no_more(cache):
+    store_videos(cache, "demo", {"a": A})
+    lose_file(cache)
+    store_videos(cache, "demo", {"b": A})
+    assert run("check", cache).exit_code == 0
+
+
+def test_one_that_never_was_is_not_lost(cache):
+    """An ingest that ends early, or a model that cannot store, leaves locks and no file."""
+    (cache / "demo").mkdir(parents=True)
+    with ingest_lock(cache / "demo"), flight_lock(cache / "demo", b"video"):
+        pass
+    store_videos(cache, "other", {"a": A})
+    assert lost_datasets(cache) == {}
+    assert run("check", cache).exit_code == 0
+
+
+def test_a_removal_that_is_killed_makes_no_lost_dataset(cache):
+    store_videos(cache, "demo", {"a": A})
+    store_videos(cache, "other", {"a": A})
+    write_cache_meta(cache)
+    program = """
+import os, signal, sys
+from featstore.store.maintenance import remove
+remove.sync_folder = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+remove.remove_dataset(sys.argv[1], "demo")
+"""
+    assert run_python(program, cache).returncode == -9
+    assert lost_datasets(cache) == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b"[" * 100_000,
+        b'{"datasets": 7}',
+        b'{"datasets": [1]}',
+        b'{"datasets": {"../other": {}, "": {}, ".x": {}}}',
+    ],
+)
+def test_a_listing_that_is_none_lists_nothing(cache, content):
+    store_videos(cache, "demo", {"a": A})
+    (cache / "cache_meta.json").write_bytes(content)
+    assert lost_datasets(cache) == {}

@@ -1,0 +1,221 @@
+import os
+import shutil
+import threading
+
+import numpy as np
+import pytest
+from damage import put_raw
+from toys import (
+    MISFITS,
+    expected,
+    misfit_record,
+    run_python,
+    store_videos,
+    toy_features,
+    toy_spec,
+)
+
+from featstore.errors import StoreError, StoreLocked, StoreMismatch, StoreNotFound
+from featstore.store.catalog import Failure, video_key
+from featstore.store.engine.environment import open_environment
+from featstore.store.engine.locks import ingest_lock
+from featstore.store.maintenance import merge
+from featstore.store.maintenance.check import check_dataset
+from featstore.store.maintenance.merge import merge_dataset
+from featstore.store.maintenance.remove import remove_set
+from featstore.store.reader import FeatureStore, get
+from featstore.store.writer import FeatureWriter
+
+SPEC, WIDE = toy_spec(), toy_spec(8, "bf16")
+X = {str(i): toy_features(i) for i in range(12)}
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "source"
+    store_videos(folder, "demo", {video: X[video] for video in ("0", "1", "2", "3")})
+    store_videos(folder, "demo", {"4": X["4"]}, codec="lz4")
+    store_videos(folder, "demo", {video: X[video] for video in ("0", "5")}, spec=WIDE)
+    return folder
+
+
+def record(cache, spec, video: str) -> bytes:
+    data = (
+        open_environment(cache / "demo").snapshot().read("records", video_key(spec, "demo", video))
+    )
+    assert data is not None
+    return data
+
+
+def run(source, cache, **options):
+    return merge_dataset(source, cache, "demo", min_free=0, **options)
+
+
+def test_a_merge_into_nothing_is_a_copy_byte_for_byte(source, cache):
+    done = run(source, cache)
+    assert (done.total, done.stored, done.skipped, done.failures) == (7, 7, 0, [])
+    there, here = FeatureStore(source)["demo"], FeatureStore(cache)["demo"]
+    assert sorted(map(str, here.entries())) == sorted(map(str, there.entries()))
+    assert [found.origin for found in here.sets()] == ["toy", "toy"]
+    for entry in there.entries():
+        spec = SPEC if entry.spec == SPEC.digest else WIDE
+        assert record(cache, spec, entry.video_id) == record(source, spec, entry.video_id)
+    assert done.record_bytes == sum(entry.record_bytes for entry in here.entries())
+
+
+def test_what_is_there_stays_and_what_is_missing_comes(source, cache):
+    store_videos(cache, "demo", {"0": X["9"], "mine": X["10"]})
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        writer.fail(SPEC, Failure("3", "/3.mp4", SPEC.digest, "no frames", 0.0))
+    done = run(source, cache)
+    assert (done.stored, done.skipped) == (6, 1)
+    assert np.array_equal(get(cache, "demo", "0", spec=SPEC).data, expected(X["9"], SPEC))
+    assert set(FeatureStore(cache)["demo"]) == {"0", "1", "2", "3", "4", "5", "mine"}
+    assert list(FeatureStore(cache)["demo"].failures()) == []
+    assert run(source, cache).skipped == 7
+
+
+def test_what_is_damaged_in_the_source_is_named_and_does_not_come(source, cache):
+    key = {video: video_key(SPEC, "demo", video) for video in X}
+    flipped = bytearray(record(source, SPEC, "1"))
+    flipped[-1] ^= 1
+    put_raw(source, "records", key["1"], bytes(flipped))
+    put_raw(source, "records", key["2"], b"nonsense")
+    put_raw(source, "records", key["3"], record(source, SPEC, "0"))
+    put_raw(source, "catalog", key["4"], b"nonsense")  # its record tells all that the row did
+    done = run(source, cache)
+    assert sorted(name for name, _ in done.failures) == ["1", "2", "3"]
+    reasons = dict(done.failures)
+    assert "is damaged: its xxh3" in reasons["1"]
+    assert "too short" in reasons["2"]
+    assert "its record is that of '0'" in reasons["3"]
+    assert {entry.video_id for entry in FeatureStore(cache)["demo"].entries(SPEC)} == {"0", "4"}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_a_record_that_cannot_be_of_its_set_is_named_and_does_not_come(source, cache, misfit):
+    put_raw(
+        source, "records", video_key(SPEC, "demo", "1"), misfit_record(SPEC, "demo", "1", misfit)
+    )
+    [(name, reason)] = run(source, cache).failures
+    assert name == "1"
+    assert f"{misfit} " in reason
+    assert "1" not in FeatureStore(cache)["demo"]
+
+
+def test_a_merge_stops_when_asked_and_goes_on(source, cache, monkeypatch):
+    stop = threading.Event()
+    monkeypatch.setattr(
+        merge, "FeatureWriter", lambda *a, **o: FeatureWriter(*a, commit_bytes=1, **o)
+    )
+    done = run(source, cache, stop=stop, on_progress=lambda summary: stop.set())
+    assert done.interrupted
+    assert 0 < done.stored < 7
+    again = run(source, cache)
+    assert (again.stored + done.stored, again.skipped) == (7, done.stored)
+
+
+def test_a_merge_that_stops_makes_no_set_that_it_would_leave_empty(source, cache, monkeypatch):
+    stop = threading.Event()
+    added = []
+
+    class Writer(FeatureWriter):
+        def add_set(self, spec, origin):
+            added.append(spec)
+            super().add_set(spec, origin)
+
+    monkeypatch.setattr(merge, "FeatureWriter", lambda *a, **o: Writer(*a, commit_bytes=1, **o))
+    done = run(source, cache, stop=stop, on_progress=lambda summary: stop.set())
+    assert done.interrupted
+    assert [found.spec for found in FeatureStore(cache)["demo"].sets()] == added == [SPEC]
+    added.clear()
+    assert run(source, cache, stop=stop).interrupted
+    assert added == []
+
+
+@pytest.mark.parametrize(
+    ("content", "error"), [(None, StoreNotFound), (b"no LMDB file" * 1000, StoreMismatch)]
+)
+def test_a_target_that_is_lost_is_no_damage_in_the_source(
+    source, cache, monkeypatch, content, error
+):
+    remove_set(source, "demo", WIDE)
+    monkeypatch.setattr(
+        merge, "FeatureWriter", lambda *a, **o: FeatureWriter(*a, commit_bytes=1, **o)
+    )
+    file, kept = cache / "demo" / "data.mdb", cache / "demo" / "kept"
+
+    def lose(summary):
+        if not kept.exists():
+            os.rename(file, kept)
+            if content is not None:
+                file.write_bytes(content)
+
+    with pytest.raises(error):
+        run(source, cache, on_progress=lose)
+    os.rename(kept, file)
+    assert run(source, cache).failures == []
+
+
+def test_a_killed_merge_goes_on(source, cache):
+    program = """
+import os, signal, sys
+from featstore.store.maintenance import merge
+from featstore.store.writer import FeatureWriter
+left = [3]
+class Killed(FeatureWriter):
+    def commit(self):
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+        return super().commit()
+merge.FeatureWriter = lambda *a, **o: Killed(*a, commit_bytes=1, **o)
+merge.merge_dataset(*sys.argv[1:3], "demo", min_free=0)
+"""
+    assert run_python(program, source, cache).returncode == -9
+    assert check_dataset(cache, "demo").problems == []
+    there = len(list(FeatureStore(cache)["demo"].entries()))
+    done = run(source, cache)
+    assert 0 < there < 7
+    assert (done.skipped, done.stored) == (there, 7 - there)
+
+
+def test_a_full_target_keeps_what_it_took(source, cache):
+    store_videos(cache, "demo", {})
+    done = run(
+        source, cache, max_size=(cache / "demo" / "data.mdb").stat().st_size + (1 << 20) + 20_000
+    )
+    assert "raise --max-size" in done.full
+    assert 0 < done.stored < 7
+    assert len(list(FeatureStore(cache)["demo"].entries())) == done.stored
+
+
+def test_what_cannot_be_merged_is_refused(source, cache, tmp_path):
+    with pytest.raises(StoreNotFound):
+        merge_dataset(source, cache, "other")
+    with pytest.raises(StoreMismatch, match="are one cache"):
+        run(source, source)
+    store_videos(cache, "demo", {})
+    with ingest_lock(cache / "demo"), pytest.raises(StoreLocked):
+        run(source, cache, lock_wait=0)
+    os.rename(source / "demo", source / "renamed")
+    with pytest.raises(StoreError, match="must have that name"):
+        merge_dataset(source, cache, "renamed")
+    assert not (cache / "renamed").exists()
+
+
+def test_records_go_by_the_name_of_the_tower_that_the_target_knows(source, cache):
+    """Keys hold the tower's name as it was first ingested; the same tower may go by two."""
+    other = shutil.copytree(source, cache.parent / "other")
+    named = SPEC.__class__.from_dict(
+        {
+            **SPEC.to_dict(),
+            "encoder": {**SPEC.to_dict()["encoder"], "vision_tower": "elsewhere/toy"},
+        }
+    )
+    assert named.digest == SPEC.digest
+    store_videos(cache, "demo", {"mine": X["9"]}, spec=named)
+    done = run(other, cache)
+    assert done.failures == []
+    assert set(FeatureStore(cache)["demo"]) == {"0", "1", "2", "3", "4", "5", "mine"}
+    assert np.array_equal(get(cache, "demo", "1", spec=SPEC).data, expected(X["1"], SPEC))

@@ -1,0 +1,244 @@
+import struct
+
+import msgpack
+import pytest
+import xxhash
+from damage import flip_in_file, put_raw, read_raw
+from toys import expected, store_videos, toy_features, toy_spec
+
+from featstore.decoding.video_file import Video
+from featstore.errors import FeatureNotFound, StoreError, StoreLocked, StoreNotFound
+from featstore.pipeline.plan import make_plan
+from featstore.store.catalog import Failure, pack_row, set_key, video_key
+from featstore.store.engine import file_state
+from featstore.store.engine.environment import open_environment
+from featstore.store.engine.locks import ingest_lock
+from featstore.store.maintenance import repair
+from featstore.store.maintenance.check import check_dataset
+from featstore.store.maintenance.repair import repair_dataset
+from featstore.store.reader import FeatureStore, get
+
+SPEC = toy_spec()
+A, B = toy_features(1), toy_features(2)
+KEY_A = video_key(SPEC, "demo", "a")
+KEY_B = video_key(SPEC, "demo", "b")
+VIDEOS = [Video(name, f"/videos/{name}.mp4") for name in "ab"]
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    store_videos(tmp_path, "demo", {"a": A, "b": B})
+    return tmp_path
+
+
+def bad_payload(cache):
+    flip_in_file(cache, expected(A, SPEC).tobytes(), at=77)
+
+
+def bad_prefix(cache):
+    flip_in_file(cache, read_raw(cache, "records", KEY_A)[:120], at=60)
+
+
+def no_record(cache):
+    put_raw(cache, "records", KEY_A, None)
+
+
+def no_sense(cache):
+    put_raw(cache, "records", KEY_A, b"nonsense")
+
+
+def record_of_another(cache):
+    put_raw(cache, "records", KEY_A, read_raw(cache, "records", KEY_B))
+
+
+def no_row(cache):
+    put_raw(cache, "catalog", KEY_A, None)
+
+
+def bad_row(cache):
+    put_raw(cache, "catalog", KEY_A, b"nonsense")
+
+
+def row_of_another(cache):
+    put_raw(cache, "catalog", KEY_A, read_raw(cache, "catalog", KEY_B))
+
+
+def bad_row_and_payload(cache):
+    bad_row(cache)
+    bad_payload(cache)
+
+
+def bad_row_and_prefix(cache):
+    bad_prefix(cache)
+    bad_row(cache)
+
+
+def no_row_and_bad_prefix(cache):
+    bad_prefix(cache)
+    no_row(cache)
+
+
+def plan(cache):
+    return make_plan(VIDEOS, open_environment(cache / "demo").snapshot(), "demo", SPEC)
+
+
+@pytest.mark.parametrize(
+    "damage", [bad_payload, bad_prefix, no_record, no_sense, record_of_another, bad_row_and_payload]
+)
+def test_a_damaged_record_becomes_work_for_the_next_ingest(damaged, damage):
+    damage(damaged)
+    report = repair_dataset(damaged, "demo")
+    assert (report.problems, report.again) == ([], 1)
+    [done] = report.repaired
+    assert done.endswith("; removed; the next ingest makes it again")
+    assert check_dataset(damaged, "demo").problems == []
+    [failure] = FeatureStore(damaged)["demo"].failures(SPEC)
+    assert (failure.video_id, failure.video_path) == ("a", "/videos/a.mp4")
+    assert failure.reason.startswith("damaged: ")
+    with pytest.raises(FeatureNotFound, match="damaged: "):
+        get(damaged, "demo", "a")
+    assert get(damaged, "demo", "b").shape == (16, 8)
+    assert [video.video_id for video in plan(damaged).todo] == ["a"], "without --retry-failed"
+    store_videos(damaged, "demo", {"a": A})
+    assert plan(damaged).todo == []
+    assert list(FeatureStore(damaged)["demo"].failures()) == []
+
+
+@pytest.mark.parametrize("damage", [no_row, bad_row, row_of_another])
+def test_a_damaged_row_is_written_again_from_its_record(damaged, damage):
+    row = read_raw(damaged, "catalog", KEY_A)
+    damage(damaged)
+    report = repair_dataset(damaged, "demo")
+    assert (report.problems, report.again, len(report.repaired)) == ([], 0, 1)
+    assert read_raw(damaged, "catalog", KEY_A) == row
+    assert check_dataset(damaged, "demo").problems == []
+    assert plan(damaged).todo == []
+
+
+@pytest.mark.parametrize("damage", [bad_row_and_prefix, no_row_and_bad_prefix])
+def test_what_cannot_be_told_is_removed_and_made_again(damaged, damage):
+    damage(damaged)
+    report = repair_dataset(damaged, "demo")
+    assert report.problems == []
+    assert "which video it was cannot be told" in report.repaired[0]
+    assert check_dataset(damaged, "demo").problems == []
+    assert [video.video_id for video in plan(damaged).todo] == ["a"]
+
+
+def test_a_video_under_the_key_of_another_is_removed_and_its_own_stays(damaged):
+    key = video_key(SPEC, "demo", "c")
+    for table in ("catalog", "records"):
+        put_raw(damaged, table, key, read_raw(damaged, table, KEY_A))
+    repair_dataset(damaged, "demo")
+    assert check_dataset(damaged, "demo").problems == []
+    assert set(FeatureStore(damaged)["demo"]) == {"a", "b"}
+
+
+@pytest.mark.parametrize("kind", ["none", "nonsense", "another"])
+def test_a_feature_set_without_its_row_takes_its_videos_with_it(damaged, kind):
+    """Nothing says any more what made them."""
+    other = toy_spec(8)
+    store_videos(damaged, "demo", {"a": B}, spec=other)
+    key = SPEC.digest.encode()
+    row = read_raw(damaged, "specs", key)
+    value = {"none": None, "nonsense": b"x", "another": row.replace(b"linspace", b"midpoint")}[kind]
+    put_raw(damaged, "specs", key, value)
+    report = repair_dataset(damaged, "demo")
+    assert (report.problems, report.again) == ([], 2)
+    assert check_dataset(damaged, "demo").problems == []
+    assert [found.spec for found in FeatureStore(damaged)["demo"].sets()] == [other]
+    assert [video.video_id for video in plan(damaged).todo] == ["a", "b"]
+    store_videos(damaged, "demo", {"a": A, "b": B})
+    assert plan(damaged).todo == []
+
+
+def test_a_record_of_a_newer_release_is_left_alone(damaged):
+    """A codec that this release does not know is no damage."""
+    record = bytearray(read_raw(damaged, "records", KEY_A))
+    at = record.index(b"\xa5codec\xa3raw") + len(b"\xa5codec\xa3")
+    record[at : at + 3] = b"new"
+    (prefix_bytes,) = struct.unpack_from(">I", record, 26)
+    record[44:52] = bytes(8)
+    record[44:52] = xxhash.xxh3_64_digest(bytes(record[:prefix_bytes]))
+    put_raw(damaged, "records", KEY_A, bytes(record))
+    report = repair_dataset(damaged, "demo")
+    [problem] = report.problems
+    assert "codec = 'new'" in problem
+    assert problem.endswith("left alone, for it is whole: update featstore")
+    assert (report.repaired, report.again) == ([], 0)
+    assert read_raw(damaged, "records", KEY_A) == bytes(record)
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [("specs", set_key(SPEC.digest)), ("catalog", KEY_A), ("failures", KEY_B)],
+)
+def test_a_row_of_a_newer_release_is_left_alone_with_all_it_stands_for(damaged, table, key):
+    """One that says more than this release knows is no damage: with a set's row its videos were removed."""
+    if table == "failures":
+        put_raw(
+            damaged, table, key, pack_row(Failure("b", "/b.mp4", SPEC.digest, "no frames", 1.0))
+        )
+    plain = msgpack.unpackb(read_raw(damaged, table, key)[11:])
+    packed = msgpack.packb({**plain, "of the future": 1})
+    put_raw(damaged, table, key, b"\x92\xc4\x08" + xxhash.xxh3_64_digest(packed) + packed)
+    report = repair_dataset(damaged, "demo")
+    assert (report.repaired, report.again) == ([], 0)
+    assert report.problems[0].endswith("left alone, for it is whole: update featstore")
+    assert read_raw(damaged, "records", KEY_A) is not None
+    assert msgpack.unpackb(read_raw(damaged, table, key)[11:])["of the future"] == 1
+
+
+def test_a_damaged_failure_is_removed(damaged):
+    put_raw(damaged, "failures", KEY_B[:-1] + b"0", b"nonsense")
+    assert len(check_dataset(damaged, "demo").problems) == 1
+    report = repair_dataset(damaged, "demo")
+    assert (report.problems, len(report.repaired)) == ([], 1)
+    assert check_dataset(damaged, "demo").problems == []
+
+
+def test_a_clean_dataset_is_left_as_it_is(damaged):
+    before = (damaged / "demo" / "data.mdb").read_bytes()
+    report = repair_dataset(damaged, "demo")
+    assert (report.problems, report.repaired, report.videos) == ([], [], 2)
+    assert (damaged / "demo" / "data.mdb").read_bytes() == before
+
+
+def test_what_was_put_anew_since_it_was_found_is_kept(damaged, monkeypatch):
+    bad_payload(damaged)
+    real = repair.find_problems
+
+    def and_then_ingested(*words):
+        found = list(real(*words))
+        store_videos(damaged, "demo", {"a": B})
+        return found
+
+    monkeypatch.setattr(repair, "find_problems", and_then_ingested)
+    assert repair_dataset(damaged, "demo").again == 0
+    assert check_dataset(damaged, "demo").problems == []
+    assert get(damaged, "demo", "a").data.tobytes() == expected(B, SPEC).tobytes()
+
+
+def test_damaged_pages_are_not_written_into(damaged, monkeypatch):
+    monkeypatch.setattr(file_state, "find_page_problems", lambda folder: ["page 7 is no page"])
+    with pytest.raises(
+        StoreError, match=r"page 7 is no page .*with featstore merge, which leaves it as it is"
+    ):
+        repair_dataset(damaged, "demo")
+
+
+def test_nothing_is_repaired_while_an_ingest_is_at_work_nor_where_there_is_nothing(damaged):
+    with ingest_lock(damaged / "demo"), pytest.raises(StoreLocked):
+        repair_dataset(damaged, "demo")
+    with pytest.raises(StoreNotFound):
+        repair_dataset(damaged, "other")
+    assert [path.name for path in damaged.iterdir()] == ["demo"]
+
+
+def test_many_problems_are_mended_in_several_commits(damaged, monkeypatch):
+    monkeypatch.setattr(repair, "COMMIT_KEYS", 3)
+    store_videos(damaged, "demo", {str(i): A for i in range(10)})
+    for i in range(10):
+        put_raw(damaged, "records", video_key(SPEC, "demo", str(i)), b"nonsense")
+    assert repair_dataset(damaged, "demo").again == 10
+    assert check_dataset(damaged, "demo").problems == []

@@ -1,0 +1,114 @@
+"""One look at one damaged store: a video is put, or not, and everything is read and checked; the worst seen counts."""
+
+from __future__ import annotations
+
+import enum
+import os
+import traceback
+from typing import TYPE_CHECKING
+
+import numpy as np
+from drills.damage.stores import DATASET, Journal, toy_features, toy_spec
+
+from featstore.errors import FeatstoreError, FeatureNotFound
+from featstore.store.maintenance.check import check_dataset
+from featstore.store.paths import DATA_FILE
+from featstore.store.reader import Dataset, FeatureStore
+from featstore.store.writer import FeatureWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from drills.damage.stores import Put, Store
+
+
+class Verdict(enum.IntEnum):
+    """What a probe saw, the worst last."""
+
+    RIGHT = 0  # every value and every row as it was put
+    MISSED = 1  # something is not found, all else is right; it would be encoded again
+    REFUSED = 2  # an error of featstore's says what is wrong
+    WRONG_ROW = 3  # a row of the catalog that nobody put
+    WRONG = 4  # features that nobody put
+    UNEXPECTED = 5  # an exception that is not featstore's
+    HUNG = 6
+    CRASHED = 7
+
+
+PROMISED = (Verdict.RIGHT, Verdict.MISSED, Verdict.REFUSED)
+
+
+def probe(
+    folder: Path,
+    store: Store,
+    damaged: bytes,
+    *,
+    write: bool,
+    say: Callable[[str], None],
+) -> Verdict:
+    """Look at `damaged` in place of the store's file, in `folder`, and return the worst that was seen.
+
+    The file is a new one each time: featstore keeps one environment a file. write: put a video first. say: told of
+    each unexpected exception.
+    """
+    file = folder / DATASET / DATA_FILE
+    draft = file.with_name("draft")
+    draft.write_bytes(damaged)
+    os.replace(draft, file)
+    journal = Journal(dict(store.journal.puts), dict(store.journal.failures))
+    worst = Verdict.RIGHT
+    for look in (_write, _read, _check) if write else (_read, _check):
+        try:
+            worst = max(worst, *look(folder, journal))
+        except FeatstoreError:
+            worst = max(worst, Verdict.REFUSED)
+        except Exception:
+            say(traceback.format_exc())
+            worst = max(worst, Verdict.UNEXPECTED)
+    return worst
+
+
+def _read(folder: Path, journal: Journal) -> Iterator[Verdict]:
+    """Get every video and list every row."""
+    dataset = FeatureStore(folder)[DATASET]
+    yield Verdict.RIGHT
+    for put in journal.puts.values():
+        yield _read_video(dataset, put)
+    entries = {(entry.spec, entry.video_id): entry for entry in dataset.entries()}
+    yield _compare(entries, {key: put.entry for key, put in journal.puts.items()})
+    failures = {(row.spec, row.video_id): row for row in dataset.failures()}
+    yield _compare(failures, journal.failures)
+
+
+def _read_video(dataset: Dataset, put: Put) -> Verdict:
+    try:
+        features = dataset.lookup(put.video_id, spec=put.spec)
+        same = np.array_equal(features.data, put.stored) and np.array_equal(
+            features.scale, put.scale
+        )
+    except FeatureNotFound:
+        return Verdict.MISSED
+    except FeatstoreError:
+        return Verdict.REFUSED
+    return Verdict.RIGHT if same and features.header == put.header else Verdict.WRONG
+
+
+def _compare(found: dict[tuple[str, str], object], put: dict[tuple[str, str], object]) -> Verdict:
+    if any(put.get(key) != row for key, row in found.items()):
+        return Verdict.WRONG_ROW
+    return Verdict.RIGHT if len(found) == len(put) else Verdict.MISSED
+
+
+def _check(folder: Path, journal: Journal) -> Iterator[Verdict]:
+    """Run featstore check."""
+    yield Verdict.REFUSED if check_dataset(folder, DATASET).problems else Verdict.RIGHT
+
+
+def _write(folder: Path, journal: Journal) -> Iterator[Verdict]:
+    """Put one video more; once acknowledged it is in the journal."""
+    spec = toy_spec("int8", "channel")
+    with FeatureWriter(folder, DATASET, min_free=0) as writer:
+        writer.add_set(spec, "toy")
+        journal.put(writer, spec, "one more", toy_features(np.random.default_rng(0)))
+    yield Verdict.RIGHT

@@ -1,1 +1,1 @@
-"""Checkpoints of any family: their files, fields and tensors."""
+"""A checkpoint's files: found on disk or on the Hub, read and checked; nothing here knows a model family."""

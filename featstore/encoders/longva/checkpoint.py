@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from featstore.checkpoints.files import Fields, Files, open_files, read_json
-from featstore.encoders.longva.clip import Clip, TowerConfig, find_clip
+from featstore.checkpoints.config_fields import ConfigFields, read_json
+from featstore.checkpoints.files import Files, open_files
+from featstore.encoders.longva.clip import ClipModel, TowerConfig, find_clip
 from featstore.encoders.longva.config import REMEDY, read_fields, takes_named_tower
 from featstore.errors import CheckpointError
 
@@ -88,8 +89,8 @@ class Checkpoint:
     """
 
     files: Files
-    config: Fields
-    clip: Clip
+    config: ConfigFields
+    clip: ClipModel
     vision: VisionConfig
     named_tower: bool
 
@@ -117,7 +118,7 @@ def read_checkpoint(
     return Checkpoint(files, config, clip, _vision(config, values, clip.tower), named_tower)
 
 
-def _check_is_longva(config: Fields) -> None:
+def _check_is_longva(config: ConfigFields) -> None:
     model_type = config.get("model_type")
     if model_type in MODEL_TYPES and config.get("mm_vision_tower"):
         return
@@ -137,7 +138,7 @@ def _refuse_adapters(files: Files) -> None:
             )
 
 
-def _vision(config: Fields, values: dict[str, Any], tower: TowerConfig) -> VisionConfig:
+def _vision(config: ConfigFields, values: dict[str, Any], tower: TowerConfig) -> VisionConfig:
     dim, layers = tower.hidden_size, tower.num_hidden_layers
     if values["mm_hidden_size"] not in (None, dim):
         raise config.wrong("mm_hidden_size", f"the tower's hidden_size = {dim}", REMEDY)

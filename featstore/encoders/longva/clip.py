@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featstore.checkpoints.files import Fields, Files, HubFiles, LocalFiles, open_files, read_json
+from featstore.checkpoints.config_fields import ConfigFields, read_json
+from featstore.checkpoints.files import Files, HubFiles, LocalFiles, open_files
 from featstore.errors import CheckpointError
 from featstore.preprocessing import Preprocessing
 
@@ -49,7 +50,7 @@ BUILT_IN = {
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipModel:
     """A CLIP model: its files, its tower's numbers, and whether these came from `BUILT_IN`."""
 
     files: Files
@@ -70,7 +71,7 @@ class Clip:
         return _preprocessing(fields, size)
 
 
-def find_clip(name: str, checkpoint: Files, override: str | None = None) -> Clip:
+def find_clip(name: str, checkpoint: Files, override: str | None = None) -> ClipModel:
     """Return the CLIP model a checkpoint calls `name`, or the one `override` names.
 
     A folder of that name is looked for in the checkpoint, in the working directory and in the two folders above the
@@ -87,9 +88,9 @@ def find_clip(name: str, checkpoint: Files, override: str | None = None) -> Clip
         clip = LocalFiles(folder)
         config = read_json(clip, "config.json")
         if config is not None:
-            return Clip(clip, _tower(config))
+            return ClipModel(clip, _tower(config))
     if name in BUILT_IN:
-        return Clip(HubFiles(name), BUILT_IN[name], built_in=True)
+        return ClipModel(HubFiles(name), BUILT_IN[name], built_in=True)
     files = open_files(name)
     config = read_json(files, "config.json")
     if config is None:
@@ -97,16 +98,16 @@ def find_clip(name: str, checkpoint: Files, override: str | None = None) -> Clip
             f"the vision tower {name!r} that {checkpoint} uses has no config.json in {files}; "
             "name a folder that has one with --vision-tower"
         )
-    return Clip(files, _tower(config))
+    return ClipModel(files, _tower(config))
 
 
-def _tower(config: Fields) -> TowerConfig:
+def _tower(config: ConfigFields) -> TowerConfig:
     _refuse_others(config, ("clip", "clip_vision_model"))
     if config.get("model_type") == "clip":
         nested = config.get("vision_config")
         if not isinstance(nested, dict):
             raise config.wrong("vision_config", "an object")
-        config = Fields({"model_type": "clip_vision_model"} | nested, config.origin)
+        config = ConfigFields({"model_type": "clip_vision_model"} | nested, config.origin)
         _refuse_others(config, ("clip_vision_model",))
     default = TowerConfig()
     config.integer("num_channels", 3, 3, 3)
@@ -133,7 +134,7 @@ def _tower(config: Fields) -> TowerConfig:
     return tower
 
 
-def _refuse_others(config: Fields, model_types: tuple[str, ...]) -> None:
+def _refuse_others(config: ConfigFields, model_types: tuple[str, ...]) -> None:
     remedy = (
         "name a CLIP model that is not quantized with --vision-tower, or use another checkpoint"
     )
@@ -143,7 +144,7 @@ def _refuse_others(config: Fields, model_types: tuple[str, ...]) -> None:
         raise config.wrong("quantization_config", "none: weights are used as they are", remedy)
 
 
-def _preprocessing(fields: Fields, image_size: int) -> Preprocessing:
+def _preprocessing(fields: ConfigFields, image_size: int) -> Preprocessing:
     for step in ("do_center_crop", "do_rescale", "do_normalize"):
         if fields.values.get(step, True) is not True:
             raise fields.wrong(step, "true")
@@ -168,7 +169,7 @@ def _preprocessing(fields: Fields, image_size: int) -> Preprocessing:
     )
 
 
-def _edge(fields: Fields, name: str, edge: str) -> int:
+def _edge(fields: ConfigFields, name: str, edge: str) -> int:
     """Return a size in pixels, written as one integer in old files, as a dict with `edge` in new ones."""
     value: Any = fields.get(name)
     if value is None:
@@ -180,7 +181,7 @@ def _edge(fields: Fields, name: str, edge: str) -> int:
 
 
 def _triple(
-    fields: Fields, name: str, default: tuple[float, float, float], low: float
+    fields: ConfigFields, name: str, default: tuple[float, float, float], low: float
 ) -> tuple[float, float, float]:
     values = default if fields.get(name) is None else fields.get(name)
     if (

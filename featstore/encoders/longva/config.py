@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from featstore.checkpoints.files import Fields
+    from featstore.checkpoints.config_fields import ConfigFields
 
 REQUIRED = object()
 MAX_PROJECTOR_DEPTH = 16
@@ -99,7 +99,7 @@ FIELDS = {
 }
 
 
-def read_fields(config: Fields) -> dict[str, Any]:
+def read_fields(config: ConfigFields) -> dict[str, Any]:
     """Return the value of each of FIELDS; CheckpointError for the first that is not followed."""
     values = {}
     for name, field in FIELDS.items():
@@ -112,7 +112,7 @@ def read_fields(config: Fields) -> dict[str, Any]:
     return values
 
 
-def takes_named_tower(config: Fields, values: dict[str, Any]) -> bool:
+def takes_named_tower(config: ConfigFields, values: dict[str, Any]) -> bool:
     """Return whether the tower is that of the CLIP model the config names, whatever the checkpoint brings.
 
     With delay_load the original makes no tower that it could load the checkpoint's tensors into, unless one of two

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class VisionModel(nn.Module):
-    """Pixels in, features out; its parameters are called as in `layout.needed_shapes`."""
+    """Pixels in, features out; its parameters are called as in `weights.needed_shapes`."""
 
     def __init__(self, vision: VisionConfig) -> None:
         """Build the modules; under `torch.device("meta")` this takes no memory."""

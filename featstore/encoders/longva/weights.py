@@ -1,144 +1,142 @@
-"""The values of the tensors that see: checked, hashed and loaded one by one, never the whole checkpoint.
+"""Which tensors of a LongVA checkpoint make features: their names, their shapes, and the files that hold them.
 
-They are read twice, perhaps hours apart: hashed for the encoder's identity, and loaded before the first frame. Files
-may have been replaced in between, so what is loaded is hashed as well.
+A finetuned tower is in the checkpoint itself and takes precedence over the weights of the CLIP model that the config
+names, which are those before finetuning and give other features, unless the config says otherwise. Names here are
+without LongVA's prefixes: `vision_model.*` for the tower, as CLIP calls it, and `mm_projector.*`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from featstore.encoders.longva.layout import find_places, needed_shapes, open_tensors
+from featstore.checkpoints.digest import DigestedWeights
+from featstore.checkpoints.tensors import find_shard, list_tensors
 from featstore.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from featstore.checkpoints.files import Files
+    from featstore.checkpoints.tensors import Shape
+    from featstore.encoders.longva.checkpoint import Checkpoint, VisionConfig
 
-    from featstore.encoders.longva.checkpoint import Checkpoint
-
-Kept = TypeVar("Kept")
-
-FLOATS = (
-    "F16",
-    "BF16",
-    "F32",
-)  # safetensors' names of the dtypes whose values float32 holds exactly
-# Values hashed at once: below the 32,768 at which torch would spread a conversion over threads of its own.
-HASH_VALUES = 1 << 14
-MAX_HASH_THREADS = 16
-
-
-@dataclass(frozen=True)
-class VisionWeights:
-    """The tensors that see, still on disk: name -> (file, name in that file)."""
-
-    tensors: dict[str, tuple[Path, str]]
-
-    @cached_property
-    def digest(self) -> str:
-        """Return sha256 over names, shapes and values, 64 hex digits; hashed when it is first asked for.
-
-        Values count as float32, so that fp16, bf16 and fp32 files of equal values agree, however they are sharded.
-        """
-        return self._read(lambda _: None)[1]
-
-    def load(self, device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Return name -> tensor on `device` in `dtype`; none aliases a file.
-
-        Raises CheckpointError where their values are not those of `digest`.
-        """
-        expected = self.digest
-        device = torch.empty(0, device=device).device  # each thread has a current GPU of its own
-        try:
-            weights, found = self._read(lambda tensor: tensor.to(device, dtype))
-        except CheckpointError as exc:
-            raise self._replaced(str(exc)) from exc
-        if found != expected:
-            raise self._replaced(f"they hash to {found[:8]}, not to {expected[:8]}")
-        return weights
-
-    def _read(self, keep: Callable[[torch.Tensor], Kept]) -> tuple[dict[str, Kept], str]:
-        """Return what `keep` makes of each tensor, and the digest of the very values it was given."""
-        names = sorted(self.tensors)
-        threads = min(MAX_HASH_THREADS, os.cpu_count() or 1)
-        with self._opened() as opened, ThreadPoolExecutor(threads) as pool:
-
-            def read(name: str) -> tuple[Kept, str]:
-                path, key = self.tensors[name]
-                tensor = opened[path].get_tensor(key).clone()  # the file's pages may yet change
-                return keep(tensor), f"{name} {tuple(tensor.shape)} {_hash_values(tensor)}\n"
-
-            read_in = dict(zip(names, pool.map(read, names), strict=True))
-        lines = "".join(line for _, line in read_in.values())
-        kept = {name: value for name, (value, _) in read_in.items()}
-        return kept, hashlib.sha256(lines.encode()).hexdigest()
-
-    def _replaced(self, found: str) -> CheckpointError:
-        folders = sorted({str(path.parent) for path, _ in self.tensors.values()})
-        return CheckpointError(
-            f"the weights in {' and '.join(folders)} were replaced since this encoder hashed them ({found}), so no "
-            "features are made under their digest; put the old files back, or start again with the new ones"
-        )
-
-    @contextmanager
-    def _opened(self) -> Iterator[dict[Path, Any]]:
-        with ExitStack() as stack:
-            paths = dict.fromkeys(path for path, _ in self.tensors.values())
-            yield {path: stack.enter_context(open_tensors(path)) for path in paths}
+TOWER = "vision_model."
+PROJECTOR = "mm_projector."
+PREFIXES = {
+    "model.vision_tower.vision_tower.vision_model.": TOWER,
+    "model.mm_projector.": PROJECTOR,
+}
+_LAYER = TOWER + "encoder.layers."
+_UNUSED = (
+    TOWER + "embeddings.position_ids",  # written by transformers before 4.31
+    TOWER + "post_layernorm.weight",  # LongVA takes the hidden state before it
+    TOWER + "post_layernorm.bias",
+)
 
 
-def find_weights(checkpoint: Checkpoint) -> VisionWeights:
-    """Return the tensors that see, fetching the files they lie in; their shapes and dtypes are checked.
+class _Place(NamedTuple):
+    """Where a tensor is: the checkpoint, its safetensors file, and its name there."""
 
-    Raises CheckpointError where one is missing, unknown, damaged or not as the config says.
+    files: Files
+    shard: str
+    key: str
+
+
+def find_weights(checkpoint: Checkpoint) -> DigestedWeights:
+    """Return the tensors that make features; files that hold them are fetched, shapes and dtypes are checked.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, damaged or not as the config says.
     """
-    tensors: dict[str, tuple[Path, str]] = {}
-    for name, (files, shard, key) in find_places(checkpoint).items():
-        path = files.find(shard)
-        if path is None:
-            raise CheckpointError(
-                f"{files} has no {shard}, in which its index places {key!r}; fetch that file"
-            )
-        tensors[name] = path, key
-    weights = VisionWeights(tensors)
-    with weights._opened() as opened:
-        for name, shape in needed_shapes(checkpoint.vision).items():
-            path, key = tensors[name]
-            _check(path, key, opened[path], shape)
+    shapes = needed_shapes(checkpoint.vision)
+    weights = DigestedWeights(
+        {
+            name: (find_shard(files, shard, key), key)
+            for name, (files, shard, key) in _find_places(checkpoint, list(shapes)).items()
+        }
+    )
+    weights.check(shapes)
     return weights
 
 
-def _check(path: Path, key: str, opened: Any, shape: tuple[int, ...]) -> None:
-    if key not in opened.keys():  # noqa: SIM118, an open safetensors file is no mapping
-        raise CheckpointError(
-            f"{path} lacks {key!r}, which the index places there; fetch both again"
-        )
-    header = opened.get_slice(key)
-    found = tuple(header.get_shape())
-    if found != shape:
-        raise CheckpointError(
-            f"{path} has {key!r} of shape {found}, its config makes it {shape}; do config and weights belong together?"
-        )
-    if header.get_dtype() not in FLOATS:
-        raise CheckpointError(
-            f"{path} has {key!r} as {header.get_dtype()}, expected one of {', '.join(FLOATS)}; "
-            "use a checkpoint that is not quantized"
-        )
+def needed_shapes(vision: VisionConfig) -> dict[str, Shape]:
+    """Return name -> shape of each tensor that features depend on, and of no other."""
+    return _model_shapes(vision, vision.layers)
 
 
-def _hash_values(tensor: torch.Tensor) -> str:
-    digest = hashlib.sha256()
-    values = tensor.reshape(-1)
-    for start in range(0, len(values), HASH_VALUES):
-        block = values[start : start + HASH_VALUES].to(torch.float32)  # exact for each of FLOATS
-        digest.update(block.numpy().astype("<f4", copy=False).data)
-    return digest.hexdigest()
+def _model_shapes(vision: VisionConfig, layers: int) -> dict[str, Shape]:
+    """Return name -> shape of each parameter of the model with the first `layers` layers of its tower."""
+    from featstore.encoders.longva.modeling import VisionModel  # loads transformers
+
+    with torch.device("meta"):
+        state = VisionModel(replace(vision, select_layer=1)).state_dict()
+    shapes: dict[str, Shape] = {}
+    for name, tensor in state.items():  # one layer is built, for all are alike
+        first, is_layer, rest = name.partition(f"{_LAYER}0.")
+        names = [f"{_LAYER}{index}.{rest}" for index in range(layers)] if is_layer else [first]
+        shapes |= dict.fromkeys(names, tuple(tensor.shape))
+    return shapes
+
+
+def _find_places(checkpoint: Checkpoint, needed: list[str]) -> dict[str, _Place]:
+    """Return name -> place of each tensor of `needed`.
+
+    Raises CheckpointError if one is missing, or if an unknown name may be that of a weight left out.
+    """
+    vision, source = checkpoint.vision, checkpoint.files
+    listing = list_tensors(source)
+    places = _matching(source, listing, PREFIXES)
+    matched = {place.key for place in places.values()}
+    _refuse_unknown(
+        source,
+        [
+            name
+            for name in listing
+            if name not in matched and ("vision_tower" in name or "mm_projector" in name)
+        ],
+    )
+    if checkpoint.named_tower:
+        places = {name: place for name, place in places.items() if not name.startswith(TOWER)}
+    if not any(name.startswith(TOWER) for name in places):
+        source = checkpoint.clip.files
+        places |= _matching(source, _list_clip_tensors(checkpoint), {TOWER: TOWER})
+    known = {*_model_shapes(vision, vision.tower.num_hidden_layers), *_UNUSED}
+    strangers = [place for name, place in places.items() if name not in known]
+    if strangers:
+        _refuse_unknown(strangers[0].files, [place.key for place in strangers])
+    missing = [name for name in needed if name not in places]
+    if missing:
+        lacking = checkpoint.files if missing[0].startswith(PROJECTOR) else source
+        raise CheckpointError(
+            f"{lacking} lacks {len(missing)} of the {len(needed)} tensors that make features, the first is "
+            f"{missing[0]!r}; is the download complete, and is this a LongVA checkpoint?"
+        )
+    return {name: places[name] for name in needed}
+
+
+def _list_clip_tensors(checkpoint: Checkpoint) -> dict[str, str]:
+    try:
+        return list_tensors(checkpoint.clip.files)
+    except CheckpointError as exc:
+        why = "has delay_load and so uses no" if checkpoint.named_tower else "brings no"
+        raise CheckpointError(
+            f"{checkpoint.files} {why} vision tower of its own, and that of the CLIP model it names is not there: {exc}"
+        ) from exc
+
+
+def _matching(files: Files, listing: dict[str, str], prefixes: dict[str, str]) -> dict[str, _Place]:
+    return {
+        ours + key.removeprefix(theirs): _Place(files, shard, key)
+        for theirs, ours in prefixes.items()
+        for key, shard in listing.items()
+        if key.startswith(theirs)
+    }
+
+
+def _refuse_unknown(files: Files, names: list[str]) -> None:
+    if names:
+        raise CheckpointError(
+            f"{files} holds {len(names)} vision tensors of unknown names, the first is {min(names)!r}; expected "
+            f"{' and '.join(prefix + '*' for prefix in PREFIXES)} of the layers its config speaks of"
+        )

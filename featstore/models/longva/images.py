@@ -21,7 +21,7 @@ from featstore.errors import CheckpointError, FeatstoreError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from featstore.checkpoints.files import Fields
+    from featstore.checkpoints.config_fields import ConfigFields
     from featstore.preprocessing import Preprocessing
 
 MAX_SIDE = 1 << 14
@@ -57,7 +57,7 @@ class Tiling:
         return max(self.resolutions, key=merit)
 
 
-def read_tiling(config: Fields, preprocessing: Preprocessing) -> Tiling:
+def read_tiling(config: ConfigFields, preprocessing: Preprocessing) -> Tiling:
     """Return how images are cut for a checkpoint; CheckpointError where it is not in the one way featstore knows."""
     side = preprocessing.crop_height
     expected = {
@@ -73,7 +73,7 @@ def read_tiling(config: Fields, preprocessing: Preprocessing) -> Tiling:
     return Tiling(side, _resolutions(config, side))
 
 
-def _resolutions(config: Fields, side: int) -> tuple[tuple[int, int], ...]:
+def _resolutions(config: ConfigFields, side: int) -> tuple[tuple[int, int], ...]:
     found: Any = config.get("image_grid_pinpoints")
     if isinstance(found, str) and (match := _RANGE.fullmatch(found)):  # "(1x1),...,(6x6)" in tiles
         a, b, c, d = map(int, match.groups())

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from featstore.checkpoints.files import Fields, Files, read_json
+from featstore.checkpoints.config_fields import ConfigFields, read_json
 from featstore.encoders.longva.checkpoint import Checkpoint, read_checkpoint
 from featstore.errors import CheckpointError, FeatstoreError
 from featstore.models.longva.generation import config_fields, plain_config
-from featstore.models.longva.language_weights import load_weights
+from featstore.models.longva.weights import load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from featstore.checkpoints.files import Files
 
 _TOKENIZER_FILES = (
     "tokenizer_config.json",
@@ -105,7 +107,7 @@ def load_language(
     )
 
 
-def _tokenizer(files: Files, config: Fields) -> Any:
+def _tokenizer(files: Files, config: ConfigFields) -> Any:
     found = [path for name in _TOKENIZER_FILES if (path := files.find(name)) is not None]
     if not {path.name for path in found} & {"tokenizer.json", "vocab.json"}:
         raise CheckpointError(f"{files} has no tokenizer.json and no vocab.json; fetch them again")
@@ -127,7 +129,7 @@ def _tokenizer(files: Files, config: Fields) -> Any:
     return tokenizer
 
 
-def _model(config: Fields, vocabulary: int, attn_implementation: str) -> Any:
+def _model(config: ConfigFields, vocabulary: int, attn_implementation: str) -> Any:
     """Return the model on `meta`, with as many rows of vocabulary as the tokenizer has tokens."""
     rows = config.integer("vocab_size", 1, 1 << 24)
     if rows < vocabulary:
@@ -155,7 +157,7 @@ def _model(config: Fields, vocabulary: int, attn_implementation: str) -> Any:
         ) from exc
 
 
-def _generation(files: Files, config: Fields) -> dict[str, Any]:
+def _generation(files: Files, config: ConfigFields) -> dict[str, Any]:
     stated = read_json(files, "generation_config.json")
     known = config_fields()
     ends = ("bos_token_id", "eos_token_id", "pad_token_id")  # what transformers takes from a config

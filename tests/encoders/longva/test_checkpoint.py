@@ -14,8 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from featstore.encoders.longva.checkpoint import read_checkpoint
-from featstore.encoders.longva.layout import needed_shapes
-from featstore.encoders.longva.weights import find_weights
+from featstore.encoders.longva.weights import find_weights, needed_shapes
 from featstore.errors import CheckpointError
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
@@ -183,7 +182,7 @@ def test_the_clip_folder_is_found_inside_in_the_working_directory_and_above(
     assert read_checkpoint(checkpoint).vision == inside.vision
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
-    with pytest.raises(CheckpointError, match="clip-tiny-patch14-336' is no folder here"):
+    with pytest.raises(CheckpointError, match="clip-tiny-patch14-336' is not a folder here"):
         read_checkpoint(checkpoint)
     assert read_checkpoint(checkpoint, vision_tower=home / CLIP).vision == inside.vision
 
@@ -262,7 +261,7 @@ def test_only_files_that_hold_vision_tensors_are_fetched(make_checkpoint, tmp_pa
 
 def test_an_unreachable_hub_says_so(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
-    with pytest.raises(CheckpointError, match=r"'someone/longva' is no folder.*check the name"):
+    with pytest.raises(CheckpointError, match=r"'someone/longva' is not a folder.*check the name"):
         read_checkpoint("someone/longva")
 
 

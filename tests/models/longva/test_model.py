@@ -14,7 +14,7 @@ from PIL import Image
 from toys import run_python
 
 import featstore
-from featstore.checkpoints.files import Fields
+from featstore.checkpoints.config_fields import ConfigFields
 from featstore.errors import (
     CheckpointError,
     FeatstoreError,
@@ -579,9 +579,9 @@ def test_images_are_refused_where_the_original_would_do_something_else(field, va
         "mm_patch_merge_type": "unires",
         "image_grid_pinpoints": [[336, 672]],
     }
-    read_tiling(Fields(config, "config.json"), PRE)
+    read_tiling(ConfigFields(config, "config.json"), PRE)
     with pytest.raises(CheckpointError, match=field):
-        read_tiling(Fields({**config, field: value}, "config.json"), PRE)
+        read_tiling(ConfigFields({**config, field: value}, "config.json"), PRE)
 
 
 def test_a_range_of_grids_counts_tiles():
@@ -590,7 +590,7 @@ def test_a_range_of_grids_counts_tiles():
         "mm_patch_merge_type": "unires",
         "image_grid_pinpoints": "(1x1),...,(6x6)",
     }
-    tiling = read_tiling(Fields(config, "config.json"), PRE)
+    tiling = read_tiling(ConfigFields(config, "config.json"), PRE)
     assert len(tiling.resolutions) == 36
     assert tiling.resolutions[1] == (336, 672)
 

@@ -22,8 +22,8 @@ from drills.damage.stores import DATASET, Journal, make_storages, make_tree, toy
 from safetensors.numpy import save
 
 from featstore.checkpoints.files import LocalFiles
+from featstore.checkpoints.tensors import INDEX, list_tensors, open_tensors
 from featstore.encoders.longva.checkpoint import read_checkpoint
-from featstore.encoders.longva.layout import INDEX, list_tensors, open_tensors
 from featstore.errors import FeatstoreError
 from featstore.pipeline.plan import read_listing
 from featstore.records.codecs import CODECS

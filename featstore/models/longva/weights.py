@@ -1,19 +1,17 @@
-"""The tensors that speak: found, checked and read one by one, straight to the device; of those that see, none."""
+"""The language model's tensors: found, checked and read one by one, straight to the device; no vision tensor."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from featstore.encoders.longva.layout import Shape, list_tensors, open_tensors
-from featstore.encoders.longva.weights import FLOATS
+from featstore.checkpoints.tensors import check_tensor, find_shard, list_tensors, open_tensors
 from featstore.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
 
     from featstore.checkpoints.files import Files
+    from featstore.checkpoints.tensors import Shape
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # What else a LongVA checkpoint holds: the vision side, what the original never puts between frames, and what the
@@ -37,17 +35,28 @@ def load_weights(
 ) -> dict[str, torch.Tensor]:
     """Return name -> tensor on `device` in `dtype` for each of `shapes`; none aliases a file.
 
-    Of embedding and head the first rows are taken, as many as `shapes` has. tied: the head is the embedding.
+    Args:
+        files: the checkpoint.
+        shapes: name -> shape of each parameter of the language model; embedding and head may have more rows on disk,
+            of which the first are taken.
+        device: the device the tensors go to.
+        dtype: the dtype they are converted to.
+        tied: the head is the embedding.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, damaged or of another shape.
     """
     places = _places(files, [name for name in shapes if not (tied and name == HEAD)])
     weights: dict[str, torch.Tensor] = {}
     for shard in dict.fromkeys(places.values()):
-        path = files.find(shard)
-        if path is None:
-            raise CheckpointError(f"{files} has no {shard}, which its index names; fetch that file")
+        names = [name for name in places if places[name] == shard]
+        path = find_shard(files, shard, names[0])
         with open_tensors(path) as opened:
-            for name in [name for name in places if places[name] == shard]:
-                weights[name] = _read(opened, path, name, shapes[name]).to(device, dtype, copy=True)
+            for name in names:
+                shape, cut = shapes[name], name in (EMBEDDING, HEAD)  # to the tokenizer's tokens
+                check_tensor(opened, path, name, shape, more_rows=cut)
+                tensor = opened.get_slice(name)[: shape[0]] if cut else opened.get_tensor(name)
+                weights[name] = tensor.to(device, dtype, copy=True)
     if tied:
         weights[HEAD] = weights[EMBEDDING]
     return weights
@@ -74,25 +83,3 @@ def _places(files: Files, names: list[str]) -> dict[str, str]:
             "Qwen2: merge an adapter into its model before it is used here"
         )
     return {name: listing[name] for name in names}
-
-
-def _read(opened: Any, path: Path, name: str, shape: Shape) -> torch.Tensor:
-    if name not in opened.keys():  # noqa: SIM118, an open safetensors file is no mapping
-        raise CheckpointError(
-            f"{path} lacks {name!r}, which the index places there; fetch both again"
-        )
-    header = opened.get_slice(name)
-    found = tuple(header.get_shape())
-    # The vocabulary is cut to the tokenizer's.
-    cut = name in (EMBEDDING, HEAD) and len(found) == 2 and found[0] >= shape[0]
-    if found[1:] != shape[1:] or not (cut or found == shape):
-        raise CheckpointError(
-            f"{path} has {name!r} of shape {found}, its config makes it {shape}; do config and weights belong together?"
-        )
-    if header.get_dtype() not in FLOATS:
-        raise CheckpointError(
-            f"{path} has {name!r} as {header.get_dtype()}, expected one of {', '.join(FLOATS)}; "
-            "use a checkpoint that is not quantized"
-        )
-    tensor: torch.Tensor = header[: shape[0]] if cut else opened.get_tensor(name)
-    return tensor

@@ -1,0 +1,83 @@
+"""The JSON files of a checkpoint: sizes are capped, and each value is checked as it is taken."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from featstore.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from featstore.checkpoints.files import Files
+
+MAX_JSON_BYTES = 16 << 20  # the index of a 7B checkpoint has some 60 kB
+AS_PUBLISHED = "use the file as the model's authors published it"
+
+
+def read_json(files: Files, name: str) -> ConfigFields | None:
+    """Return the JSON object in file `name`; None if there is no such file.
+
+    Raises:
+        CheckpointError: the file is too large, or does not hold a JSON object.
+    """
+    path = files.find(name)
+    if path is None:
+        return None
+    origin = f"{files}/{name}"
+    size = path.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise CheckpointError(
+            f"{origin} has {size} bytes, at most {MAX_JSON_BYTES} are read; is it the right file?"
+        )
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as exc:
+        raise CheckpointError(f"{origin} is not JSON ({exc}); fetch it again") from exc
+    if not isinstance(values, dict):
+        raise CheckpointError(
+            f"{origin} holds a {type(values).__name__}, expected an object; fetch it again"
+        )
+    return ConfigFields(values, origin)
+
+
+class ConfigFields:
+    """A JSON object from disk whose values are checked as they are taken.
+
+    A missing value is the default; `null` is a value like any other. Without a default, and for any value of another
+    kind or out of bounds, CheckpointError says what was found and expected.
+    """
+
+    def __init__(self, values: dict[str, Any], origin: str) -> None:
+        """Wrap `values`; `origin` is what messages call them."""
+        self.values = values
+        self.origin = origin
+
+    def get(self, name: str) -> Any:
+        """Return the value as it is, None where it is missing."""
+        return self.values.get(name)
+
+    def integer(self, name: str, low: int, high: int, default: int | None = None) -> int:
+        """Return an integer in [low, high]."""
+        value = self.values.get(name, default)
+        if type(value) is not int or not low <= value <= high:
+            raise self.wrong(name, f"an integer from {low} to {high}")
+        return value
+
+    def number(self, name: str, low: float, high: float, default: float) -> float:
+        """Return a number in [low, high]."""
+        value = self.values.get(name, default)
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise self.wrong(name, f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    def text(self, name: str, default: str | None = None, choices: tuple[str, ...] = ()) -> str:
+        """Return a string, one of `choices` where there are any."""
+        value = self.values.get(name, default)
+        if not isinstance(value, str) or not value or (choices and value not in choices):
+            raise self.wrong(name, " or ".join(map(repr, choices)) or "a string")
+        return value
+
+    def wrong(self, name: str, expected: str, remedy: str = AS_PUBLISHED) -> CheckpointError:
+        """Return the error that says so."""
+        found = f"{name} = {self.values[name]!r:.200}" if name in self.values else f"no {name}"
+        return CheckpointError(f"{self.origin} has {found}, expected {expected}; {remedy}")

@@ -1,0 +1,137 @@
+"""The safetensors of a checkpoint: listed from headers and index, opened, and checked before they are read."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from featstore.checkpoints.config_fields import read_json
+from featstore.checkpoints.files import Files, LocalFiles
+from featstore.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+FLOATS = ("F16", "BF16", "F32")  # safetensors' names of the dtypes that float32 holds exactly
+
+Shape = tuple[int, ...]
+
+
+def list_tensors(files: Files) -> dict[str, str]:
+    """Return name -> safetensors file of every tensor, from the header of the one file or the index of several.
+
+    Raises:
+        CheckpointError: there are no safetensors, or header or index is damaged.
+    """
+    single = files.find(SINGLE)
+    if single:
+        with open_tensors(single, framework="np") as tensors:
+            return dict.fromkeys(tensors.keys(), SINGLE)
+    index = read_json(files, INDEX)
+    if index is None:
+        raise _no_safetensors(files)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise index.wrong("weight_map", "an object of tensor names and their files")
+    for shard in weight_map.values():
+        if not _is_plain(shard):
+            raise CheckpointError(
+                f"{index.origin} names the file {shard!r}, expected a plain name such as "
+                "'model-00001-of-00004.safetensors'; fetch the index again"
+            )
+    return weight_map
+
+
+def find_shard(files: Files, shard: str, name: str) -> Path:
+    """Return the path of the safetensors file `shard`, fetched if necessary.
+
+    Args:
+        files: the checkpoint.
+        shard: the file's name, as `list_tensors` gives it.
+        name: the tensor it is needed for.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
+    path = files.find(shard)
+    if path is None:
+        raise CheckpointError(
+            f"{files} has no {shard}, in which its index places {name!r}; fetch that file"
+        )
+    return path
+
+
+@contextmanager
+def open_tensors(path: Path, framework: str = "pt") -> Iterator[Any]:
+    """Give the open safetensors file; its damage becomes CheckpointError.
+
+    Args:
+        path: the file.
+        framework: `pt` for torch tensors, `np` for arrays.
+    """
+    try:
+        with safe_open(path, framework=framework) as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as exc:
+        raise CheckpointError(
+            f"{path} cannot be read as safetensors ({exc}); fetch it again"
+        ) from exc
+
+
+def check_tensor(
+    opened: Any, path: Path, name: str, shape: Shape, *, more_rows: bool = False
+) -> None:
+    """Raise CheckpointError unless a tensor is in its file, of the shape that the config implies, and a plain float.
+
+    Args:
+        opened: the open file, from `open_tensors`.
+        path: the file's path, for messages.
+        name: the tensor's name in the file.
+        shape: the expected shape.
+        more_rows: the tensor may have more rows than `shape`, if it has two axes.
+    """
+    if name not in opened.keys():  # noqa: SIM118, an open safetensors file is not a mapping
+        raise CheckpointError(
+            f"{path} lacks {name!r}, which the index places there; fetch both again"
+        )
+    header = opened.get_slice(name)
+    found = tuple(header.get_shape())
+    longer = more_rows and len(found) == 2 and found[0] > shape[0] and found[1:] == shape[1:]
+    if found != shape and not longer:
+        raise CheckpointError(
+            f"{path} has {name!r} of shape {found}, its config makes it {shape}; do config and weights belong together?"
+        )
+    if header.get_dtype() not in FLOATS:
+        raise CheckpointError(
+            f"{path} has {name!r} as {header.get_dtype()}, expected one of {', '.join(FLOATS)}; "
+            "use a checkpoint that is not quantized"
+        )
+
+
+def _is_plain(shard: Any) -> bool:
+    return (
+        isinstance(shard, str)
+        and shard.endswith(".safetensors")
+        and "\\" not in shard
+        and "\0" not in shard
+        and PurePosixPath(shard).name == shard
+    )
+
+
+def _no_safetensors(files: Files) -> CheckpointError:
+    found = "no safetensors"
+    if isinstance(files, LocalFiles):
+        pickled = sorted(
+            path.name for path in files.folder.iterdir() if path.suffix in (".bin", ".pt", ".pth")
+        )
+        found += f" but pickled weights ({pickled[0]})" if pickled else ""
+    return CheckpointError(
+        f"{files} holds {found}, expected {SINGLE} or {INDEX}; featstore opens no pickle, which could run any code: "
+        "convert the checkpoint to safetensors with transformers' save_pretrained, or fetch such a copy"
+    )

@@ -24,8 +24,9 @@ from safetensors.torch import save_file
 
 import featstore
 from featstore.decoding.video_file import Video
-from featstore.models import CachedLongVA, LongVAEncoder
-from featstore.pipeline.on_demand import LiveEncoder
+from featstore.encoders import LongVAEncoder
+from featstore.models import CachedLongVA
+from featstore.pipeline.on_demand import OnDemandEncoder
 from featstore.sampling import Sampling
 
 TOOL = Path(__file__).parents[1] / "tools" / "make_tiny_checkpoint.py"
@@ -138,22 +139,22 @@ def seconds_a_question(model: CachedLongVA, clips: list[Path], questions: int) -
 def parts_of(checkpoint: Path, clips: list[Path], model: CachedLongVA) -> dict[str, float]:
     """Return the mean seconds of each step of an uncached question; decoding includes resizing, in its own process."""
     encoder = LongVAEncoder(checkpoint)
-    live = LiveEncoder(encoder, timeout=600)
+    on_demand = OnDemandEncoder(encoder, timeout=600)
     sampling = Sampling(128)
-    live.encode(Video("warm", str(clips[0])), sampling)
+    on_demand.encode(Video("warm", str(clips[0])), sampling)
     whole, encode = [], []
     for clip in clips:
         begun = time.perf_counter()
-        encoded = live.encode(Video(clip.stem, str(clip)), sampling)
+        encoded = on_demand.encode(Video(clip.stem, str(clip)), sampling)
         torch.cuda.synchronize()
         whole.append(time.perf_counter() - begun)
         frames = torch.randint(0, 255, (128, 336, 336, 3), dtype=torch.uint8).numpy()
         begun = time.perf_counter()
-        live.encode_frames(frames, "frames")
+        on_demand.encode_frames(frames, "frames")
         torch.cuda.synchronize()
         encode.append(time.perf_counter() - begun)
     features = encoded.features(torch.float16)
-    live.close()
+    on_demand.close()
     seconds = {}
     for tokens in (1, TOKENS):
         begun = time.perf_counter()

@@ -83,7 +83,9 @@ def _encode_on_gpu(encoder: Any, frames: Any, spec: FeatureSpec, videos: int) ->
         there = torch.from_numpy(frames).to(encoder.device)
 
         def once() -> None:
-            parts = [encoder.encode_there(there[i : i + step]) for i in range(0, len(there), step)]
+            parts = [
+                encoder.encode_on_device(there[i : i + step]) for i in range(0, len(there), step)
+            ]
             queue_quantize(torch.cat(parts).flatten(0, 1), spec.quantization, spec.scale)
 
         for _ in range(3):

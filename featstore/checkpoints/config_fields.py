@@ -43,17 +43,21 @@ def read_json(files: Files, name: str) -> ConfigFields | None:
 class ConfigFields:
     """A JSON object from disk whose values are checked as they are taken.
 
-    A missing value is the default; `null` is a value like any other. Without a default, and for any value of another
-    kind or out of bounds, CheckpointError says what was found and expected.
+    A missing value is the default; `null` is a value like any other. A value that is missing without a default, of
+    another type or out of bounds raises CheckpointError, which says what was found and expected.
+
+    Attributes:
+        values: the object itself, unchecked.
+        origin: what messages call it.
     """
 
     def __init__(self, values: dict[str, Any], origin: str) -> None:
-        """Wrap `values`; `origin` is what messages call them."""
+        """Wrap `values`."""
         self.values = values
         self.origin = origin
 
     def get(self, name: str) -> Any:
-        """Return the value as it is, None where it is missing."""
+        """Return the value as it is, None if it is missing."""
         return self.values.get(name)
 
     def integer(self, name: str, low: int, high: int, default: int | None = None) -> int:
@@ -71,13 +75,19 @@ class ConfigFields:
         return float(value)
 
     def text(self, name: str, default: str | None = None, choices: tuple[str, ...] = ()) -> str:
-        """Return a string, one of `choices` where there are any."""
+        """Return a string, one of `choices` if there are any."""
         value = self.values.get(name, default)
         if not isinstance(value, str) or not value or (choices and value not in choices):
             raise self.wrong(name, " or ".join(map(repr, choices)) or "a string")
         return value
 
     def wrong(self, name: str, expected: str, remedy: str = AS_PUBLISHED) -> CheckpointError:
-        """Return the error that says so."""
+        """Return the error that says what was found and expected.
+
+        Args:
+            name: the value's name.
+            expected: which values are valid.
+            remedy: what the user can do.
+        """
         found = f"{name} = {self.values[name]!r:.200}" if name in self.values else f"no {name}"
         return CheckpointError(f"{self.origin} has {found}, expected {expected}; {remedy}")

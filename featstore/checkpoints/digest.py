@@ -86,9 +86,9 @@ class DigestedWeights:
                 tensor = opened[path].get_tensor(key).clone()  # the file's pages may yet change
                 return keep(tensor), f"{name} {tuple(tensor.shape)} {_hash_values(tensor)}\n"
 
-            read_in = dict(zip(names, pool.map(read, names), strict=True))
-        lines = "".join(line for _, line in read_in.values())
-        kept = {name: value for name, (value, _) in read_in.items()}
+            results = dict(zip(names, pool.map(read, names), strict=True))
+        lines = "".join(line for _, line in results.values())
+        kept = {name: value for name, (value, _) in results.items()}
         return kept, hashlib.sha256(lines.encode()).hexdigest()
 
     def _replaced(self, found: str) -> CheckpointError:

@@ -21,7 +21,8 @@ from featstore.cli.ingest import SOME_FAILED
 from featstore.errors import plain_line
 
 if TYPE_CHECKING:
-    from featstore.models import CachedLongVA, LongVAEncoder
+    from featstore.encoders import LongVAEncoder
+    from featstore.models import CachedLongVA
 
 
 @click.command()
@@ -101,7 +102,8 @@ def compare(**options: Any) -> None:
 
 def _build(options: dict[str, Any]) -> tuple[LongVAEncoder, CachedLongVA | None]:
     """Return the encoder and, where answers are asked for, the model."""
-    from featstore.models import CachedLongVA, LongVAEncoder
+    from featstore.encoders import LongVAEncoder
+    from featstore.models import CachedLongVA
 
     checkpoint = options["model_path"]
     if not checkpoint:

@@ -1,4 +1,7 @@
-"""Encoders: what makes features of frames, a folder a family."""
+"""Encoders make features of frames; each family has its own file or folder.
+
+`longva.checkpoint`, `longva.clip` and `longva.shape` read configs without loading torch.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featstore.encoders.base import Encoder, GpuEncoder
+    from featstore.encoders.longva.encoder import LongVAEncoder
     from featstore.encoders.registry import EncoderRecipe, get_encoder
     from featstore.encoders.toy import ToyEncoder
 
-__all__ = ["Encoder", "EncoderRecipe", "GpuEncoder", "ToyEncoder", "get_encoder"]
+__all__ = ["Encoder", "EncoderRecipe", "GpuEncoder", "LongVAEncoder", "ToyEncoder", "get_encoder"]
 
 _HOMES = {
     "Encoder": "featstore.encoders.base",
     "EncoderRecipe": "featstore.encoders.registry",
     "GpuEncoder": "featstore.encoders.base",
+    "LongVAEncoder": "featstore.encoders.longva.encoder",
     "ToyEncoder": "featstore.encoders.toy",
     "get_encoder": "featstore.encoders.registry",
 }
@@ -25,3 +30,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

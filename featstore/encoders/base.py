@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 class Encoder(Protocol):
     """Frames in, features out; building one reads configs and weights but computes nothing.
 
-    identity: what determines its features.
-    batch_frames: frames it likes to see at once.
-    origin: what the user called it, for messages; as a checkpoint's folder or Hub id.
+    An ingest calls it from one thread, which is not the caller's. If it has a method `load()`, that is called before
+    the first frames are there. One on a GPU should be a `GpuEncoder`.
 
-    An ingest calls it from one thread, which is not the caller's. One that has a method `load()` is told to get ready
-    before the first frames are there. One on a GPU does well to be a `GpuEncoder`.
+    Attributes:
+        identity: what determines its features.
+        batch_frames: the number of frames it prefers to encode at once.
+        origin: what the user called it, for messages, such as a checkpoint's folder or Hub id.
     """
 
     identity: EncoderIdentity
@@ -27,9 +28,13 @@ class Encoder(Protocol):
     origin: str
 
     def encode(self, frames: NDArray[np.uint8]) -> Any:
-        """Return features (B, T, D) of `frames` (B, H, W, 3) uint8, resized and cropped already.
+        """Return the features of `frames`.
 
-        An array or a tensor in the encoder's dtype, on the encoder's device.
+        Args:
+            frames: (B, H, W, 3) uint8, resized and cropped already.
+
+        Returns:
+            (B, T, D), an array or a tensor in the encoder's dtype, on the encoder's device.
         """
         ...
 
@@ -37,11 +42,19 @@ class Encoder(Protocol):
 class GpuEncoder(Encoder, Protocol):
     """An encoder whose work can be queued: transfers, encoding and quantizing then overlap.
 
-    device: the torch.device it computes on, of type `cuda`.
+    Attributes:
+        device: the torch.device it computes on, of type `cuda`.
     """
 
     device: Any
 
-    def encode_there(self, frames: Any) -> Any:
-        """Return what `encode` does of a uint8 tensor on `device`, queued on the current stream and not waited for."""
+    def encode_on_device(self, frames: Any) -> Any:
+        """Return the features of a uint8 tensor on `device`, queued on the current stream and not waited for.
+
+        Args:
+            frames: (B, H, W, 3), as for `encode`.
+
+        Returns:
+            (B, T, D), a tensor on `device`.
+        """
         ...

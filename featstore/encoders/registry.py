@@ -16,7 +16,15 @@ ENCODERS = {
 
 
 def get_encoder(name: str, **options: Any) -> Encoder:
-    """Return the encoder called `name`, built with `options`."""
+    """Return an encoder by its name.
+
+    Args:
+        name: a key of ENCODERS.
+        options: passed on to the encoder's class.
+
+    Raises:
+        ValueError: there is no encoder of that name.
+    """
     try:
         target = ENCODERS[name]
     except KeyError:
@@ -30,9 +38,12 @@ def get_encoder(name: str, **options: Any) -> Encoder:
 
 @dataclass(frozen=True)
 class EncoderRecipe:
-    """How to build an encoder in whatever process it shall run: its name, and options that are plain values.
+    """How to build an encoder in another process.
 
-    batch_frames: frames at once, in place of what the encoder likes.
+    Attributes:
+        name: a key of ENCODERS.
+        options: arguments of the encoder's class, plain values.
+        batch_frames: number of frames encoded at once, in place of the encoder's own.
     """
 
     name: str

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ToyEncoder:
-    """Averages a few patches of each frame and mixes them with fixed random weights; numpy alone.
+    """Averages a few patches of each frame and mixes them with fixed random weights, in numpy only.
 
     A real encoder's shape without its cost: for tests, for trying featstore out, and to see what an encoder must offer.
     Its features are the same bytes on any machine, and in any batch.
@@ -23,7 +23,14 @@ class ToyEncoder:
     def __init__(
         self, *, grid: int = 2, hidden_dim: int = 8, size: int = 28, seed: int = 0
     ) -> None:
-        """Draw the weights: `grid * grid` tokens a frame, frames of `size` pixels square."""
+        """Draw the weights.
+
+        Args:
+            grid: patches along one side of a frame, which becomes `grid * grid` tokens.
+            hidden_dim: width of the features.
+            size: height and width of the frames in pixels.
+            seed: seed of the weights.
+        """
         import numpy as np
 
         pre = Preprocessing(size, size, size)

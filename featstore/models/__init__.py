@@ -1,7 +1,4 @@
-"""LongVA: its vision side, whose results are stored, and the model that answers from them.
-
-`checkpoint`, `clip` and `shape` read configs without torch; the others bring it in.
-"""
+"""Cached models answer from stored features; each family has its own folder, the files here serve any family."""
 
 from __future__ import annotations
 
@@ -9,16 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featstore.encoders.longva.encoder import LongVAEncoder
     from featstore.models.longva.model import CachedLongVA
     from featstore.models.statistics import CacheStatistics
 
-__all__ = ["CacheStatistics", "CachedLongVA", "LongVAEncoder"]
+__all__ = ["CacheStatistics", "CachedLongVA"]
 
 _HOMES = {
     "CacheStatistics": "featstore.models.statistics",
     "CachedLongVA": "featstore.models.longva.model",
-    "LongVAEncoder": "featstore.encoders.longva.encoder",
 }
 
 
@@ -26,3 +21,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,11 +1,11 @@
-"""Are stored features still those the encoder gives? Decodes and encodes a sample of videos afresh and compares."""
+"""Are stored features still those the encoder gives? Decodes and encodes a sample of videos again and compares."""
 
 from __future__ import annotations
 
 import random
 import statistics
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -19,7 +19,7 @@ from featstore.errors import (
     VideoError,
 )
 from featstore.models.lookup import serves
-from featstore.pipeline.on_demand import LiveEncoder
+from featstore.pipeline.on_demand import OnDemandEncoder
 from featstore.spec import FeatureSpec
 from featstore.store.reader import fits
 from featstore.store.selection import describe_mismatch
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from featstore.encoders.base import Encoder
-    from featstore.models.longva.model import CachedLongVA
     from featstore.records.quantization import QuantError
     from featstore.records.record import Features
     from featstore.store.catalog import Entry, FeatureSet
@@ -38,12 +37,24 @@ if TYPE_CHECKING:
 NO_SCALE = torch.empty((0, 0))
 
 
+class AnswersFromFeatures(Protocol):
+    """A model that can be asked about features that are in no store."""
+
+    def answer_features(self, prompt: str, features: torch.Tensor, **options: Any) -> list[int]:
+        """Return the token ids of the answer to `prompt` about a video whose features are (num_tokens, D)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Limits:
     """How far stored features may be from fresh ones.
 
-    relative_l2, cosine: of each video. identical: share of greedy answers that must be the same, 0 to 1.
     The defaults leave int8 on heavy-tailed features some room; the stored error itself is in `featstore info`.
+
+    Attributes:
+        relative_l2: largest relative L2 error of a video.
+        cosine: smallest cosine of a video.
+        identical: smallest share of greedy answers that must be the same, 0 to 1.
     """
 
     relative_l2: float = 0.05
@@ -53,7 +64,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One video: how far its stored features are from fresh ones, and whether the answers are the same."""
+    """One video.
+
+    Attributes:
+        video_id: its id.
+        error: how far its stored features are from fresh ones.
+        identical: whether the answers are the same; None if none were generated.
+    """
 
     video_id: str
     error: QuantError
@@ -62,7 +79,15 @@ class Comparison:
 
 @dataclass
 class CompareReport:
-    """What a comparison saw. failures: why videos could not be compared, by id."""
+    """The result of a comparison.
+
+    Attributes:
+        dataset: the dataset's name.
+        spec: the feature set.
+        limits: what is allowed.
+        rows: the videos that were compared.
+        failures: video id -> why it could not be compared.
+    """
 
     dataset: str
     spec: FeatureSpec
@@ -72,7 +97,7 @@ class CompareReport:
 
     @property
     def identical(self) -> float | None:
-        """Return the share of identical answers, None where none were generated."""
+        """Return the share of identical answers, None if none were generated."""
         answers = [row.identical for row in self.rows if row.identical is not None]
         return sum(answers) / len(answers) if answers else None
 
@@ -90,7 +115,7 @@ class CompareReport:
 
     @property
     def passed(self) -> bool:
-        """Return whether something was compared and all of it lies within the limits."""
+        """Return whether something was compared and all of it is within the limits."""
         same = self.identical is None or self.identical >= self.limits.identical
         return bool(self.rows) and not self.beyond and same
 
@@ -128,7 +153,7 @@ def compare(
     dataset: Dataset,
     encoder: Encoder,
     *,
-    model: CachedLongVA | None = None,
+    model: AnswersFromFeatures | None = None,
     prompt: str = "Describe this video.",
     max_new_tokens: int = 64,
     samples: int = 100,
@@ -139,29 +164,44 @@ def compare(
     decode_timeout: float = 600.0,
     on_row: Callable[[Comparison], None] = lambda row: None,
 ) -> CompareReport:
-    """Encode `samples` stored videos of `dataset` afresh with `encoder` and compare; fewer where fewer are stored.
+    """Encode a sample of a dataset's videos again and compare with their stored features.
 
-    model: answers `prompt` from stored and from fresh features, greedily; None for no answers. seed: of the sample.
-    nframe, spec: which feature set, where several serve the encoder. A video whose file is gone, was replaced or cannot
-    be decoded is a failure of the report, and so is one whose record is damaged or was removed meanwhile. Raises
-    StoreMismatch where no feature set is the encoder's, or several are.
+    A video whose file is gone, was replaced or cannot be decoded is a failure of the report, and so is one whose record
+    is damaged or was removed in the meantime.
+
+    Args:
+        dataset: the dataset.
+        encoder: makes the fresh features.
+        model: answers `prompt` from stored and from fresh features, greedily; None for no answers.
+        prompt: the question.
+        max_new_tokens: maximum number of new tokens per answer.
+        samples: number of videos, at most as many as are stored.
+        seed: seed of the sample.
+        nframe: number of frames of the feature set, if several serve the encoder.
+        spec: digest of the feature set or a prefix of it, if several serve the encoder.
+        limits: what is allowed; the defaults of `Limits` if None.
+        decode_timeout: seconds that decoding a video may take.
+        on_row: called after each video.
+
+    Raises:
+        StoreMismatch: no feature set is the encoder's, or several are.
     """
     chosen = _choose(dataset, encoder, nframe, spec)
     report = CompareReport(dataset.name, chosen, limits or Limits())
     entries = sorted(dataset.entries(chosen), key=lambda entry: entry.video_id)
     random.Random(seed).shuffle(entries)
-    live = LiveEncoder(encoder, timeout=decode_timeout)
+    on_demand = OnDemandEncoder(encoder, timeout=decode_timeout)
     try:
         for entry in entries[:samples]:
             try:
-                row = _compare_one(dataset, live, chosen, entry, model, prompt, max_new_tokens)
+                row = _compare_one(dataset, on_demand, chosen, entry, model, prompt, max_new_tokens)
             except (VideoError, RecordError, FeatureNotFound, StoreError, NotFinite) as exc:
                 report.failures[entry.video_id] = str(exc)
                 continue
             report.rows.append(row)
             on_row(row)
     finally:
-        live.close()
+        on_demand.close()
     return report
 
 
@@ -195,15 +235,15 @@ def _choose(
 
 def _compare_one(
     dataset: Dataset,
-    live: LiveEncoder,
+    on_demand: OnDemandEncoder,
     spec: FeatureSpec,
     entry: Entry,
-    model: CachedLongVA | None,
+    model: AnswersFromFeatures | None,
     prompt: str,
     max_new_tokens: int,
 ) -> Comparison:
     stored = dataset.lookup(entry.video_id, spec=spec)
-    encoded = live.encode(Video(entry.video_id, entry.video_path), spec.sampling)
+    encoded = on_demand.encode(Video(entry.video_id, entry.video_path), spec.sampling)
     if encoded.source.xxh3_128 != entry.source.xxh3_128:
         raise VideoError(
             f"{entry.video_path} was replaced since it was ingested; ingest it again",
@@ -221,7 +261,11 @@ def _compare_one(
 
 
 def _same_answers(
-    model: CachedLongVA, stored: Features, fresh: torch.Tensor, prompt: str, max_new_tokens: int
+    model: AnswersFromFeatures,
+    stored: Features,
+    fresh: torch.Tensor,
+    prompt: str,
+    max_new_tokens: int,
 ) -> bool:
     kept = to_tensor(stored, device=fresh.device, dtype=torch.float32)
     first, second = (

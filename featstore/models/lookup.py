@@ -1,7 +1,7 @@
 """Which of a dataset's feature sets serve a model: those its own vision weights made, of the frames it asks for.
 
-In what numbers they were computed and how they are stored is the store's affair, as long as there is no choice. The
-tower's name plays no part either: checkpoints that speak differently share features where they see alike.
+The dtype they were computed in and how they are stored do not matter unless several feature sets serve. The tower's
+name does not matter either: checkpoints that differ in their language side only share features.
 """
 
 from __future__ import annotations
@@ -23,8 +23,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A video's features, as they are asked for. path: its file; needed where they are not stored."""
+class FeatureRequest:
+    """Which features are asked for.
+
+    Attributes:
+        dataset: the dataset's name.
+        video: the video's id.
+        path: the video's file, needed if the features are not stored; None if unknown.
+        spec: the feature set the model would make.
+    """
 
     dataset: str
     video: str
@@ -33,55 +40,55 @@ class Wanted:
 
 
 class Lookup:
-    """Finds features in the datasets of a cache directory, each opened when it is first asked for."""
+    """Finds features in the datasets of a cache directory; each is opened when it is first asked for."""
 
     def __init__(self, cache_dir: str | os.PathLike[str]) -> None:
         """Open nothing yet."""
         self.cache_dir = absolute(cache_dir)
         self._datasets: dict[str, Dataset] = {}
 
-    def find(self, wanted: Wanted) -> Features | None:
-        """Return the stored features, None where there are none; see `find_features`."""
+    def find(self, request: FeatureRequest) -> Features | None:
+        """Return the stored features, None if there are none; see `find_features`."""
         try:
-            return find_features(self._open(wanted.dataset), wanted.video, wanted.spec)
+            return find_features(self._open(request.dataset), request.video, request.spec)
         except StoreNotFound:
             return None
 
-    def refuse(self, wanted: Wanted, origin: str) -> NoReturn:
-        """Raise what says why there are none; see `refuse`."""
+    def refuse(self, request: FeatureRequest, origin: str) -> NoReturn:
+        """Raise the error that says why there are none; see `refuse`."""
         try:
-            dataset = self._open(wanted.dataset)
+            dataset = self._open(request.dataset)
         except StoreNotFound as exc:
             raise StoreNotFound(
-                f"there is no dataset {wanted.dataset!r} in {self.cache_dir}; make it with featstore ingest, or have "
+                f"there is no dataset {request.dataset!r} in {self.cache_dir}; make it with featstore ingest, or have "
                 "the model encode what is missing, with on_miss='encode'"
             ) from exc
-        refuse(dataset, wanted.video, wanted.spec, origin)
+        refuse(dataset, request.video, request.spec, origin)
 
-    def mismatch(self, wanted: Wanted, origin: str) -> str:
-        """Return why no feature set of the dataset serves; nothing where one does, or there is none."""
+    def mismatch(self, request: FeatureRequest, origin: str) -> str:
+        """Return why no feature set of the dataset serves; an empty string if one does, or there is none."""
         try:
-            dataset = self._open(wanted.dataset)
+            dataset = self._open(request.dataset)
             sets = dataset.sets()
-        except StoreError:  # whoever stores there will say so
+        except StoreError:  # storing there will raise it again
             return ""
-        if not sets or any(serves(found.spec, wanted.spec) for found in sets):
+        if not sets or any(serves(found.spec, request.spec) for found in sets):
             return ""
-        return describe_mismatch(dataset, sets, wanted.spec, origin)
+        return describe_mismatch(dataset, sets, request.spec, origin)
 
     def close(self) -> None:
-        """Let go of the datasets; a later look-up opens them again."""
+        """Let go of the datasets; a later lookup opens them again."""
         self._datasets.clear()
 
     def _open(self, name: str) -> Dataset:
         found = self._datasets.get(name)
-        if found is None:  # two threads may both open it: they share what is open anyhow
+        if found is None:  # two threads may both open it; the environment is shared anyway
             found = self._datasets[name] = Dataset(self.cache_dir, name)
         return found
 
 
 def serves(stored: FeatureSpec, wanted: FeatureSpec) -> bool:
-    """Return whether features of `stored` may stand for those of `wanted`."""
+    """Return whether features of `stored` may be used in place of those of `wanted`."""
     named = replace(
         stored.encoder, vision_tower=wanted.encoder.vision_tower, dtype=wanted.encoder.dtype
     )
@@ -93,16 +100,25 @@ def serves(stored: FeatureSpec, wanted: FeatureSpec) -> bool:
 
 
 def find_features(dataset: Dataset, video: str, wanted: FeatureSpec) -> Features | None:
-    """Return the stored features of `video` that serve `wanted`, None where there are none.
+    """Return the stored features of a video, None if there are none.
 
-    Raises StoreMismatch where several do and none is stored as `wanted` says, RecordError where they are damaged.
+    Args:
+        dataset: the dataset to look in.
+        video: the video's id.
+        wanted: the feature set they must serve.
+
+    Raises:
+        StoreMismatch: several feature sets serve, and none is stored as `wanted` says.
+        RecordError: the record is damaged.
     """
-    snapshot = dataset.snapshot()  # one for all: sets and videos may be removed meanwhile
+    snapshot = (
+        dataset.snapshot()
+    )  # one for all steps: sets and videos may be removed in the meantime
     specs = [
         found.spec
         for found in read_sets(snapshot).values()
         if serves(found.spec, wanted)
-        # Only whether the row is there: a damaged one is no reason to refuse a whole record.
+        # Only whether the row exists: a damaged row does not make the record unusable.
         and has_entry(snapshot, video_key(found.spec, dataset.name, video))
     ]
     if not specs:
@@ -111,9 +127,17 @@ def find_features(dataset: Dataset, video: str, wanted: FeatureSpec) -> Features
 
 
 def refuse(dataset: Dataset, video: str, wanted: FeatureSpec, origin: str) -> NoReturn:
-    """Raise what says why `dataset` has no features of `video` for a model from the checkpoint `origin`.
+    """Raise the error that says why a dataset has no features of a video.
 
-    FeatureNotFound where it has such features of other videos, StoreMismatch with the fields that differ where not.
+    Args:
+        dataset: the dataset.
+        video: the video's id.
+        wanted: the feature set they would have to serve.
+        origin: the model's checkpoint, for the message.
+
+    Raises:
+        FeatureNotFound: the dataset has such features of other videos.
+        StoreMismatch: it has none; the message names the fields that differ.
     """
     sets = dataset.sets()
     serving = [found.spec for found in sets if serves(found.spec, wanted)]

@@ -1,7 +1,7 @@
 """Where a video's features come from: the store, another process that is just making them, or the encoder.
 
-A miss that is stored is answered from the store as well: what the model sees then is what it will see at the next
-question, quantized and back, so the answers of a first and a second run are the same. Features that are not stored are
+A miss that is stored is answered from the store as well: the model sees what it will see at the next question,
+quantized and back, so the answers of a first and a second run are the same. Features that are not stored are
 used as the encoder gave them.
 """
 
@@ -27,7 +27,7 @@ from featstore.errors import (
     plain,
 )
 from featstore.models.lookup import Lookup
-from featstore.pipeline.on_demand import Encoded, LiveEncoder, check_finite, store_features
+from featstore.pipeline.on_demand import EncodedVideo, OnDemandEncoder, check_finite, store_features
 from featstore.store.describe import write_cache_meta
 from featstore.store.engine.locks import flight_lock
 from featstore.store.paths import dataset_path, make_folder
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from featstore.encoders.base import Encoder
-    from featstore.models.lookup import Wanted
+    from featstore.models.lookup import FeatureRequest
     from featstore.models.statistics import CacheStatistics
     from featstore.records.record import Features
 
@@ -47,10 +47,13 @@ ON_MISS = ("encode", "encode-only", "error")
 
 
 @dataclass(frozen=True)
-class Visual:
-    """Features on their way into the prompt.
+class VisualInput:
+    """The features of a video or an image, to be put into a prompt.
 
-    rows: how many. load: brings them to the device, (rows, D). identity: equal for equal features, None where unknown.
+    Attributes:
+        rows: the number of tokens.
+        load: brings the features to the device, (rows, D).
+        identity: equal for equal features; None if unknown.
     """
 
     rows: int
@@ -59,7 +62,13 @@ class Visual:
 
 
 class FeatureSource:
-    """Looks features up, and on a miss does what `on_miss` says, one of ON_MISS."""
+    """Looks features up, and on a miss encodes, encodes and stores, or raises.
+
+    Threads may share it. A forked child may use it too; what the parent stored, the parent describes.
+
+    Attributes:
+        on_demand: the encoder of videos and images that are not stored.
+    """
 
     def __init__(
         self,
@@ -72,10 +81,20 @@ class FeatureSource:
         decode_timeout: float,
         statistics: CacheStatistics,
     ) -> None:
-        """Open nothing yet. cache_dir: None to encode each time. device, dtype: of what `Visual.load` returns."""
+        """Check the options; nothing is opened yet.
+
+        Args:
+            encoder: makes the features that are not stored.
+            cache_dir: the store; None to encode each time.
+            device: the device of what `VisualInput.load` returns.
+            dtype: its dtype.
+            on_miss: what to do about a video that is not stored, one of ON_MISS.
+            decode_timeout: seconds that decoding a video may take.
+            statistics: counts hits and misses.
+        """
         if on_miss not in ON_MISS:
             raise ValueError(f"on_miss is {on_miss!r}; use one of {', '.join(ON_MISS)}")
-        self.live = LiveEncoder(encoder, timeout=decode_timeout)
+        self.on_demand = OnDemandEncoder(encoder, timeout=decode_timeout)
         self._origin = encoder.origin
         self._stores = on_miss == "encode" and cache_dir is not None
         self._given_up: set[str] = set()
@@ -87,47 +106,53 @@ class FeatureSource:
         self._describe: weakref.finalize[[str | os.PathLike[str]], FeatureSource] | None = None
         tell_of_forks(self)
 
-    def get(self, wanted: Wanted) -> Visual:
-        """Return the features; on a miss raise what `on_miss` says, or VideoError where its file cannot be decoded."""
+    def get(self, request: FeatureRequest) -> VisualInput:
+        """Return the features that are asked for.
+
+        Raises:
+            VideoError: they are not stored and the video cannot be decoded.
+            FeatureNotFound: they are not stored, and `on_miss` is `error` or the request has no path.
+            StoreNotFound, StoreMismatch, RecordError: they are not stored, and `on_miss` is `error`.
+        """
         if self._lookup is None:
             with self._statistics.timed("seconds_encoding"):
-                return self._unstored(self._encode(wanted))
+                return self._unstored(self._encode(request))
         with self._statistics.timed("seconds_reading"):
-            features = self._find(wanted)
+            features = self._find(request)
         if features is None and self._on_miss == "error":
             self._statistics.add(misses=1)
-            self._lookup.refuse(wanted, self._origin)
-        return self._make(wanted) if features is None else self._stored(features)
+            self._lookup.refuse(request, self._origin)
+        return self._make(request) if features is None else self._stored(features)
 
     def close(self) -> None:
-        """End the decoder and let go of the store."""
-        self.live.close()
+        """Stop the decoder and let go of the store."""
+        self.on_demand.close()
         if self._describe is not None:
             self._describe()
         if self._lookup is not None:
             self._lookup.close()
 
     def after_fork(self) -> None:
-        """Leave it to the parent to describe what the parent stored."""
+        """Leave the description of what the parent stored to the parent."""
         if self._describe is not None:
             self._describe.detach()
 
-    def _find(self, wanted: Wanted) -> Features | None:
+    def _find(self, request: FeatureRequest) -> Features | None:
         assert self._lookup is not None
         try:
-            features = self._lookup.find(wanted)
+            features = self._lookup.find(request)
         except (RecordError, StoreDamaged) as exc:
             if self._on_miss == "error":
                 self._statistics.add(misses=1)
                 raise
             self._say_once(f"{exc}; features that cannot be read are made again")
             return None
-        if features is None or wanted.path is None:
+        if features is None or request.path is None:
             return features
-        return self._unless_replaced(features, wanted.path)
+        return self._unless_replaced(features, request.path)
 
     def _unless_replaced(self, features: Features, path: str) -> Features | None:
-        """Return `features`, None where the file at `path` is another than they were made from: that is a miss."""
+        """Return `features`, or None, a miss, if the file at `path` is another than they were made from."""
         header = features.header
         if not was_replaced(header.source, path):
             return features
@@ -141,27 +166,27 @@ class FeatureSource:
         self._say_once(f"{found}; its features are made again")
         return None
 
-    def _make(self, wanted: Wanted) -> Visual:
-        """Return the features of a video that is not stored, having stored them where that is wanted and can be."""
-        with self._statistics.timed("seconds_encoding"), ExitStack() as flight:
-            if self._stores_in(wanted.dataset) and self._take_off(flight, wanted):
-                features = self._find(wanted)  # another process may have made them while we waited
+    def _make(self, request: FeatureRequest) -> VisualInput:
+        """Return the features of a video that is not stored, stored if that is asked for and possible."""
+        with self._statistics.timed("seconds_encoding"), ExitStack() as lock:
+            if self._stores_in(request.dataset) and self._lock_video(lock, request):
+                features = self._find(request)  # another process may have made them while we waited
                 if features is not None:
                     return self._stored(features)
             self._statistics.add(misses=1)
             if self._lookup is not None:
-                self._say_once(self._lookup.mismatch(wanted, self._origin))
-            encoded = self._encode(wanted)
-            if self._stores_in(wanted.dataset):
-                features = self._store(encoded, wanted)
+                self._say_once(self._lookup.mismatch(request, self._origin))
+            encoded = self._encode(request)
+            if self._stores_in(request.dataset):
+                features = self._store(encoded, request)
                 if features is not None:
                     return self._visual(features)
         return self._unstored(encoded)
 
-    def _take_off(self, flight: ExitStack, wanted: Wanted) -> bool:
+    def _lock_video(self, lock: ExitStack, request: FeatureRequest) -> bool:
         assert self._lookup is not None
-        key = f"{wanted.spec.digest}:{wanted.video}".encode("utf-8", "surrogatepass")
-        folder = dataset_path(self._lookup.cache_dir, wanted.dataset)
+        key = f"{request.spec.digest}:{request.video}".encode("utf-8", "surrogatepass")
+        folder = dataset_path(self._lookup.cache_dir, request.dataset)
         try:
             make_folder(folder.parent)
         except StoreError as exc:
@@ -169,33 +194,35 @@ class FeatureSource:
             return False
         try:
             make_folder(folder)
-            flight.enter_context(flight_lock(folder, key))
+            lock.enter_context(flight_lock(folder, key))
         except StoreError as exc:
-            self._give_up(exc, wanted.dataset)
+            self._give_up(exc, request.dataset)
             return False
         return True
 
-    def _encode(self, wanted: Wanted) -> Encoded:
-        if wanted.path is None:
-            where = f" in dataset {wanted.dataset!r}" if self._lookup else ", there being no cache,"
-            raise FeatureNotFound(
-                f"video {wanted.video!r} is not stored{where} and no path came with it; pass path= with its file"
+    def _encode(self, request: FeatureRequest) -> EncodedVideo:
+        if request.path is None:
+            where = (
+                f" in dataset {request.dataset!r}" if self._lookup else ", as there is no cache,"
             )
-        return self.live.encode(Video(wanted.video, wanted.path), wanted.spec.sampling)
+            raise FeatureNotFound(
+                f"video {request.video!r} is not stored{where} and no path came with it; pass path= with its file"
+            )
+        return self.on_demand.encode(Video(request.video, request.path), request.spec.sampling)
 
-    def _store(self, encoded: Encoded, wanted: Wanted) -> Features | None:
+    def _store(self, encoded: EncodedVideo, request: FeatureRequest) -> Features | None:
         assert self._lookup is not None
-        place = self._lookup.cache_dir, wanted.dataset
+        place = self._lookup.cache_dir, request.dataset
         try:
-            store_features(encoded, *place, wanted.spec, self._origin)
+            store_features(encoded, *place, request.spec, self._origin)
             if self._describe is None or not self._describe.alive:
-                # It reads the whole catalog: once, at `close` or when the process ends, not for each video.
+                # It reads the whole catalog, so it runs once, at `close` or when the process ends, not for each video.
                 self._describe = weakref.finalize(self, _describe_store, place[0])
-            return self._find(wanted)
+            return self._find(request)
         except QuantizeError as exc:
-            _say(f"{wanted.path}: {exc}; its features are used, but not stored")
+            _say(f"{request.path}: {exc}; its features are used, but not stored")
         except StoreError as exc:
-            self._give_up(exc, wanted.dataset)
+            self._give_up(exc, request.dataset)
         return None
 
     def _say_once(self, sentence: str) -> None:
@@ -207,7 +234,7 @@ class FeatureSource:
         return self._stores and dataset not in self._given_up
 
     def _give_up(self, exc: StoreError, dataset: str | None = None) -> None:
-        """Go on as `encode-only`, in all datasets where it is room that is wanting: an evaluation is not to end."""
+        """Go on as `encode-only`, in all datasets if the disk is full: the evaluation continues."""
         if dataset is None or isinstance(exc, StoreFull):
             self._stores = False
             what = "features"
@@ -216,11 +243,11 @@ class FeatureSource:
             what = f"features of dataset {dataset!r}"
         _say(f"{what} that are missing are encoded but no longer stored: {exc}")
 
-    def _stored(self, features: Features) -> Visual:
+    def _stored(self, features: Features) -> VisualInput:
         self._statistics.add(hits=1)
         return self._visual(features)
 
-    def _visual(self, features: Features) -> Visual:
+    def _visual(self, features: Features) -> VisualInput:
         header = features.header
 
         def load() -> torch.Tensor:
@@ -238,19 +265,21 @@ class FeatureSource:
             header.payload_xxh3,
             header.created,
         )
-        return Visual(features.shape[0], load, identity)
+        return VisualInput(features.shape[0], load, identity)
 
-    def _unstored(self, encoded: Encoded) -> Visual:
+    def _unstored(self, encoded: EncodedVideo) -> VisualInput:
         features = encoded.features(self._dtype)
-        return Visual(len(features), lambda: features)
+        return VisualInput(len(features), lambda: features)
 
 
 def _describe_store(cache_dir: str | os.PathLike[str]) -> None:
-    with suppress(FeatstoreError):  # it is for people to read; the features are safe
+    with suppress(FeatstoreError):  # the file is for people to read; the features are safe
         write_cache_meta(cache_dir)
 
 
 def _say(sentence: str) -> None:
-    if sys.stderr is not None:  # print would take stdout then
-        with suppress(OSError, ValueError):  # an answer is not to be lost to what cannot be said
+    if sys.stderr is not None:  # print would use stdout then
+        with suppress(
+            OSError, ValueError
+        ):  # a message that cannot be printed must not cost the answer
             print(f"featstore: {plain(sentence)}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""How often the store had what was asked for, reported once a process when it ends."""
+"""How often the store had what was asked for; a process prints one report when it ends."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ _adding = threading.Lock()
 class CacheStatistics:
     """What a model asked of its store.
 
-    hits: videos whose features came from the store. misses: videos that had to be decoded and encoded, or could not be
-    had. bytes_read: features brought from the store to the device. seconds_*: spent on looking up and reading, on
-    misses (waiting, decoding, encoding, storing), and on generating.
+    Attributes:
+        hits: number of videos whose features came from the store.
+        misses: number of videos that were decoded and encoded, or could not be.
+        bytes_read: bytes of features brought from the store to the device.
+        seconds_reading: time spent on looking up and reading.
+        seconds_encoding: time spent on misses: waiting, decoding, encoding and storing.
+        seconds_generating: time spent on generating.
     """
 
     hits: int = 0
@@ -41,11 +45,11 @@ class CacheStatistics:
 
     @property
     def hit_rate(self) -> float:
-        """Return hits over all that was asked for, 0 where nothing was."""
+        """Return hits over all videos asked for, 0 if there were none."""
         return self.hits / self.asked if self.asked else 0.0
 
     def add(self, **amounts: float) -> None:
-        """Add to the fields that are named; threads may do so at once."""
+        """Add to the named fields; thread-safe."""
         with _adding:
             for name, amount in amounts.items():
                 setattr(self, name, getattr(self, name) + amount)
@@ -53,11 +57,11 @@ class CacheStatistics:
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Add the seconds spent inside to the field `name`."""
-        begun = time.perf_counter()
+        start = time.perf_counter()
         try:
             yield
         finally:
-            self.add(**{name: time.perf_counter() - begun})
+            self.add(**{name: time.perf_counter() - start})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -85,9 +89,9 @@ _of_this_process: list[CacheStatistics] = []
 
 
 def report_at_exit(statistics: CacheStatistics) -> None:
-    """Have `statistics` counted in the one report that this process prints on stderr when it ends.
+    """Include `statistics` in the one report that this process prints on stderr when it ends.
 
-    A forked child begins at nothing and reports what it asked itself.
+    A forked child starts from zero and reports what it asked itself.
     """
     _of_this_process.append(statistics)
 
@@ -95,11 +99,11 @@ def report_at_exit(statistics: CacheStatistics) -> None:
 def _report() -> None:
     total = sum(_of_this_process, CacheStatistics())
     if total.asked and sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):  # stderr may be gone by then
+        with contextlib.suppress(OSError, ValueError):  # stderr may be closed by then
             print(total, file=sys.stderr, flush=True)
 
 
-def _begin_at_nothing() -> None:
+def _start_from_zero() -> None:
     global _adding
     _adding = threading.Lock()
     for statistics in _of_this_process:
@@ -107,4 +111,4 @@ def _begin_at_nothing() -> None:
 
 
 atexit.register(_report)
-os.register_at_fork(after_in_child=_begin_at_nothing)
+os.register_at_fork(after_in_child=_start_from_zero)

@@ -1,4 +1,4 @@
-"""Features made on the spot: a video decoded in a process that can be killed, encoded in this one, and stored."""
+"""Features of one video, made on demand: decoded in a process that can be killed, encoded in this one, and stored."""
 
 from __future__ import annotations
 
@@ -44,8 +44,15 @@ _POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A video's features as the encoder gave them, in batches (B, T, D), and what is known of the video."""
+class EncodedVideo:
+    """A video's features as the encoder gave them.
+
+    Attributes:
+        video: the video.
+        clip: its length and the frames that were sampled.
+        source: the file they came from.
+        parts: the features, in batches (B, T, D).
+    """
 
     video: Video
     clip: Clip
@@ -53,19 +60,23 @@ class Encoded:
     parts: list[torch.Tensor]
 
     def features(self, dtype: torch.dtype) -> torch.Tensor:
-        """Return them as one tensor (num_tokens, D)."""
+        """Return the features as one tensor (num_tokens, D) of `dtype`."""
         return torch.cat(self.parts).flatten(0, 1).to(dtype)  # (F, T, D) -> (F * T, D)
 
 
-class LiveEncoder:
-    """Decodes and encodes one video at a time, for whichever thread's turn it is.
+class OnDemandEncoder:
+    """Decodes and encodes one video at a time; threads take turns.
 
-    Its decoder runs from the first video to `close`; a forked child starts one of its own.
-    timeout: seconds a video's decoding may take before it is killed.
+    Its decoder runs from the first video to `close`; a forked child starts its own.
     """
 
     def __init__(self, encoder: Encoder, *, timeout: float) -> None:
-        """Keep `encoder`; nothing is started or loaded yet."""
+        """Keep the encoder; nothing is started or loaded yet.
+
+        Args:
+            encoder: makes the features.
+            timeout: seconds that decoding a video may take before its decoder is killed.
+        """
         self._encoder = encoder
         self._timeout = timeout
         self._lock = threading.RLock()  # one decoder, one slot
@@ -76,22 +87,32 @@ class LiveEncoder:
         tell_of_forks(self)
 
     @enough_descriptors()
-    def encode(self, video: Video, sampling: Sampling) -> Encoded:
-        """Return the features of the frames that `sampling` picks; VideoError where there are none."""
+    def encode(self, video: Video, sampling: Sampling) -> EncodedVideo:
+        """Return the features of the frames that `sampling` selects.
+
+        Raises:
+            VideoError: the video cannot be decoded, or its file was replaced.
+            NotFinite: a feature is NaN or infinite.
+        """
         with self._lock:
             try:
                 return self._encode(video, sampling)
             except BaseException:
-                self.close()  # whatever the decoder is at, the next video is not to wait for it
+                self.close()  # the next video must not wait for what the decoder is doing
                 raise
 
     def encode_frames(
         self, frames: NDArray[np.uint8], name: str, **options: Any
     ) -> list[torch.Tensor]:
-        """Return the features, in batches (B, T, D), of `frames` (F, H, W, 3) that are resized and cropped.
+        """Return the features of `frames`, in batches (B, T, D).
 
-        options: of the encoder's own `encode`. Raises NotFinite, which calls them `name`, where there are no numbers to
-        answer from or to store.
+        Args:
+            frames: (F, H, W, 3) uint8, resized and cropped.
+            name: what messages call them.
+            options: further arguments of the encoder's own `encode`.
+
+        Raises:
+            NotFinite: a feature is NaN or infinite.
         """
         step = self._encoder.batch_frames
         with self._lock:
@@ -103,7 +124,7 @@ class LiveEncoder:
         return parts
 
     def close(self) -> None:
-        """End the decoder; a later video starts another."""
+        """Stop the decoder; a later video starts another."""
         with self._lock:
             self._pool = self._frames = self._sampling = None
             self._stack.close()
@@ -113,7 +134,7 @@ class LiveEncoder:
         self._lock = threading.RLock()
         self.close()
 
-    def _encode(self, video: Video, sampling: Sampling) -> Encoded:
+    def _encode(self, video: Video, sampling: Sampling) -> EncodedVideo:
         self._start(sampling)
         decoded = self._decode(video)
         if decoded.error:
@@ -123,13 +144,13 @@ class LiveEncoder:
         if decoded.video != video or was_replaced(decoded.source, video.path):
             raise VideoError(
                 f"{video.path} is not the file whose frames came, {decoded.video.path} of {decoded.source.size:,} "
-                "bytes; once it is whole, ask again",
+                "bytes; ask again once it is complete",
                 video.path,
             )
         frames = self._view(decoded.slot)[: len(decoded.clip.indices)]
         parts = self.encode_frames(frames, video.path)
         self._release(decoded)
-        return Encoded(decoded.video, decoded.clip, decoded.source, parts)
+        return EncodedVideo(decoded.video, decoded.clip, decoded.source, parts)
 
     def _start(self, sampling: Sampling) -> None:
         if sampling == self._sampling:
@@ -171,7 +192,13 @@ class LiveEncoder:
 
 
 def check_finite(parts: list[torch.Tensor], name: str, dtype: str) -> None:
-    """Raise NotFinite, which says what to do, unless all features of `name`, computed in `dtype`, are finite."""
+    """Raise NotFinite, which says what to do, unless all features are finite.
+
+    Args:
+        parts: the features, tensors or arrays.
+        name: what the message calls them.
+        dtype: fp16, bf16 or fp32, in which they were computed.
+    """
     tensors = (torch.from_numpy(p) if isinstance(p, np.ndarray) else p for p in parts)
     finite = [torch.isfinite(part) for part in tensors]
     if all(bool(part.all()) for part in finite):
@@ -184,17 +211,26 @@ def check_finite(parts: list[torch.Tensor], name: str, dtype: str) -> None:
 
 
 def store_features(
-    encoded: Encoded,
+    encoded: EncodedVideo,
     cache_dir: str | os.PathLike[str],
     dataset: str,
     spec: FeatureSpec,
     origin: str,
     **limits: Any,
 ) -> None:
-    """Put the features into the feature set of `spec`, quantized as it says, in place of any that are there.
+    """Store features, quantized as the feature set says, in place of any that are there.
 
-    origin: the checkpoint that made them. limits: as FeatureWriter takes them. Raises StoreError where the store
-    cannot be written, QuantizeError where it cannot hold such numbers.
+    Args:
+        encoded: the video and its features.
+        cache_dir: the store.
+        dataset: the dataset's name.
+        spec: the feature set.
+        origin: the checkpoint that made the features.
+        limits: passed on to FeatureWriter.
+
+    Raises:
+        StoreError: the store cannot be written.
+        QuantizeError: the values cannot be quantized.
     """
     room, _ = record_room(spec)
     shape = feature_shape(spec, encoded.clip)

@@ -30,14 +30,14 @@ ToyEncoder.encode = encode
 
 class Model:
     def __init__(self, *words, **options):
-        from featstore.pipeline.on_demand import LiveEncoder
-        self.live = LiveEncoder(ToyEncoder(), timeout=60)
+        from featstore.pipeline.on_demand import OnDemandEncoder
+        self.on_demand = OnDemandEncoder(ToyEncoder(), timeout=60)
 
     def generate(self, *words, **options):
         from featstore.decoding.video_file import Video
         from featstore.sampling import Sampling
         while True:
-            self.live.encode(Video("v", os.environ["CLIP"]), Sampling(4))
+            self.on_demand.encode(Video("v", os.environ["CLIP"]), Sampling(4))
 
 module = types.ModuleType("featstore.models.longva.model")
 module.CachedLongVA = Model

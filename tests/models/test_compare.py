@@ -9,8 +9,9 @@ from click.testing import CliRunner
 from damage import flip_in_file
 
 from featstore.cli import main
+from featstore.encoders import LongVAEncoder
 from featstore.errors import StoreMismatch
-from featstore.models import CachedLongVA, LongVAEncoder
+from featstore.models import CachedLongVA
 from featstore.models.compare import Limits, compare
 from featstore.pipeline.ingest import ingest
 from featstore.sampling import Sampling

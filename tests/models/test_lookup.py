@@ -8,7 +8,7 @@ from damage import put_raw, read_raw
 from toys import expected, store_videos, toy_features, toy_spec
 
 from featstore.errors import FeatureNotFound, StoreMismatch
-from featstore.models.lookup import Lookup, Wanted, find_features
+from featstore.models.lookup import FeatureRequest, Lookup, find_features
 from featstore.store import reader
 from featstore.store.catalog import video_key
 from featstore.store.maintenance.remove import remove_set, remove_videos
@@ -86,7 +86,7 @@ def test_of_several_sets_the_one_stored_as_asked_for_is_taken(cache):
 def test_a_refusal_names_what_is_missing_in_a_line(cache):
     with FeatureWriter(cache, "demo", min_free=0):
         pass
-    lookup, wanted = Lookup(cache), Wanted("demo", "a", None, SPEC)
+    lookup, wanted = Lookup(cache), FeatureRequest("demo", "a", None, SPEC)
     assert lookup.find(wanted) is None
     with pytest.raises(StoreMismatch, match="it has 0: none") as refused:
         lookup.refuse(wanted, "toy")
@@ -100,7 +100,7 @@ def test_a_refusal_names_what_is_missing_in_a_line(cache):
 def test_what_does_not_fit_is_told_where_no_set_does(cache):
     """A model that encodes what is missing would make a second set without a word."""
     lookup = Lookup(cache)
-    longer, same = (Wanted("demo", "a", None, spec) for spec in (toy_spec(8), SPEC))
+    longer, same = (FeatureRequest("demo", "a", None, spec) for spec in (toy_spec(8), SPEC))
     assert lookup.mismatch(longer, "toy") == ""
     store_videos(cache, "demo", {"b": B}, spec=SPEC)
     assert lookup.mismatch(same, "toy") == ""

@@ -38,7 +38,7 @@ from pathlib import Path
 import torch
 from featstore.decoding.video_file import DECODER
 from featstore.encoders.toy import ToyEncoder
-from featstore.models.lookup import Wanted
+from featstore.models.lookup import FeatureRequest
 from featstore.models.source import FeatureSource
 from featstore.models.statistics import CacheStatistics
 from featstore.sampling import Sampling
@@ -59,7 +59,7 @@ source = FeatureSource(
     decode_timeout=60, statistics=statistics,
 )
 spec = FeatureSpec(encoder.identity, Sampling(4), DECODER, "int8", "channel")
-visual = source.get(Wanted("demo", "blink", path, spec))
+visual = source.get(FeatureRequest("demo", "blink", path, spec))
 total = float(visual.load().double().sum())
 source.close()
 print(json.dumps({"hits": statistics.hits, "misses": statistics.misses, "sum": total}))

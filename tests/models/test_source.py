@@ -20,7 +20,7 @@ from featstore.encoders.toy import ToyEncoder
 from featstore.errors import FeatstoreError, FeatureNotFound, StoreFull
 from featstore.integrations.vlmevalkit import video_id
 from featstore.models import source
-from featstore.models.lookup import Wanted
+from featstore.models.lookup import FeatureRequest
 from featstore.models.source import FeatureSource
 from featstore.models.statistics import CacheStatistics
 from featstore.sampling import Sampling
@@ -67,7 +67,7 @@ def model(cache):
 
 def ask(asked: FeatureSource, path: Path | str | None, video="blink", dataset="demo"):
     path = None if path is None else str(path)
-    return asked.get(Wanted(dataset, video, path, SPEC)).load()
+    return asked.get(FeatureRequest(dataset, video, path, SPEC)).load()
 
 
 def counts(asked: FeatureSource) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from toys import put_video, run_python, store_videos, toy_features, toy_spec
 
 import featstore
 from featstore.errors import StoreNotFound
-from featstore.models.lookup import Lookup, Wanted
+from featstore.models.lookup import FeatureRequest, Lookup
 from featstore.store.writer import FeatureWriter
 
 SPEC = toy_spec()
@@ -91,7 +91,7 @@ def test_a_cache_that_is_named_by_a_relative_path_stays_the_same_one(cache, tmp_
     assert set(dataset) == {"a", "b"}
     assert set(store) == {"demo", "other"}
     assert store["other"]["a"].shape == (16, 8)
-    assert lookup.find(Wanted("demo", "b", None, SPEC)) is not None
+    assert lookup.find(FeatureRequest("demo", "b", None, SPEC)) is not None
     assert os.listdir() == []
 
 

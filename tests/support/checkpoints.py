@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from featstore.models import statistics
@@ -45,6 +46,11 @@ def no_report_at_the_end() -> Iterator[None]:
     """What the tests' models asked of their stores is no news."""
     yield
     statistics._of_this_process.clear()
+
+
+def unreachable(repo: str, name: str, **_: Any) -> None:
+    """In place of hf_hub_download: the Hub offline, with an empty cache."""
+    raise LocalEntryNotFoundError(f"offline, no {name} of {repo}")
 
 
 @pytest.fixture(scope="session")

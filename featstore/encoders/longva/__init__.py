@@ -1,1 +1,1 @@
-"""LongVA's vision side."""
+"""LongVA's vision side: CLIP tower, projector and pooling."""

@@ -1,4 +1,4 @@
-"""What a LongVA checkpoint's config says about seeing: pure numbers, no weight is read and no torch loaded."""
+"""What a LongVA checkpoint's config says about vision; no weight is read and torch is not loaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MODEL_TYPES = ("llava_qwen", "qwen2")  # LongVA's own name, and what some of its checkpoints carry
-# With one of these, transformers adds an adapter to the weights, which may change those that see.
+# With one of these, transformers adds an adapter to the weights, which may change the vision side.
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -24,12 +24,14 @@ ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.b
 class VisionConfig:
     """How LongVA makes features: tower, hidden state without its class token, projector, pooling, in this order.
 
-    tower: the numbers of the CLIP tower, all of its layers.
-    tower_name: what the config calls it.
-    select_layer: index into the hidden states, of which there is one before the first layer and one after each.
-    projector: `linear`, `mlp2x_gelu` (any depth) or `identity`.
-    hidden_dim: width of the features, the language model's.
-    pool_mode, pool_stride: `average` or `max` over squares of that many patches; stride 1 pools nothing.
+    Attributes:
+        tower: the numbers of the CLIP tower, all of its layers.
+        tower_name: what the config calls it.
+        select_layer: index into the hidden states, of which there is one before the first layer and one after each.
+        projector: `linear`, `mlp2x_gelu` (any depth) or `identity`.
+        hidden_dim: width of the features, the language model's.
+        pool_mode: `average` or `max`.
+        pool_stride: side of the pooled squares in patches; 1 pools nothing.
     """
 
     tower: TowerConfig
@@ -42,7 +44,7 @@ class VisionConfig:
 
     @property
     def layers(self) -> int:
-        """Return how many of the tower's layers run: those below the selected hidden state."""
+        """Return the number of layers that run: those below the selected hidden state."""
         states = self.tower.num_hidden_layers + 1
         return self.select_layer if self.select_layer >= 0 else states + self.select_layer
 
@@ -56,7 +58,7 @@ class VisionConfig:
     @property
     def tokens_per_frame(self) -> int:
         """Return the number of tokens a frame becomes: 24 x 24 patches pooled 2 x 2 are 144."""
-        side = self.tower.side // self.pool_stride  # as torch's pooling: a rest is dropped
+        side = self.tower.side // self.pool_stride  # like torch's pooling: a remainder is dropped
         return side * side
 
     @property
@@ -83,9 +85,14 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A LongVA checkpoint: its files, its config.json, the CLIP model that this names, and how it sees.
+    """A LongVA checkpoint.
 
-    named_tower: whether the tower's weights are that CLIP model's even if the checkpoint brings some.
+    Attributes:
+        files: its files.
+        config: its config.json.
+        clip: the CLIP model that the config names.
+        vision: how it makes features.
+        named_tower: whether the tower's weights are that CLIP model's even if the checkpoint has its own.
     """
 
     files: Files
@@ -98,16 +105,20 @@ class Checkpoint:
 def read_checkpoint(
     checkpoint: str | Path, *, vision_tower: str | Path | None = None
 ) -> Checkpoint:
-    """Read the configs of `checkpoint`, a folder or a name on the Hub.
+    """Read the configs of a checkpoint.
 
-    vision_tower: a CLIP folder or name to use for the one that config.json names.
-    Raises CheckpointError where it is not LongVA's, or does something featstore does not.
+    Args:
+        checkpoint: a folder, or a name on the Hub.
+        vision_tower: a CLIP folder or name to use in place of the one that config.json names.
+
+    Raises:
+        CheckpointError: the checkpoint is not LongVA's, or needs something featstore does not do.
     """
     files = open_files(str(checkpoint))
     config = read_json(files, "config.json")
     if config is None:
         raise CheckpointError(
-            f"{files} has no config.json; expected a LongVA checkpoint's folder, with config.json and safetensors"
+            f"{files} has no config.json; expected the folder of a LongVA checkpoint, with config.json and safetensors"
         )
     _check_is_longva(config)
     _refuse_adapters(files)

@@ -1,7 +1,7 @@
-"""The CLIP model that a LongVA config names: where its folder lies, its tower's numbers, its preprocessing.
+"""The CLIP model that a LongVA config names: its folder, its tower's numbers, its preprocessing.
 
 LongVA's config holds a name, `openai/clip-vit-large-patch14-336`, and relies on that model's own files. Its weights are
-those before LongVA's finetuning, so they serve only where a checkpoint brings none.
+those before LongVA's finetuning, so they are used only if a checkpoint has none of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TowerConfig:
         return self.image_size // self.patch_size
 
 
-# Public facts, so that the LongVA checkpoints that bring their own tower need no second download.
+# So that LongVA checkpoints with their own tower need no second download.
 BUILT_IN = {
     "openai/clip-vit-large-patch14-336": TowerConfig(
         hidden_size=1024,
@@ -51,14 +51,24 @@ BUILT_IN = {
 
 @dataclass(frozen=True)
 class ClipModel:
-    """A CLIP model: its files, its tower's numbers, and whether these came from `BUILT_IN`."""
+    """A CLIP model.
+
+    Attributes:
+        files: its files.
+        tower: its tower's numbers.
+        built_in: whether these are from `BUILT_IN`.
+    """
 
     files: Files
     tower: TowerConfig
     built_in: bool = False
 
     def preprocessing(self) -> Preprocessing:
-        """Return what its image processor does; raise CheckpointError where featstore does not do the same."""
+        """Return what its image processor does.
+
+        Raises:
+            CheckpointError: it does something featstore does not.
+        """
         size = self.tower.image_size
         if self.built_in:
             return Preprocessing(size, size, size)
@@ -72,10 +82,18 @@ class ClipModel:
 
 
 def find_clip(name: str, checkpoint: Files, override: str | None = None) -> ClipModel:
-    """Return the CLIP model a checkpoint calls `name`, or the one `override` names.
+    """Return the CLIP model of a checkpoint.
 
-    A folder of that name is looked for in the checkpoint, in the working directory and in the two folders above the
+    A folder of its name is looked for in the checkpoint, in the working directory and in the two folders above the
     checkpoint; then come the built-in numbers, then the Hub.
+
+    Args:
+        name: what the checkpoint's config calls it.
+        checkpoint: the checkpoint's files.
+        override: a CLIP folder or name to use in place of `name`.
+
+    Raises:
+        CheckpointError: there is no such model, or it is not one featstore knows.
     """
     if override is not None:
         name, folders = override, [Path(override).expanduser()]
@@ -170,7 +188,7 @@ def _preprocessing(fields: ConfigFields, image_size: int) -> Preprocessing:
 
 
 def _edge(fields: ConfigFields, name: str, edge: str) -> int:
-    """Return a size in pixels, written as one integer in old files, as a dict with `edge` in new ones."""
+    """Return a size in pixels: one integer in old files, a dict with `edge` in new ones."""
     value: Any = fields.get(name)
     if value is None:
         value = 224  # the default of CLIP's image processor, whatever its tower takes

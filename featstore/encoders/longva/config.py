@@ -1,11 +1,11 @@
 """Which values of a LongVA checkpoint's config.json are followed: FIELDS is the whole list.
 
-It holds each field that the original reads and that changes a video's features or their way into the prompt. A value
-that is not followed is refused before any weight is read, also where the original would stop by itself, but later: a
-config without a stride fails there at the first video. `null` is a value like any other.
+It holds each field that the original reads and that changes a video's features or how they enter the prompt. A value
+that is not followed is refused before any weight is read, even if the original would stop by itself, but later: with a
+config without a stride it fails at the first video. `null` is a value like any other.
 
-Two more fields speak of images alone, `image_aspect_ratio` and `image_grid_pinpoints`: `images` refuses a question that
-has one. All else that the original writes into a config or reads from it changes no answer to one question at a time:
+Two more fields concern only images, `image_aspect_ratio` and `image_grid_pinpoints`: `models/longva/images.py` checks
+them at the first image. No other field that the original writes or reads changes an answer to one question at a time:
 learning rates, `freeze_*`, `tune_mm_vision_resampler`, `use_pos_skipping` and its range (training), `use_mm_proj`,
 `vision_tower_pretrained` and `max_sequence_length` (for people), `tokenizer_padding_side` (batches), `s2_scales`
 without `s2`, `torch_dtype`, and `rope_scaling`, which it sets to none.
@@ -27,7 +27,13 @@ REMEDY = "set it as the model was trained, or use another checkpoint"
 
 
 class Field(NamedTuple):
-    """takes: whether a value is followed. expected: says which are. default: the original's, where there is one."""
+    """A field of config.json.
+
+    Attributes:
+        takes: whether a value is followed.
+        expected: which values are, for messages.
+        default: the original's default, if it has one.
+    """
 
     takes: Callable[[Any], bool]
     expected: str
@@ -56,7 +62,7 @@ def _projector(value: Any) -> bool:
 _flag = _one_of(True, False, None)
 
 FIELDS = {
-    # Whose weights the tower's are: see `takes_named_tower`.
+    # Which tower's weights are used: see `takes_named_tower`.
     "mm_vision_tower": Field(_text, "a string, the name of a CLIP model"),
     "delay_load": Field(_flag, "true or false", False),
     "unfreeze_mm_vision_tower": Field(_flag, "true or false", False),
@@ -64,7 +70,7 @@ FIELDS = {
     "quantization_config": Field(
         _one_of(None), "none: weights are used as they are, not quantized as they are loaded", None
     ),
-    # What they make of a frame.
+    # How features are made of a frame.
     "s2": Field(_one_of(False, None), "none: frames are encoded at one scale", False),
     "mm_vision_select_layer": Field(_integer(-1025, 1024), "an integer"),
     "mm_vision_select_feature": Field(
@@ -84,7 +90,7 @@ FIELDS = {
     "mm_resampler_type": Field(_one_of(None), "none: nothing comes after the projector", None),
     "mm_spatial_pool_mode": Field(_one_of("average", "max"), "'average' or 'max'"),
     "mm_spatial_pool_stride": Field(_integer(1, 1 << 13), "a number of patches, as 2"),
-    # How features come into the prompt.
+    # How features enter the prompt.
     "mm_patch_merge_type": Field(
         _one_of("flat", "unires"), "'flat' or 'unires', which put nothing between frames", "flat"
     ),
@@ -100,7 +106,11 @@ FIELDS = {
 
 
 def read_fields(config: ConfigFields) -> dict[str, Any]:
-    """Return the value of each of FIELDS; CheckpointError for the first that is not followed."""
+    """Return name -> value of each of FIELDS.
+
+    Raises:
+        CheckpointError: a value is not followed; the message names the first.
+    """
     values = {}
     for name, field in FIELDS.items():
         stated = name in config.values
@@ -108,18 +118,22 @@ def read_fields(config: ConfigFields) -> dict[str, Any]:
         if value is REQUIRED or (stated and not field.takes(value)):
             raise config.wrong(name, field.expected, REMEDY)
     if values["mm_use_im_start_end"] and values["tune_mm_mlp_adapter"]:
-        raise config.wrong("tune_mm_mlp_adapter", "false where mm_use_im_start_end is true", REMEDY)
+        raise config.wrong("tune_mm_mlp_adapter", "false if mm_use_im_start_end is true", REMEDY)
     return values
 
 
 def takes_named_tower(config: ConfigFields, values: dict[str, Any]) -> bool:
-    """Return whether the tower is that of the CLIP model the config names, whatever the checkpoint brings.
+    """Return whether the tower is that of the CLIP model the config names, even if the checkpoint has its own.
 
-    With delay_load the original makes no tower that it could load the checkpoint's tensors into, unless one of two
-    fields says that the tower was trained.
+    With delay_load the original builds no tower to load the checkpoint's tensors into, unless one of two fields says
+    that the tower was trained.
+
+    Args:
+        config: the checkpoint's config.json.
+        values: what `read_fields` returned for it.
     """
     if not values["delay_load"] or values["unfreeze_mm_vision_tower"]:
         return False
     if values["mm_tunable_parts"] is None:
-        raise config.wrong("mm_tunable_parts", "a string where delay_load is true", REMEDY)
+        raise config.wrong("mm_tunable_parts", "a string if delay_load is true", REMEDY)
     return "mm_vision_tower" not in values["mm_tunable_parts"]

@@ -32,9 +32,13 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 class LongVAEncoder:
     """The tower, projector and pooling of a LongVA checkpoint; see featstore.encoders.Encoder.
 
-    identity, origin, batch_frames: as every encoder has them.
-    device, dtype: where and in what it computes.
-    checkpoint: its configs, as they were read.
+    Attributes:
+        identity: what determines its features.
+        origin: the checkpoint, as the user called it.
+        batch_frames: the number of frames to encode at once.
+        device: the torch.device it computes on.
+        dtype: the torch.dtype it computes in.
+        checkpoint: its configs, as they were read.
     """
 
     def __init__(
@@ -46,14 +50,18 @@ class LongVAEncoder:
         dtype: str | None = None,
         batch_frames: int | None = None,
     ) -> None:
-        """Read the configs of `checkpoint` and hash the weights that see; the model is built by `load`.
+        """Read the configs of `checkpoint` and hash the vision weights; the model is built by `load`.
 
-        checkpoint: a folder, or a name on the Hub, from which only the files that hold vision tensors are fetched.
-        vision_tower: a CLIP folder or name to use for the one that the checkpoint's config names.
-        device: as torch calls it; `auto` is CUDA where there is a GPU, else the CPU.
-        dtype: fp16, bf16 or fp32; by default fp16 on CUDA and fp32 elsewhere.
-        batch_frames: frames to ask for at once; by default 128 on CUDA, 16 elsewhere.
-        Raises CheckpointError where the checkpoint is not LongVA's, is not whole, or does something unknown.
+        Args:
+            checkpoint: a folder, or a name on the Hub, from which only the files that hold vision tensors are fetched.
+            vision_tower: a CLIP folder or name to use in place of the one that the checkpoint's config names.
+            device: a torch device; `auto` is CUDA if there is a GPU, else the CPU.
+            dtype: fp16, bf16 or fp32; by default fp16 on CUDA and fp32 elsewhere.
+            batch_frames: number of frames to encode at once; by default 128 on CUDA, 16 elsewhere.
+
+        Raises:
+            CheckpointError: the checkpoint is not LongVA's, is incomplete, or needs something featstore does not do.
+            ValueError: a device, dtype or number is invalid.
         """
         self.origin = str(checkpoint)
         self.device = _device(device)
@@ -89,19 +97,18 @@ class LongVAEncoder:
         )
 
     def load(self) -> None:
-        """Build the model on its device in its dtype, if it is not yet; `encode` does so by itself.
+        """Build the model on its device in its dtype, unless that is done; `encode` does so by itself.
 
-        Raises CheckpointError where the weights are no longer those of `identity`.
+        Raises:
+            CheckpointError: the weights are no longer those of `identity`.
         """
-        from featstore.encoders.longva.modeling import (
-            build_model,  # transformers: not needed for the identity
-        )
+        from featstore.encoders.longva.modeling import build_model  # loads transformers
 
         about_to_compute(self.device)
         with self._loading, self._out_of_memory("loading the vision tower"):
             if self._model is not None:
                 return
-            # Rounding the 256 values a channel is rounding the pixels, which are nothing else.
+            # Pixels take 256 values a channel, so it is enough to round these.
             table = torch.from_numpy(normalization_table(self.identity.preprocessing))
             self._table = table.T.to(self.device, self.dtype, copy=True)  # (3, 256)
             weights = self._weights.load(self.device, self.dtype)
@@ -112,24 +119,31 @@ class LongVAEncoder:
         self._loading = threading.Lock()
 
     def encode(self, frames: NDArray[np.uint8], *, image: bool = False) -> torch.Tensor:
-        """Return features (B, T, D) of `frames` (B, H, W, 3) uint8, resized and cropped; all B at once.
+        """Return the features of `frames`, all encoded at once, whatever autocast or TF32 the caller has set in torch.
 
-        image: they are tiles of one, whose tokens are not those of a video's frames; see `VisionModel.forward`.
-        On `device` in `dtype`, whatever the caller set in torch, as autocast or TF32. Raises ValueError for frames of
-        another shape or dtype, FeatstoreError where the GPU's memory does not hold B frames.
+        Args:
+            frames: (B, H, W, 3) uint8, resized and cropped.
+            image: they are tiles of an image, which are pooled in another way; see `VisionModel.forward`.
+
+        Returns:
+            (B, T, D) on `device` in `dtype`.
+
+        Raises:
+            ValueError: the frames have another shape or dtype.
+            FeatstoreError: the GPU's memory does not hold B frames.
         """
         self._check(frames)
         self.load()
-        # Frames may lie in read-only shared memory, of which torch can make no tensor; page-locked memory uploads
-        # five times faster.
+        # Frames may be in read-only shared memory, which torch cannot wrap; page-locked memory uploads five times
+        # faster.
         on_cuda = self.device.type == "cuda"
         staged = torch.empty(frames.shape, dtype=torch.uint8, device="cpu", pin_memory=on_cuda)
         staged.numpy()[...] = frames
-        return self.encode_there(staged.to(self.device, non_blocking=True), image=image)
+        return self.encode_on_device(staged.to(self.device, non_blocking=True), image=image)
 
     @torch.inference_mode()
-    def encode_there(self, frames: torch.Tensor, *, image: bool = False) -> torch.Tensor:
-        """Return what `encode` does of frames that are on `device` already; on CUDA queued, not waited for."""
+    def encode_on_device(self, frames: torch.Tensor, *, image: bool = False) -> torch.Tensor:
+        """Return what `encode` returns, of frames that are on `device` already; on CUDA queued, not waited for."""
         self._check(frames)
         self.load()
         assert self._model is not None
@@ -169,7 +183,7 @@ def _device(name: str | torch.device) -> torch.device:
     except RuntimeError as exc:
         raise ValueError(f"device is {name!r}; use auto, cpu, cuda or cuda:0") from exc
     if device.type == "cuda" and device.index is None and torch.cuda.is_initialized():
-        # It may be used in another thread, which begins with the first GPU as its current one.
+        # It may be used in another thread, which starts with the first GPU as its current one.
         return torch.device("cuda", torch.cuda.current_device())
     if device.type == "cuda" and not torch.cuda.is_available():
         raise FeatstoreError(

@@ -13,17 +13,21 @@ if TYPE_CHECKING:
 
 
 class VisionModel(nn.Module):
-    """Pixels in, features out; its parameters are called as in `weights.needed_shapes`."""
+    """Pixels in, features out; `weights.needed_shapes` names its parameters."""
 
     def __init__(self, vision: VisionConfig) -> None:
-        """Build the modules; under `torch.device("meta")` this takes no memory."""
+        """Build the modules; under `torch.device("meta")` this takes no memory.
+
+        Args:
+            vision: the numbers of the model.
+        """
         super().__init__()
         tower = vision.tower
         clip = CLIPVisionModel(
             CLIPVisionConfig(
                 hidden_size=tower.hidden_size,
                 intermediate_size=tower.intermediate_size,
-                num_hidden_layers=vision.layers,  # what lies above the selected hidden state never runs
+                num_hidden_layers=vision.layers,  # those above the selected hidden state never run
                 num_attention_heads=tower.num_attention_heads,
                 image_size=tower.image_size,
                 patch_size=tower.patch_size,
@@ -34,16 +38,17 @@ class VisionModel(nn.Module):
         clip.set_attn_implementation("sdpa")
         # transformers up to 5.17 wraps the tower once more.
         self.vision_model = getattr(clip, "vision_model", clip)
-        self.vision_model.post_layernorm = (
-            nn.Identity()
-        )  # applied to the class token, which is not used
+        self.vision_model.post_layernorm = nn.Identity()  # it is for the class token, unused here
         self.mm_projector = _projector(vision)
         self.config = vision
 
     def forward(self, pixels: torch.Tensor, *, image: bool = False) -> torch.Tensor:
-        """Return features (B, T, D) of normalised pixels (B, 3, S, S).
+        """Return the features (B, T, D) of frames.
 
-        image: they are tiles of one. The original pools those by averages of 2 x 2, whatever its config says of videos.
+        Args:
+            pixels: (B, 3, S, S), normalized, in the model's dtype.
+            image: they are tiles of an image, which the original pools by averages of 2 x 2, whatever its config says
+                of videos.
         """
         hidden = self.vision_model(pixel_values=pixels).last_hidden_state  # (B, 1 + N, C)
         patches = hidden[:, 1:]  # without the class token
@@ -65,12 +70,18 @@ class VisionModel(nn.Module):
 def build_model(
     vision: VisionConfig, weights: dict[str, torch.Tensor], device: torch.device
 ) -> VisionModel:
-    """Return the model with `weights` as its parameters, as they are: on their device, in their dtype."""
+    """Return the model with given parameters.
+
+    Args:
+        vision: the numbers of the model.
+        weights: name -> tensor, used without a copy.
+        device: the device the tensors are on.
+    """
     with torch.device("meta"):
         model = VisionModel(vision)
     embeddings = model.vision_model.embeddings
     positions = torch.arange(embeddings.num_positions, device=device)
-    embeddings.position_ids = positions.expand((1, -1))  # the one buffer, and in no checkpoint
+    embeddings.position_ids = positions.expand((1, -1))  # the only buffer, and in no checkpoint
     model.load_state_dict(weights, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 

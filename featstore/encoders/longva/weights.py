@@ -138,5 +138,5 @@ def _refuse_unknown(files: Files, names: list[str]) -> None:
     if names:
         raise CheckpointError(
             f"{files} holds {len(names)} vision tensors of unknown names, the first is {min(names)!r}; expected "
-            f"{' and '.join(prefix + '*' for prefix in PREFIXES)} of the layers its config speaks of"
+            f"{' and '.join(prefix + '*' for prefix in PREFIXES)} of the layers its config has"
         )

@@ -1,1 +1,1 @@
-"""LongVA's language side, on stored features."""
+"""LongVA's language side, and the model that answers from stored features."""

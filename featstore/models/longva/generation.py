@@ -1,30 +1,38 @@
-"""Generating: what is kept of the checkpoint's habits, what the caller changes, and the call itself."""
+"""Generating: the checkpoint's settings, what the caller changes, and one prompt's way to its answer.
+
+An answer starts from the keys and values of a cached prefix if there is one for its video.
+"""
 
 from __future__ import annotations
 
 import copy
-import inspect
 import re
+import threading
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, Qwen2Model
+from transformers import GenerationConfig
+
+from featstore.models.longva.language import config_fields
+from featstore.models.longva.prefix import CACHE, PrefixCache
+from featstore.models.longva.prompt import splice
+from featstore.system.forks import tell_of_forks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from transformers import DynamicCache
 
     from featstore.models.longva.language import Language
+    from featstore.models.source import VisualInput
+    from featstore.models.statistics import CacheStatistics
 
 MAX_NEW_TOKENS = 1024
-# What a model's forward calls its keys and values: `cache` from transformers 5.24 on.
-CACHE = (
-    "cache" if "cache" in inspect.signature(Qwen2Model.forward).parameters else "past_key_values"
-)
-# Options that only mean something when tokens are drawn; transformers warns of them beside do_sample=False.
-_DRAWING = {
+# Options that only mean something when tokens are sampled; transformers warns of them beside do_sample=False.
+_SAMPLING = {
     "temperature",
     "top_k",
     "top_p",
@@ -34,11 +42,11 @@ _DRAWING = {
     "epsilon_cutoff",
     "eta_cutoff",
 }
-# Arguments of transformers' generate that are no part of its config and of use here.
+# Arguments of transformers' generate that are not part of its config and useful here.
 _HOOKS = {"logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer"}
 _FROM_THE_HUB = "transformers fetches code from the Hub for it, and no code is fetched here"
 _FROM_IDS = "it works on a prompt's token ids, and a video has none"
-# Options that would change the model for all questions that follow, or end in an error that says nothing.
+# Options that would change the model for all questions that follow, or end in an error that explains nothing.
 _REFUSED = {
     "assistant_early_exit": "it takes layers off the model, for later questions too",
     "is_assistant": "the model answers, and assists no other",
@@ -51,32 +59,45 @@ _REFUSED = {
     "force_words_ids": _FROM_THE_HUB,
     "num_beam_groups": _FROM_THE_HUB,
     "penalty_alpha": _FROM_THE_HUB,
-    "return_dict_in_generate": "an answer is its text or its ids alone",
+    "return_dict_in_generate": "an answer is only its text or its ids",
 }
-# What these say of a prompt given as embeddings is how the original does it, too.
+# transformers' warning about these options beside a prompt of embeddings; the original ignores it, too.
 _EXPECTED = re.compile(
     "Passing `(repetition_penalty|no_repeat_ngram_size)` with `inputs_embeds`", re.IGNORECASE
 )
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How to generate: transformers' config, and objects that take part in it."""
+class GenerationSettings:
+    """How to generate.
+
+    Attributes:
+        config: transformers' config.
+        hooks: objects that take part in generating, by the name of their argument.
+    """
 
     config: GenerationConfig
     hooks: dict[str, Any]
 
 
-def read_options(stated: Mapping[str, Any], options: Mapping[str, Any]) -> Manner:
-    """Return how to generate: as the checkpoint has `stated`, but greedily, with `options` on top of both.
+def read_options(stated: Mapping[str, Any], options: Mapping[str, Any]) -> GenerationSettings:
+    """Return the settings of one answer: greedy unless an option says otherwise.
 
-    Without do_sample=True the temperature and its like are left out, whoever named them. Raises TypeError for options
-    transformers does not know, ValueError for those that cannot be used here.
+    Without do_sample=True, options of sampling such as the temperature are left out, whether they come from the
+    checkpoint or the caller.
+
+    Args:
+        stated: the checkpoint's settings, fields of GenerationConfig.
+        options: the caller's, which take precedence.
+
+    Raises:
+        TypeError: transformers does not know an option.
+        ValueError: an option cannot be used here.
     """
     unknown = sorted(options.keys() - config_fields() - _HOOKS)
     if unknown:
         raise TypeError(
-            f"{unknown[0]!r} is no option of generate; it takes those of transformers' GenerationConfig, "
+            f"{unknown[0]!r} is not an option of generate; it takes those of transformers' GenerationConfig, "
             f"{', '.join(sorted(_HOOKS))}"
         )
     for name in sorted(options.keys() & _REFUSED.keys()):
@@ -87,50 +108,136 @@ def read_options(stated: Mapping[str, Any], options: Mapping[str, Any]) -> Manne
     values = {**stated, "do_sample": False, "max_new_tokens": MAX_NEW_TOKENS, **options}
     hooks = {name: values.pop(name) for name in _HOOKS & values.keys()}
     if not values["do_sample"]:
-        values = {name: value for name, value in values.items() if name not in _DRAWING}
+        values = {name: value for name, value in values.items() if name not in _SAMPLING}
     if values["max_new_tokens"] is not None:
         values.pop("max_length", None)
     if values.get("pad_token_id") is None:
         ends = values.get("eos_token_id")
         values["pad_token_id"] = ends[0] if isinstance(ends, list) else ends
-    return Manner(GenerationConfig(**values), hooks)  # type: ignore[no-untyped-call]
+    return GenerationSettings(GenerationConfig(**values), hooks)  # type: ignore[no-untyped-call]
 
 
-def config_fields() -> set[str]:
-    """Return the names of the fields of transformers' GenerationConfig."""
-    return {name for name in vars(plain_config()) if not name.startswith("_")}
+class Answerer:
+    """Answers one prompt at a time; threads take turns.
 
+    Attributes:
+        prefixes: keys and values kept between prompts.
+    """
 
-def plain_config() -> GenerationConfig:
-    """Return transformers' defaults."""
-    config: GenerationConfig = GenerationConfig()  # type: ignore[no-untyped-call]
-    return config
+    def __init__(
+        self,
+        language: Language,
+        device: torch.device,
+        statistics: CacheStatistics,
+        *,
+        prefix_cache: int,
+    ) -> None:
+        """Start with no prefix.
+
+        Args:
+            language: the language model.
+            device: the device it is on.
+            statistics: counts the seconds of generating.
+            prefix_cache: number of videos whose prefixes are kept.
+        """
+        self._lock = threading.RLock()
+        self.prefixes = PrefixCache(language.model, prefix_cache)
+        self._language = language
+        self._device = device
+        self._statistics = statistics
+        tell_of_forks(self)
+
+    def after_fork(self) -> None:
+        """Let go of a lock that a thread of the parent may hold."""
+        self._lock = threading.RLock()
+
+    def close(self) -> None:
+        """Let go of the prefixes."""
+        with self._lock:
+            self.prefixes.clear()
+
+    def answer(
+        self,
+        parts: Sequence[list[int]],
+        visuals: Sequence[VisualInput],
+        settings: GenerationSettings,
+    ) -> list[int]:
+        """Return the token ids of the answer to a prompt.
+
+        Args:
+            parts: the token ids before, between and after the visual inputs.
+            visuals: one after each of `parts` but the last.
+            settings: how to generate.
+        """
+        with self._lock:
+            rows = sum(map(len, parts)) + sum(visual.rows for visual in visuals)
+            if not self._may_share(visuals, rows) or not self.prefixes.serves(settings.config):
+                return self._generate(self._embed(parts, visuals), settings)
+            (shared, *others), (video, *images) = parts, visuals
+            kind = self._device.type
+            cast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+            key = (tuple(shared), video.identity, cast)  # another dtype makes another prefix
+            with self.prefixes.extended(key, lambda: self._prefix(shared, video)) as cache:
+                embeds = self._embed(others, images)
+                # transformers wants embeddings for the cached rows as well, and never reads them.
+                unread = embeds.new_zeros(1, rows - embeds.shape[1], embeds.shape[2])
+                return self._generate(torch.cat((unread, embeds), dim=1), settings, cache)
+
+    def _may_share(self, visuals: Sequence[VisualInput], rows: int) -> bool:
+        """Return whether another prompt may start with the same rows: those of a known video, nothing cut off."""
+        limit = self._language.max_length
+        return (
+            bool(visuals) and visuals[0].identity is not None and (limit is None or rows <= limit)
+        )
+
+    def _prefix(self, shared: list[int], video: VisualInput) -> DynamicCache:
+        embeds = self._embed([shared, []], [video])
+        with self._statistics.timed("seconds_generating"):
+            return self.prefixes.prefill(embeds)
+
+    def _embed(self, parts: Sequence[list[int]], visuals: Sequence[VisualInput]) -> torch.Tensor:
+        features = [visual.load() for visual in visuals]  # each (rows, D)
+        language = self._language
+        return splice(
+            language.embed, parts, features, device=self._device, max_length=language.max_length
+        )
+
+    def _generate(
+        self, embeds: torch.Tensor, settings: GenerationSettings, cache: Any = None
+    ) -> list[int]:
+        with self._statistics.timed("seconds_generating"):
+            return generate(self._language, embeds, settings, cache)
 
 
 def generate(
-    language: Language, embeds: torch.Tensor, manner: Manner, cache: Any = None
+    language: Language, embeds: torch.Tensor, settings: GenerationSettings, cache: Any = None
 ) -> list[int]:
-    """Return the ids that follow the prompt `embeds` (1, L, D), without those of the prompt.
+    """Return the token ids that follow a prompt, without those of the prompt.
 
-    cache: keys and values of the prompt's first rows, not computed again; it grows by the rest and the answer.
+    Args:
+        language: the language model.
+        embeds: the prompt's embeddings (1, L, D).
+        settings: how to generate.
+        cache: keys and values of the prompt's first rows, which are not computed again; the rest of the prompt and the
+            answer are appended to it.
     """
-    hooks = dict(manner.hooks)
+    hooks = dict(settings.hooks)
     if cache is not None:
         hooks[CACHE] = cache
-    if manner.config.stop_strings is not None:
+    if settings.config.stop_strings is not None:
         hooks["tokenizer"] = language.tokenizer
-    _pass_over_what_is_expected()
-    with torch.inference_mode(), _as_it_was(language.model):
+    _ignore_expected_warning()
+    with torch.inference_mode(), _configs_restored(language.model):
         found = language.model.generate(
-            inputs_embeds=embeds, generation_config=manner.config, **hooks
+            inputs_embeds=embeds, generation_config=settings.config, **hooks
         )
     ids: list[int] = found[0].tolist()
     return ids
 
 
 @contextmanager
-def _as_it_was(model: Any) -> Iterator[None]:
-    """Put the configs of `model` back as they were, whatever ends the block: all later answers hang on them."""
+def _configs_restored(model: Any) -> Iterator[None]:
+    """Put the configs of `model` back as they were, however the block ends: all later answers depend on them."""
     held = [vars(config) for config in (model.config, model.generation_config)]
     before = copy.deepcopy(held)
     try:
@@ -142,8 +249,8 @@ def _as_it_was(model: Any) -> Iterator[None]:
                 now.update(then)
 
 
-def _pass_over_what_is_expected() -> None:
-    # For good, and not with catch_warnings: that puts back the whole process's filters as they were when it began, be
-    # other threads at work or not.
+def _ignore_expected_warning() -> None:
+    # For good, and not with catch_warnings: that restores the whole process's filters to what they were when it
+    # started, even if other threads have changed them.
     if not any(found[1] == _EXPECTED for found in warnings.filters):
         warnings.filterwarnings("ignore", message=_EXPECTED.pattern)

@@ -1,8 +1,8 @@
 """An image on its way into the prompt, as LongVA's `anyres` cuts it up and its `unires` puts it together.
 
 The image is fitted into the best of the config's resolutions, padded with black and cut into tiles the size of a frame;
-the tokens of each, pooled by averages of 2 x 2, come row by row. The original also encodes the whole image in one tile,
-and then leaves it out. What it does with other settings featstore does not do, and refuses the question.
+the tokens of each, pooled by averages of 2 x 2, follow row by row. The original also encodes the whole image in one
+tile, and then drops it. A question with an image is refused if the config has other settings.
 """
 
 from __future__ import annotations
@@ -30,13 +30,25 @@ _RANGE = re.compile(r"\((\d{1,2})x(\d{1,2})\),\s*\.\.\.\s*,\s*\((\d{1,2})x(\d{1,
 
 @dataclass(frozen=True)
 class Tiling:
-    """How images become tiles. resolutions: (width, height) in pixels, multiples of side."""
+    """How images become tiles.
+
+    Attributes:
+        side: height and width of a tile in pixels.
+        resolutions: (width, height) in pixels, multiples of `side`.
+    """
 
     side: int
     resolutions: tuple[tuple[int, int], ...]
 
     def cut(self, image: str | os.PathLike[str] | Image.Image) -> NDArray[np.uint8]:
-        """Return the tiles (N, side, side, 3) uint8 of an image, given as such or as its file, row by row."""
+        """Return the tiles (N, side, side, 3) uint8 of an image, row by row.
+
+        Args:
+            image: a picture, or the path of its file.
+
+        Raises:
+            FeatstoreError: the file cannot be read.
+        """
         picture = _open(image)
         width, height = self._best(picture.size)
         canvas = _fit(picture, width, height)
@@ -47,7 +59,7 @@ class Tiling:
         )
 
     def _best(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the resolution that keeps most of the image's pixels and, of equals, wastes least; the first such."""
+        """Return the first of the resolutions that keep most of the image's pixels and, of these, waste least."""
 
         def merit(resolution: tuple[int, int]) -> tuple[int, int]:
             scale = min(resolution[0] / size[0], resolution[1] / size[1])
@@ -58,7 +70,15 @@ class Tiling:
 
 
 def read_tiling(config: ConfigFields, preprocessing: Preprocessing) -> Tiling:
-    """Return how images are cut for a checkpoint; CheckpointError where it is not in the one way featstore knows."""
+    """Return how images are cut for a checkpoint.
+
+    Args:
+        config: the checkpoint's config.json.
+        preprocessing: its preprocessing of frames.
+
+    Raises:
+        CheckpointError: the config asks for another way than the one featstore knows.
+    """
     side = preprocessing.crop_height
     expected = {
         "image_aspect_ratio": (config.get("image_aspect_ratio"), "anyres"),
@@ -102,12 +122,12 @@ def _open(image: str | os.PathLike[str] | Image.Image) -> Image.Image:
             return picture
     except (OSError, ValueError, Image.DecompressionBombError) as exc:
         raise FeatstoreError(
-            f"{os.fspath(image)} cannot be read as an image ({exc}); mend the file"
+            f"{os.fspath(image)} cannot be read as an image ({exc}); repair the file"
         ) from exc
 
 
 def _fit(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """Return `picture` as large as it fits, in the middle of black."""
+    """Return `picture` as large as it fits, centered on black."""
     across, down = width / picture.width, height / picture.height
     if across < down:
         size = width, min(math.ceil(picture.height * across), height)

@@ -1,7 +1,7 @@
-"""The language side of a LongVA checkpoint: a Qwen2 with its tokenizer, and no tensor that sees.
+"""The language side of a LongVA checkpoint: a Qwen2 with its tokenizer, without the vision tensors.
 
-Read with four habits, without which the answers are others: the vocabulary is cut to the tokenizer's, the rotary
-frequencies stay float32 whatever the weights are, `rope_scaling` is ignored, and generation_config.json stays in force.
+Four details decide whether the answers are the original's: the vocabulary is cut to the tokenizer's, the rotary
+frequencies stay float32 whatever the weights are, `rope_scaling` is ignored, and generation_config.json applies.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from featstore.checkpoints.config_fields import ConfigFields, read_json
 from featstore.encoders.longva.checkpoint import Checkpoint, read_checkpoint
 from featstore.errors import CheckpointError, FeatstoreError
-from featstore.models.longva.generation import config_fields, plain_config
 from featstore.models.longva.weights import load_weights
 
 if TYPE_CHECKING:
@@ -58,10 +57,14 @@ _OTHERS = (
 
 @dataclass(frozen=True)
 class Language:
-    """A language model that speaks.
+    """A language model, ready to generate.
 
-    embed: ids (n,) -> embeddings (n, D). max_length: rows a prompt may have, None for any number. generation: what the
-    checkpoint says of how it generates, as fields of transformers' GenerationConfig.
+    Attributes:
+        model: the Qwen2ForCausalLM.
+        tokenizer: its tokenizer.
+        embed: token ids (n,) -> embeddings (n, D).
+        max_length: maximum number of rows of a prompt; None for any number.
+        generation: the checkpoint's own settings of generation, fields of transformers' GenerationConfig.
     """
 
     model: Any  # a Qwen2ForCausalLM, which transformers does not type
@@ -78,11 +81,17 @@ def load_language(
     dtype: torch.dtype,
     attn_implementation: str = "sdpa",
 ) -> Language:
-    """Return the language side of `checkpoint` on `device` in `dtype`.
+    """Load the language side of a checkpoint; its tensors go to the device one by one.
 
-    checkpoint: a folder, a name on the Hub, or what was read of one. Its tensors go to the device one by one.
-    Raises CheckpointError where something of it is missing, unknown or not as the config says, FeatstoreError where the
-    attention implementation is not to be had.
+    Args:
+        checkpoint: a folder, a name on the Hub, or what `read_checkpoint` returned.
+        device: the device of the model.
+        dtype: its dtype.
+        attn_implementation: as transformers takes it, such as `sdpa` or `flash_attention_2`.
+
+    Raises:
+        CheckpointError: something is missing, unknown or not as the config says.
+        FeatstoreError: the attention implementation is not available.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = read_checkpoint(checkpoint)
@@ -94,17 +103,28 @@ def load_language(
     with torch.device("cpu"):  # safetensors would read to whatever device is the caller's default
         weights = load_weights(files, shapes, device, dtype, tied=tied)
     model.load_state_dict(weights, strict=True, assign=True)
-    model.tie_weights()  # where the config asks for it
+    model.tie_weights()  # if the config asks for it
     rotary = model.model.rotary_emb
-    # Built anew outside `meta`. Not by .to(dtype): that would round the frequencies too.
+    # Built again outside `meta`. Not by .to(dtype): that would round the frequencies too.
     with device:
         model.model.rotary_emb = type(rotary)(config=model.config)
-    model.generation_config = plain_config()  # ours is handed over with each call
+    model.generation_config = plain_config()  # ours is passed with each call
     model.eval().requires_grad_(False)
     limit = config.get("tokenizer_model_max_length")
     return Language(
         model, tokenizer, model.get_input_embeddings(), limit, _generation(files, config)
     )
+
+
+def config_fields() -> set[str]:
+    """Return the names of the fields of transformers' GenerationConfig."""
+    return {name for name in vars(plain_config()) if not name.startswith("_")}
+
+
+def plain_config() -> GenerationConfig:
+    """Return transformers' defaults."""
+    config: GenerationConfig = GenerationConfig()  # type: ignore[no-untyped-call]
+    return config
 
 
 def _tokenizer(files: Files, config: ConfigFields) -> Any:
@@ -117,7 +137,7 @@ def _tokenizer(files: Files, config: ConfigFields) -> Any:
         tokenizer = Qwen2Tokenizer.from_pretrained(  # nosec B615 # nothing is fetched
             folder, local_files_only=True
         )
-    except Exception as exc:  # whatever a damaged file makes of it
+    except Exception as exc:  # a damaged file may raise anything
         raise CheckpointError(
             f"the tokenizer of {files} cannot be read ({exc}); fetch its files again"
         ) from exc
@@ -143,7 +163,7 @@ def _model(config: ConfigFields, vocabulary: int, attn_implementation: str) -> A
         qwen = Qwen2Config(**fields, vocab_size=vocabulary)
     except Exception as exc:  # transformers has errors of its own for each wrong field
         raise CheckpointError(
-            f"{config.origin} is no Qwen2's ({exc}); use the file as the model's authors published it"
+            f"{config.origin} is not a Qwen2's ({exc}); use the file as the model's authors published it"
         ) from exc
     try:
         qwen._attn_implementation = attn_implementation

@@ -11,13 +11,12 @@ from PIL import Image
 
 from featstore.decoding.video_file import DECODER
 from featstore.encoders.longva.encoder import LongVAEncoder
-from featstore.models.longva.answering import Answerer
-from featstore.models.longva.generation import read_options
+from featstore.models.longva.generation import Answerer, read_options
 from featstore.models.longva.images import Tiling, read_tiling
 from featstore.models.longva.language import load_language
 from featstore.models.longva.prompt import build_prompt, split, tokenize
-from featstore.models.lookup import Wanted
-from featstore.models.source import FeatureSource, Visual
+from featstore.models.lookup import FeatureRequest
+from featstore.models.source import FeatureSource, VisualInput
 from featstore.models.statistics import CacheStatistics, report_at_exit
 from featstore.pipeline.on_demand import check_finite
 from featstore.sampling import Sampling
@@ -37,10 +36,12 @@ DECODE_TIMEOUT = 600.0
 class CachedLongVA:
     """A LongVA model whose videos come from a store; it answers one question at a time.
 
-    Threads may share it: each waits for its turn to encode and to answer, and videos are looked up at once. A forked
-    child may use it too, with a decoder of its own, unless it is on a GPU; CUDA needs a model of the child's own.
-    statistics: what it asked of the store; the process prints their sum on stderr when it ends.
-    Usable in `with`; `close` ends the decoder and lets go of the store.
+    Threads may share it: they look videos up concurrently, and take turns to encode and to answer. A forked child may
+    use it too, with a decoder of its own, unless the model is on a GPU: CUDA needs a model of the child's own. Usable
+    in `with`; `close` stops the decoder and lets go of the store.
+
+    Attributes:
+        statistics: what the model asked of the store; the process prints their sum on stderr when it ends.
     """
 
     def __init__(
@@ -60,20 +61,31 @@ class CachedLongVA:
         scale: str = "channel",
         decode_timeout: float = DECODE_TIMEOUT,
     ) -> None:
-        """Load the language side of `checkpoint`, a folder or a name on the Hub, and hash the weights that see.
+        """Load the language side of a checkpoint and hash its vision weights.
 
-        cache_dir: the store; None is the model without one, which encodes a video for each question. dataset: where
-        videos are looked up if a question names none. sampling: 128 frames, linspace, by default. device: `auto` is
-        CUDA where there is a GPU. dtype: fp16, bf16 or fp32, of features and model; by default fp16 on CUDA and fp32
-        elsewhere. attn_implementation, vision_tower: see load_language and LongVAEncoder.
+        Args:
+            checkpoint: a folder, or a name on the Hub.
+            cache_dir: the store; None for the uncached model, which encodes a video for each question.
+            dataset: the dataset in which videos are looked up if a question names none.
+            sampling: which frames of a video; by default 128, linspace.
+            device: a torch device; `auto` is CUDA if there is a GPU, else the CPU.
+            dtype: fp16, bf16 or fp32, of features and model; by default fp16 on CUDA and fp32 elsewhere.
+            attn_implementation: as transformers takes it, such as `sdpa` or `flash_attention_2`.
+            vision_tower: a CLIP folder or name to use in place of the one that the checkpoint's config names.
+            on_miss: what to do about a video that is not stored. `encode` makes its features, stores them and answers
+                from the stored ones, as later questions do; `encode-only` makes them for this question only; `error`
+                raises.
+            prefix_cache: number of videos whose keys and values stay on the device, so that a further question on one
+                computes only its own text; a gigabyte each at 128 frames of a 7B model, 0 for none.
+            quantization: how the values of misses are stored, int8, bf16, fp16 or fp32; also decides which feature set
+                is used if several serve.
+            scale: granularity of int8's scales, channel, token or tensor; used like `quantization`.
+            decode_timeout: seconds that decoding a video may take.
 
-        on_miss: what becomes of a video that is not stored: `encode` makes its features and stores them, `encode-only`
-        makes them for this question, `error` raises. A miss that is stored is answered from the stored features, as
-        later questions are; the encoder's own numbers are used under `encode-only` and without a cache.
-        prefix_cache: videos whose keys and values stay on the device, so that a further question on one computes its
-        own text alone; a gigabyte each at 128 frames of a 7B model, 0 for none.
-        quantization, scale: how misses are stored, and which feature set is taken where several serve.
-        decode_timeout: seconds a video's decoding may take.
+        Raises:
+            CheckpointError: the checkpoint is not LongVA's, is incomplete, or needs something featstore does not do.
+            FeatstoreError: the device or the attention implementation is not available.
+            ValueError: an option is invalid.
         """
         if prefix_cache < 0:
             raise ValueError(f"prefix_cache is {prefix_cache}; it must be 0 or more")
@@ -124,17 +136,26 @@ class CachedLongVA:
         images: Sequence[str | os.PathLike[str] | Image.Image] = (),
         **options: Any,
     ) -> str:
-        """Return the answer to `prompt` about a video, images, both or neither.
+        """Return the answer to a question about a video, images, both or neither.
 
-        video: its id in the store. dataset: the store's, for this question. path: its file, needed on a miss; where it
-        is another than the stored features were made from, that is a miss too. nframe: for this question. images: files
-        or pictures. Features go where the prompt has a `<image>`, the video's first; in a prompt without, before its
-        text. options: of transformers' GenerationConfig; greedy, at most 1024 new tokens and the checkpoint's
-        generation_config.json otherwise.
+        Args:
+            prompt: the question. Features go where it has an `<image>`, the video's first; if it has none, before its
+                text.
+            video: the video's id in the store.
+            dataset: the dataset to look in, in place of the model's own.
+            path: the video's file, needed on a miss. If it is another file than the stored features were made from,
+                that is a miss too.
+            nframe: number of frames, in place of the model's own.
+            images: files or pictures.
+            options: fields of transformers' GenerationConfig; by default greedy, at most 1024 new tokens, and otherwise
+                the checkpoint's generation_config.json.
 
-        Raises VideoError where the file cannot be decoded, NotFinite where its features are NaN or infinite,
-        StoreMismatch where several feature sets serve, and under on_miss="error" StoreNotFound, FeatureNotFound,
-        StoreMismatch or RecordError for a video that is not to be had.
+        Raises:
+            VideoError: the file cannot be decoded.
+            NotFinite: its features are NaN or infinite.
+            StoreMismatch: several feature sets serve; under on_miss="error" also if none does.
+            StoreNotFound, FeatureNotFound, RecordError: under on_miss="error", the video is not stored, or its record
+                is damaged.
         """
         ids = self.generate_ids(
             prompt,
@@ -159,34 +180,42 @@ class CachedLongVA:
         images: Sequence[str | os.PathLike[str] | Image.Image] = (),
         **options: Any,
     ) -> list[int]:
-        """Return the ids of the answer, its end token included; all else as `generate`."""
+        """Return the token ids of the answer, including its end token; arguments and errors are those of `generate`."""
         about_to_compute(self._encoder.device)
-        manner = read_options(self._language.generation, options)
+        settings = read_options(self._language.generation, options)
         text = build_prompt(prompt, len(images) + (video is not None))
         parts = split(tokenize(self._language.tokenizer, text))
-        tiles = [self._cut(image) for image in images]  # refused before a video is made for nothing
+        tiles = [self._cut(image) for image in images]  # refused before a video is encoded in vain
         visuals = []
         if video is not None:
-            visuals.append(self._source.get(self._wanted(video, dataset, path, nframe)))
+            visuals.append(self._source.get(self._request(video, dataset, path, nframe)))
         elif path is not None:
             raise ValueError(f"path is {os.fspath(path)!r} but no video is named; pass its id too")
         visuals += [self._image(*pair) for pair in zip(images, tiles, strict=True)]
-        return self._answerer.answer(parts, visuals, manner)
+        return self._answerer.answer(parts, visuals, settings)
 
     def answer_features(self, prompt: str, features: torch.Tensor, **options: Any) -> list[int]:
-        """Return the ids of the answer to `prompt` about a video that `features`, (num_tokens, D), stand for.
+        """Return the token ids of the answer to a question about a video given by its features.
 
-        options: as `generate`.
+        Args:
+            prompt: the question, as for `generate`.
+            features: (num_tokens, D), of any float dtype, on any device.
+            options: as for `generate`.
+
+        Raises:
+            NotFinite: a feature is NaN or infinite.
         """
         about_to_compute(self._encoder.device)
-        manner = read_options(self._language.generation, options)
+        settings = read_options(self._language.generation, options)
         parts = split(tokenize(self._language.tokenizer, build_prompt(prompt, 1)))
         features = features.to(self._encoder.device, self._encoder.dtype)
         check_finite([features], "the features given", self._encoder.identity.dtype)
-        return self._answerer.answer(parts, [Visual(len(features), lambda: features)], manner)
+        return self._answerer.answer(
+            parts, [VisualInput(len(features), lambda: features)], settings
+        )
 
     def close(self) -> None:
-        """End the decoder, let go of the store and the prefixes; the model can still be asked."""
+        """Stop the decoder and let go of the store and the prefixes; the model can still be asked."""
         self._source.close()
         self._answerer.close()
 
@@ -198,13 +227,13 @@ class CachedLongVA:
         """Close."""
         self.close()
 
-    def _wanted(
+    def _request(
         self,
         video: str,
         dataset: str | None,
         path: str | os.PathLike[str] | None,
         nframe: int | None,
-    ) -> Wanted:
+    ) -> FeatureRequest:
         dataset = dataset or self._dataset
         if self._cached:
             check_video_id(video)
@@ -215,7 +244,9 @@ class CachedLongVA:
         spec = self._spec
         if nframe is not None and nframe != spec.sampling.nframe:
             spec = replace(spec, sampling=replace(spec.sampling, nframe=nframe))
-        return Wanted(dataset or "", video, None if path is None else os.path.abspath(path), spec)
+        return FeatureRequest(
+            dataset or "", video, None if path is None else os.path.abspath(path), spec
+        )
 
     def _cut(self, image: str | os.PathLike[str] | Image.Image) -> NDArray[np.uint8]:
         if self._tiling is None:
@@ -225,8 +256,8 @@ class CachedLongVA:
 
     def _image(
         self, image: str | os.PathLike[str] | Image.Image, tiles: NDArray[np.uint8]
-    ) -> Visual:
+    ) -> VisualInput:
         name = "an image" if isinstance(image, Image.Image) else os.fspath(image)
-        parts = self._source.live.encode_frames(tiles, name, image=True)
+        parts = self._source.on_demand.encode_frames(tiles, name, image=True)
         features = torch.cat(parts).flatten(0, 1)  # (N, T, D) -> (N * T, D)
-        return Visual(len(features), lambda: features)
+        return VisualInput(len(features), lambda: features)

@@ -1,42 +1,51 @@
 """What several questions on one video share, computed once: keys and values of the prompt up to the video's end.
 
 At 128 frames the shared part is 18,452 of some 18,500 rows, and 1.06 GB of a 7B model's keys and values. It is computed
-apart from the question, for the first question as for the later ones, so that one video's questions are all answered by
-the same arithmetic, in whatever order they come. In float32 the tokens are those of a prompt computed at once. In half
-precision the last bits of keys and values differ, as they do between batch sizes: of two tokens nearly as likely the
-other one may win.
+apart from the question, for the first question as for later ones, so that all questions on a video are answered by the
+same arithmetic, in any order. In float32 the tokens are those of a prompt computed at once. In half precision the last
+bits of keys and values differ, as they do between batch sizes: of two almost equally likely tokens the other one may
+win.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, Qwen2Model
 from transformers.generation.configuration_utils import GenerationMode
-
-from featstore.models.longva.generation import CACHE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
 
     from transformers import GenerationConfig
 
+# The argument of a model's forward that takes keys and values: `cache` from transformers 5.24 on.
+CACHE = (
+    "cache" if "cache" in inspect.signature(Qwen2Model.forward).parameters else "past_key_values"
+)
+
 
 class PrefixCache:
-    """The prefixes of the last few videos, the least recently used given up first."""
+    """The prefixes of the last few videos; the least recently used is dropped first."""
 
     def __init__(self, model: Any, videos: int) -> None:
-        """Keep prefixes of so many videos on the device of `model`, a Qwen2ForCausalLM; 0 keeps none."""
-        self._model = model.model  # without the head: no logits of a prefix are wanted
+        """Start empty.
+
+        Args:
+            model: a Qwen2ForCausalLM; prefixes are kept on its device.
+            videos: maximum number of prefixes, 0 for none.
+        """
+        self._model = model.model  # without the head: a prefix needs no logits
         full = all(kind == "full_attention" for kind in model.config.layer_types)
         self._videos = videos if full else 0  # a sliding window forgets what would be cut back to
         self._kept: OrderedDict[Hashable, DynamicCache] = OrderedDict()
 
     def serves(self, config: GenerationConfig) -> bool:
-        """Return whether generating so can begin from a prefix: one token at a time, on one sequence."""
+        """Return whether generating with `config` can start from a prefix: one token at a time, on one sequence."""
         return (
             self._videos > 0
             and config.get_generation_mode()
@@ -56,9 +65,13 @@ class PrefixCache:
 
     @contextmanager
     def extended(self, key: Hashable, make: Callable[[], DynamicCache]) -> Iterator[DynamicCache]:
-        """Give the keys and values of the prefix `key`, to be extended inside; they are cut back after.
+        """Give the keys and values of a prefix, which the block may extend; they are cut back when it ends.
 
-        make: called where they are not kept; see `prefill`. After an exception nothing of them is kept.
+        After an exception the prefix is dropped.
+
+        Args:
+            key: identifies the prefix.
+            make: makes it if it is not cached; see `prefill`.
         """
         cache = self._kept.pop(key, None)
         if cache is None:
@@ -69,13 +82,13 @@ class PrefixCache:
         yield cache
         grown = cache.get_seq_length() - length
         if grown:
-            cache.crop(-grown)  # as all of transformers 5 read it: so many off the end
+            cache.crop(-grown)  # as all of transformers 5 read it: this many off the end
         self._kept[key] = cache
 
     def clear(self) -> None:
-        """Give up all prefixes."""
+        """Drop all prefixes."""
         self._kept.clear()
 
     def __len__(self) -> int:
-        """Return the number of videos whose prefix is kept."""
+        """Return the number of cached prefixes."""
         return len(self._kept)

@@ -13,7 +13,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-PLACEHOLDER = "<image>"  # where features go in a text, be they a video's or an image's
+PLACEHOLDER = "<image>"  # where the features of a video or an image go in a text
 IMAGE_TOKEN = -200  # where they go among token ids
 
 # The conversation `qwen_1_5` of longva/conversation.py.
@@ -22,10 +22,14 @@ _AFTER = "<|im_end|>\n<|im_start|>assistant\n"
 
 
 def build_prompt(question: str, visuals: int) -> str:
-    """Return the conversation that asks `question` of so many videos and images.
+    """Return the conversation that asks a question about videos and images.
 
-    A question may hold a `<image>` for each; one that holds none gets them before its text, as lmms-eval puts them.
-    Raises ValueError where it holds another number of them.
+    Args:
+        question: may hold an `<image>` for each; if it holds none, they are put before its text, as lmms-eval does.
+        visuals: number of videos and images.
+
+    Raises:
+        ValueError: the question holds another number of `<image>`.
 
     >>> build_prompt("What is this?", 1).splitlines()[2:4]
     ['<|im_start|>user', '<image>']
@@ -42,16 +46,16 @@ def build_prompt(question: str, visuals: int) -> str:
 
 
 def tokenize(tokenizer: Any, prompt: str) -> list[int]:
-    """Return the ids of `prompt`, IMAGE_TOKEN for each placeholder.
+    """Return the token ids of `prompt`, with IMAGE_TOKEN for each placeholder.
 
-    The texts around a placeholder are tokenized each on its own, so no token spans it.
+    The texts around a placeholder are tokenized separately, so no token spans it.
     """
     first, *others = [list(tokenizer(text).input_ids) for text in prompt.split(PLACEHOLDER)]
     return sum(([IMAGE_TOKEN, *other] for other in others), first)
 
 
 def split(ids: Sequence[int]) -> list[list[int]]:
-    """Return the ids before, between and after the features.
+    """Return the token ids before, between and after the features.
 
     >>> split([5, 6, IMAGE_TOKEN, 7])
     [[5, 6], [7]]
@@ -73,9 +77,14 @@ def splice(
     device: torch.device,
     max_length: int | None = None,
 ) -> torch.Tensor:
-    """Return the embeddings (1, L, D) of `parts` with one of `features`, each (rows, D), after each but the last.
+    """Return the embeddings (1, L, D) of a prompt with its features in place.
 
-    max_length: rows that are kept, the first ones.
+    Args:
+        embed: token ids (n,) -> embeddings (n, D).
+        parts: the token ids before, between and after the features.
+        features: each (rows, D), one after each of `parts` but the last.
+        device: the device of the embeddings.
+        max_length: maximum number of rows, of which the first are kept; None for any number.
     """
     rows = []
     for index, part in enumerate(parts):

@@ -28,7 +28,7 @@ class CudaEngine:
         self._memory = memory
         self._device = encoder.device
         shape = (batch_frames, *memory.spec.encoder.preprocessing.frame_shape)
-        self._streams = EncoderStreams(encoder.encode_there, encoder.device, shape)
+        self._streams = EncoderStreams(encoder.encode_on_device, encoder.device, shape)
         # In the order of their streams, each of which does its work in that order.
         self._reading: deque[tuple[Any, list[int]]] = deque()  # event, slots it frees
         self._encoding: deque[Any] = deque()  # spans

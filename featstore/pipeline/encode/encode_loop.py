@@ -81,7 +81,7 @@ def serve(connection: Connection, encoder: Encoder, memory: Memory, *, batch_fra
 def make_engine(encoder: Encoder, memory: Memory, batch_frames: int) -> Engine:
     """Return what suits the encoder: a GPU's queue where it has one, else the host."""
     device = getattr(encoder, "device", None)
-    if getattr(device, "type", "") == "cuda" and hasattr(encoder, "encode_there"):
+    if getattr(device, "type", "") == "cuda" and hasattr(encoder, "encode_on_device"):
         from featstore.pipeline.encode.cuda_encoder import CudaEngine
 
         return CudaEngine(cast("GpuEncoder", encoder), memory, batch_frames)

@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from featstore.encoders import LongVAEncoder
 from featstore.encoders.longva.checkpoint import ADAPTERS, read_checkpoint
 from featstore.encoders.longva.config import FIELDS
 from featstore.encoders.longva.shape import feature_shape
 from featstore.encoders.longva.weights import find_weights
 from featstore.errors import CheckpointError
-from featstore.models import CachedLongVA, LongVAEncoder
+from featstore.models import CachedLongVA
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 CLIP = "openai/clip-tiny-patch14-336"

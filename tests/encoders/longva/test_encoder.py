@@ -17,7 +17,7 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-import featstore.models
+import featstore.encoders
 from featstore.encoders.longva.checkpoint import read_checkpoint
 from featstore.encoders.longva.encoder import LongVAEncoder
 from featstore.encoders.longva.modeling import build_model
@@ -332,7 +332,7 @@ def test_the_identity_says_what_the_config_says(tiny):
 
 def test_it_is_the_encoder_called_longva(tiny):
     encoder = get_encoder("longva", checkpoint=tiny, device="cpu")
-    assert isinstance(encoder, featstore.models.LongVAEncoder)
+    assert isinstance(encoder, featstore.encoders.LongVAEncoder)
     assert encoder.origin == str(tiny)
     assert encoder.batch_frames == 16
     assert LongVAEncoder(tiny, device="cpu", batch_frames=3).batch_frames == 3

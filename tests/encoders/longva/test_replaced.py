@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import featstore
+from featstore.encoders import LongVAEncoder
 from featstore.errors import CheckpointError
-from featstore.models import CachedLongVA, LongVAEncoder
+from featstore.models import CachedLongVA
 from featstore.sampling import Sampling
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,6 +15,7 @@ from toys import run_python
 
 import featstore
 from featstore.checkpoints.config_fields import ConfigFields
+from featstore.encoders import LongVAEncoder
 from featstore.errors import (
     CheckpointError,
     FeatstoreError,
@@ -27,7 +28,7 @@ from featstore.errors import (
     StoreNotFound,
     VideoError,
 )
-from featstore.models import CachedLongVA, LongVAEncoder, source
+from featstore.models import CachedLongVA, source
 from featstore.models.longva.images import Tiling, read_tiling
 from featstore.models.statistics import CacheStatistics
 from featstore.pipeline import on_demand
@@ -148,7 +149,7 @@ def test_stored_features_are_read_without_the_video_or_the_vision_tower(model):
     warm.generate(ASK, "blink", path="/nowhere/blink.mp4", **NEW)
     assert warm.statistics.hits == 1
     assert warm._encoder._model is None
-    assert warm._source.live._pool is None
+    assert warm._source.on_demand._pool is None
 
 
 def test_a_model_that_speaks_otherwise_shares_the_features(model, sibling, stored):
@@ -200,7 +201,7 @@ def test_of_several_sets_the_one_asked_for_is_taken(model, clips, cache):
     made = {}
     for quantization in ("int8", "fp32"):
         spec = model(quantization=quantization)._spec
-        encoded = model()._source.live.encode(source.Video("blink", str(path)), Sampling(4))
+        encoded = model()._source.on_demand.encode(source.Video("blink", str(path)), Sampling(4))
         on_demand.store_features(encoded, cache, "demo", spec, "here")
         made[quantization] = spec
     for quantization, spec in made.items():
@@ -312,7 +313,7 @@ def test_a_store_that_cannot_be_made_does_not_end_an_evaluation(model, clips, tm
 def test_too_little_room_is_full(model, clips, cache):
     asked = model()
     spec = asked._spec
-    encoded = asked._source.live.encode(
+    encoded = asked._source.on_demand.encode(
         source.Video("blink", str(clips / "blink.mp4")), Sampling(4)
     )
     with pytest.raises(StoreFull, match="are to stay free"):
@@ -349,7 +350,7 @@ def test_unknown_policies_and_sizes_are_refused(model):
         model().generate(ASK, "")
     with pytest.raises(ValueError, match="no video is named"):
         model().generate(ASK, path="blink.mp4")
-    with pytest.raises(TypeError, match="'max_tokens' is no option"):
+    with pytest.raises(TypeError, match="'max_tokens' is not an option"):
         model().generate(ASK, "blink", max_tokens=5)
 
 
@@ -598,7 +599,7 @@ def test_a_range_of_grids_counts_tiles():
 def test_the_store_is_let_go_of_when_the_model_closes(model, clips, cache):
     with model() as asked:
         asked.generate(ASK, "blink", path=clips / "blink.mp4", **NEW)
-        assert asked._source.live._pool is not None
-    assert asked._source.live._pool is None
+        assert asked._source.on_demand._pool is not None
+    assert asked._source.on_demand._pool is None
     assert not asked._source._lookup._datasets
     assert asked.generate_ids(ASK, "blink", **NEW)  # opens it again

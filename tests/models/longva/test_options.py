@@ -22,8 +22,8 @@ def ask(language):
     embeds = torch.randn(1, 12, 128)
 
     def answer(**options):
-        manner = read_options(language.generation, {"max_new_tokens": 6, **options})
-        return generate(language, embeds, manner)
+        settings = read_options(language.generation, {"max_new_tokens": 6, **options})
+        return generate(language, embeds, settings)
 
     return answer
 
@@ -40,7 +40,7 @@ def ask(language):
         ({"dola_layers": "low"}, "from the Hub"),
         ({"num_beams": 4, "num_beam_groups": 2}, "from the Hub"),
         ({"num_beams": 2, "force_words_ids": [[5]]}, "from the Hub"),
-        ({"return_dict_in_generate": True}, "ids alone"),
+        ({"return_dict_in_generate": True}, "its ids"),
     ],
 )
 def test_an_option_that_cannot_be_used_is_named_and_changes_nothing(ask, language, options, reason):

@@ -13,10 +13,10 @@ import torch
 from toys import REPOSITORY, run_python
 
 import featstore
+from featstore.encoders import LongVAEncoder
 from featstore.encoders.registry import EncoderRecipe
 from featstore.encoders.toy import ToyEncoder
 from featstore.errors import QuantizeError
-from featstore.models import LongVAEncoder
 from featstore.pipeline.encode import cuda_streams
 from featstore.pipeline.encode.batches import Batches, Job
 from featstore.pipeline.encode.cuda_encoder import CudaEngine
@@ -101,7 +101,7 @@ class PlayedGpu(ToyEncoder):
 
     device = SimpleNamespace(type="cuda")
 
-    def encode_there(self, frames):
+    def encode_on_device(self, frames):
         return super().encode(frames)
 
     def encode(self, frames):
@@ -142,8 +142,8 @@ def test_a_queue_stores_what_the_host_does(clips, tmp_path, played, batch, quant
 
 def test_features_that_are_not_finite_are_refused_when_their_measures_arrive(clips, cache, played):
     class Overflowing(PlayedGpu):
-        def encode_there(self, frames):
-            return super().encode_there(frames) * np.inf
+        def encode_on_device(self, frames):
+            return super().encode_on_device(frames) * np.inf
 
     summary = ingest(clips, cache, "demo", encoder=Overflowing(), sampling=Sampling(6))
     assert summary.stored == 0
@@ -270,7 +270,7 @@ def test_frames_on_the_gpu_give_the_features_of_frames_on_the_host(tiny):
     encoder = LongVAEncoder(tiny, device="cuda")
     frames = np.random.default_rng(0).integers(0, 256, (3, 336, 336, 3), np.uint8)
     there = torch.from_numpy(frames).cuda()
-    assert torch.equal(encoder.encode(frames), encoder.encode_there(there))
+    assert torch.equal(encoder.encode(frames), encoder.encode_on_device(there))
 
 
 @needs_gpu

@@ -57,14 +57,14 @@ class Miss(Looping):
 
     def steps(self, rng: random.Random, journal: Notes, state: dict[str, int]) -> Iterator[None]:
         """Store ever newer versions of a few videos."""
-        from featstore.pipeline.on_demand import Encoded, store_features
+        from featstore.pipeline.on_demand import EncodedVideo, store_features
 
         spec, version = drill_spec(), max(state.values(), default=0)
         while True:
             version += 1
             video = rng.choice(self.videos)
             parts = [make_features(spec, video, version)]
-            encoded = Encoded(video_of(video), clip_of(spec), source_of(version), parts)  # type: ignore[arg-type]
+            encoded = EncodedVideo(video_of(video), clip_of(spec), source_of(version), parts)  # type: ignore[arg-type]
             with step(journal, "a commit", {name_of(DATASET, spec, video): version}):
                 store_features(encoded, self.cache, DATASET, spec, "drill", min_free=0)
             yield

@@ -1,0 +1,79 @@
+"""A checkpoint's files on disk and on the Hub: which are fetched, and what is said if they are missing or damaged."""
+
+from __future__ import annotations
+
+import json
+
+import huggingface_hub
+import pytest
+from checkpoints import unreachable
+from huggingface_hub.errors import EntryNotFoundError
+
+from featstore.encoders.longva.checkpoint import read_checkpoint
+from featstore.encoders.longva.weights import find_weights
+from featstore.errors import CheckpointError
+
+CLIP = "openai/clip-tiny-patch14-336"
+
+
+def digest(checkpoint, **options) -> str:
+    return find_weights(read_checkpoint(checkpoint, **options)).digest
+
+
+def test_only_files_that_hold_vision_tensors_are_fetched(make_checkpoint, tmp_path, monkeypatch):
+    served = make_checkpoint(tmp_path / "snapshots" / "abc123", shards=4)
+    fetched = []
+
+    def download(repo, name, revision=None):
+        assert revision in (None, "abc123")
+        fetched.append((repo, name, revision))
+        if not (served / name).is_file():
+            raise EntryNotFoundError(name)
+        return str(served / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    expected = digest(served)
+    assert digest("someone/longva", vision_tower=served / CLIP) == expected
+    assert fetched[0] == ("someone/longva", "config.json", None)
+    assert all(revision == "abc123" for _, _, revision in fetched[1:])
+    index = json.loads((served / "model.safetensors.index.json").read_text())["weight_map"]
+    seeing = {shard for name, shard in index.items() if "vision" in name or "mm_proj" in name}
+    assert {name for _, name, _ in fetched if name.startswith("model-")} == seeing
+    assert len(seeing) < 4
+
+
+def test_an_unreachable_hub_says_so(monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    with pytest.raises(CheckpointError, match=r"'someone/longva' is not a folder.*check the name"):
+        read_checkpoint("someone/longva")
+
+
+def test_a_path_that_is_no_folder_is_not_asked_of_the_hub():
+    with pytest.raises(CheckpointError, match="there is no folder '/nowhere/at/all'"):
+        read_checkpoint("/nowhere/at/all")
+
+
+def test_a_file_is_not_asked_of_the_hub(monkeypatch, tmp_path):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny/config.json").write_text("{}")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"'tiny/config\.json' is a file; .* folder"):
+        read_checkpoint("tiny/config.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"{", "is not JSON"),
+        (b"\xff\xfe", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[1]", "holds a list, expected an object"),
+        (b" " * (17 << 20), "has 17825792 bytes, at most 16777216"),
+    ],
+)
+def test_a_config_that_is_damaged_is_refused(altered, content, says):
+    checkpoint = altered()
+    (checkpoint / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=says):
+        read_checkpoint(checkpoint)

@@ -17,7 +17,10 @@ from featstore.record import Features, Record
 from featstore.torch import FeatureDataset, explain, prefetch, registered, to_tensor
 from featstore.torch.staged import SLOT_BYTES, SLOTS, shared_ring
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
 needs_nvcomp = pytest.mark.skipif(bool(nvcomp.refusal()), reason="needs nvCOMP")
 HERE = ["raw", "lz4", "zstd", *([] if nvcomp.refusal() else ["ans"])]
 ON_THE_GPU = HERE[1:]

@@ -16,6 +16,8 @@ from featstore.errors import VideoError
 from featstore.preprocess import Preprocessing
 from featstore.sampling import Sampling
 
+pytestmark = pytest.mark.hostile
+
 hostile = load_tool("make_hostile_videos")
 corpus = load_tool("make_decoder_corpus")
 drill = load_tool("hostile_drill")

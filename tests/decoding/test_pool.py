@@ -19,6 +19,8 @@ from featstore.decoding.video import Video
 from featstore.preprocess import Preprocessing
 from featstore.sampling import Sampling
 
+pytestmark = pytest.mark.slow
+
 SQUARE = Preprocessing(32, 32, 32)
 
 

@@ -18,6 +18,8 @@ from reliability.running import run_drill
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.hostile
+
 
 @pytest.fixture(scope="module")
 def tree() -> Store:

@@ -15,6 +15,8 @@ from featstore.integrations.vlmevalkit import launch
 from featstore.integrations.vlmevalkit.kit import find_run_py, import_kit
 from featstore.integrations.vlmevalkit.launch import run_vlmevalkit
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = {"Video-MME_128frame": 4, "TempCompass_128frame": 4}
 
 

@@ -17,6 +17,8 @@ from featstore.sampling import Sampling
 from featstore.store.reader import Dataset
 from featstore.store.remove import remove_set, remove_videos
 
+pytestmark = pytest.mark.slow
+
 PAGE = 4096
 
 

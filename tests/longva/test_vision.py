@@ -25,6 +25,8 @@ from featstore.longva.vision import LongVAEncoder
 from featstore.longva.weights import find_weights
 from featstore.preprocess import Preprocessing, normalization_table, resize_and_crop
 
+pytestmark = pytest.mark.slow
+
 TOWER = "model.vision_tower.vision_tower.vision_model."
 PROJECTOR = "model.mm_projector."
 CASES = [("dc_demo", 8), ("dc_demo", 16), ("jobs", 8), ("water", 8), ("short5", 8)]

@@ -28,6 +28,8 @@ from featstore.torch import encoder_streams
 from featstore.torch import quantize as quantize_tensor
 from featstore.torch.quantize import queue_quantize, read_measures
 
+pytestmark = pytest.mark.slow
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 LATE = 3
 

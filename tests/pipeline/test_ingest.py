@@ -24,6 +24,8 @@ from featstore.sampling import Sampling
 from featstore.store.layout import stored_bytes
 from featstore.store.lock import ingest_lock
 
+pytestmark = pytest.mark.slow
+
 SIX = Sampling(6)
 
 

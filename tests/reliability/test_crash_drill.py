@@ -6,7 +6,7 @@ from drills.look import Found
 from drills.scene import compare
 from reliability.running import run_drill
 
-pytestmark = pytest.mark.crash
+pytestmark = [pytest.mark.crash, pytest.mark.drill]
 DONE = {"kind": "acknowledged"}
 
 

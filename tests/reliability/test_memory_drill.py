@@ -4,7 +4,7 @@ import pytest
 from drills.samples import MIB, Series
 from reliability.running import run_drill
 
-pytestmark = pytest.mark.crash
+pytestmark = pytest.mark.drill
 
 
 def test_memory_and_descriptors_stay_flat(tmp_path):

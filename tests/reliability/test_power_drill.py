@@ -7,6 +7,8 @@ from drills.disk import Disk
 from drills.power_log import Entry, Kind, compiler
 from reliability.running import run_drill
 
+pytestmark = pytest.mark.drill
+
 ROOT = 1
 
 

@@ -27,6 +27,8 @@ from featstore.store.remove import remove_dataset, remove_videos
 from featstore.store.trust import find_page_problems
 from featstore.store.writer import FeatureWriter
 
+pytestmark = pytest.mark.slow
+
 SPEC = toy_spec(200)
 VIDEOS = {str(i): toy_features(i, 200) for i in range(20)}
 

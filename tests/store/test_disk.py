@@ -22,6 +22,8 @@ from featstore.store.repair import repair_dataset
 from featstore.store.seal import seal_dataset
 from featstore.store.writer import FeatureWriter
 
+pytestmark = pytest.mark.slow
+
 SPEC = toy_spec(4000)
 X = toy_features(0, 4000)  # 128 KB stored
 UNCHECKED = -(

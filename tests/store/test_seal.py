@@ -30,6 +30,8 @@ from featstore.store.repair import repair_dataset
 from featstore.store.seal import seal_dataset, unseal_dataset
 from featstore.store.writer import FeatureWriter
 
+pytestmark = pytest.mark.slow
+
 SPEC = toy_spec()
 A, B = toy_features(1), toy_features(2)
 NOBODY = 65534

@@ -11,6 +11,7 @@ from featstore.models.longva.generation import Manner, generate
 from featstore.models.longva.prefix import PrefixCache
 from featstore.models.longva.prompt import splice
 from featstore.system.forks import tell_of_forks
+from featstore.torch.forked import computing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +58,7 @@ class Answerer:
         self, parts: Sequence[list[int]], visuals: Sequence[Visual], manner: Manner
     ) -> list[int]:
         """Return the ids that answer the prompt `parts`, one of `visuals` after each but the last."""
-        with self._lock:
+        with self._lock, computing(self._device):
             return self._answer(parts, visuals, manner)
 
     def _answer(

@@ -4,7 +4,7 @@
 
 Each process reports a file of the package the first time a function in it is called; the bodies of modules and
 classes, which an import runs, are not counted. The walk of a video begins when the scheduler is given it and ends with
-its commit: an ingest of one clip with the toy encoder, in the parent, the decode worker and the writer process. Planning
+its commit: an ingest of one clip with the toy encoder, in parent, decode worker and writer process. Planning
 before it and the summary after it are not counted, nor is what a process does before its first video, such as opening
 the dataset.
 """

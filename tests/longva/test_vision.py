@@ -273,7 +273,7 @@ def three_deep(tensors: dict[str, Any]) -> dict[str, Any]:
         ({"mm_projector_type": "identity"}, no_projector),
         ({"mm_projector_type": "mlp3x_gelu"}, three_deep),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),  # no address: xdist compares names
 )
 def test_every_configuration_computes_what_transformers_does(altered, frames, config, tensors):
     checkpoint = altered(config, tensors)

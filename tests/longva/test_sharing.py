@@ -14,7 +14,7 @@ import pytest
 import torch
 from drills.clips import make_clips
 from drills.processes import ask, begin
-from toys import children_of, run_python
+from toys import REPOSITORY, children_of, run_python
 
 import featstore
 from featstore.decoding.pool import MODULE
@@ -194,16 +194,17 @@ def test_a_child_of_a_process_that_computed_on_many_threads_answers(tiny, files)
     """libgomp's threads are not in the child, and it waits for them for good."""
     program = """
 import sys, torch
-from drills.processes import begin
 from featstore.longva import CachedLongVA
 from featstore.sampling import Sampling
 torch.set_num_threads(4)
-checkpoint, path = sys.argv[1:]
+checkpoint, path, tools = sys.argv[1:]
+sys.path.append(tools)
+from drills.processes import begin
 with CachedLongVA(checkpoint, sampling=Sampling(4), device="cpu", dtype="fp32") as model:
     ask = lambda: model.generate_ids("What is this?", "video", path=path, max_new_tokens=4)
     assert ask() == begin(ask).answer(60)
 """
-    done = run_python(program, tiny, files["v000"], timeout=100)
+    done = run_python(program, tiny, files["v000"], REPOSITORY / "tools", timeout=100)
     assert done.returncode == 0, done.stderr
 
 
@@ -214,7 +215,7 @@ def test_on_a_gpu_a_forked_child_is_refused_in_words(model, files, monkeypatch):
     for question in (
         lambda: asked.generate(ASK, "v000", path=files["v000"]),
         lambda: asked.answer_features(ASK, torch.zeros(4, 128)),
-        lambda: asked._encoder.encode(np.zeros((1, 28, 28, 3), np.uint8)),
+        lambda: asked._encoder.encode(np.zeros((1, 336, 336, 3), np.uint8)),
     ):
         with pytest.raises(FeatstoreError, match=r"forked from one that used CUDA.*spawn"):
             question()

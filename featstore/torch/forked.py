@@ -7,24 +7,18 @@ matrix product for good: of children forked while threads encoded one in nine di
 from __future__ import annotations
 
 import os
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
 from featstore.errors import FeatstoreError
+from featstore.forks import no_fork
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LONGEST_WAIT = 60.0  # seconds that a fork waits: it must not hang on a thread that waits for the one that forks
-
 _computed = False
-_turn = threading.Condition()
-_inside = 0  # threads that compute
-_forking = 0  # threads that are about to fork
-_mine = threading.local()
 
 
 def about_to_compute(device: torch.device) -> None:
@@ -41,51 +35,19 @@ def about_to_compute(device: torch.device) -> None:
 @contextmanager
 def computing(device: torch.device) -> Iterator[None]:
     """Compute on `device` inside, and let no other thread fork meanwhile."""
-    global _inside
     about_to_compute(device)
-    if device.type == "cuda" or _own():  # a child could do nothing with the parent's GPU
+    if device.type == "cuda":  # a child could do nothing with the parent's GPU
         yield
         return
-    with _turn:
-        _turn.wait_for(lambda: not _forking)
-        _inside += 1
-    _mine.inside = 1
-    try:
+    with no_fork():
         yield
-    finally:
-        _mine.inside = 0
-        with _turn:
-            _inside -= 1
-            _turn.notify_all()
 
 
-def _own() -> int:
-    return getattr(_mine, "inside", 0)
-
-
-def _wait_for_others() -> None:
-    global _forking
-    _turn.acquire()  # and kept, so that none begins, until the fork is done
-    _forking += 1
-    _turn.wait_for(lambda: _inside == _own(), LONGEST_WAIT)
-
-
-def _let_others_go_on() -> None:
-    global _forking
-    _forking -= 1
-    _turn.notify_all()
-    _turn.release()
-
-
-def _begin_alone() -> None:
-    global _turn, _inside, _forking
-    _turn, _inside, _forking = threading.Condition(), _own(), 0
+def _compute_alone() -> None:
     # The parent's OpenMP threads are not in the child, and libgomp waits for them for good; torch's DataLoader does
     # the same in its workers.
     if _computed:
         torch.set_num_threads(1)
 
 
-os.register_at_fork(
-    before=_wait_for_others, after_in_parent=_let_others_go_on, after_in_child=_begin_alone
-)
+os.register_at_fork(after_in_child=_compute_alone)

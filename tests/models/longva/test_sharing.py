@@ -14,7 +14,7 @@ import pytest
 import torch
 from drills.shared.clips import make_clips
 from drills.shared.processes import ask, begin
-from toys import children_of, run_python
+from toys import REPOSITORY, children_of, run_python
 
 import featstore
 from featstore.decoding.pool import MODULE
@@ -198,12 +198,14 @@ from drills.shared.processes import begin
 from featstore.models import CachedLongVA
 from featstore.sampling import Sampling
 torch.set_num_threads(4)
-checkpoint, path = sys.argv[1:]
+checkpoint, path, tools = sys.argv[1:]
+sys.path.append(tools)
+from drills.processes import begin
 with CachedLongVA(checkpoint, sampling=Sampling(4), device="cpu", dtype="fp32") as model:
     ask = lambda: model.generate_ids("What is this?", "video", path=path, max_new_tokens=4)
     assert ask() == begin(ask).answer(60)
 """
-    done = run_python(program, tiny, files["v000"], timeout=100)
+    done = run_python(program, tiny, files["v000"], REPOSITORY / "tools", timeout=100)
     assert done.returncode == 0, done.stderr
 
 

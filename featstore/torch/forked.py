@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from featstore.errors import FeatstoreError
-from featstore.forks import no_fork
+from featstore.system.forks import no_fork
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,15 +1,5 @@
 #!/usr/bin/env bash
-# All checks and tests, in .venv of this folder: lint, format, types, generated docs, tests.
-# Arguments go to pytest: tools/test.sh tests/store -k lifetime
+# All checks and all tests, with the coverage that they must reach. Arguments go to pytest.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
-tools/setup_venv.sh test
-export PATH="$PWD/.venv/bin:$PATH"
-
-ruff check .
-ruff format --check .
-mypy
-bandit --quiet --recursive --configfile pyproject.toml featstore tools
-python tools/make_cli_docs.py --check
-python -m pytest --quiet "$@"
+"$(dirname "$0")/check.sh" lint types imports docs tests -- --cov --cov-report=term:skip-covered "$@"

@@ -1,10 +1,21 @@
-"""What a forked child must not go on with as its parent had it: locks that other threads hold, pipes, counts."""
+"""Forks: none in the middle of what a child could not go on with, and each child told what is its parent's.
+
+A fork of this process waits while another thread is inside `no_fork`, for a minute at most: the thread may wait for the
+one that forks.
+"""
 
 from __future__ import annotations
 
 import os
+import threading
 import weakref
-from typing import Protocol
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LONGEST_WAIT = 60.0  # seconds
 
 
 class Forked(Protocol):
@@ -16,6 +27,10 @@ class Forked(Protocol):
 
 
 _told: weakref.WeakSet[Forked] = weakref.WeakSet()
+_turn = threading.Condition()
+_inside = 0  # threads that are inside `no_fork`
+_forking = 0  # threads that are about to fork
+_mine = threading.local()
 
 
 def tell_of_forks(thing: Forked) -> None:
@@ -23,9 +38,51 @@ def tell_of_forks(thing: Forked) -> None:
     _told.add(thing)
 
 
+@contextmanager
+def no_fork() -> Iterator[None]:
+    """Let no other thread fork this process meanwhile; threads may be inside together."""
+    global _inside
+    if _own():
+        yield
+        return
+    with _turn:
+        _turn.wait_for(lambda: not _forking)
+        _inside += 1
+    _mine.inside = 1
+    try:
+        yield
+    finally:
+        _mine.inside = 0
+        with _turn:
+            _inside -= 1
+            _turn.notify_all()
+
+
+def _own() -> int:
+    return getattr(_mine, "inside", 0)
+
+
+def _wait_for_others() -> None:
+    global _forking
+    _turn.acquire()  # and kept, so that none begins, until the fork is done
+    _forking += 1
+    _turn.wait_for(lambda: _inside == _own(), LONGEST_WAIT)
+
+
+def _let_others_go_on() -> None:
+    global _forking
+    _forking -= 1
+    _turn.notify_all()
+    _turn.release()
+
+
 def _tell() -> None:
+    global _turn, _inside, _forking
+    _turn, _inside, _forking = threading.Condition(), _own(), 0
     for thing in list(_told):
         thing.after_fork()
 
 
-os.register_at_fork(after_in_child=_tell)
+os.register_at_fork(
+    before=_wait_for_others, after_in_parent=_let_others_go_on, after_in_child=_tell
+)

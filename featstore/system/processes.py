@@ -29,7 +29,7 @@ from typing import IO, TYPE_CHECKING, Any
 import msgpack
 
 from featstore.errors import FeatstoreError
-from featstore.system.forks import tell_of_forks
+from featstore.system.forks import no_fork, tell_of_forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -101,23 +101,25 @@ class Child:
 
         more: further memory, which the child finds described in the first message under these names.
         """
-        here, there = Pipe()
         package_root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-        try:
-            self.process = _start(
-                [sys.executable, "-m", module, str(there.fileno()), str(os.getpid())],
-                pass_fds=(there.fileno(), slots.fd, *(other.fd for other in more.values())),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
-                start_new_session=True,  # a terminal's Ctrl-C is for the parent to act on
-            )
-        finally:
-            there.close()
-        self.connection = here
-        tell_of_forks(self)
+        # A copy of this process would keep both pipes open: the program's, whose end would not be heard, and the one
+        # on which Popen waits for its start.
+        with no_fork():
+            self.connection, there = Pipe()
+            try:
+                self.process = _start(
+                    [sys.executable, "-m", module, str(there.fileno()), str(os.getpid())],
+                    pass_fds=(there.fileno(), slots.fd, *(other.fd for other in more.values())),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env={**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"},
+                    start_new_session=True,  # a terminal's Ctrl-C is for the parent to act on
+                )
+            finally:
+                there.close()
+            tell_of_forks(self)
         memory = {name: part.describe() for name, part in more.items()}
         self.send({**first, **memory, "memory": slots.describe()})
 

@@ -1,12 +1,22 @@
-"""torch in a forked child: on one thread where the parent computed before it forked, and not with the parent's CUDA."""
+"""torch and forks: none while a thread of ours computes, one thread in the child, and not with the parent's CUDA.
+
+MKL keeps its buffers behind a lock of its own. A child that is forked while another thread holds it waits at its first
+matrix product for good: of children forked while threads encoded one in nine did. So a fork waits for them.
+"""
 
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 
 from featstore.errors import FeatstoreError
+from featstore.system.forks import no_fork
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _computed = False
 
@@ -20,6 +30,17 @@ def about_to_compute(device: torch.device) -> None:
             "multiprocessing's spawn, or fork before the first model is loaded and load one in each"
         )
     _computed = True
+
+
+@contextmanager
+def computing(device: torch.device) -> Iterator[None]:
+    """Compute on `device` inside, and let no other thread fork meanwhile."""
+    about_to_compute(device)
+    if device.type == "cuda":  # a child could do nothing with the parent's GPU
+        yield
+        return
+    with no_fork():
+        yield
 
 
 def _compute_alone() -> None:

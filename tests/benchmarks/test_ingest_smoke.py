@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.benchmark
+
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "bench_ingest.py"
 TINY = [
     "--nframe",

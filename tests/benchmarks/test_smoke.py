@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.benchmark
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 ALWAYS = {
     "torch.save int8",

@@ -17,6 +17,8 @@ from featstore.cli import main
 from featstore.cli._options import size
 from featstore.store.paths import DATA_FILE
 
+pytestmark = pytest.mark.slow
+
 
 def run(*words: object) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words])

@@ -14,6 +14,8 @@ import featstore
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def stored(tmp_path) -> Path:

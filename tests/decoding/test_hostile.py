@@ -17,6 +17,8 @@ from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
 from featstore.system.processes import Slots
 
+pytestmark = pytest.mark.hostile
+
 hostile = load_tool("make_hostile_videos")
 corpus = load_tool("make_decoder_corpus")
 

@@ -15,6 +15,8 @@ from featstore.pipeline.ingest import ingest
 from featstore.preprocessing import Preprocessing, resize_and_crop
 from featstore.sampling import Sampling
 
+pytestmark = pytest.mark.slow
+
 corpus = load_tool("make_decoder_corpus")
 compare = load_tool("compare_decoders")
 

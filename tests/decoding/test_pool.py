@@ -19,6 +19,8 @@ from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
 from featstore.system.processes import Slots
 
+pytestmark = pytest.mark.slow
+
 SQUARE = Preprocessing(32, 32, 32)
 
 

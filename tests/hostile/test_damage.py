@@ -18,6 +18,8 @@ from drills.damage.stores import DATASET, Journal, Store, make_storages, make_tr
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.hostile
+
 
 @pytest.fixture(scope="module")
 def tree() -> Store:

@@ -7,6 +7,8 @@ from drills.fuzz.targets import TARGETS, Target
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.fuzz
+
 by_name = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 
 

@@ -12,6 +12,8 @@ from featstore.cli import main
 from featstore.cli._sources import _repeated
 from featstore.store.reader import FeatureStore
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def ingest(kit, sample_clips, cache):

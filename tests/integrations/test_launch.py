@@ -16,6 +16,8 @@ from featstore.integrations.vlmevalkit.find_kit import find_run_py, import_kit
 from featstore.integrations.vlmevalkit.launch import run_vlmevalkit
 from featstore.integrations.vlmevalkit.outcome import Outcome
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = {"Video-MME_128frame": 4, "TempCompass_128frame": 4}
 
 

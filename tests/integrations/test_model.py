@@ -9,6 +9,8 @@ from featstore.errors import FeatstoreError, MissingExtra
 from featstore.integrations import vlmevalkit
 from featstore.sampling import Sampling
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def model(kit, noted):

@@ -11,6 +11,8 @@ from featstore.errors import ListingError
 from featstore.integrations import vlmevalkit
 from featstore.integrations.vlmevalkit.datasets import list_videos
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = [
     "Video-MME_128frame",
     "Video_Holmes_128frame",

@@ -18,6 +18,8 @@ from featstore.sampling import Sampling
 from featstore.store.maintenance.remove import remove_set, remove_videos
 from featstore.store.reader import Dataset
 
+pytestmark = pytest.mark.slow
+
 PAGE = 4096
 
 

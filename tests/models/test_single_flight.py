@@ -19,6 +19,8 @@ from featstore.store.engine.locks import FLIGHT_FILE, flight_lock
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.race
+
 WAIT = 60.0
 
 HOLD = """

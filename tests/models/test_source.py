@@ -30,6 +30,8 @@ from featstore.store.maintenance.seal import seal_dataset
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 
 class Encoder(ToyEncoder):
     """The toy encoder, giving tensors as LongVA's does."""

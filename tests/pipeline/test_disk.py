@@ -13,6 +13,8 @@ from featstore.sampling import Sampling
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.reader import FeatureStore
 
+pytestmark = pytest.mark.slow
+
 VIDEOS = 12
 UNCHECKED = -(1 << 50)  # bytes to leave free
 

@@ -24,6 +24,8 @@ from featstore.sampling import Sampling
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.paths import stored_bytes
 
+pytestmark = pytest.mark.slow
+
 SIX = Sampling(6)
 
 

@@ -6,7 +6,7 @@ from drills.crash.scene import compare
 from drills.shared.journal import replay
 from drills.shared.look import Found
 
-pytestmark = pytest.mark.crash
+pytestmark = [pytest.mark.crash, pytest.mark.drill]
 DONE = {"kind": "acknowledged"}
 
 

@@ -4,7 +4,7 @@ import pytest
 from drill_runner import run_drill
 from drills.memory.samples import MIB, Series
 
-pytestmark = pytest.mark.crash
+pytestmark = pytest.mark.drill
 
 
 def test_memory_and_descriptors_stay_flat(tmp_path):

@@ -7,6 +7,8 @@ from drill_runner import run_drill
 from drills.power.disk import Disk
 from drills.power.write_log import Entry, Kind, compiler
 
+pytestmark = pytest.mark.drill
+
 ROOT = 1
 
 

@@ -3,7 +3,7 @@
 import pytest
 from drill_runner import run_drill
 
-pytestmark = pytest.mark.crash
+pytestmark = pytest.mark.drill
 
 
 def test_readers_beside_a_writer_read_what_is_right_and_leave_no_slot_behind(tmp_path):

@@ -47,6 +47,7 @@ def holder(cache):
         pytest.skip(f"no PID namespaces here: {exc}")
     if holding.stdout.readline() != "ready\n":
         holding.kill()
+        holding.communicate()
         pytest.skip("no PID namespaces here")
     yield holding
     holding.communicate("go\n", timeout=30)

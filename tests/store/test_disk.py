@@ -23,6 +23,8 @@ from featstore.store.maintenance.seal import seal_dataset
 from featstore.store.reader import FeatureStore, get
 from featstore.store.writer import FeatureWriter
 
+pytestmark = pytest.mark.slow
+
 SPEC = toy_spec(4000)
 X = toy_features(0, 4000)  # 128 KB stored
 UNCHECKED = -(

@@ -9,6 +9,8 @@ import textwrap
 import pytest
 from toys import run_python, store_videos, toy_features
 
+pytestmark = pytest.mark.race
+
 BEGIN = '''
 import gc, os, sys, threading
 from pathlib import Path

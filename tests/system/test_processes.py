@@ -14,6 +14,8 @@ from toys import children_of, run_python, start_python
 
 from featstore.system.processes import Child, Slots
 
+pytestmark = pytest.mark.slow
+
 # A decoder started by a thread: that of the program, or another, which has ended when its number is told.
 START = """
 import os, sys, tempfile, threading, time

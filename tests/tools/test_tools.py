@@ -15,6 +15,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 TOOLS = Path(__file__).parents[2] / "tools"
 
 

@@ -18,7 +18,10 @@ from featstore.torch import FeatureDataset, explain, prefetch, to_tensor
 from featstore.torch.upload import cudart, registered
 from featstore.torch.upload.staged import SLOT_BYTES, SLOTS, shared_ring
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
 
 
 def shrinking_features(seed, frames):

@@ -253,7 +253,7 @@ def test_a_pickled_dataset_holds_names_alone(cache_dir):
     assert torch.equal(again[3], dataset[3])
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_workers_read_it_too(cache_dir, start):
     dataset = FeatureDataset(cache_dir, "demo")

@@ -108,6 +108,7 @@ def put(features, way):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", transfer.WAYS)
 def test_every_way_puts_the_pieces_together(ring, store, way):
     for name in store:

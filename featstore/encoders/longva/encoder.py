@@ -14,7 +14,7 @@ from featstore.errors import FeatstoreError
 from featstore.preprocessing import normalization_table
 from featstore.spec import EncoderIdentity
 from featstore.system.forks import tell_of_forks
-from featstore.torch.forked import about_to_compute
+from featstore.torch.forked import about_to_compute, computing
 from featstore.torch.settings import own_arithmetic
 
 if TYPE_CHECKING:
@@ -147,7 +147,11 @@ class LongVAEncoder:
         self._check(frames)
         self.load()
         assert self._model is not None
-        with self._out_of_memory(f"encoding {len(frames)} frames"), own_arithmetic(self.device):
+        with (
+            self._out_of_memory(f"encoding {len(frames)} frames"),
+            computing(self.device),
+            own_arithmetic(self.device),
+        ):
             features: torch.Tensor = self._model(self._pixels(frames), image=image)
             return features
 

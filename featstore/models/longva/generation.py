@@ -20,6 +20,7 @@ from featstore.models.longva.language import config_fields
 from featstore.models.longva.prefix import CACHE, PrefixCache
 from featstore.models.longva.prompt import splice
 from featstore.system.forks import tell_of_forks
+from featstore.torch.forked import computing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -169,7 +170,7 @@ class Answerer:
             visuals: one after each of `parts` but the last.
             settings: how to generate.
         """
-        with self._lock:
+        with self._lock, computing(self._device):
             rows = sum(map(len, parts)) + sum(visual.rows for visual in visuals)
             if not self._may_share(visuals, rows) or not self.prefixes.serves(settings.config):
                 return self._generate(self._embed(parts, visuals), settings)

@@ -26,6 +26,8 @@ from featstore.encoders.registry import get_encoder
 from featstore.errors import CheckpointError, FeatstoreError
 from featstore.preprocessing import Preprocessing, normalization_table, resize_and_crop
 
+pytestmark = pytest.mark.slow
+
 TOWER = "model.vision_tower.vision_tower.vision_model."
 PROJECTOR = "model.mm_projector."
 CASES = [("dc_demo", 8), ("dc_demo", 16), ("jobs", 8), ("water", 8), ("short5", 8)]

@@ -36,7 +36,7 @@ from featstore.preprocessing import Preprocessing, normalization_table
 from featstore.sampling import Sampling
 from featstore.store.maintenance.check import check_dataset
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 ASK = "What color is the ball?"
 NEW = {"max_new_tokens": 8}

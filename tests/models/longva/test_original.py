@@ -13,7 +13,7 @@ from featstore.errors import StoreMismatch
 from featstore.models import CachedLongVA
 from featstore.sampling import Sampling
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 LETTERS = ("a", "b", "c")
 LOGITS_TOLERANCE = 1e-3  # of the reference's README; 1.3e-5 was observed there

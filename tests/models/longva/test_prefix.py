@@ -16,7 +16,7 @@ from featstore.models.longva.prefix import PrefixCache
 from featstore.sampling import Sampling
 from featstore.store.maintenance.remove import remove_dataset
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 CPU = torch.device("cpu")
 ASK = "What color is the ball?"

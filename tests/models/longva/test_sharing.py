@@ -14,7 +14,7 @@ import pytest
 import torch
 from drills.shared.clips import make_clips
 from drills.shared.processes import ask, begin
-from toys import children_of, run_python
+from toys import REPOSITORY, children_of, run_python
 
 import featstore
 from featstore.decoding.pool import MODULE
@@ -23,6 +23,7 @@ from featstore.models import CachedLongVA
 from featstore.models.statistics import CacheStatistics
 from featstore.sampling import Sampling
 from featstore.torch import TensorCache, prefetch
+from featstore.torch.forked import computing
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -197,12 +198,14 @@ from drills.shared.processes import begin
 from featstore.models import CachedLongVA
 from featstore.sampling import Sampling
 torch.set_num_threads(4)
-checkpoint, path = sys.argv[1:]
+checkpoint, path, tools = sys.argv[1:]
+sys.path.append(tools)
+from drills.processes import begin
 with CachedLongVA(checkpoint, sampling=Sampling(4), device="cpu", dtype="fp32") as model:
     ask = lambda: model.generate_ids("What is this?", "video", path=path, max_new_tokens=4)
     assert ask() == begin(ask).answer(60)
 """
-    done = run_python(program, tiny, files["v000"], timeout=100)
+    done = run_python(program, tiny, files["v000"], REPOSITORY / "tools", timeout=100)
     assert done.returncode == 0, done.stderr
 
 
@@ -268,3 +271,34 @@ def test_a_cache_of_tensors_is_not_locked_in_a_child():
         ]
     finally:
         tensors._lock.release()
+
+
+def test_a_fork_waits_for_the_threads_that_compute():
+    """What a library locks inside, as MKL its buffers, is locked in the child for good."""
+    inside, leave, order = threading.Event(), threading.Event(), []
+
+    def compute():
+        with computing(torch.device("cpu")):
+            inside.set()
+            assert leave.wait(WAIT)
+            order.append("computed")
+
+    def fork():
+        order.append(ask(lambda: "forked"))
+
+    threads = [threading.Thread(target=work) for work in (compute, fork)]
+    threads[0].start()
+    assert inside.wait(WAIT)
+    threads[1].start()
+    threads[1].join(0.2)
+    leave.set()
+    for thread in threads:
+        thread.join()
+    assert order == ["computed", "forked"]
+
+
+def test_a_thread_that_forks_while_it_computes_waits_for_no_other():
+    with computing(torch.device("cpu")):
+        assert ask(lambda: "forked") == "forked"
+    with computing(torch.device("cpu")):
+        pass

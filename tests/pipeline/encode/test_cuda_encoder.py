@@ -29,6 +29,8 @@ from featstore.system.processes import Slots
 from featstore.torch import quantize as quantize_tensor
 from featstore.torch.kernels.quantize import queue_quantize, read_measures
 
+pytestmark = pytest.mark.slow
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 LATE = 3
 

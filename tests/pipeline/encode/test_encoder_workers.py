@@ -16,6 +16,8 @@ from featstore.errors import FeatstoreError, StoreMismatch
 from featstore.pipeline.ingest import ingest
 from featstore.sampling import Sampling
 
+pytestmark = pytest.mark.slow
+
 SIX = Sampling(6)
 COUNT = 12
 TWO = [EncoderRecipe("toy"), EncoderRecipe("toy")]

@@ -28,6 +28,8 @@ from featstore.store.maintenance.remove import remove_dataset, remove_videos
 from featstore.store.reader import FeatureStore, get
 from featstore.store.writer import FeatureWriter
 
+pytestmark = pytest.mark.slow
+
 SPEC = toy_spec(200)
 VIDEOS = {str(i): toy_features(i, 200) for i in range(20)}
 

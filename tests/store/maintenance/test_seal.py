@@ -30,6 +30,8 @@ from featstore.store.paths import SEAL_FILE, is_sealed
 from featstore.store.reader import FeatureStore, get
 from featstore.store.writer import FeatureWriter
 
+pytestmark = pytest.mark.slow
+
 SPEC = toy_spec()
 A, B = toy_features(1), toy_features(2)
 NOBODY = 65534

@@ -1,0 +1,21 @@
+"""Each codec of the table keeps the contract."""
+
+from codec_contract import CodecContract
+
+from featstore.records.codecs import CODECS
+
+
+class TestRaw(CodecContract):
+    name = "raw"
+
+
+class TestLz4(CodecContract):
+    name = "lz4"
+
+
+class TestZstd(CodecContract):
+    name = "zstd"
+
+
+def test_every_codec_is_tested():
+    assert {kind.name for kind in CodecContract.__subclasses__()} == set(CODECS)

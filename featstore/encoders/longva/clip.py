@@ -36,6 +36,15 @@ class TowerConfig:
         return self.image_size // self.patch_size
 
 
+# The largest values that are accepted.
+_SIZES = {
+    "hidden_size": 1 << 16,
+    "intermediate_size": 1 << 18,
+    "num_hidden_layers": 1 << 10,
+    "num_attention_heads": 1 << 10,
+    "image_size": 1 << 13,
+    "patch_size": 1 << 10,
+}
 # So that LongVA checkpoints with their own tower need no second download.
 BUILT_IN = {
     "openai/clip-vit-large-patch14-336": TowerConfig(
@@ -129,19 +138,11 @@ def _tower(config: ConfigFields) -> TowerConfig:
         _refuse_others(config, ("clip_vision_model",))
     default = TowerConfig()
     config.integer("num_channels", 3, 3, 3)
+    sizes = {
+        name: config.integer(name, 1, most, getattr(default, name)) for name, most in _SIZES.items()
+    }
     tower = TowerConfig(
-        hidden_size=config.integer("hidden_size", 1, 1 << 16, default.hidden_size),
-        intermediate_size=config.integer(
-            "intermediate_size", 1, 1 << 18, default.intermediate_size
-        ),
-        num_hidden_layers=config.integer(
-            "num_hidden_layers", 1, 1 << 10, default.num_hidden_layers
-        ),
-        num_attention_heads=config.integer(
-            "num_attention_heads", 1, 1 << 10, default.num_attention_heads
-        ),
-        image_size=config.integer("image_size", 1, 1 << 13, default.image_size),
-        patch_size=config.integer("patch_size", 1, 1 << 10, default.patch_size),
+        **sizes,
         hidden_act=config.text("hidden_act", default.hidden_act, ("quick_gelu", "gelu")),
         layer_norm_eps=config.number("layer_norm_eps", 0, 1, default.layer_norm_eps),
     )

@@ -194,13 +194,12 @@ def test_a_child_of_a_process_that_computed_on_many_threads_answers(tiny, files)
     """libgomp's threads are not in the child, and it waits for them for good."""
     program = """
 import sys, torch
-from drills.shared.processes import begin
 from featstore.models import CachedLongVA
 from featstore.sampling import Sampling
 torch.set_num_threads(4)
 checkpoint, path, tools = sys.argv[1:]
 sys.path.append(tools)
-from drills.processes import begin
+from drills.shared.processes import begin
 with CachedLongVA(checkpoint, sampling=Sampling(4), device="cpu", dtype="fp32") as model:
     ask = lambda: model.generate_ids("What is this?", "video", path=path, max_new_tokens=4)
     assert ask() == begin(ask).answer(60)

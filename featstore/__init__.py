@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         VideoError,
     )
     from featstore.pipeline.ingest import ingest
+    from featstore.pipeline.options import IngestOptions
     from featstore.pipeline.summary import IngestSummary
     from featstore.records.record import Features, Header
     from featstore.sampling import Sampling
@@ -50,6 +51,7 @@ __all__ = [
     "FeatureStore",
     "Features",
     "Header",
+    "IngestOptions",
     "IngestSummary",
     "ListingError",
     "MissingExtra",
@@ -77,6 +79,7 @@ _HOMES = {
     "FeatureStore": "featstore.store.reader",
     "Features": "featstore.records.record",
     "Header": "featstore.records.record",
+    "IngestOptions": "featstore.pipeline.options",
     "IngestSummary": "featstore.pipeline.summary",
     "Sampling": "featstore.sampling",
     "get": "featstore.store.reader",

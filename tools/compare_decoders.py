@@ -19,8 +19,8 @@ import xxhash
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's featstore
 
-from featstore.decoding.av_packets import Uncertain
-from featstore.decoding.frame_selection import Picking
+from featstore.decoding.av_packets import NotValidated
+from featstore.decoding.frame_selection import FrameSelection
 from featstore.errors import VideoError
 from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
@@ -38,7 +38,7 @@ SOUND = "PyAV alone, decord gives up on a damaged frame"
 DIFFERENT = "DIFFERENT"
 
 
-class WholeFrames(Picking):
+class WholeFrames(FrameSelection):
     """Keeps a digest of each frame, neither resized nor cropped."""
 
     def __init__(self, path: str, sampling: Sampling) -> None:
@@ -63,7 +63,7 @@ def read(decoder: str, path: str, sampling: Sampling) -> dict[str, Any]:
             else partial(decord_decoder.read, path)
         )
         clip = reader(frames)
-    except Uncertain as exc:
+    except NotValidated as exc:
         return {"uncertain": str(exc)}
     except VideoError as exc:
         return {"error": str(exc)}

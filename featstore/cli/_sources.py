@@ -47,7 +47,7 @@ def choose_sources(options: dict[str, Any]) -> list[Source]:
         return [_benchmark(name, options) for name in dict.fromkeys(options["datasets"])]
     if not options["dataset"]:
         raise click.UsageError("name the dataset to fill with --dataset")
-    from featstore.pipeline.plan import list_videos, read_listing
+    from featstore.pipeline.listing import list_videos, read_listing
 
     sampling = _sampling(options["rule"], options["nframe"])
     manifest = options["manifest"]

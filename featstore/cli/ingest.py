@@ -189,7 +189,19 @@ def _ingest(
     options: dict[str, Any],
 ) -> IngestSummary:
     from featstore.pipeline.ingest import ingest as run
+    from featstore.pipeline.options import IngestOptions
 
+    found = IngestOptions(
+        workers=options["decode_workers"],
+        decode_timeout=options["decode_timeout"],
+        decode_memory=options["decode_memory"],
+        decoder=options["decoder"],
+        retry_failed=options["retry_failed"],
+        limit=options["limit"],
+        min_free=options["min_free"],
+        max_size=options["max_size"],
+        dry_run=options["dry_run"],
+    )
     with show_progress() as on_progress:
         return run(
             source.videos,
@@ -200,15 +212,7 @@ def _ingest(
             quantization=options["quantization"],
             scale=options["scale"],
             codec=options["codec"],
-            workers=options["decode_workers"],
-            decode_timeout=options["decode_timeout"],
-            decode_memory=options["decode_memory"],
-            decoder=options["decoder"],
-            retry_failed=options["retry_failed"],
-            limit=options["limit"],
-            min_free=options["min_free"],
-            max_size=options["max_size"],
-            dry_run=options["dry_run"],
+            options=found,
             stop=stop,
             on_plan=lambda plan: say(_plan_line(plan, options["cache_dir"])),
             on_progress=on_progress,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from featstore.decoding.video_file import name_video
+from featstore.pipeline.listing import name_video
 
 NFRAME = 128
 VIDEO_FOLDERS = ("video", "videos")

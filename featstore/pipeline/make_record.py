@@ -1,4 +1,4 @@
-"""From an encoder's batches to what a record holds: payload, scale and header, on whatever device they lie."""
+"""From an encoder's batches to what a record holds: payload, scale and header, on whatever device they are."""
 
 from __future__ import annotations
 
@@ -47,6 +47,11 @@ def feature_shape(spec: FeatureSpec, clip: Clip) -> tuple[int, int]:
     return len(clip.indices) * spec.encoder.tokens_per_frame, spec.encoder.hidden_dim
 
 
+def scale_bytes(scale: NDArray[np.float32]) -> bytes:
+    """Return a scale as a record stores it."""
+    return np.ascontiguousarray(scale, dtype="<f4").tobytes()
+
+
 def make_header(
     spec: FeatureSpec,
     dataset: str,
@@ -55,7 +60,7 @@ def make_header(
     source: SourceFingerprint,
     error: QuantError,
 ) -> Header:
-    """Return the header of a record made now of the features of a decoded video."""
+    """Return the header of a record that is made now of the features of a decoded video."""
     return Header(
         video_id=video.video_id,
         video_path=video.path,
@@ -87,7 +92,7 @@ def quantize_into(
     """Write the features of `parts`, each (B, T, D), to `payload` as stored; return scale and error.
 
     Arrays are quantized by numpy, tensors by torch where they are; int8 crosses to the host, not floats.
-    Raises QuantizeError where a value is not finite.
+    Raises QuantizeError if a value is not finite.
     """
     if all(isinstance(part, np.ndarray) for part in parts):
         features = np.concatenate(parts).reshape(shape)  # (F, T, D) -> (F * T, D)

@@ -22,6 +22,7 @@ from featstore.pipeline.make_record import (
     payload_bytes,
     quantize_into,
     record_room,
+    scale_bytes,
 )
 from featstore.records.quantization import in_words, refuse_non_finite
 from featstore.store.writer import FeatureWriter
@@ -162,11 +163,7 @@ class OnDemandEncoder:
         self._frames = Slots.create(1, sampling.nframe * frame_bytes)
         self._stack.callback(self._frames.close)
         self._pool = DecoderPool(
-            self._frames,
-            workers=1,
-            timeout=self._timeout,
-            setup={"sampling": sampling.to_dict(), "preprocessing": preprocessing.to_dict()},
-            log=log,
+            self._frames, sampling, preprocessing, workers=1, timeout=self._timeout, log=log
         )
         self._stack.callback(self._pool.kill)
         self._sampling = sampling
@@ -239,5 +236,4 @@ def store_features(
     header = make_header(spec, dataset, encoded.video, encoded.clip, encoded.source, error)
     with FeatureWriter(cache_dir, dataset, **limits) as writer:
         writer.add_set(spec, origin)
-        factors = np.ascontiguousarray(scale, dtype="<f4").tobytes()
-        writer.put(spec, header, factors, buffer, slice(room, len(buffer)))
+        writer.put(spec, header, scale_bytes(scale), buffer, slice(room, len(buffer)))

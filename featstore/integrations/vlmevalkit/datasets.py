@@ -16,7 +16,7 @@ from featstore.integrations.benchmarks import (
     video_id,
 )
 from featstore.integrations.vlmevalkit.find_kit import import_kit
-from featstore.pipeline.plan import check_listing
+from featstore.pipeline.listing import check_listing
 from featstore.sampling import Sampling
 
 if TYPE_CHECKING:

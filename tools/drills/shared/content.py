@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from featstore.decoding.video_file import DECODER, Clip, Video
+from featstore.decoding.frame_selection import Clip
+from featstore.decoding.video_file import DECODER, Video
 from featstore.encoders.toy import ToyEncoder
 from featstore.pipeline.make_record import make_header, payload_bytes, quantize_into, record_room
 from featstore.records.quantization import quantize

@@ -1,0 +1,161 @@
+"""Plain values to dataclasses and back; the one place that checks a mapping from outside field by field.
+
+Headers, catalog rows, feature sets and messages between processes are dataclasses in the code and maps of plain
+values on the outside. `build` accepts a map only if it has exactly the fields of the dataclass, each of its declared
+type; what the values mean together is for the dataclass itself to check (`__post_init__`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    # A plain value to the field's; ValueError if it is of another type.
+    Reader = Callable[[Any], Any]
+
+Built = TypeVar("Built")
+_INT_BOUNDS = -(1 << 63), 1 << 64  # what msgpack can say
+
+
+def build(kind: type[Built], plain: object) -> Built:
+    """Return the `kind` that `plain` describes.
+
+    kind: a dataclass whose fields are str, int, float, bool, bytes, None, further dataclasses, or tuples, lists, string
+        dicts and unions of these.
+    plain: a dict with exactly its field names; tuples may be lists, a float may be an int.
+
+    Raises ValueError, which names the field and its value, if anything else is found; what the dataclass's own
+    `__post_init__` raises passes through.
+    """
+    hint: Any = kind  # to mypy a class of a type variable is not hashable
+    built: Built = _reader(hint)(plain)
+    return built
+
+
+def to_plain(value: Any) -> Any:
+    """Return `value` with dataclasses as dicts and tuples as lists, ready for msgpack or JSON."""
+    if dataclasses.is_dataclass(value):
+        return {
+            field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+    if isinstance(value, (tuple, list)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: to_plain(item) for name, item in value.items()}
+    return value
+
+
+@cache
+def _reader(hint: Any) -> Reader:
+    """Return the function that checks and converts a plain value of type `hint`."""
+    if dataclasses.is_dataclass(hint):
+        return _dataclass_reader(hint)
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is int:
+        return _read_int
+    if hint is float:
+        return _read_float
+    if hint in (str, bytes, bool):
+        return _exact(hint)
+    if hint is None or hint is type(None):
+        return _exact(type(None))
+    if origin is tuple and inner[-1] is not ...:
+        return _tuple_reader([_reader(item) for item in inner])
+    if origin in (tuple, list):
+        return _sequence_reader(origin, _reader(inner[0]))
+    if origin is dict and inner[0] is str:
+        return _dict_reader(_reader(inner[1]))
+    if origin in (Union, types.UnionType):
+        return _union_reader([_reader(item) for item in inner])
+    raise TypeError(f"a field of type {hint} cannot be read from plain values")
+
+
+def _dataclass_reader(kind: Any) -> Reader:
+    hints = get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    readers = [(name, _reader(hints[name])) for name in names]
+    expected = set(names)
+
+    def read(plain: Any) -> Any:
+        if type(plain) is not dict:
+            raise ValueError(f"{plain!r:.80} is not a map of the fields of {kind.__name__}")
+        if plain.keys() != expected:
+            odd = sorted(map(repr, plain.keys() ^ expected))
+            raise ValueError(
+                f"{kind.__name__} has other fields: {', '.join(odd):.200} missing or unknown"
+            )
+        values = {}
+        for name, reader in readers:
+            try:
+                values[name] = reader(plain[name])
+            except ValueError as exc:
+                raise ValueError(f"{name}: {exc}") from None
+        return kind(**values)
+
+    return read
+
+
+def _exact(kind: type) -> Reader:
+    def read(plain: Any) -> Any:
+        if type(plain) is not kind:
+            raise ValueError(f"{plain!r:.80} is not of type {kind.__name__}")
+        return plain
+
+    return read
+
+
+def _read_int(plain: Any) -> int:
+    if type(plain) is not int or not _INT_BOUNDS[0] <= plain < _INT_BOUNDS[1]:
+        raise ValueError(f"{plain!r:.80} is not an int of 64 bits")
+    return plain
+
+
+def _read_float(plain: Any) -> float:
+    if type(plain) not in (float, int):
+        raise ValueError(f"{plain!r:.80} is not a float")
+    return plain if type(plain) is float else float(_read_int(plain))
+
+
+def _sequence_reader(kind: type, reader: Reader) -> Reader:
+    def read(plain: Any) -> Any:
+        if type(plain) not in (list, tuple):
+            raise ValueError(f"{plain!r:.80} is not a list")
+        return kind(reader(item) for item in plain)
+
+    return read
+
+
+def _tuple_reader(readers: list[Reader]) -> Reader:
+    def read(plain: Any) -> Any:
+        if type(plain) not in (list, tuple) or len(plain) != len(readers):
+            raise ValueError(f"{plain!r:.80} is not a list of {len(readers)}")
+        return tuple(reader(item) for reader, item in zip(readers, plain, strict=True))
+
+    return read
+
+
+def _dict_reader(reader: Reader) -> Reader:
+    def read(plain: Any) -> Any:
+        if type(plain) is not dict or not all(type(name) is str for name in plain):
+            raise ValueError(f"{plain!r:.80} is not a map with names")
+        return {name: reader(item) for name, item in plain.items()}
+
+    return read
+
+
+def _union_reader(readers: list[Reader]) -> Reader:
+    def read(plain: Any) -> Any:
+        problems = []
+        for reader in readers:
+            try:
+                return reader(plain)
+            except ValueError as exc:
+                problems.append(str(exc))
+        raise ValueError("; ".join(problems))
+
+    return read

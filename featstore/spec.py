@@ -14,11 +14,18 @@ from typing import Any, get_type_hints
 
 from featstore.errors import StoreMismatch, plain_line
 from featstore.preprocessing import Preprocessing
-from featstore.records.quantization import STORED_DTYPES
 from featstore.sampling import Sampling
 
-GRANULARITIES = ("channel", "token", "tensor", "none")
-DTYPES = ("fp16", "bf16", "fp32")
+DTYPES = ("fp16", "bf16", "fp32")  # what encoders compute in
+# How values can be stored, and numpy's name for it; bf16, which numpy lacks, as its raw bits.
+STORED_DTYPES = {"int8": "<i1", "bf16": "<u2", "fp16": "<f2", "fp32": "<f4"}
+GRANULARITIES = ("channel", "token", "tensor", "none")  # how many scales: `none` for floats
+STORAGES = tuple(
+    (values, granularity)
+    for values in STORED_DTYPES
+    for granularity in GRANULARITIES
+    if (values == "int8") == (granularity != "none")
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class FeatureSpec:
     encoder: the encoder's identity.
     sampling: which frames it saw.
     decoder: who turned the file into frames; decoders proved byte-identical share one identity.
-    quantization: how values are stored, one of featstore.records.quantization.STORED_DTYPES.
+    quantization: how values are stored, one of STORED_DTYPES.
     scale: granularity of the int8 scale, one of GRANULARITIES; `none` for floats.
     """
 
@@ -95,9 +102,7 @@ class FeatureSpec:
             raise ValueError(
                 f"quantization is {self.quantization!r}; use one of {', '.join(STORED_DTYPES)}"
             )
-        if self.scale not in GRANULARITIES or (self.scale == "none") == (
-            self.quantization == "int8"
-        ):
+        if (self.quantization, self.scale) not in STORAGES:
             raise ValueError(
                 f"scale is {self.scale!r} with quantization {self.quantization!r}; int8 takes channel, token or "
                 "tensor, floats take none"

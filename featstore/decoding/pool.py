@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 from featstore.decoding.frame_selection import Clip
-from featstore.records.record import SourceFingerprint
+from featstore.records.header import SourceFingerprint
 from featstore.system.processes import Child, Slots
 
 if TYPE_CHECKING:

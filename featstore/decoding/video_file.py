@@ -18,7 +18,7 @@ import xxhash
 from featstore.decoding.av_packets import Uncertain
 from featstore.decoding.frame_selection import Clip, Picking
 from featstore.errors import VideoError
-from featstore.records.record import SourceFingerprint
+from featstore.records.header import SourceFingerprint
 
 if TYPE_CHECKING:
     from pathlib import PurePath

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from featstore.decoding.pool import DECODE_MEMORY
 from featstore.decoding.video_file import DECODER, Video
 from featstore.errors import StoreFull, StoreNotFound, gib
-from featstore.pipeline.make_record import HEADER_ROOM, record_room
 from featstore.pipeline.plan import Plan, check_listing, list_videos, make_plan
 from featstore.pipeline.scheduler import Settings, Stages
 from featstore.pipeline.summary import IngestSummary
 from featstore.records.codecs import require
+from featstore.records.sizes import record_bytes
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.describe import write_cache_meta
@@ -136,12 +136,6 @@ def ingest(
             summary.seconds = time.monotonic() - begun
             write_cache_meta(cache_dir)
     return summary
-
-
-def record_bytes(spec: FeatureSpec) -> int:
-    """Return the most bytes a record of `spec` takes, uncompressed."""
-    room, payload = record_room(spec)
-    return room - HEADER_ROOM + 4096 + payload
 
 
 def _plan(

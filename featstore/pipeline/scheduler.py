@@ -19,12 +19,13 @@ from typing import IO, TYPE_CHECKING, Any
 from featstore.decoding.pool import Decoded, DecoderPool
 from featstore.errors import StoreFull
 from featstore.pipeline.encode.encoder_workers import start_lanes
-from featstore.pipeline.make_record import make_header, record_room
+from featstore.pipeline.make_record import make_header
 from featstore.pipeline.order import decode_order
 from featstore.pipeline.shared_memory import Memory
 from featstore.pipeline.summary import Progress
 from featstore.pipeline.write.writer_client import WriterProcess
 from featstore.records.quantization import QuantError
+from featstore.records.sizes import record_room
 from featstore.store.catalog import Failure
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featstore.pipeline.make_record import payload_bytes, record_room
+from featstore.records.sizes import payload_bytes, record_room
 from featstore.system.processes import Slots
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Memory:
     def payload(self, job: Job) -> memoryview:
         """Return the room for a job's payload in its record's slot."""
         room, _ = record_room(self.spec)
-        size = payload_bytes(self.spec, self.shape(job))
+        size = payload_bytes(self.spec.quantization, self.shape(job))
         return self.record_slots.slot(job.record)[room : room + size]
 
     def close(self) -> None:

@@ -14,8 +14,8 @@ import msgpack
 import xxhash
 
 from featstore.errors import StoreMismatch
+from featstore.records.header import Header, SourceFingerprint
 from featstore.records.quantization import QuantError
-from featstore.records.record import Header, SourceFingerprint
 from featstore.spec import FeatureSpec
 
 if TYPE_CHECKING:

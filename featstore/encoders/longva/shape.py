@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from featstore.encoders.longva.checkpoint import read_checkpoint
-from featstore.records.quantization import STORED_DTYPES, scale_shape
+from featstore.records.sizes import payload_bytes, scale_bytes
+from featstore.spec import STORAGES
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-STORAGES = (
-    ("int8", "channel"),
-    ("int8", "token"),
-    ("int8", "tensor"),
-    ("bf16", "none"),
-    ("fp16", "none"),
-    ("fp32", "none"),
-)
 
 
 @dataclass(frozen=True)
@@ -43,13 +32,13 @@ class FeatureShape:
 
     def stored_bytes(self) -> dict[str, int]:
         """Return bytes of uncompressed payload and scale for each storage, as `int8/channel` or `bf16`."""
-        values = self.num_tokens * self.hidden_dim
-        sizes = {}
-        for quantization, scale in STORAGES:
-            name = quantization if scale == "none" else f"{quantization}/{scale}"
-            factors = math.prod(scale_shape(scale, self.num_tokens, self.hidden_dim))
-            sizes[name] = values * np.dtype(STORED_DTYPES[quantization]).itemsize + 4 * factors
-        return sizes
+        shape = self.num_tokens, self.hidden_dim
+        return {
+            quantization if granularity == "none" else f"{quantization}/{granularity}": (
+                payload_bytes(quantization, shape) + scale_bytes(granularity, shape)
+            )
+            for quantization, granularity in STORAGES
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, sizes included."""

@@ -155,7 +155,7 @@ class ProcessLane:
                     "run the same command again, without that device if it is at fault"
                 ) from None
             if "failed" in answer:
-                raise getattr(errors, answer["failed"])(f"{self._name}: {answer['message']}")
+                raise errors.retold(answer["failed"], f"{self._name}: {answer['message']}")
             if "identity" in answer:
                 self._check(EncoderIdentity.from_dict(answer["identity"]))
                 self.ready = True

@@ -7,6 +7,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from featstore import errors
 from featstore.errors import StoreError
+from featstore.fields import to_plain
 from featstore.store.engine.locks import tell
 from featstore.system.processes import Child, Slots
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
-    from featstore.records.record import Header
+    from featstore.records.header import Header
     from featstore.store.catalog import Failure
 
 MODULE = "featstore.pipeline.write.writer_process"
@@ -66,12 +67,11 @@ class WriterProcess:
 
     def put(self, slot: int, header: Header, scale: bytes, codec: str) -> None:
         """Hand over the record whose payload was written to `slot`; scale: its float32 as bytes."""
-        fields = dataclasses.asdict(header)
         self._send(
             {
                 "kind": "put",
                 "slot": slot,
-                "header": fields,
+                "header": to_plain(header),
                 "scale": scale,
                 "payload_start": self._room,
                 "codec": codec,
@@ -80,7 +80,7 @@ class WriterProcess:
 
     def fail(self, failure: Failure, *, drop: bool = False) -> None:
         """Have a failure recorded; `drop`: and what is stored of the video removed."""
-        self._send({"kind": "fail", "failure": dataclasses.asdict(failure), "drop": drop})
+        self._send({"kind": "fail", "failure": to_plain(failure), "drop": drop})
 
     def collect(self) -> Iterator[Committed]:
         """Yield the commits since the last call, without waiting; raise what the writer could not do."""
@@ -112,7 +112,7 @@ class WriterProcess:
             ) from None
         if message["kind"] == "error":
             self.close()
-            raise getattr(errors, message["type"])(message["message"])
+            raise errors.retold(message["type"], message["message"])
         if message["kind"] == "said":
             tell(message["sentence"])
         return message

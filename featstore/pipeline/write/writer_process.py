@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import FeatstoreError, StoreFull
-from featstore.records.quantization import QuantError
-from featstore.records.record import Header, SourceFingerprint
+from featstore.fields import build
+from featstore.records.header import Header
 from featstore.spec import FeatureSpec
 from featstore.store.catalog import Entry, Failure
 from featstore.store.engine import locks
@@ -129,22 +129,14 @@ class _Session:
             while True:
                 message = receive(self._connection)
                 if message["kind"] == "fail":
-                    self._packed.put(_Failed(Failure(**message["failure"]), message["drop"]))
+                    self._packed.put(_Failed(build(Failure, message["failure"]), message["drop"]))
                 else:
                     self._packed.put(self._pack(message))
         except BaseException as exc:
             self._packed.put(exc)
 
     def _pack(self, message: dict[str, Any]) -> _Packed:
-        fields = message["header"]
-        header = Header(
-            **{
-                **fields,
-                "shape": tuple(fields["shape"]),
-                "source": SourceFingerprint(**fields["source"]),
-                "error": QuantError(**fields["error"]),
-            }
-        )
+        header = build(Header, message["header"])
         start, slot = message["payload_start"], message["slot"]
         payload, memory = slice(start, start + header.raw_bytes), self._slots.slot(slot)
         packed = pack_record(header, message["scale"], memory, payload, codec=message["codec"])

@@ -15,6 +15,7 @@ import numpy as np
 
 from featstore.decoding.pool import Decoded, DecoderPool
 from featstore.decoding.video_file import Clip, Video
+from featstore.fields import to_plain
 from featstore.pipeline.make_record import make_header, quantize_into
 from featstore.pipeline.write.writer_client import WriterProcess
 from featstore.records.header import SourceFingerprint
@@ -39,8 +40,8 @@ def decode_alone(videos: list[Video], spec: FeatureSpec, workers: int) -> float:
         slots = Slots.create(workers + 2, spec.sampling.nframe * frame_bytes(spec))
         stack.callback(slots.close)
         setup = {
-            "sampling": spec.sampling.to_dict(),
-            "preprocessing": spec.encoder.preprocessing.to_dict(),
+            "sampling": to_plain(spec.sampling),
+            "preprocessing": to_plain(spec.encoder.preprocessing),
         }
         pool = DecoderPool(slots, workers=workers, timeout=600, setup=setup, log=log)
         stack.callback(pool.kill)

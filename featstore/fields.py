@@ -69,13 +69,13 @@ def _reader(hint: Hashable) -> Reader:
     if hint in _EXACT:
         return _exact(hint)
     if origin is tuple and inner[-1] is not ...:
-        return _tuple_reader([_reader(item) for item in inner])
+        return _tuple_reader(inner)
     if origin in (tuple, list):
         return _sequence_reader(origin, _reader(inner[0]))
     if origin is dict and inner[0] is str:
         return _dict_reader(_reader(inner[1]))
     if origin in (Union, types.UnionType):
-        return _union_reader([_reader(item) for item in inner])
+        return _union_reader(inner)
     raise TypeError(f"a field of type {hint} cannot be read from plain values")
 
 
@@ -96,8 +96,10 @@ def _dataclass_reader(kind: Any) -> Reader:
             raise ValueError(
                 f"{kind.__name__} has other fields: {', '.join(odd):.200} missing or unknown"
             )
+        as_declared = [type(plain[name]) for name in leaves] == leaf_types
+        if as_declared and not others:
+            return kind(**plain)
         values = dict(plain)
-        as_declared = list(map(type, map(plain.__getitem__, leaves))) == leaf_types
         name = ""
         try:
             for name, reader in others if as_declared else readers:
@@ -135,10 +137,14 @@ def _sequence_reader(kind: Any, reader: Reader) -> Reader:
     return read
 
 
-def _tuple_reader(readers: list[Reader]) -> Reader:
+def _tuple_reader(hints: tuple[Any, ...]) -> Reader:
+    readers = [_reader(hint) for hint in hints]
+
     def read(plain: Any) -> Any:
         if type(plain) not in (list, tuple) or len(plain) != len(readers):
             raise ValueError(f"{plain!r:.80} is not a list of {len(readers)}")
+        if tuple(map(type, plain)) == hints:
+            return tuple(plain)
         return tuple([reader(item) for reader, item in zip(readers, plain, strict=True)])
 
     return read
@@ -153,8 +159,13 @@ def _dict_reader(reader: Reader) -> Reader:
     return read
 
 
-def _union_reader(readers: list[Reader]) -> Reader:
+def _union_reader(hints: tuple[Any, ...]) -> Reader:
+    readers = [_reader(hint) for hint in hints]
+    leaves = _LEAVES.intersection(hints)
+
     def read(plain: Any) -> Any:
+        if type(plain) in leaves:
+            return plain
         problems = []
         for reader in readers:
             try:

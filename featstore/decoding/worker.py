@@ -15,6 +15,7 @@ import numpy as np
 
 from featstore.decoding.video_file import check_is_file, check_is_unchanged, decode, fingerprint
 from featstore.errors import VideoError
+from featstore.fields import build
 from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
 from featstore.system.processes import join_parent, receive, send
@@ -27,7 +28,7 @@ def main() -> None:
     """Answer each request for a video, repeating it, until the parent closes the pipe."""
     connection, first, slots = join_parent(die_with_parent=True)
     sampling = Sampling(**first["sampling"])
-    pre = Preprocessing.from_dict(first["preprocessing"])
+    pre = build(Preprocessing, first["preprocessing"])
     decoder = first["decoder"]
     # Before memory is limited: a library that cannot be mapped any more is not the next video's fault.
     import featstore.decoding.av_decoder  # noqa: F401

@@ -16,6 +16,7 @@ import torch
 from featstore.decoding.pool import Decoded, DecoderPool
 from featstore.decoding.video_file import was_replaced
 from featstore.errors import NotFinite, VideoError
+from featstore.fields import to_plain
 from featstore.pipeline.make_record import feature_shape, make_header, quantize_into
 from featstore.records.quantization import in_words, refuse_non_finite
 from featstore.records.sizes import payload_bytes, record_room
@@ -139,7 +140,7 @@ class LiveEncoder:
             self._frames,
             workers=1,
             timeout=self._timeout,
-            setup={"sampling": sampling.to_dict(), "preprocessing": preprocessing.to_dict()},
+            setup={"sampling": to_plain(sampling), "preprocessing": to_plain(preprocessing)},
             log=log,
         )
         self._stack.callback(self._pool.kill)

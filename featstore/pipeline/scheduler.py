@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from featstore.decoding.pool import Decoded, DecoderPool
 from featstore.errors import StoreFull
+from featstore.fields import to_plain
 from featstore.pipeline.encode.encoder_workers import start_lanes
 from featstore.pipeline.make_record import make_header
 from featstore.pipeline.order import decode_order
@@ -118,8 +119,8 @@ class Stages:
             workers=summary.workers,
             **settings.decoding,
             setup={
-                "sampling": summary.spec.sampling.to_dict(),
-                "preprocessing": summary.spec.encoder.preprocessing.to_dict(),
+                "sampling": to_plain(summary.spec.sampling),
+                "preprocessing": to_plain(summary.spec.encoder.preprocessing),
             },
             log=log,
         )

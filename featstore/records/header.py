@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from featstore.errors import RecordError
 from featstore.fields import build, to_plain
 from featstore.records.codecs import CODECS
-from featstore.records.quantization import QuantError  # noqa: TC001  featstore.fields reads the type
+from featstore.records.quantization import QuantError
 from featstore.records.sizes import MAX_PAYLOAD_BYTES, payload_bytes, scale_bytes
 from featstore.spec import DTYPES, STORAGES, STORED_DTYPES
 

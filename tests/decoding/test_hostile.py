@@ -13,6 +13,7 @@ from tooling import load_tool
 from featstore.decoding.pool import DecoderPool
 from featstore.decoding.video_file import Video, check_is_file
 from featstore.errors import VideoError
+from featstore.fields import to_plain
 from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
 from featstore.system.processes import Slots
@@ -26,7 +27,7 @@ SQUARE = Preprocessing(32, 32, 32)
 def decoded(paths, **options):
     """What a pool of one worker makes of each file, in turn."""
     slots = Slots.create(1, 4 * 32 * 32 * 3)
-    setup = {"sampling": Sampling(4).to_dict(), "preprocessing": SQUARE.to_dict()}
+    setup = {"sampling": to_plain(Sampling(4)), "preprocessing": to_plain(SQUARE)}
     with tempfile.TemporaryFile() as log:
         pool = DecoderPool(slots, workers=1, setup=setup, log=log, **{"timeout": 30.0, **options})
         found = []

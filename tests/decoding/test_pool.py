@@ -15,6 +15,7 @@ from toys import children_of
 
 from featstore.decoding.pool import MODULE, Decoded, DecoderPool
 from featstore.decoding.video_file import Video, fingerprint
+from featstore.fields import to_plain
 from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
 from featstore.system.processes import Slots
@@ -31,7 +32,7 @@ def make_pool():
             slots = Slots.create(1, 4 * 32 * 32 * 3)
             stack.callback(slots.close)
             log = stack.enter_context(tempfile.TemporaryFile())
-            setup = {"sampling": Sampling(4).to_dict(), "preprocessing": SQUARE.to_dict()}
+            setup = {"sampling": to_plain(Sampling(4)), "preprocessing": to_plain(SQUARE)}
             pool = DecoderPool(slots, workers=1, setup=setup, log=log, timeout=30.0)
             stack.callback(pool.kill)
             return pool

@@ -19,11 +19,12 @@ START = """
 import os, sys, tempfile, threading, time
 from featstore.system.processes import Child, Slots
 from featstore.decoding.pool import MODULE
+from featstore.fields import to_plain
 from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
 
 slots = Slots.create(1, 4096)
-setup = {"sampling": Sampling(4).to_dict(), "preprocessing": Preprocessing(32, 32, 32).to_dict()}
+setup = to_plain({"sampling": Sampling(4), "preprocessing": Preprocessing(32, 32, 32)})
 log = tempfile.TemporaryFile()
 children = []
 

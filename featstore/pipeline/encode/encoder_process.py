@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from featstore.encoders.registry import EncoderRecipe
 from featstore.errors import FeatstoreError
+from featstore.fields import to_plain
 from featstore.pipeline.encode.encode_loop import serve
 from featstore.pipeline.shared_memory import Memory
 from featstore.spec import FeatureSpec
@@ -30,7 +31,7 @@ def main() -> None:
 def _serve(connection: Connection, first: dict[str, Any], frames: Slots, records: Slots) -> None:
     encoder = EncoderRecipe(**first["recipe"]).build()
     # The parent compares it with its own: the weights may lie elsewhere on this device's machine, or have changed.
-    send(connection, {"identity": encoder.identity.to_dict()})
+    send(connection, {"identity": to_plain(encoder.identity)})
     memory = Memory(FeatureSpec.from_dict(first["spec"]), frames, records)
     serve(connection, encoder, memory, batch_frames=first["batch_frames"])
 

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 from featstore import errors
 from featstore.errors import FeatstoreError, StoreMismatch
+from featstore.fields import build
 from featstore.pipeline.encode.encode_loop import serve
 from featstore.spec import EncoderIdentity
 from featstore.system.processes import Child, receive, send
@@ -157,7 +158,7 @@ class ProcessLane:
             if "failed" in answer:
                 raise errors.retold(answer["failed"], f"{self._name}: {answer['message']}")
             if "identity" in answer:
-                self._check(EncoderIdentity.from_dict(answer["identity"]))
+                self._check(build(EncoderIdentity, answer["identity"]))
                 self.ready = True
             else:
                 yield answer

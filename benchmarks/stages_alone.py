@@ -16,11 +16,12 @@ import numpy as np
 from featstore.decoding.frame_selection import Clip
 from featstore.decoding.pool import Decoded, DecoderPool
 from featstore.decoding.video_file import Video
-from featstore.pipeline.make_record import make_header, payload_bytes, quantize_into, record_room
+from featstore.pipeline.make_record import make_header, quantize_into
 from featstore.pipeline.write.writer_client import WriterProcess
 from featstore.pipeline.write.writer_process import WriterSetup
+from featstore.records.header import SourceFingerprint
 from featstore.records.quantization import QuantError
-from featstore.records.record import SourceFingerprint
+from featstore.records.sizes import payload_bytes, record_room
 from featstore.system.processes import Slots
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def encode_alone(encoder: Encoder, spec: FeatureSpec, videos: int) -> float:
     features_shape = tokens, spec.encoder.hidden_dim
     if getattr(getattr(encoder, "device", None), "type", "") == "cuda":
         return _encode_on_gpu(encoder, frames, spec, videos)
-    payload = memoryview(bytearray(payload_bytes(spec, features_shape)))
+    payload = memoryview(bytearray(payload_bytes(spec.quantization, features_shape)))
     begun, ends = time.perf_counter(), []
     for _ in range(videos + 1):
         parts = [encoder.encode(frames[i : i + step]) for i in range(0, len(frames), step)]

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from featstore.pipeline.ingest import ingest
     from featstore.pipeline.options import IngestOptions
     from featstore.pipeline.summary import IngestSummary
-    from featstore.records.record import Features, Header
+    from featstore.records.features import Features
+    from featstore.records.header import Header
     from featstore.sampling import Sampling
     from featstore.spec import EncoderIdentity, FeatureSpec
     from featstore.store.reader import Dataset, FeatureStore, get
@@ -77,8 +78,8 @@ _HOMES = {
     "EncoderIdentity": "featstore.spec",
     "FeatureSpec": "featstore.spec",
     "FeatureStore": "featstore.store.reader",
-    "Features": "featstore.records.record",
-    "Header": "featstore.records.record",
+    "Features": "featstore.records.features",
+    "Header": "featstore.records.header",
     "IngestOptions": "featstore.pipeline.options",
     "IngestSummary": "featstore.pipeline.summary",
     "Sampling": "featstore.sampling",

@@ -10,39 +10,42 @@ from __future__ import annotations
 import dataclasses
 import types
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
-    # A plain value to the field's; ValueError if it is of another type.
+    # Turns a plain value into a field's; raises ValueError if it is of another type.
     Reader = Callable[[Any], Any]
 
 Built = TypeVar("Built")
-_INT_BOUNDS = -(1 << 63), 1 << 64  # what msgpack can say
+_EXACT = (str, bytes, bool, int, types.NoneType)
+_LEAVES = frozenset((*_EXACT, float))
 
 
 def build(kind: type[Built], plain: object) -> Built:
     """Return the `kind` that `plain` describes.
 
-    kind: a dataclass whose fields are str, int, float, bool, bytes, None, further dataclasses, or tuples, lists, string
-        dicts and unions of these.
-    plain: a dict with exactly its field names; tuples may be lists, a float may be an int.
+    Args:
+        kind: a dataclass whose fields are str, int, float, bool, bytes, None, further dataclasses, or tuples, lists,
+            string dicts and unions of these.
+        plain: a dict with exactly its field names; tuples may be lists, a float may be an int.
 
-    Raises ValueError, which names the field and its value, if anything else is found; what the dataclass's own
-    `__post_init__` raises passes through.
+    Raises:
+        ValueError: anything else was found; it names the field and its value. What the dataclass's own
+            `__post_init__` raises passes through.
     """
-    hint: Any = kind  # to mypy a class of a type variable is not hashable
-    built: Built = _reader(hint)(plain)
+    built: Built = _reader(cast("Hashable", kind))(plain)
     return built
 
 
 def to_plain(value: Any) -> Any:
     """Return `value` with dataclasses as dicts and tuples as lists, ready for msgpack or JSON."""
-    if dataclasses.is_dataclass(value):
-        return {
-            field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)
-        }
+    kind = type(value)
+    if kind in _LEAVES:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return {name: to_plain(getattr(value, name)) for name in _names(kind)}
     if isinstance(value, (tuple, list)):
         return [to_plain(item) for item in value]
     if isinstance(value, dict):
@@ -51,35 +54,39 @@ def to_plain(value: Any) -> Any:
 
 
 @cache
-def _reader(hint: Any) -> Reader:
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+@cache
+def _reader(hint: Hashable) -> Reader:
     """Return the function that checks and converts a plain value of type `hint`."""
     if dataclasses.is_dataclass(hint):
         return _dataclass_reader(hint)
     origin, inner = get_origin(hint), get_args(hint)
-    if hint is int:
-        return _read_int
     if hint is float:
         return _read_float
-    if hint in (str, bytes, bool):
+    if hint in _EXACT:
         return _exact(hint)
-    if hint is None or hint is type(None):
-        return _exact(type(None))
     if origin is tuple and inner[-1] is not ...:
-        return _tuple_reader([_reader(item) for item in inner])
+        return _tuple_reader(inner)
     if origin in (tuple, list):
         return _sequence_reader(origin, _reader(inner[0]))
     if origin is dict and inner[0] is str:
         return _dict_reader(_reader(inner[1]))
     if origin in (Union, types.UnionType):
-        return _union_reader([_reader(item) for item in inner])
+        return _union_reader(inner)
     raise TypeError(f"a field of type {hint} cannot be read from plain values")
 
 
 def _dataclass_reader(kind: Any) -> Reader:
-    hints = get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
+    hints, names = get_type_hints(kind), _names(kind)
     readers = [(name, _reader(hints[name])) for name in names]
     expected = set(names)
+    # Most values are of their type already: where all are, only the others are read one by one.
+    leaves = [name for name in names if hints[name] in _LEAVES]
+    leaf_types = [hints[name] for name in leaves]
+    others = [(name, reader) for name, reader in readers if name not in leaves]
 
     def read(plain: Any) -> Any:
         if type(plain) is not dict:
@@ -89,18 +96,22 @@ def _dataclass_reader(kind: Any) -> Reader:
             raise ValueError(
                 f"{kind.__name__} has other fields: {', '.join(odd):.200} missing or unknown"
             )
-        values = {}
-        for name, reader in readers:
-            try:
+        as_declared = [type(plain[name]) for name in leaves] == leaf_types
+        if as_declared and not others:
+            return kind(**plain)
+        values = dict(plain)
+        name = ""
+        try:
+            for name, reader in others if as_declared else readers:
                 values[name] = reader(plain[name])
-            except ValueError as exc:
-                raise ValueError(f"{name}: {exc}") from None
+        except ValueError as exc:
+            raise ValueError(f"{name}: {exc}") from None
         return kind(**values)
 
     return read
 
 
-def _exact(kind: type) -> Reader:
+def _exact(kind: Any) -> Reader:
     def read(plain: Any) -> Any:
         if type(plain) is not kind:
             raise ValueError(f"{plain!r:.80} is not of type {kind.__name__}")
@@ -109,19 +120,15 @@ def _exact(kind: type) -> Reader:
     return read
 
 
-def _read_int(plain: Any) -> int:
-    if type(plain) is not int or not _INT_BOUNDS[0] <= plain < _INT_BOUNDS[1]:
-        raise ValueError(f"{plain!r:.80} is not an int of 64 bits")
-    return plain
-
-
 def _read_float(plain: Any) -> float:
-    if type(plain) not in (float, int):
+    if type(plain) is float:
+        return plain
+    if type(plain) is not int or abs(plain) >> 64:
         raise ValueError(f"{plain!r:.80} is not a float")
-    return plain if type(plain) is float else float(_read_int(plain))
+    return float(plain)
 
 
-def _sequence_reader(kind: type, reader: Reader) -> Reader:
+def _sequence_reader(kind: Any, reader: Reader) -> Reader:
     def read(plain: Any) -> Any:
         if type(plain) not in (list, tuple):
             raise ValueError(f"{plain!r:.80} is not a list")
@@ -130,11 +137,15 @@ def _sequence_reader(kind: type, reader: Reader) -> Reader:
     return read
 
 
-def _tuple_reader(readers: list[Reader]) -> Reader:
+def _tuple_reader(hints: tuple[Any, ...]) -> Reader:
+    readers = [_reader(hint) for hint in hints]
+
     def read(plain: Any) -> Any:
         if type(plain) not in (list, tuple) or len(plain) != len(readers):
             raise ValueError(f"{plain!r:.80} is not a list of {len(readers)}")
-        return tuple(reader(item) for reader, item in zip(readers, plain, strict=True))
+        if tuple(map(type, plain)) == hints:
+            return tuple(plain)
+        return tuple([reader(item) for reader, item in zip(readers, plain, strict=True)])
 
     return read
 
@@ -148,8 +159,13 @@ def _dict_reader(reader: Reader) -> Reader:
     return read
 
 
-def _union_reader(readers: list[Reader]) -> Reader:
+def _union_reader(hints: tuple[Any, ...]) -> Reader:
+    readers = [_reader(hint) for hint in hints]
+    leaves = _LEAVES.intersection(hints)
+
     def read(plain: Any) -> Any:
+        if type(plain) in leaves:
+            return plain
         problems = []
         for reader in readers:
             try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 POLICIES = ("linspace", "midpoint", "vlmevalkit", "fps")
 
@@ -98,10 +97,6 @@ class Sampling:
     def __str__(self) -> str:
         """Return count and rule, for people."""
         return f"{self.nframe} frames, {self.rule}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a feature set's row."""
-        return {"nframe": self.nframe, "policy": self.policy, "rate": self.rate}
 
 
 def _linspace(n: int, k: int) -> list[int]:

@@ -60,10 +60,10 @@ def test_what_went_out_comes_back_also_through_msgpack(whole):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"count": "1"}, "count: '1' is not an int"),
-        ({"count": True}, "count: True is not an int"),
-        ({"count": 1 << 64}, "count: .* is not an int of 64 bits"),
+        ({"count": "1"}, "count: '1' is not of type int"),
+        ({"count": True}, "count: True is not of type int"),
         ({"ratio": "0.5"}, "ratio: '0.5' is not a float"),
+        ({"ratio": 1 << 2000}, "ratio: .* is not a float"),
         ({"ratio": False}, "ratio: False is not a float"),
         ({"flag": 1}, "flag: 1 is not of type bool"),
         ({"blob": "x"}, "blob: 'x' is not of type bytes"),

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's 
 from featstore.decoding.av_packets import NotValidated
 from featstore.decoding.frame_selection import FrameSelection
 from featstore.errors import VideoError
+from featstore.fields import to_plain
 from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
 
@@ -90,7 +91,7 @@ class Reader:
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        request = {"path": str(path), "samplings": [s.to_dict() for s in samplings]}
+        request = {"path": str(path), "samplings": [to_plain(s) for s in samplings]}
         print(json.dumps(request), file=self._process.stdin, flush=True)
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)

@@ -17,6 +17,7 @@ from featstore.cli._options import (
 from featstore.cli._printing import date, print_facts, print_json, print_table
 from featstore.cli._streams import say
 from featstore.errors import FeatstoreError, gib, plain_line
+from featstore.fields import to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -73,8 +74,8 @@ def get_features(
         "encoder_dtype": header.dtype,
         "model_signature": header.model_signature,
         "feature_set": header.spec,
-        "source": dict(zip(("size", "mtime_ns", "xxh3_128"), header.source.to_list(), strict=True)),
-        "error": header.error.to_dict(),
+        "source": to_plain(header.source),
+        "error": to_plain(header.error),
         "created": header.created,
     }
     if as_json:

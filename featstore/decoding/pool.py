@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from featstore.decoding.frame_selection import Clip
     from featstore.decoding.video_file import Video
     from featstore.preprocessing import Preprocessing
-    from featstore.records.record import SourceFingerprint
+    from featstore.records.header import SourceFingerprint
     from featstore.sampling import Sampling
     from featstore.system.processes import Slots
 

@@ -18,7 +18,7 @@ import xxhash
 from featstore.decoding.av_packets import NotValidated
 from featstore.decoding.frame_selection import Clip, FrameSelection
 from featstore.errors import VideoError
-from featstore.records.record import SourceFingerprint
+from featstore.records.header import SourceFingerprint
 
 if TYPE_CHECKING:
     import numpy as np

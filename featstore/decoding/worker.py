@@ -18,7 +18,7 @@ from featstore.decoding.frame_selection import Clip
 from featstore.decoding.video_file import check_is_file, check_is_unchanged, decode, fingerprint
 from featstore.errors import VideoError
 from featstore.preprocessing import Preprocessing
-from featstore.records.record import SourceFingerprint
+from featstore.records.header import SourceFingerprint
 from featstore.sampling import Sampling
 from featstore.system.processes import Slots, join_parent, receive, send
 

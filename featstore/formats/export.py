@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 from featstore.system.fsync import open_draft, replace_durably
 
 if TYPE_CHECKING:
-    from featstore.records.record import Features
+    from featstore.records.features import Features
 
 FORMATS = (".safetensors", ".npy")
 

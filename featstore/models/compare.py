@@ -18,6 +18,7 @@ from featstore.errors import (
     StoreMismatch,
     VideoError,
 )
+from featstore.fields import to_plain
 from featstore.models.lookup import serves
 from featstore.pipeline.on_demand import OnDemandEncoder
 from featstore.spec import FeatureSpec
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from featstore.encoders.base import Encoder
+    from featstore.records.features import Features
     from featstore.records.quantization import QuantError
-    from featstore.records.record import Features
     from featstore.store.catalog import Entry, FeatureSet
     from featstore.store.reader import Dataset
 
@@ -142,7 +143,7 @@ class CompareReport:
             "limits": asdict(self.limits),
             "summary": self.summary(),
             "videos": [
-                {"video_id": row.video_id, **row.error.to_dict(), "identical": row.identical}
+                {"video_id": row.video_id, **to_plain(row.error), "identical": row.identical}
                 for row in self.rows
             ],
             "failures": self.failures,

@@ -8,38 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featstore.records.quantization import (
-    STORED_DTYPES,
-    QuantError,
-    measure_error,
-    quantize,
-    scale_shape,
-)
-from featstore.records.record import Header
+from featstore.records.header import Header
+from featstore.records.quantization import QuantError, measure_error, quantize
+from featstore.spec import STORED_DTYPES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from featstore.decoding.frame_selection import Clip
     from featstore.decoding.video_file import Video
-    from featstore.records.record import SourceFingerprint
+    from featstore.records.header import SourceFingerprint
     from featstore.spec import FeatureSpec
-
-# A header is a few hundred bytes, an id and a path; the frames' indices and the scale come on top.
-HEADER_ROOM = 64 << 10
-
-
-def record_room(spec: FeatureSpec) -> tuple[int, int]:
-    """Return the most bytes that the prefix and the payload of a record of `spec` take."""
-    shape = spec.sampling.nframe * spec.encoder.tokens_per_frame, spec.encoder.hidden_dim
-    rows, columns = scale_shape(spec.scale, *shape)
-    prefix = HEADER_ROOM + 4 * spec.sampling.nframe + 4 * rows * columns
-    return prefix, payload_bytes(spec, shape)
-
-
-def payload_bytes(spec: FeatureSpec, shape: tuple[int, int]) -> int:
-    """Return the bytes of an uncompressed payload of `spec` with features of `shape`."""
-    return shape[0] * shape[1] * np.dtype(STORED_DTYPES[spec.quantization]).itemsize
 
 
 def feature_shape(spec: FeatureSpec, clip: Clip) -> tuple[int, int]:
@@ -47,7 +26,7 @@ def feature_shape(spec: FeatureSpec, clip: Clip) -> tuple[int, int]:
     return len(clip.indices) * spec.encoder.tokens_per_frame, spec.encoder.hidden_dim
 
 
-def scale_bytes(scale: NDArray[np.float32]) -> bytes:
+def pack_scale(scale: NDArray[np.float32]) -> bytes:
     """Return a scale as a record stores it."""
     return np.ascontiguousarray(scale, dtype="<f4").tobytes()
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from featstore.decoding.video_file import was_replaced
 from featstore.errors import ListingError, StoreNotFound
-from featstore.pipeline.make_record import HEADER_ROOM, record_room
+from featstore.records.sizes import record_bytes
 from featstore.store.catalog import read_entry, read_failure, stored_spec, video_key
 from featstore.store.engine.environment import open_environment
 from featstore.store.paths import dataset_path
@@ -131,12 +131,6 @@ def make_plan(
             f"featstore rm --video:{''.join(clashes[:5])}"
         )
     return Plan(tuple(todo[:limit]), tuple(stored), tuple(failed_before), frozenset(replaced))
-
-
-def record_bytes(spec: FeatureSpec) -> int:
-    """Return the most bytes a record of `spec` takes, uncompressed."""
-    room, payload = record_room(spec)
-    return room - HEADER_ROOM + 4096 + payload
 
 
 def decode_order(videos: Sequence[Video]) -> list[Video]:

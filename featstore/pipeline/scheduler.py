@@ -21,11 +21,12 @@ from featstore.errors import StoreFull
 from featstore.pipeline.encode.base import VideoEncoded, VideoRefused
 from featstore.pipeline.encode.batches import EncodeTask
 from featstore.pipeline.encode.encoder_workers import start_encoders
-from featstore.pipeline.make_record import make_header, record_room
+from featstore.pipeline.make_record import make_header
 from featstore.pipeline.shared_memory import Memory
 from featstore.pipeline.summary import Progress
 from featstore.pipeline.write.writer_client import WriterProcess
 from featstore.pipeline.write.writer_process import WriterSetup
+from featstore.records.sizes import record_room
 from featstore.store.catalog import Failure
 
 if TYPE_CHECKING:

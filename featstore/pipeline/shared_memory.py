@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featstore.pipeline.make_record import payload_bytes, record_room
+from featstore.records.sizes import payload_bytes, record_room
 from featstore.system.processes import Slots
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Memory:
     def payload(self, slot: int, count: int) -> memoryview:
         """Return the memory for the payload of `count` frames in a record's slot."""
         start, _ = record_room(self.spec)
-        size = payload_bytes(self.spec, self.shape(count))
+        size = payload_bytes(self.spec.quantization, self.shape(count))
         return self.record_slots.slot(slot)[start : start + size]
 
     def close(self) -> None:

@@ -10,7 +10,8 @@ import xxhash
 
 from featstore.errors import StoreError, StoreFull, StoreMismatch, gib
 from featstore.records.codecs import compress
-from featstore.records.record import PAGE, pack_prefix, parse
+from featstore.records.record import pack_prefix, parse
+from featstore.records.sizes import PAGE
 from featstore.store.catalog import (
     MANIFEST_KEY,
     Entry,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from featstore.records.record import Header
+    from featstore.records.header import Header
     from featstore.spec import FeatureSpec
 
 # One 63 MiB record fills a commit; small ones share it, and with it the cost of the sync.

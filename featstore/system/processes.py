@@ -29,8 +29,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import msgpack
 
-from featstore import errors
-from featstore.errors import FeatstoreError
+from featstore.errors import FeatstoreError, retold
 from featstore.fields import build, to_plain
 from featstore.system.forks import no_fork, tell_of_forks
 
@@ -95,8 +94,7 @@ class ErrorMessage:
 
     def exception(self, prefix: str = "") -> FeatstoreError:
         """Return the error again, its text after `prefix`."""
-        error: FeatstoreError = getattr(errors, self.kind)(prefix + self.text)
-        return error
+        return retold(self.kind, prefix + self.text)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from featstore.errors import FeatstoreError, QuantizeError
 from featstore.pipeline.encode.base import BatchProgress, VideoEncoded, VideoRefused
 from featstore.pipeline.encode.batches import VideoParts
-from featstore.pipeline.make_record import scale_bytes
+from featstore.pipeline.make_record import pack_scale
 from featstore.records.quantization import in_words
 
 if TYPE_CHECKING:
@@ -97,4 +97,4 @@ class CudaEncoder:
         except QuantizeError as exc:
             reason = in_words(exc, self._memory.spec.encoder.dtype)
             return VideoRefused(task.video, reason, done.work.seconds)
-        return VideoEncoded(task.video, scale_bytes(scale), error, done.work.seconds)
+        return VideoEncoded(task.video, pack_scale(scale), error, done.work.seconds)

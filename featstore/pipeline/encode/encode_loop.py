@@ -15,7 +15,7 @@ import numpy as np
 from featstore.errors import QuantizeError
 from featstore.pipeline.encode.base import BatchProgress, VideoEncoded, VideoRefused
 from featstore.pipeline.encode.batches import Batches, EncodeTask, VideoParts
-from featstore.pipeline.make_record import quantize_into, scale_bytes
+from featstore.pipeline.make_record import pack_scale, quantize_into
 from featstore.records.quantization import in_words
 from featstore.system.processes import receive, send
 
@@ -152,4 +152,4 @@ class HostEncoder:
             reason = in_words(exc, spec.encoder.dtype)
             return VideoRefused(task.video, reason, time.perf_counter() - started)
         busy = time.perf_counter() - started
-        return VideoEncoded(task.video, scale_bytes(scale), error, busy)
+        return VideoEncoded(task.video, pack_scale(scale), error, busy)

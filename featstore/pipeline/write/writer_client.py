@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
-    from featstore.records.record import Header
+    from featstore.records.header import Header
     from featstore.store.catalog import Failure
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from featstore.errors import FeatstoreError, StoreFull
-from featstore.records.record import Header
+from featstore.records.header import Header
 from featstore.spec import FeatureSpec
 from featstore.store.catalog import Entry, Failure
 from featstore.store.engine import locks

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from drills.shared.look import Found
 
     from featstore.pipeline.write.writer_process import Committed
-    from featstore.records.record import Features
+    from featstore.records.features import Features
     from featstore.spec import FeatureSpec
 
 DATASET = "demo"

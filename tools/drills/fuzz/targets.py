@@ -27,7 +27,8 @@ from featstore.encoders.longva.checkpoint import read_checkpoint
 from featstore.errors import FeatstoreError
 from featstore.pipeline.listing import read_listing
 from featstore.records.codecs import CODECS
-from featstore.records.record import Features, pack, parse
+from featstore.records.features import Features
+from featstore.records.record import pack, parse
 from featstore.spec import FeatureSpec
 from featstore.store.catalog import (
     Failure,

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from featstore import defaults
+
 POLICIES = ("linspace", "midpoint", "vlmevalkit", "fps")
 
 
@@ -26,8 +28,8 @@ class Sampling:
     [0, 0, 0, 1]
     """
 
-    nframe: int = 128
-    policy: str = "linspace"
+    nframe: int = defaults.NFRAME
+    policy: str = defaults.SAMPLING
     rate: float | None = None
 
     def __post_init__(self) -> None:
@@ -46,7 +48,7 @@ class Sampling:
             object.__setattr__(self, "rate", float(self.rate))
 
     @classmethod
-    def parse(cls, text: str, nframe: int = 128) -> Sampling:
+    def parse(cls, text: str, nframe: int = defaults.NFRAME) -> Sampling:
         """Read `linspace`, `midpoint`, `vlmevalkit` or `fps:R` as the command line writes them."""
         policy, _, rate = text.partition(":")
         try:

@@ -12,13 +12,24 @@ from typing import Any
 import click
 
 from featstore import __version__
+
+# Submodules and commands share their names: the submodules are what this folder's attributes are.
+from featstore.cli import (
+    check,
+    compact,
+    compare,
+    get,
+    info,
+    ingest,
+    ls,
+    merge,
+    rm,
+    seal,
+    shape,
+    vlmeval,
+)
 from featstore.cli._interrupts import INTERRUPTED, raise_interrupts
 from featstore.cli._streams import say, standard_streams
-from featstore.cli.compare import compare
-from featstore.cli.ingest import ingest
-from featstore.cli.maintain import check, compact, merge, rm, seal
-from featstore.cli.show import get_features, info, list_store, shape
-from featstore.cli.vlmeval import vlmeval
 from featstore.errors import FeatstoreError, plain
 
 
@@ -50,17 +61,17 @@ def main() -> None:
 
 
 for command in (
-    ingest,
-    get_features,
-    list_store,
-    info,
-    check,
-    compare,
-    rm,
-    compact,
-    seal,
-    merge,
-    shape,
-    vlmeval,
+    ingest.ingest,
+    get.get,
+    ls.ls,
+    info.info,
+    check.check,
+    compare.compare,
+    rm.rm,
+    compact.compact,
+    seal.seal,
+    merge.merge,
+    shape.shape,
+    vlmeval.vlmeval,
 ):
     main.add_command(command)

@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
+from featstore import defaults
 from featstore.decoding.frame_selection import Clip
 from featstore.records.record import SourceFingerprint
 from featstore.system.processes import Child, Slots
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from featstore.decoding.video_file import Video
 
 MODULE = "featstore.decoding.worker"
-DECODE_MEMORY = 4 << 30  # bytes; 128 frames of an hour of 1080p have needed 1.8 GB
 # decord leaks; a worker is replaced after so many videos.
 VIDEOS_A_WORKER = 64
 
@@ -62,8 +62,8 @@ class DecoderPool:
         timeout: float,
         setup: dict[str, Any],
         log: IO[bytes],
-        memory: int = DECODE_MEMORY,
-        decoder: str = "auto",
+        memory: int = defaults.DECODE_MEMORY,
+        decoder: str = defaults.DECODER,
     ) -> None:
         """Start the workers; `setup` is their first message."""
         self._slots = slots

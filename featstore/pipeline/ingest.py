@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from featstore.decoding.pool import DECODE_MEMORY
+from featstore import defaults
 from featstore.decoding.video_file import DECODER, Video
 from featstore.errors import StoreFull, StoreNotFound, gib
 from featstore.pipeline.make_record import HEADER_ROOM, record_room
@@ -20,7 +20,6 @@ from featstore.spec import FeatureSpec
 from featstore.store.describe import write_cache_meta
 from featstore.store.engine.environment import open_environment
 from featstore.store.paths import absolute, dataset_path, free_bytes, make_folder, stored_bytes
-from featstore.store.writer import MIN_FREE_BYTES
 from featstore.system.cpus import default_workers
 from featstore.system.filesystems import refuse_network
 from featstore.system.processes import enough_descriptors
@@ -33,9 +32,6 @@ if TYPE_CHECKING:
     from featstore.encoders.registry import EncoderRecipe
     from featstore.pipeline.summary import Progress
 
-DECODE_TIMEOUT = 600.0
-LOCK_WAIT = 10.0  # an ingest that was just killed may still have its writer finishing a commit
-
 
 def ingest(
     videos: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Video],
@@ -44,19 +40,19 @@ def ingest(
     *,
     encoder: Encoder | list[EncoderRecipe],
     sampling: Sampling | None = None,
-    quantization: str = "int8",
-    scale: str = "channel",
-    codec: str = "raw",
+    quantization: str = defaults.VALUES,
+    scale: str = defaults.GRANULARITY,
+    codec: str = defaults.CODEC,
     workers: int | None = None,
-    decode_timeout: float = DECODE_TIMEOUT,
-    decode_memory: int = DECODE_MEMORY,
-    decoder: str = "auto",
+    decode_timeout: float = defaults.DECODE_TIMEOUT,
+    decode_memory: int = defaults.DECODE_MEMORY,
+    decoder: str = defaults.DECODER,
     resume: bool = True,
     retry_failed: bool = False,
     limit: int | None = None,
-    min_free: int = MIN_FREE_BYTES,
+    min_free: int = defaults.MIN_FREE_BYTES,
     max_size: int | None = None,
-    lock_wait: float = LOCK_WAIT,
+    lock_wait: float = defaults.LOCK_WAIT,
     dry_run: bool = False,
     stop: threading.Event | None = None,
     on_plan: Callable[[IngestSummary], None] = lambda summary: None,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from featstore.cli import main
-from featstore.cli._sources import _repeated
+from featstore.cli._options import VariadicOption
 from featstore.store.reader import FeatureStore
 
 
@@ -109,7 +110,21 @@ def test_an_unknown_benchmark_ends_the_command_before_any_work(ingest, cache):
     ],
 )
 def test_datasets_takes_all_words_up_to_the_next_option(words, repeated):
-    assert list(_repeated("--datasets", words.split())) == repeated.split()
+    assert parse(words, VariadicOption) == parse(repeated, click.Option)
+
+
+def parse(words: str, cls: type[click.Option]) -> dict:
+    several = cls(["--datasets"], multiple=True)
+    others = [
+        click.Option(["--dataset"]),
+        click.Option(["--videos"]),
+        click.Option(["--json"], is_flag=True),
+    ]
+    return (
+        click.Command("ingest", params=[several, *others])
+        .make_context("ingest", words.split())
+        .params
+    )
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import sys
 from functools import lru_cache
 from typing import Any
 
+from featstore.defaults import BENCHMARK_MAX_NEW_TOKENS, NFRAME, SAMPLING
 from featstore.errors import (
     CheckpointError,
     FeatstoreError,
@@ -15,13 +16,11 @@ from featstore.errors import (
     StoreError,
     VideoError,
 )
-from featstore.integrations.benchmarks import NFRAME, canonical_dataset, video_id
+from featstore.integrations.benchmarks import canonical_dataset, video_id
 from featstore.integrations.vlmevalkit.find_kit import import_kit
 from featstore.integrations.vlmevalkit.message import read_message
 from featstore.sampling import Sampling
 
-# LLaVA's models in VLMEvalKit may answer as long; greedy, so that a score can be had twice.
-MAX_NEW_TOKENS = 2048
 GENERATION = frozenset(
     (
         "do_sample",
@@ -58,7 +57,7 @@ class LongVAMixin:
         enable_cache: bool = True,
         *,
         nframe: int = NFRAME,
-        sampling: str = "linspace",
+        sampling: str = SAMPLING,
         keep_going: bool = False,
         **options: Any,
     ) -> None:
@@ -80,7 +79,7 @@ class LongVAMixin:
 
         self.nframe = nframe
         self._keep_going = keep_going
-        self._generation = {"max_new_tokens": MAX_NEW_TOKENS} | {
+        self._generation = {"max_new_tokens": BENCHMARK_MAX_NEW_TOKENS} | {
             name: options.pop(name) for name in GENERATION & options.keys()
         }
         gc.collect()  # VLMEvalKit builds a model again after a dataset that failed; the first may hang in its traceback

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig, Qwen2Model
 
+from featstore.defaults import MAX_NEW_TOKENS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from featstore.models.longva.language import Language
 
-MAX_NEW_TOKENS = 1024
 # What a model's forward calls its keys and values: `cache` from transformers 5.24 on.
 CACHE = (
     "cache" if "cache" in inspect.signature(Qwen2Model.forward).parameters else "past_key_values"

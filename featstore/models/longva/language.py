@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
+from featstore import defaults
 from featstore.checkpoints.files import Fields, Files, read_json
 from featstore.encoders.longva.checkpoint import Checkpoint, read_checkpoint
 from featstore.errors import CheckpointError, FeatstoreError
@@ -74,7 +75,7 @@ def load_language(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str = defaults.ATTENTION,
 ) -> Language:
     """Return the language side of `checkpoint` on `device` in `dtype`.
 

@@ -12,7 +12,7 @@ from toys import python_env
 
 from featstore.errors import FeatstoreError, MissingExtra
 from featstore.integrations.vlmevalkit import ranks
-from featstore.integrations.vlmevalkit.find_kit import find_run_py, import_kit
+from featstore.integrations.vlmevalkit.find_vlmevalkit import find_run_py, import_vlmevalkit
 from featstore.integrations.vlmevalkit.launch import run_vlmevalkit
 from featstore.integrations.vlmevalkit.outcome import Outcome
 
@@ -97,7 +97,7 @@ def test_a_missing_requirement_of_vlmevalkit_is_named(kit, monkeypatch):
     with pytest.raises(
         MissingExtra, match="needs the module standin_rows: install its requirements"
     ):
-        import_kit("vlmeval.dataset")
+        import_vlmevalkit("vlmeval.dataset")
 
 
 @pytest.mark.parametrize(("cuda", "backend"), [(False, "gloo"), (True, "nccl")])

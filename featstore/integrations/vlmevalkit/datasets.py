@@ -1,4 +1,4 @@
-"""The benchmarks inside VLMEvalKit: configs at 128 frames, prompts without decoding, and lists of their videos."""
+"""The benchmarks in VLMEvalKit: configs at 128 frames, prompts without decoding, and lists of their videos."""
 
 from __future__ import annotations
 
@@ -9,13 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from featstore.decoding.video_file import Video
 from featstore.errors import ListingError
-from featstore.integrations.benchmarks import (
-    BENCHMARKS,
-    NFRAME,
-    canonical_dataset,
-    video_id,
-)
-from featstore.integrations.vlmevalkit.find_kit import import_kit
+from featstore.integrations.benchmarks import canonical_dataset, video_id
+from featstore.integrations.vlmevalkit.find_vlmevalkit import import_vlmevalkit
 from featstore.pipeline.plan import check_listing
 from featstore.sampling import Sampling
 
@@ -23,8 +18,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
     from types import ModuleType
 
-# Their build_prompt calls save_video_frames for a model that takes the video itself, and uses nothing of what it gives.
-# But VideoMME: with subtitles it wants to know the frames' times, and not what is on them.
+NFRAME = 128  # frames of each config, as their names say
+# Name on VLMEvalKit's command line -> class in vlmeval.dataset.
+CONFIGS = {
+    "Video-MME_128frame": "VideoMME",
+    "Video_Holmes_128frame": "Video_Holmes",
+    "TempCompass_128frame": "TempCompass",
+    "MLVU_128frame": "MLVU",
+    "VideoMMMU_128frame": "VideoMMMU",
+    "MMBench_Video_128frame_nopack": "MMBenchVideo",
+    "LongVideoBench_128frame": "LongVideoBench",
+}
+OPTIONS: dict[str, dict[str, Any]] = {"MMBench_Video_128frame_nopack": {"pack": False}}
+# Classes whose build_prompt calls save_video_frames even for a model that takes the video itself, and ignores the
+# frames. VideoMME with subtitles does use their times, but not their content.
 DECODING = ("LongVideoBench", "Video_Holmes", "VideoMME")
 _MARK = "left_out_by_featstore"
 
@@ -44,12 +51,12 @@ def list_videos(config: str) -> BenchmarkVideos:
     The class may download its benchmark first. Raises ListingError where there is no such config, or where it does not
     take a fixed number of frames, and MissingExtra where there is no VLMEvalKit.
     """
-    supported = import_kit("vlmeval.dataset.video_dataset_config").supported_video_datasets
+    supported = import_vlmevalkit("vlmeval.dataset.video_dataset_config").supported_video_datasets
     add_datasets(supported)
     if config not in supported:
         raise ListingError(
             f"VLMEvalKit has no video dataset config {config!r}; the benchmarks at {NFRAME} frames are "
-            f"{' '.join(known.config for known in BENCHMARKS)}"
+            f"{' '.join(CONFIGS)}"
         )
     dataset = supported[config]()
     if not dataset.nframe > 0:
@@ -71,12 +78,13 @@ def list_videos(config: str) -> BenchmarkVideos:
 
 def add_datasets(supported: MutableMapping[str, Callable[..., Any]]) -> None:
     """Add the benchmarks at 128 frames to `supported_video_datasets` where it lacks them; leave out their decoding."""
-    classes = import_kit("vlmeval.dataset")
-    for known in BENCHMARKS:
-        cls = getattr(classes, known.cls, None)
-        if cls is not None:  # an older VLMEvalKit has not all of them
-            build = functools.partial(cls, dataset=known.dataset, nframe=NFRAME, **known.options)
-            supported.setdefault(known.config, build)
+    classes = import_vlmevalkit("vlmeval.dataset")
+    for config, name in CONFIGS.items():
+        cls = getattr(classes, name, None)
+        if cls is not None:  # an older VLMEvalKit does not have all of them
+            dataset, options = canonical_dataset(config), OPTIONS.get(config, {})
+            build = functools.partial(cls, dataset=dataset, nframe=NFRAME, **options)
+            supported.setdefault(config, build)
     leave_out_frames(classes)
 
 
@@ -85,7 +93,7 @@ def leave_out_frames(classes: ModuleType | None = None) -> None:
 
     Other models are served as before. classes: vlmeval.dataset.
     """
-    classes = classes or import_kit("vlmeval.dataset")
+    classes = classes or import_vlmevalkit("vlmeval.dataset")
     for name in DECODING:
         cls = getattr(classes, name, None)
         if cls is not None and not hasattr(cls.save_video_frames, _MARK):

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import FeatstoreError, MissingExtra
-from featstore.integrations.vlmevalkit.find_kit import find_run_py
+from featstore.integrations.vlmevalkit.find_vlmevalkit import find_run_py
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

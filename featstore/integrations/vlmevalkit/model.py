@@ -17,7 +17,7 @@ from featstore.errors import (
     VideoError,
 )
 from featstore.integrations.benchmarks import canonical_dataset, video_id
-from featstore.integrations.vlmevalkit.find_kit import import_kit
+from featstore.integrations.vlmevalkit.find_vlmevalkit import import_vlmevalkit
 from featstore.integrations.vlmevalkit.message import read_message
 from featstore.sampling import Sampling
 
@@ -137,14 +137,14 @@ def _fail(message: list[dict[str, Any]], dataset: str, error: FeatstoreError) ->
     if f"{dataset}/{about}" not in unanswerable:
         print(f"featstore: {error}; left unanswered: questions about it", file=sys.stderr)
         unanswerable[f"{dataset}/{about}"] = str(error)
-    answer: str = import_kit("vlmeval.inference_video").FAIL_MSG
+    answer: str = import_vlmevalkit("vlmeval.inference_video").FAIL_MSG
     return answer
 
 
 @lru_cache(maxsize=1)
 def longva_cached() -> Any:
     """Return LongVA_Cached, the mixin on VLMEvalKit's BaseModel; MissingExtra where there is no VLMEvalKit."""
-    base = import_kit("vlmeval.vlm.base").BaseModel
+    base = import_vlmevalkit("vlmeval.vlm.base").BaseModel
     return type("LongVA_Cached", (LongVAMixin, base), {"__module__": __name__, "__doc__": _DOC})
 
 

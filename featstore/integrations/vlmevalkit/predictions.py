@@ -10,7 +10,7 @@ import functools
 import os
 from typing import TYPE_CHECKING, Any
 
-from featstore.integrations.vlmevalkit.find_kit import import_kit
+from featstore.integrations.vlmevalkit.find_vlmevalkit import import_vlmevalkit
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -34,7 +34,7 @@ def as_table(loaded: Any) -> Any:
 
 def let_reuse_go_on(run: ModuleType) -> None:
     """Mend what keeps VLMEvalKit from asking the failed questions of a run again, and no others."""
-    inference = import_kit("vlmeval.inference_video")
+    inference = import_vlmevalkit("vlmeval.inference_video")
     load, dump = inference.load, inference.dump
     infer_data, infer = inference.infer_data, run.infer_data_job_video
 

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from featstore.integrations.vlmevalkit.datasets import add_datasets
-from featstore.integrations.vlmevalkit.find_kit import import_kit
+from featstore.integrations.vlmevalkit.find_vlmevalkit import import_vlmevalkit
 from featstore.integrations.vlmevalkit.model import longva_cached
 
 if TYPE_CHECKING:
@@ -44,12 +44,12 @@ def register(
     models and changes nothing else. LongVA_Cached also becomes a class that VLMEvalKit's --config finds.
     """
     if supported_VLM is None:
-        supported_VLM = import_kit("vlmeval.config").supported_VLM
+        supported_VLM = import_vlmevalkit("vlmeval.config").supported_VLM
     if supported_video_datasets is None:
-        configs = import_kit("vlmeval.dataset.video_dataset_config")
+        configs = import_vlmevalkit("vlmeval.dataset.video_dataset_config")
         supported_video_datasets = configs.supported_video_datasets
     model = longva_cached()
-    import_kit("vlmeval.vlm").LongVA_Cached = model  # type: ignore[attr-defined]
+    import_vlmevalkit("vlmeval.vlm").LongVA_Cached = model  # type: ignore[attr-defined]
     cache_dir = cache_dir or os.environ.get(CACHE_VARIABLE) or None
     known = {name: os.environ.get(place) or hub for name, (hub, place) in MODELS.items()}
     known |= {name.removesuffix(CACHED): place for name, place in (checkpoints or {}).items()}

@@ -18,7 +18,7 @@ ROOT_VARIABLE = "VLMEVALKIT_ROOT"
 _REMEDY = f"clone VLMEvalKit, install it (pip install -e VLMEvalKit), or name the clone in the variable {ROOT_VARIABLE}"
 
 
-def import_kit(module: str) -> ModuleType:
+def import_vlmevalkit(module: str) -> ModuleType:
     """Return a module of VLMEvalKit; MissingExtra where there is none to be found."""
     _make_importable()
     try:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All checks and tests, in .venv of this folder: lint, format, types, generated docs, tests.
-# Arguments go to pytest: tools/test.sh tests/store -k lifetime
+# Runs all checks and tests in this repository's .venv: lint, format, types, generated docs, tests.
+# Arguments are passed to pytest: tools/test.sh tests/store -k lifetime
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

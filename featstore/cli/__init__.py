@@ -13,7 +13,7 @@ import click
 
 from featstore import __version__
 
-# Submodules and commands share their names: the submodules are what this folder's attributes are.
+# The submodules, not the commands in them: both have the same names.
 from featstore.cli import (
     check,
     compact,
@@ -35,12 +35,12 @@ from featstore.errors import FeatstoreError, plain
 
 class _Group(click.Group):
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run the program, whatever its streams are."""
+        """Run the program, even if its streams are closed or cannot be written to."""
         with standard_streams():
             return super().main(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; a FeatstoreError becomes one message and exit code 1."""
+        """Run a command; a FeatstoreError is printed as one message, with exit code 1."""
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         try:
@@ -54,7 +54,9 @@ class _Group(click.Group):
             ctx.exit(INTERRUPTED)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.version_option(__version__, prog_name="featstore")
 def main() -> None:
     """Compute the vision features of videos once, store them, serve them at memory speed."""

@@ -102,7 +102,6 @@ nframe_option = click.option(
     "--nframe",
     type=click.IntRange(1, 65536),
     default=defaults.NFRAME,
-    show_default=True,
     help="Number of frames per video; with --sampling fps:R, the maximum number.",
 )
 which_nframe_option = click.option(
@@ -116,23 +115,18 @@ spec_option = click.option(
     help="The first 4 or more digits of a feature set's digest, if the dataset has several feature sets.",
 )
 device_option = click.option(
-    "--device",
-    default=defaults.DEVICE,
-    show_default=True,
-    help="Device to compute on: auto, cpu, cuda or cuda:N.",
+    "--device", default=defaults.DEVICE, help="Device to compute on: auto, cpu, cuda or cuda:N."
 )
 dtype_option = click.option(
     "--dtype",
     type=click.Choice(["auto", "fp16", "bf16", "fp32"]),
     default=defaults.DTYPE,
-    show_default=True,
     help="Data type to compute in; auto is fp16 on CUDA and fp32 on a CPU.",
 )
 min_free_option = click.option(
     "--min-free",
     type=size,
     default=in_gib(defaults.MIN_FREE_BYTES),
-    show_default=True,
     help="Bytes to leave free on the disk.",
 )
 max_size_option = click.option(

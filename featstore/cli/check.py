@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 )
 @json_option
 def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> None:
-    """Read every record and checksum; say what is damaged. Exit 1 while something is."""
+    """Read every record, verify every checksum and report damage; exit code 1 if there is any."""
     from featstore.store.maintenance.check import CheckReport, check_dataset
     from featstore.store.maintenance.lost import lost_datasets
     from featstore.store.maintenance.repair import repair_dataset
@@ -36,7 +36,7 @@ def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> N
     names = sorted({*dataset_names(cache_dir), *lost}) if dataset is None else [dataset]
     if not names:
         raise StoreNotFound(
-            f"there is no dataset in {cache_dir}; --cache-dir is the folder that holds the datasets' own"
+            f"there is no dataset in {cache_dir}; --cache-dir is the folder that contains the datasets' folders"
         )
     reports: list[CheckReport] = []
     for name in names:
@@ -45,9 +45,7 @@ def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> N
                 report = CheckReport(name, problems=[lost[name]])
             else:
                 report = (repair_dataset if repair else check_dataset)(cache_dir, name)
-        except (
-            StoreError
-        ) as exc:  # of one that cannot be opened; the others are looked at all the same
+        except StoreError as exc:  # this one cannot be opened; the others are checked anyway
             if dataset is not None:
                 raise
             report = CheckReport(name, problems=[str(exc)])

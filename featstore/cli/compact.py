@@ -12,7 +12,7 @@ from featstore.errors import gib
 @cache_dir_option
 @dataset_option
 def compact(cache_dir: str, dataset: str) -> None:
-    """Give the space of removed and replaced features back to the disk; readers go on meanwhile."""
+    """Return the space of removed and replaced features to the disk; reading goes on in the meantime."""
     from featstore.store.describe import write_cache_meta
     from featstore.store.maintenance.compact import compact_dataset
 

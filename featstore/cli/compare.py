@@ -38,53 +38,39 @@ if TYPE_CHECKING:
     "--samples",
     type=click.IntRange(1),
     default=defaults.COMPARE_SAMPLES,
-    show_default=True,
     help="Maximum number of videos to compare.",
 )
 @click.option(
-    "--seed",
-    type=int,
-    default=defaults.COMPARE_SEED,
-    show_default=True,
-    help="Seed of the random choice of videos.",
+    "--seed", type=int, default=defaults.COMPARE_SEED, help="Seed of the random choice of videos."
 )
 @which_nframe_option
 @spec_option
 @click.option(
     "--generate", is_flag=True, help="Also compare greedy answers; loads the language model."
 )
-@click.option(
-    "--prompt",
-    default=defaults.COMPARE_PROMPT,
-    show_default=True,
-    help="Question to ask about each video.",
-)
+@click.option("--prompt", default=defaults.COMPARE_PROMPT, help="Question to ask about each video.")
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(1),
     default=defaults.COMPARE_MAX_NEW_TOKENS,
-    show_default=True,
     help="Maximum number of new tokens per answer.",
 )
 @click.option(
     "--max-relative-l2",
     type=float,
     default=defaults.MAX_RELATIVE_L2,
-    show_default=True,
     help="Maximum relative L2 distance between a video's stored and new features.",
 )
 @click.option(
     "--min-cosine",
     type=float,
     default=defaults.MIN_COSINE,
-    show_default=True,
     help="Minimum cosine similarity between a video's stored and new features.",
 )
 @click.option(
     "--min-identical",
     type=click.FloatRange(0, 1),
     default=defaults.MIN_IDENTICAL,
-    show_default=True,
     help="Minimum share of identical answers.",
 )
 @device_option
@@ -97,7 +83,7 @@ def compare(**options: Any) -> None:
     from featstore.store.reader import FeatureStore
 
     if options["min_identical"] and not options["generate"]:
-        raise click.UsageError("--min-identical is of answers: pass --generate too")
+        raise click.UsageError("--min-identical applies to answers: also pass --generate")
     dataset = FeatureStore(options["cache_dir"])[options["dataset"]]
     encoder, model = _build(options)
     report = run(
@@ -124,22 +110,22 @@ def compare(**options: Any) -> None:
 
 
 def _build(options: dict[str, Any]) -> tuple[LongVAEncoder, CachedLongVA | None]:
-    """Return the encoder and, where answers are asked for, the model."""
+    """Return the encoder and, if answers are to be compared, the model."""
     from featstore.models import CachedLongVA, LongVAEncoder
 
     checkpoint = options["model_path"]
     if not checkpoint:
         raise click.UsageError("name the checkpoint with --model-path")
-    where = {
+    words = {
         "device": options["device"],
         "dtype": None if options["dtype"] == "auto" else options["dtype"],
         "vision_tower": options["vision_tower"],
     }
     with usage_errors():
-        encoder = LongVAEncoder(checkpoint, **where)
+        encoder = LongVAEncoder(checkpoint, **words)
         if not options["generate"]:
             return encoder, None
-        return encoder, CachedLongVA(checkpoint, prefix_cache=0, **where)
+        return encoder, CachedLongVA(checkpoint, prefix_cache=0, **words)
 
 
 def _print_report(report: Any) -> None:

@@ -42,7 +42,7 @@ def get(
     as_json: bool,
     video_id: str,
 ) -> None:
-    """Show what is stored of a video, or write it to a file."""
+    """Show the stored features of a video, or write them to a file."""
     from featstore.formats.export import save_features
     from featstore.store.reader import get as run
 

@@ -16,13 +16,13 @@ from featstore.errors import gib, plain_line
 @one_dataset_option
 @json_option
 def info(cache_dir: str, dataset: str | None, as_json: bool) -> None:
-    """Show manifest, counts, bytes, feature sets and quantisation error."""
+    """Show the manifest, counts, sizes, feature sets and quantization errors."""
     from featstore.store.describe import describe_store
     from featstore.store.reader import FeatureStore
 
     described = describe_store(cache_dir)["datasets"]
     if dataset is not None:
-        FeatureStore(cache_dir)[dataset]  # refuses a name that is not there
+        FeatureStore(cache_dir)[dataset]  # raises DatasetNotFound
         described = {dataset: described[dataset]}
     if as_json:
         print_json(described)

@@ -74,7 +74,6 @@ if TYPE_CHECKING:
     "encoder_name",
     type=click.Choice(["longva", "toy"]),
     default=defaults.ENCODER,
-    show_default=True,
     help="Encoder that computes the features; toy needs no checkpoint and is for trying things out.",
 )
 @nframe_option
@@ -82,7 +81,6 @@ if TYPE_CHECKING:
     "--sampling",
     "rule",
     default=defaults.SAMPLING,
-    show_default=True,
     help="Which frames to take: linspace (as LongVA does), midpoint, vlmevalkit, or fps:R for R per second.",
 )
 @click.option(
@@ -90,21 +88,18 @@ if TYPE_CHECKING:
     "quantization",
     type=click.Choice(["int8", "bf16", "fp16", "fp32"]),
     default=defaults.VALUES,
-    show_default=True,
     help="Data type of the stored values.",
 )
 @click.option(
     "--scale",
     type=click.Choice(["channel", "token", "tensor"]),
     default=defaults.GRANULARITY,
-    show_default=True,
     help="What one int8 scale is shared by: the values of a channel, of a token, or of the whole video.",
 )
 @click.option(
     "--codec",
     type=click.Choice(["raw", "lz4", "zstd"]),
     default=defaults.CODEC,
-    show_default=True,
     help="Compression of new records; stored records stay as they are. raw is read without a copy.",
 )
 @dtype_option
@@ -112,7 +107,6 @@ if TYPE_CHECKING:
     "--device",
     "devices",
     default=defaults.DEVICE,
-    show_default=True,
     metavar="NAME[,NAME...]",
     help="Device to encode on: auto, cpu, cuda or cuda:N. Several, as in cuda:0,cuda:1, get one encoder process each.",
 )
@@ -132,21 +126,18 @@ if TYPE_CHECKING:
     "--decode-timeout",
     type=click.FloatRange(0, min_open=True),
     default=defaults.DECODE_TIMEOUT,
-    show_default=True,
     help="Maximum seconds to decode one video.",
 )
 @click.option(
     "--decode-memory",
     type=size,
     default=in_gib(defaults.DECODE_MEMORY),
-    show_default=True,
     help="Maximum memory of a decoder process besides its frames; a video that needs more fails.",
 )
 @click.option(
     "--decoder",
     type=click.Choice(["auto", "av", "decord"]),
     default=defaults.DECODER,
-    show_default=True,
     help="Library that reads the files; the frames are the same bytes. auto is PyAV, which is faster, for files whose "
     "frames are certain to be the same, and decord for all others; av is only PyAV, which also reads AV1; decord is "
     "only decord.",
@@ -215,7 +206,7 @@ def _ingest(
 
 
 def _encoder(options: dict[str, Any]) -> Encoder | list[EncoderRecipe]:
-    """Return the encoder of one device, or the recipes of several."""
+    """Return the encoder for one device, or the recipes for several."""
     devices = [name.strip() for name in options["devices"].split(",")]
     if len(devices) > 1 and not all(re.fullmatch(r"cpu|cuda(:[0-9]+)?", name) for name in devices):
         found = options["devices"]

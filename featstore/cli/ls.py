@@ -17,14 +17,14 @@ from featstore.cli._printing import date, print_table
 @spec_option
 @json_option
 def ls(cache_dir: str, dataset: str | None, failed: bool, spec: str | None, as_json: bool) -> None:
-    """List datasets, or one dataset's videos."""
+    """List the datasets, or the videos of one dataset."""
     from featstore.store.describe import describe_store
     from featstore.store.reader import FeatureStore
 
     if dataset is None and (failed or spec):
         option = "--failed" if failed else "--spec"
         raise click.UsageError(
-            f"{option} is of a dataset's videos: name the dataset with --dataset"
+            f"{option} selects videos of a dataset: name the dataset with --dataset"
         )
     store = FeatureStore(cache_dir)
     if dataset is None:

@@ -40,11 +40,11 @@ def merge(
     max_size: int | None,
     as_json: bool,
 ) -> None:
-    """Copy the videos that another cache has and this one lacks, as they are stored there."""
+    """Copy videos that another cache directory has and this one lacks, byte for byte."""
     from featstore.store.describe import write_cache_meta
     from featstore.store.maintenance.merge import merge_dataset
 
-    begun = time.monotonic()
+    started = time.monotonic()
     with stop_on_signals() as stop, show_progress() as show:
         done = merge_dataset(
             source,
@@ -53,7 +53,7 @@ def merge(
             min_free=min_free,
             max_size=max_size,
             stop=stop,
-            on_progress=lambda summary: show(_progress(summary, time.monotonic() - begun)),
+            on_progress=lambda summary: show(_progress(summary, time.monotonic() - started)),
         )
     write_cache_meta(cache_dir)
     if as_json:

@@ -19,20 +19,16 @@ from featstore.errors import StoreError, gib, plain_line
 @cache_dir_option
 @dataset_option
 @click.option(
-    "--video",
-    "videos",
-    multiple=True,
-    metavar="ID",
-    help="Remove only this video. Repeatable.",
+    "--video", "videos", multiple=True, metavar="ID", help="Remove only this video. Repeatable."
 )
 @click.option(
     "--spec",
     callback=digest_prefix,
-    help="Remove only this feature set, or the videos only from it. The first 4 or more digits of its digest.",
+    help="Remove only this feature set, or the videos only from it; the first 4 or more digits of its digest.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 def rm(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None, yes: bool) -> None:
-    """Remove a dataset, one of its feature sets, or single videos; failures too."""
+    """Remove a dataset, one of its feature sets, or single videos, with their recorded failures."""
     from featstore.store.describe import write_cache_meta
     from featstore.store.maintenance.remove import remove_dataset, remove_set, remove_videos
     from featstore.store.reader import FeatureStore
@@ -71,18 +67,18 @@ def _ask(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None
         return
     if dataset not in dataset_names(cache_dir):
         return
-    where = f"feature set {spec} of {dataset}" if spec else dataset
+    place = f"feature set {spec} of {dataset}" if spec else dataset
     if not spec and is_sealed(dataset_path(cache_dir, dataset)):
-        where = f"the sealed dataset {dataset}"
+        place = f"the sealed dataset {dataset}"
     if videos:
-        what = f"{len(videos)} videos from {where}"
+        what = f"{len(videos)} videos from {place}"
     else:
         try:
             there = FeatureStore(cache_dir)[dataset]
             chosen = there.select(spec=spec).spec if spec else None
-            what = f"{where} with the features of {sum(1 for _ in there.entries(chosen))} videos"
+            what = f"{place} with the features of {sum(1 for _ in there.entries(chosen))} videos"
         except StoreError:
             if spec:
                 raise
-            what = f"{where}, which cannot be read"
+            what = f"{place}, which cannot be read"
     click.confirm(f"Remove {what}?", abort=True, err=True)

@@ -12,7 +12,7 @@ from featstore.cli._options import cache_dir_option, dataset_option
 @dataset_option
 @click.option("--undo", is_flag=True, help="Remove the seal. Copies the dataset's file.")
 def seal(cache_dir: str, dataset: str, undo: bool) -> None:
-    """Refuse all writes to a finished dataset, so that it is read without locks: by users who may not write it too."""
+    """Refuse all writes to a finished dataset, so that it is read without locks, also by users who cannot write it."""
     from featstore.store.maintenance.seal import seal_dataset, unseal_dataset
 
     (unseal_dataset if undo else seal_dataset)(cache_dir, dataset)

@@ -15,7 +15,7 @@ from featstore.errors import gib
 @nframe_option
 @json_option
 def shape(model_path: str | None, vision_tower: str | None, nframe: int, as_json: bool) -> None:
-    """Show what a checkpoint's features measure and take, without reading a weight."""
+    """Show the shape and size of a checkpoint's features without reading its weights."""
     from featstore.encoders.longva.shape import feature_shape
 
     if not model_path:

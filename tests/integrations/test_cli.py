@@ -181,4 +181,4 @@ def test_an_uncached_run_needs_no_store(vlmeval):
 def test_a_checkpoint_without_a_name_is_wrong_usage(vlmeval):
     done, _ = vlmeval("--cache-dir", "cache", "--checkpoint", "/models/a", "--", "--model", "M")
     assert done.exit_code == 2
-    assert "/models/a is no NAME=VALUE" in done.stderr
+    assert "/models/a is not NAME=VALUE" in done.stderr

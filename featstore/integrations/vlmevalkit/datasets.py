@@ -38,7 +38,7 @@ _MARK = "left_out_by_featstore"
 
 @dataclass(frozen=True)
 class BenchmarkVideos:
-    """The videos of a dataset config. dataset: the store's name of it. nframe: frames a video."""
+    """The videos of a dataset config; `dataset` is its name in the store, `nframe` its number of frames per video."""
 
     dataset: str
     nframe: int
@@ -46,10 +46,16 @@ class BenchmarkVideos:
 
 
 def list_videos(config: str) -> BenchmarkVideos:
-    """Return the videos of VLMEvalKit's dataset config `config`, each once, as its own class prompts for them.
+    """Return the videos of a dataset config of VLMEvalKit, each once, as its own class names them in prompts.
 
-    The class may download its benchmark first. Raises ListingError where there is no such config, or where it does not
-    take a fixed number of frames, and MissingExtra where there is no VLMEvalKit.
+    The class may download the benchmark first.
+
+    Args:
+        config: Name of the config on VLMEvalKit's command line.
+
+    Raises:
+        ListingError: If there is no such config, or it does not take a fixed number of frames.
+        MissingExtra: If VLMEvalKit is not available.
     """
     supported = import_vlmevalkit("vlmeval.dataset.video_dataset_config").supported_video_datasets
     add_datasets(supported)
@@ -62,9 +68,9 @@ def list_videos(config: str) -> BenchmarkVideos:
     if not dataset.nframe > 0:
         raise ListingError(
             f"{config} samples {dataset.fps} frames a second; the LongVA models take a fixed number of frames: "
-            "name a config that says how many"
+            "name a config with a number of frames"
         )
-    dataset.use_subtitle = False  # who only asks for paths need not look into the files
+    dataset.use_subtitle = False  # listing paths does not need to open the files
     name = canonical_dataset(dataset.dataset_name)
     paths: dict[str, None] = {}
     for row in range(len(dataset.data)):
@@ -77,7 +83,7 @@ def list_videos(config: str) -> BenchmarkVideos:
 
 
 def add_datasets(supported: MutableMapping[str, Callable[..., Any]]) -> None:
-    """Add the benchmarks at 128 frames to `supported_video_datasets` where it lacks them; leave out their decoding."""
+    """Add the configs at 128 frames that `supported_video_datasets` lacks, and call `leave_out_frames`."""
     classes = import_vlmevalkit("vlmeval.dataset")
     for config, name in CONFIGS.items():
         cls = getattr(classes, name, None)
@@ -89,9 +95,12 @@ def add_datasets(supported: MutableMapping[str, Callable[..., Any]]) -> None:
 
 
 def leave_out_frames(classes: ModuleType | None = None) -> None:
-    """Keep the benchmarks' classes from decoding frames that a model which takes the video itself never sees.
+    """Stop the benchmarks' classes from decoding frames for a model that takes the video itself.
 
-    Other models are served as before. classes: vlmeval.dataset.
+    Nothing changes for other models.
+
+    Args:
+        classes: The module vlmeval.dataset; imported by default.
     """
     classes = classes or import_vlmevalkit("vlmeval.dataset")
     for name in DECODING:
@@ -114,7 +123,7 @@ def _only_for_frames(cls: str, original: Callable[..., Any]) -> Callable[..., An
 
 
 def _times(dataset: Any, path: str) -> tuple[list[int], dict[str, float]]:
-    """Return which frames VLMEvalKit would take: their times choose the subtitles of the prompt."""
+    """Return the frames that VLMEvalKit would take: their times select the subtitles in the prompt."""
     import decord
 
     reader = decord.VideoReader(path)

@@ -1,4 +1,4 @@
-"""featstore keeps the vision features of videos, so that a video-language model need not compute them twice.
+"""featstore stores the vision features of videos, so that a video-language model computes them only once.
 
 >>> import featstore
 >>> featstore.__name__
@@ -72,7 +72,7 @@ __all__ = [
     "open",
 ]
 
-# Where the names live; resolved when first named, so that `import featstore` loads nothing heavy.
+# Modules of the public names, imported at first use, so that `import featstore` loads nothing heavy.
 _HOMES = {
     "Dataset": "featstore.store.reader",
     "EncoderIdentity": "featstore.spec",
@@ -87,10 +87,11 @@ _HOMES = {
     "ingest": "featstore.pipeline.ingest",
     "open": "featstore.store.reader",
 }
+_FOLDERS = ("encoders", "models", "torch")
 
 
 def __getattr__(name: str) -> object:
-    if name in ("encoders", "models", "torch"):  # folders and files that are named as they are
+    if name in _FOLDERS:
         return import_module(f"featstore.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'featstore' has no attribute {name!r}")
@@ -101,4 +102,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, *_FOLDERS, "__version__"]

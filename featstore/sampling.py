@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from featstore import defaults
+
 POLICIES = ("linspace", "midpoint", "vlmevalkit", "fps")
 
 
@@ -25,8 +27,8 @@ class Sampling:
     [0, 0, 0, 1]
     """
 
-    nframe: int = 128
-    policy: str = "linspace"
+    nframe: int = defaults.NFRAME
+    policy: str = defaults.SAMPLING
     rate: float | None = None
 
     def __post_init__(self) -> None:
@@ -45,7 +47,7 @@ class Sampling:
             object.__setattr__(self, "rate", float(self.rate))
 
     @classmethod
-    def parse(cls, text: str, nframe: int = 128) -> Sampling:
+    def parse(cls, text: str, nframe: int = defaults.NFRAME) -> Sampling:
         """Read `linspace`, `midpoint`, `vlmevalkit` or `fps:R` as the command line writes them."""
         policy, _, rate = text.partition(":")
         try:

@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
+from featstore import defaults
 from featstore.decoding.worker import MODULE, DecodeResult, DecodeSetup, DecodeTask
 from featstore.system.processes import WorkerProcess
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from featstore.sampling import Sampling
     from featstore.system.processes import Slots
 
-DECODE_MEMORY = 4 << 30  # bytes; 128 frames of an hour of 1080p have needed 1.8 GB
 # decord leaks; a worker is replaced after so many videos.
 VIDEOS_A_WORKER = 64
 
@@ -61,8 +61,8 @@ class DecoderPool:
         workers: int,
         timeout: float,
         log: IO[bytes],
-        memory: int = DECODE_MEMORY,
-        decoder: str = "auto",
+        memory: int = defaults.DECODE_MEMORY,
+        decoder: str = defaults.DECODER,
     ) -> None:
         """Start the workers.
 

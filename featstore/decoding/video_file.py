@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from featstore import defaults
 from featstore.decoding.av_packets import NotValidated
 from featstore.decoding.frame_selection import Clip, FrameSelection
 from featstore.errors import VideoError
@@ -52,7 +53,7 @@ def decode(
     pre: Preprocessing,
     out: NDArray[np.uint8],
     *,
-    decoder: str = "auto",
+    decoder: str = defaults.DECODER,
 ) -> Clip:
     """Decode the frames that `sampling` picks into `out`, resized and cropped.
 

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from featstore.decoding.pool import DECODE_MEMORY
+from featstore import defaults
 from featstore.decoding.video_file import DECODERS
-from featstore.store.writer import MIN_FREE_BYTES
-
-DECODE_TIMEOUT = 600.0
-LOCK_WAIT = 10.0  # an ingest that was just killed may still have its writer finishing a commit
 
 
 @dataclass(frozen=True)
@@ -34,16 +30,16 @@ class IngestOptions:
     ValueError: workers is 0; it must be at least 1
     """
 
-    workers: int | None = None
-    decode_timeout: float = DECODE_TIMEOUT
-    decode_memory: int = DECODE_MEMORY
-    decoder: str = "auto"
+    workers: int | None = defaults.DECODE_WORKERS
+    decode_timeout: float = defaults.DECODE_TIMEOUT
+    decode_memory: int = defaults.DECODE_MEMORY
+    decoder: str = defaults.DECODER
     resume: bool = True
     retry_failed: bool = False
     limit: int | None = None
-    min_free: int = MIN_FREE_BYTES
+    min_free: int = defaults.MIN_FREE_BYTES
     max_size: int | None = None
-    lock_wait: float = LOCK_WAIT
+    lock_wait: float = defaults.LOCK_WAIT
     dry_run: bool = False
 
     def __post_init__(self) -> None:

@@ -38,7 +38,9 @@ from featstore.decoding.pool import DecoderPool
 from featstore.decoding.video_file import Video
 from featstore.encoders.registry import EncoderRecipe
 from featstore.pipeline.ingest import ingest
-from featstore.pipeline.scheduler import Settings, Stages
+from featstore.pipeline.options import IngestOptions
+from featstore.pipeline.plan import decode_order
+from featstore.pipeline.scheduler import Scheduler
 from featstore.sampling import Sampling
 from featstore.store.paths import dataset_path, make_folder
 from featstore.system.cpus import default_workers
@@ -79,21 +81,27 @@ class Bench:
             "bench",
             encoder=recipes or self.encoder,
             sampling=self.spec.sampling,
-            workers=self.workers,
-            dry_run=True,
+            options=IngestOptions(workers=self.workers, dry_run=True),
         )
         make_folder(dataset_path(cache_dir, "bench"))
-        limits = {"min_free": 1 << 20, "max_size": None, "lock_wait": 1.0}
+        options = IngestOptions(min_free=1 << 20, lock_wait=1.0)
         begun, ends = time.monotonic(), []
 
         def note(progress: Any) -> None:
             ends.extend([time.monotonic()] * (progress.done - len(ends)))
 
         with Watch() as watch, ExitStack() as stack:
-            settings = Settings(cache_dir, "raw", {"timeout": 600}, limits)
-            Stages(stack, summary, self.encoder, recipes, settings, on_progress=note, pool=pool).go(
-                videos
-            )
+            Scheduler(
+                stack,
+                summary,
+                self.encoder,
+                recipes,
+                cache_dir,
+                codec="raw",
+                options=options,
+                on_progress=note,
+                pool=pool,
+            ).run(decode_order(videos))
         if summary.failures:
             raise click.ClickException(summary.failures[0].reason)
         rate = steady_rate(begun, ends)
@@ -192,7 +200,12 @@ def main(**options: Any) -> None:
         encoder = recipes[0].build()
         sampling = Sampling(options["nframe"])
         spec = ingest(
-            [Video("x", "x")], folder, "x", encoder=encoder, sampling=sampling, dry_run=True
+            [Video("x", "x")],
+            folder,
+            "x",
+            encoder=encoder,
+            sampling=sampling,
+            options=IngestOptions(dry_run=True),
         ).spec
         workers = options["workers"] or default_workers()
         bench = Bench(recipes, encoder, spec, workers, folder)

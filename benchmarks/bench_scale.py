@@ -39,8 +39,8 @@ from probe_scale import DATASET, video_id
 from safetensors.numpy import save_file
 
 from featstore.encoders.toy import ToyEncoder
+from featstore.records.header import Header, SourceFingerprint
 from featstore.records.quantization import QuantError
-from featstore.records.record import Header, SourceFingerprint
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.writer import FeatureWriter

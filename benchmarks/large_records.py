@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from featstore.encoders.toy import ToyEncoder
+from featstore.records.header import Header, SourceFingerprint
 from featstore.records.quantization import QuantError
-from featstore.records.record import Header, SourceFingerprint
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.writer import FeatureWriter

@@ -19,8 +19,9 @@ import safetensors.torch
 import torch
 
 from featstore.encoders.toy import ToyEncoder
-from featstore.records.quantization import QuantError, scale_shape
-from featstore.records.record import MAX_HEADER_BYTES, Header, SourceFingerprint
+from featstore.records.header import Header, SourceFingerprint
+from featstore.records.quantization import QuantError
+from featstore.records.sizes import MAX_HEADER_BYTES, scale_shape
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.reader import FeatureStore

@@ -13,18 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featstore.decoding.frame_selection import Clip
 from featstore.decoding.pool import Decoded, DecoderPool
-from featstore.decoding.video_file import Clip, Video
-from featstore.pipeline.make_record import make_header, payload_bytes, quantize_into, record_room
+from featstore.decoding.video_file import Video
+from featstore.pipeline.make_record import make_header, quantize_into
 from featstore.pipeline.write.writer_client import WriterProcess
+from featstore.pipeline.write.writer_process import WriterSetup
+from featstore.records.header import SourceFingerprint
 from featstore.records.quantization import QuantError
-from featstore.records.record import SourceFingerprint
+from featstore.records.sizes import payload_bytes, record_room
 from featstore.system.processes import Slots
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from featstore.encoders.base import Encoder
+    from featstore.sampling import Sampling
     from featstore.spec import FeatureSpec
 
 SOURCE = SourceFingerprint(0, 0, "0" * 32)
@@ -37,11 +41,9 @@ def decode_alone(videos: list[Video], spec: FeatureSpec, workers: int) -> float:
         log = stack.enter_context(tempfile.TemporaryFile())
         slots = Slots.create(workers + 2, spec.sampling.nframe * frame_bytes(spec))
         stack.callback(slots.close)
-        setup = {
-            "sampling": spec.sampling.to_dict(),
-            "preprocessing": spec.encoder.preprocessing.to_dict(),
-        }
-        pool = DecoderPool(slots, workers=workers, timeout=600, setup=setup, log=log)
+        pool = DecoderPool(
+            slots, spec.sampling, spec.encoder.preprocessing, workers=workers, timeout=600, log=log
+        )
         stack.callback(pool.kill)
         pool.add(videos)
         begun, ends = time.perf_counter(), []
@@ -64,7 +66,7 @@ def encode_alone(encoder: Encoder, spec: FeatureSpec, videos: int) -> float:
     features_shape = tokens, spec.encoder.hidden_dim
     if getattr(getattr(encoder, "device", None), "type", "") == "cuda":
         return _encode_on_gpu(encoder, frames, spec, videos)
-    payload = memoryview(bytearray(payload_bytes(spec, features_shape)))
+    payload = memoryview(bytearray(payload_bytes(spec.quantization, features_shape)))
     begun, ends = time.perf_counter(), []
     for _ in range(videos + 1):
         parts = [encoder.encode(frames[i : i + step]) for i in range(0, len(frames), step)]
@@ -137,16 +139,19 @@ def write_alone(folder: Path, spec: FeatureSpec, records: int) -> float:
         stack.callback(slots.close)
         for number in range(slots.count):
             _fill(slots.slot(number))
-        setup = {
-            "cache_dir": os.fspath(folder),
-            "dataset": "write-alone",
-            "spec": spec.to_dict(),
-            "origin": "bench",
-            "min_free": 1 << 20,
-            "max_size": None,
-            "lock_wait": 1.0,
-        }
-        writer = WriterProcess(slots, prefix_room=room, setup=setup, log=log)
+        setup = WriterSetup(
+            cache_dir=os.fspath(folder),
+            dataset="write-alone",
+            spec=spec,
+            origin="bench",
+            codec="raw",
+            min_free=1 << 20,
+            max_size=None,
+            lock_wait=1.0,
+            slots=slots,
+            payload_start=room,
+        )
+        writer = WriterProcess(setup, log=log)
         stack.callback(writer.close)
         clip = Clip(1000, 25.0, list(range(spec.sampling.nframe)))
         scale = np.ones(shape[1], "<f4").tobytes()
@@ -157,7 +162,7 @@ def write_alone(folder: Path, spec: FeatureSpec, records: int) -> float:
                 header = make_header(
                     spec, "write-alone", video, clip, SOURCE, QuantError(1.0, 0.0, 0.0)
                 )
-                writer.put(free.popleft(), header, scale, "raw")
+                writer.put(free.popleft(), header, scale)
                 put += 1
             wait([writer.connection])
             for commit in writer.collect():
@@ -188,12 +193,11 @@ def write_plainly(folder: Path, spec: FeatureSpec, records: int) -> float:
 class FreeFrames:
     """Stands for a DecoderPool whose frames cost nothing: they lie in the slots from the beginning."""
 
-    def __init__(self, slots: Slots, *, setup: dict[str, Any], **options: Any) -> None:
+    def __init__(self, slots: Slots, sampling: Sampling, *others: Any, **options: Any) -> None:
         """Fill the slots."""
         self._free = deque(range(slots.count))
         self._videos: deque[Video] = deque()
-        nframe = setup["sampling"]["nframe"]
-        self._clip = Clip(nframe, 25.0, list(range(nframe)))
+        self._clip = Clip(sampling.nframe, 25.0, list(range(sampling.nframe)))
         for number in self._free:
             _fill(slots.slot(number))
 

@@ -1,4 +1,4 @@
-"""featstore keeps the vision features of videos, so that a video-language model need not compute them twice.
+"""featstore stores the vision features of videos, so that a video-language model computes them only once.
 
 >>> import featstore
 >>> featstore.__name__
@@ -30,8 +30,10 @@ if TYPE_CHECKING:
         VideoError,
     )
     from featstore.pipeline.ingest import ingest
+    from featstore.pipeline.options import IngestOptions
     from featstore.pipeline.summary import IngestSummary
-    from featstore.records.record import Features, Header
+    from featstore.records.features import Features
+    from featstore.records.header import Header
     from featstore.sampling import Sampling
     from featstore.spec import EncoderIdentity, FeatureSpec
     from featstore.store.reader import Dataset, FeatureStore, get
@@ -50,6 +52,7 @@ __all__ = [
     "FeatureStore",
     "Features",
     "Header",
+    "IngestOptions",
     "IngestSummary",
     "ListingError",
     "MissingExtra",
@@ -69,24 +72,26 @@ __all__ = [
     "open",
 ]
 
-# Where the names live; resolved when first named, so that `import featstore` loads nothing heavy.
+# Modules of the public names, imported at first use, so that `import featstore` loads nothing heavy.
 _HOMES = {
     "Dataset": "featstore.store.reader",
     "EncoderIdentity": "featstore.spec",
     "FeatureSpec": "featstore.spec",
     "FeatureStore": "featstore.store.reader",
-    "Features": "featstore.records.record",
-    "Header": "featstore.records.record",
+    "Features": "featstore.records.features",
+    "Header": "featstore.records.header",
+    "IngestOptions": "featstore.pipeline.options",
     "IngestSummary": "featstore.pipeline.summary",
     "Sampling": "featstore.sampling",
     "get": "featstore.store.reader",
     "ingest": "featstore.pipeline.ingest",
     "open": "featstore.store.reader",
 }
+_FOLDERS = ("encoders", "models", "torch")
 
 
 def __getattr__(name: str) -> object:
-    if name in ("encoders", "models", "torch"):  # folders and files that are named as they are
+    if name in _FOLDERS:
         return import_module(f"featstore.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'featstore' has no attribute {name!r}")
@@ -97,4 +102,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, *_FOLDERS, "__version__"]

@@ -1,7 +1,7 @@
 """The command `featstore`, also as `python -m featstore`.
 
-Before its modules are imported, and once it is over, nothing is at work that an interrupt would have to end: the
-process goes at once, with 130. A KeyboardInterrupt would come out of whatever is being imported, as a traceback.
+While its modules are imported, and after the command, an interrupt ends the process immediately with exit code 130: no
+work needs to be stopped, and a KeyboardInterrupt would be a traceback out of whatever is being imported.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ INTERRUPTED = 130
 
 
 def run() -> None:
-    """Run the command with the words of `sys.argv`, and exit."""
+    """Run the command line in `sys.argv`, and exit."""
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
     from featstore.cli import main
@@ -23,8 +23,8 @@ def run() -> None:
         main()
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            # Where it came in code made of text, as a dataclass is, the interpreter takes it for unhandled, and would
-            # end by the signal.
+            # If the interrupt arrived inside exec, as when a dataclass is made, the interpreter considers it unhandled
+            # and would end by the signal.
             atexit._run_exitfuncs()
             os._exit(INTERRUPTED)
         raise

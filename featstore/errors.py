@@ -26,11 +26,29 @@ import errno
 
 
 class FeatstoreError(Exception):
-    """Base of every error featstore raises on purpose."""
+    """Base of every error featstore raises on purpose.
+
+    Args:
+        args: the message, what was found and what was expected.
+        remedy: what to do about it, by default that of the class; printed after the message.
+    """
+
+    remedy = ""
+
+    def __init__(self, *args: object, remedy: str | None = None) -> None:
+        """Keep the remedy beside the message."""
+        super().__init__(*args)
+        if remedy is not None:
+            self.remedy = remedy
+
+    @property
+    def found(self) -> str:
+        """Return the message without the remedy."""
+        return str(self.args[0]) if self.args else ""
 
     def __str__(self) -> str:
-        """Return the message itself, also where KeyError would quote it."""
-        return str(self.args[0]) if self.args else ""
+        """Return message and remedy, without the quotes of KeyError."""
+        return f"{self.found}; {self.remedy}" if self.remedy else self.found
 
 
 class CheckpointError(FeatstoreError, ValueError):
@@ -80,6 +98,8 @@ class FeatureNotFound(FeatstoreError, KeyError):
 class RecordError(FeatstoreError, ValueError):
     """The bytes of a record are damaged, truncated or of a format from the future."""
 
+    remedy = "ingest the video again"
+
 
 class QuantizeError(FeatstoreError, ValueError):
     """Features that cannot be stored as asked: beyond the numbers of what they are stored as."""
@@ -100,6 +120,13 @@ class VideoError(FeatstoreError):
 
 class MissingExtra(FeatstoreError, ImportError):
     """An optional library is not installed; the message holds the pip command."""
+
+
+def retold(kind: str, message: str) -> FeatstoreError:
+    """Return the error of class `kind` that another process put into words as `message`, remedy included."""
+    error: FeatstoreError = globals()[kind](message)
+    error.remedy = ""
+    return error
 
 
 def gib(size: float) -> str:

@@ -7,7 +7,7 @@ a channel, which the encoder applies on its own device.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,27 +33,16 @@ class Preprocessing:
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
+    def __post_init__(self) -> None:
+        """Make 1 and 1.0 one value, so that they have one digest."""
+        object.__setattr__(self, "rescale", float(self.rescale))
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+
     @property
     def frame_shape(self) -> tuple[int, int, int]:
         """Return `(height, width, 3)` of a frame after resizing and cropping."""
         return self.crop_height, self.crop_width, 3
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a feature set's row; 1 and 1.0 are one value and must have one digest."""
-        return {
-            "shortest_edge": int(self.shortest_edge),
-            "crop_height": int(self.crop_height),
-            "crop_width": int(self.crop_width),
-            "resample": int(self.resample),
-            "rescale": float(self.rescale),
-            "mean": [float(value) for value in self.mean],
-            "std": [float(value) for value in self.std],
-        }
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Preprocessing:
-        """Rebuild from `to_dict`."""
-        return cls(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
 
 
 def resize_and_crop(frame: NDArray[np.uint8], pre: Preprocessing) -> NDArray[np.uint8]:

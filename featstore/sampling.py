@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+
+from featstore import defaults
 
 POLICIES = ("linspace", "midpoint", "vlmevalkit", "fps")
 
@@ -26,8 +27,8 @@ class Sampling:
     [0, 0, 0, 1]
     """
 
-    nframe: int = 128
-    policy: str = "linspace"
+    nframe: int = defaults.NFRAME
+    policy: str = defaults.SAMPLING
     rate: float | None = None
 
     def __post_init__(self) -> None:
@@ -46,7 +47,7 @@ class Sampling:
             object.__setattr__(self, "rate", float(self.rate))
 
     @classmethod
-    def parse(cls, text: str, nframe: int = 128) -> Sampling:
+    def parse(cls, text: str, nframe: int = defaults.NFRAME) -> Sampling:
         """Read `linspace`, `midpoint`, `vlmevalkit` or `fps:R` as the command line writes them."""
         policy, _, rate = text.partition(":")
         try:
@@ -98,10 +99,6 @@ class Sampling:
     def __str__(self) -> str:
         """Return count and rule, for people."""
         return f"{self.nframe} frames, {self.rule}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a feature set's row."""
-        return {"nframe": self.nframe, "policy": self.policy, "rate": self.rate}
 
 
 def _linspace(n: int, k: int) -> list[int]:

@@ -8,17 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, get_type_hints
+from typing import Any
 
 from featstore.errors import StoreMismatch, plain_line
+from featstore.fields import build, to_plain
 from featstore.preprocessing import Preprocessing
-from featstore.records.quantization import STORED_DTYPES
 from featstore.sampling import Sampling
 
-GRANULARITIES = ("channel", "token", "tensor", "none")
-DTYPES = ("fp16", "bf16", "fp32")
+DTYPES = ("fp16", "bf16", "fp32")  # what encoders compute in
+# How values can be stored, and numpy's name for it; bf16, which numpy lacks, as its raw bits.
+STORED_DTYPES = {"int8": "<i1", "bf16": "<u2", "fp16": "<f2", "fp32": "<f4"}
+GRANULARITIES = ("channel", "token", "tensor", "none")  # how many scales: `none` for floats
+STORAGES = tuple(
+    (values, granularity)
+    for values in STORED_DTYPES
+    for granularity in GRANULARITIES
+    if (values == "int8") == (granularity != "none")
+)
 
 
 @dataclass(frozen=True)
@@ -53,24 +61,6 @@ class EncoderIdentity:
         """Return `MD5(f"{vision_tower}:layer{select_layer}")[:8]`: a name for people, not an identity."""
         return _md5(f"{self.vision_tower}:layer{self.select_layer}")[:8]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a feature set's row."""
-        row = {field.name: getattr(self, field.name) for field in fields(self)}
-        row["preprocessing"] = self.preprocessing.to_dict()
-        return row
-
-    @classmethod
-    def from_dict(cls, row: dict[str, Any]) -> EncoderIdentity:
-        """Rebuild from `to_dict`; TypeError or ValueError where a value is of another kind."""
-        encoder = cls(**{**row, "preprocessing": Preprocessing.from_dict(row["preprocessing"])})
-        for name, kind in _KINDS.items():
-            if type(getattr(encoder, name)) is not kind:
-                raise TypeError(f"{name} = {row[name]!r:.80} is no {kind.__name__}")
-        return encoder
-
-
-_KINDS: dict[str, type] = get_type_hints(EncoderIdentity)
-
 
 @dataclass(frozen=True)
 class FeatureSpec:
@@ -79,7 +69,7 @@ class FeatureSpec:
     encoder: the encoder's identity.
     sampling: which frames it saw.
     decoder: who turned the file into frames; decoders proved byte-identical share one identity.
-    quantization: how values are stored, one of featstore.records.quantization.STORED_DTYPES.
+    quantization: how values are stored, one of STORED_DTYPES.
     scale: granularity of the int8 scale, one of GRANULARITIES; `none` for floats.
     """
 
@@ -95,9 +85,7 @@ class FeatureSpec:
             raise ValueError(
                 f"quantization is {self.quantization!r}; use one of {', '.join(STORED_DTYPES)}"
             )
-        if self.scale not in GRANULARITIES or (self.scale == "none") == (
-            self.quantization == "int8"
-        ):
+        if (self.quantization, self.scale) not in STORAGES:
             raise ValueError(
                 f"scale is {self.scale!r} with quantization {self.quantization!r}; int8 takes channel, token or "
                 "tensor, floats take none"
@@ -145,35 +133,20 @@ class FeatureSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a feature set's row."""
-        return {
-            "encoder": self.encoder.to_dict(),
-            "sampling": self.sampling.to_dict(),
-            "decoder": self.decoder,
-            "quantization": self.quantization,
-            "scale": self.scale,
-        }
+        row: dict[str, Any] = to_plain(self)
+        return row
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> FeatureSpec:
-        """Rebuild from `to_dict`; raise StoreMismatch where the row is not one of this version's."""
+        """Rebuild from `to_dict`; raise StoreMismatch if the row is not one of this version's."""
         try:
-            spec = cls(
-                encoder=EncoderIdentity.from_dict(row["encoder"]),
-                sampling=Sampling(**row["sampling"]),
-                decoder=row["decoder"],
-                quantization=row["quantization"],
-                scale=row["scale"],
-            )
-            if spec.to_dict() != row or type(spec.sampling.nframe) is not int:
-                raise ValueError("values that none is written with")
-            if type(spec.decoder) is not str:
-                raise TypeError(f"decoder = {spec.decoder!r:.80}")
-        except (KeyError, TypeError, ValueError, OverflowError) as exc:
+            return build(cls, row)
+        except ValueError as exc:
             raise StoreMismatch(
-                f"a feature set's row cannot be read ({exc!r:.200}); it was written by another version of featstore "
-                "or is damaged: run featstore check"
+                f"a feature set's row cannot be read ({exc!s:.200}); it was written by another version of featstore "
+                "or is damaged",
+                remedy="run featstore check",
             ) from exc
-        return spec
 
 
 def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the docs show is true: examples run, commands and options exist."""
+"""What the docs show is true: examples run; commands, options, files and modules exist."""
 
 import doctest
 import importlib
@@ -52,6 +52,21 @@ def test_every_command_on_the_page_exists_with_its_options(page):
 def test_every_link_to_a_file_leads_somewhere(page):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def test_the_tree_in_the_readme_is_that_of_the_package():
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^  ([a-z_]+(?:/|\.py)) ", text, re.MULTILINE)
+    there = [path for path in (REPOSITORY / "featstore").iterdir() if path.name[:2] != "__"]
+    names = [f"{path.name}/" if path.is_dir() else path.name for path in there]
+    assert sorted(listed) == sorted(name for name in names if name != "py.typed")
+
+
+def test_every_module_named_on_a_page_exists():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"`(featstore/[\w/]+\.py)`", text):
+            assert (REPOSITORY / name).is_file(), name
 
 
 def test_every_name_of_ours_in_the_readme_is_reached_from_featstore():

@@ -43,15 +43,24 @@ def test_the_tree_in_the_docstring_is_the_real_one():
 @pytest.mark.parametrize("error", ERRORS)
 def test_an_error_reads_as_its_message(error):
     """KeyError would quote it, OSError would show a number or nothing."""
-    message = "video 'a' is not stored; list what is"
-    assert str(error(message)) == message
+    message = "video 'a' is not stored"
+    assert error(message).found == message
+    assert str(error(message)) == (f"{message}; {error.remedy}" if error.remedy else message)
 
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_an_error_survives_the_way_between_processes(error):
     there = pickle.loads(pickle.dumps(error("it failed")))
     assert type(there) is error
-    assert str(there) == "it failed"
+    assert (there.found, there.remedy) == ("it failed", error.remedy)
+
+
+def test_a_remedy_is_printed_once_also_after_the_way_between_processes():
+    error = errors.RecordError("it is damaged", remedy="fetch it again")
+    there = pickle.loads(pickle.dumps(error))
+    told = errors.retold("RecordError", str(error))
+    assert str(error) == str(there) == str(told) == "it is damaged; fetch it again"
+    assert str(errors.RecordError("it is damaged")) == "it is damaged; ingest the video again"
 
 
 def test_a_system_error_keeps_the_number_a_caller_may_look_for():

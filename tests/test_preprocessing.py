@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from featstore.fields import build, to_plain
 from featstore.preprocessing import Preprocessing, normalization_table, resize_and_crop
 
 SQUARE = Preprocessing(24, 24, 24)
@@ -70,4 +71,4 @@ def test_the_table_scales_then_subtracts_the_mean_and_divides_by_the_deviation()
 
 def test_parameters_come_back_from_their_row():
     pre = Preprocessing(336, 336, 224, resample=2, mean=(0.5, 0.4, 0.3))
-    assert Preprocessing.from_dict(pre.to_dict()) == pre
+    assert build(Preprocessing, to_plain(pre)) == pre

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import samplings
 
+from featstore.fields import build, to_plain
 from featstore.sampling import Sampling
 
 
@@ -86,7 +87,7 @@ def test_indices_ascend_within_the_clip_and_are_at_most_nframe(sampling, n, fps)
 @given(samplings())
 def test_a_rule_parses_back_to_its_sampling(sampling):
     assert Sampling.parse(sampling.rule, sampling.nframe) == sampling
-    assert Sampling(**sampling.to_dict()) == sampling
+    assert build(Sampling, to_plain(sampling)) == sampling
 
 
 def test_a_rule_is_short_where_it_can_be():

@@ -19,9 +19,10 @@ import xxhash
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's featstore
 
-from featstore.decoding.av_packets import Uncertain
-from featstore.decoding.frame_selection import Picking
+from featstore.decoding.av_packets import NotValidated
+from featstore.decoding.frame_selection import FrameSelection
 from featstore.errors import VideoError
+from featstore.fields import to_plain
 from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
 
@@ -38,7 +39,7 @@ SOUND = "PyAV alone, decord gives up on a damaged frame"
 DIFFERENT = "DIFFERENT"
 
 
-class WholeFrames(Picking):
+class WholeFrames(FrameSelection):
     """Keeps a digest of each frame, neither resized nor cropped."""
 
     def __init__(self, path: str, sampling: Sampling) -> None:
@@ -63,7 +64,7 @@ def read(decoder: str, path: str, sampling: Sampling) -> dict[str, Any]:
             else partial(decord_decoder.read, path)
         )
         clip = reader(frames)
-    except Uncertain as exc:
+    except NotValidated as exc:
         return {"uncertain": str(exc)}
     except VideoError as exc:
         return {"error": str(exc)}
@@ -90,7 +91,7 @@ class Reader:
             )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        request = {"path": str(path), "samplings": [s.to_dict() for s in samplings]}
+        request = {"path": str(path), "samplings": [to_plain(s) for s in samplings]}
         print(json.dumps(request), file=self._process.stdin, flush=True)
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)

@@ -6,31 +6,31 @@ usage() {
     cat <<'END'
 Usage: eval_longva_video_128f_parallel_cached.sh [OPTIONS] [-- RUN_PY_ARGUMENTS...]
 
-Stores the features of all videos on all GPUs, then has VLMEvalKit ask every model about every benchmark, one run a GPU
-at a time. Run it again to go on where it stopped: stored videos, answered questions and finished runs are left alone. A
-run is finished where every question has an answer; one whose video cannot be read is named in the log and asked again.
+Stores the features of all videos on all GPUs, then lets VLMEvalKit ask every model about every benchmark, one run per
+GPU at a time. Run it again to continue where it stopped: stored videos, answered questions and finished runs are skipped.
+A run is finished if every question has an answer; a video that cannot be read is named in the log, and asked again.
 
-  --cache-dir DIR          the store                [default: $FEATSTORE_CACHE_DIR, else vision_cache]
-  --work-dir DIR           VLMEvalKit's outputs; logs and marks of finished runs lie in its folder runs
+  --cache-dir DIR          cache directory          [default: $FEATSTORE_CACHE_DIR, else vision_cache]
+  --work-dir DIR           VLMEvalKit's outputs; its folder runs contains logs and marks of finished runs
                                                     [default: outputs]
   --run-py FILE            VLMEvalKit's run.py      [default: as featstore vlmeval finds it]
   --models "NAME..."       [default: LongVA-7B-Cached LongVA-Temporal-v1-Cached LongVA-Temporal-v2-Cached]; without
-                           -Cached the same model encodes for each question, to compare with
+                           -Cached the same model encodes for each question, for comparison
   --data "NAME..."         [default: the seven benchmarks]
-  --checkpoint NAME=PATH   where a model's checkpoint is; repeatable
-  --vision-tower DIR       the CLIP folder that the checkpoints name, where it cannot be found by that name
-  --quantize VALUES        these four as featstore ingest takes them; the models get the same
+  --checkpoint NAME=PATH   checkpoint of a model; repeatable
+  --vision-tower DIR       folder of the CLIP model that the checkpoints name, if it cannot be found by that name
+  --quantize VALUES        these four as for featstore ingest; the models get the same values
   --scale SCALE
   --dtype DTYPE
   --sampling RULE
-  --ingest-option WORD     a further word for featstore ingest, as --retry-failed; repeatable
-  --option NAME=VALUE      an option of the models, as max_new_tokens=64; repeatable
-  --gpus "N..."            [default: $CUDA_VISIBLE_DEVICES, else all; without any, one run at a time on the CPU]
-  --torchrun               share each run's questions out over all GPUs, one run at a time
-  --mode MODE              all, infer or eval, as run.py takes it; scoring may need a judge's key  [default: all]
+  --ingest-option WORD     a further word for featstore ingest, such as --retry-failed; repeatable
+  --option NAME=VALUE      an option of the models, such as max_new_tokens=64; repeatable
+  --gpus "N..."            [default: $CUDA_VISIBLE_DEVICES, else all; without GPUs, one run at a time on the CPU]
+  --torchrun               divide each run's questions among all GPUs, one run at a time
+  --mode MODE              all, infer or eval, as for run.py; scoring may need a judge's key  [default: all]
   --no-keep-going          end a run's dataset at the first video that cannot be read
-  --no-ingest              do not store features first; a run then encodes what it misses
-  --help                   show this and exit
+  --no-ingest              do not store features first; a run then encodes missing features
+  --help                   show this message and exit
 
 Exit codes: 0 all runs are finished, 1 some are not, 2 wrong usage.
 END
@@ -47,7 +47,7 @@ mode=all
 ingest=true
 torchrun=false
 gpus=()
-# The longest first, so that no GPU has one of them left at the end.
+# The longest first, so that none of them is left at the end for a single GPU.
 benchmarks=(
     TempCompass_128frame Video-MME_128frame MLVU_128frame MMBench_Video_128frame_nopack
     Video_Holmes_128frame LongVideoBench_128frame VideoMMMU_128frame
@@ -62,7 +62,7 @@ ingest_options=()
 vlmeval_options=()
 keep_going=(--keep-going)
 
-# both NAME VALUE OPTION: an option of ingest that the models take too, as OPTION.
+# both NAME VALUE OPTION: an option of ingest that the models also take, as OPTION.
 both() {
     ingest_options+=("--$1" "$2")
     vlmeval_options+=(--option "$3=$2")
@@ -76,7 +76,7 @@ while (($#)); do
         --torchrun) torchrun=true && shift && continue ;;
         --) shift && break ;;
         --*) (($# > 1)) || fail "$1 needs a value" ;;
-        *) fail "$1 is no option" ;;
+        *) fail "$1 is not an option" ;;
     esac
     case $1 in
         --cache-dir) cache_dir=$2 ;;
@@ -94,7 +94,7 @@ while (($#)); do
         --dtype) [[ $2 == auto ]] || both dtype "$2" dtype ;;
         --ingest-option) ingest_options+=("$2") ;;
         --option) vlmeval_options+=(--option "$2") ;;
-        *) fail "$1 is no option" ;;
+        *) fail "$1 is not an option" ;;
     esac
     shift 2
 done
@@ -115,7 +115,7 @@ runs=$work_dir/runs
 mkdir -p "$runs"
 claims=$(mktemp -d)
 trap 'rm -rf "$claims"' EXIT
-# Each worker is a process group of its own: stopping this stops what they run.
+# Each worker is its own process group: stopping this script also stops what they run.
 set -m
 stop() {
     local worker
@@ -127,9 +127,9 @@ stop() {
 trap stop INT TERM
 
 if $ingest; then
-    devices=() # as a process counts those that it sees
+    devices=() # numbered as a process sees them
     ((${#gpus[@]} < 2)) || devices=(--device "$(seq -s, -f cuda:%g 0 $((${#gpus[@]} - 1)))")
-    # Models that see alike share features: after the first the others find everything stored.
+    # Models with equal vision weights share features: after the first, the others find everything stored.
     for model in "${models[@]}"; do
         [[ $model == *-Cached ]] || continue
         echo "== ingest for $model"
@@ -138,13 +138,13 @@ if $ingest; then
             --model-path "${checkpoints[${model%-Cached}]}" --cache-dir "$cache_dir" "${devices[@]}" \
             "${ingest_options[@]}" &
         wait $! || status=$?
-        ((status == 0 || status == 3)) || exit 1 # 3: some videos failed, and are asked about all the same
+        ((status == 0 || status == 3)) || exit 1 # 3: some videos failed; their questions are asked anyway
     done
 fi
 
-# run_one MODEL BENCHMARK GPUS ARGUMENTS...: one run on the GPUs, a comma between them, with a log of its own.
+# run_one MODEL BENCHMARK GPUS ARGUMENTS...: one run on the GPUs, separated by commas, with its own log.
 run_one() {
-    local name=$1.$2 launcher=(python) status=0 begun=$SECONDS
+    local name=$1.$2 launcher=(python) status=0 started=$SECONDS
     if [[ $3 == *,* ]]; then
         launcher=(torchrun --standalone --nproc-per-node "$(awk -F, '{print NF}' <<<"$3")")
     fi
@@ -152,7 +152,7 @@ run_one() {
     CUDA_VISIBLE_DEVICES=$3 "${launcher[@]}" -m featstore vlmeval --cache-dir "$cache_dir" "${keep_going[@]}" \
         "${vlmeval_options[@]}" -- --model "$1" --data "$2" --mode "$mode" --work-dir "$work_dir" --reuse "${@:4}" \
         >>"$runs/$name.log" 2>&1 || status=$?
-    ((status != 0)) || echo "$(((SECONDS - begun) / 60))" >"$runs/$name.$mode.done"
+    ((status != 0)) || echo "$(((SECONDS - started) / 60))" >"$runs/$name.$mode.done"
 }
 
 # work GPUS ARGUMENTS...: take one run after another until none is left.
@@ -175,9 +175,9 @@ for gpu in "${gpus[@]}"; do
 done
 wait
 
-# complaint LOG: what featstore said at the end of the last run in it.
+# complaint LOG: featstore's message at the end of the last run in it.
 complaint() {
-    awk '/^== / {said = ""} /^featstore: / {on = 1} on {said = said $0 "\n"} /^mend what is named/ {on = 0}
+    awk '/^== / {said = ""} /^featstore: / {on = 1} on {said = said $0 "\n"} /^repair what is named/ {on = 0}
         END {printf "%s", said}' "$1"
 }
 

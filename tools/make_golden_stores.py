@@ -20,8 +20,9 @@ import click
 import numpy as np
 
 from featstore.encoders.toy import ToyEncoder
+from featstore.records.header import Header, SourceFingerprint
 from featstore.records.quantization import QuantError, quantize
-from featstore.records.record import FORMAT, Header, SourceFingerprint
+from featstore.records.record import FORMAT
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.catalog import STORE_FORMAT, Failure
@@ -96,8 +97,8 @@ def _describe_video(dataset: Dataset, video: str, spec: FeatureSpec) -> dict[str
     header |= {
         "frame_indices": features.header.frames,
         "shape": list(features.header.shape),
-        "source": features.header.source.to_list(),
-        "error": features.header.error.to_dict(),
+        "source": list(vars(features.header.source).values()),
+        "error": vars(features.header.error),
     }
     return {
         "header": header,

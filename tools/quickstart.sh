@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Set featstore up and run its main job: sample clips and a tiny checkpoint in, stored features out.
-# Takes a machine with Python 3.10 or newer; works in .venv and quickstart/, both in this folder.
+# Needs Python 3.10 or newer; writes only to .venv and quickstart/ in this repository.
 #   PYTHON=python3.12 tools/quickstart.sh     with another Python
-#   TORCH=torch tools/quickstart.sh           with another build of torch than the one pinned here
+#   TORCH=torch tools/quickstart.sh           with another build of torch than the pinned one
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,7 +22,7 @@ run featstore shape --model-path $work/longva-tiny --nframe 16
 ingest=(featstore ingest --videos $work/clips --dataset demo --model-path $work/longva-tiny
     --cache-dir $work/vision_cache --nframe 16 --min-free 100MB)
 run "${ingest[@]}"
-run "${ingest[@]}" # everything is stored already: nothing is decoded
+run "${ingest[@]}" # everything is already stored: nothing is decoded
 run featstore get --cache-dir $work/vision_cache --dataset demo bouncing_ball --out $work/bouncing_ball.safetensors
 run featstore ls --cache-dir $work/vision_cache --dataset demo
 run featstore check --cache-dir $work/vision_cache

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv with featstore and the extra named by $1 (tools or test) in it, unless it is up to date.
+# Create .venv with featstore and the extra $1 (tools or test), unless it is up to date.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,7 +18,7 @@ if sys.version_info < (3, 10):
 PY
 echo "setting up .venv, which takes a minute or two" >&2
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-# torch first and pinned: left to the requirements, pip takes the newest build with gigabytes of CUDA libraries.
+# torch first and pinned: otherwise pip installs the newest build with gigabytes of CUDA libraries.
 .venv/bin/python -c "import torch" 2>/dev/null || .venv/bin/pip install --quiet "${TORCH:-torch==2.13.0}"
 .venv/bin/pip install --quiet --editable ".[$extra]"
 printf '%s' "$wanted" >"$stamp"

@@ -12,24 +12,35 @@ from typing import Any
 import click
 
 from featstore import __version__
+
+# The submodules, not the commands in them: both have the same names.
+from featstore.cli import (
+    check,
+    compact,
+    compare,
+    get,
+    info,
+    ingest,
+    ls,
+    merge,
+    rm,
+    seal,
+    shape,
+    vlmeval,
+)
 from featstore.cli._interrupts import INTERRUPTED, raise_interrupts
 from featstore.cli._streams import say, standard_streams
-from featstore.cli.compare import compare
-from featstore.cli.ingest import ingest
-from featstore.cli.maintain import check, compact, merge, rm, seal
-from featstore.cli.show import get_features, info, list_store, shape
-from featstore.cli.vlmeval import vlmeval
 from featstore.errors import FeatstoreError, plain
 
 
 class _Group(click.Group):
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run the program, whatever its streams are."""
+        """Run the program, even if its streams are closed or cannot be written to."""
         with standard_streams():
             return super().main(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; a FeatstoreError becomes one message and exit code 1."""
+        """Run a command; a FeatstoreError is printed as one message, with exit code 1."""
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         try:
@@ -43,24 +54,26 @@ class _Group(click.Group):
             ctx.exit(INTERRUPTED)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.version_option(__version__, prog_name="featstore")
 def main() -> None:
     """Compute the vision features of videos once, store them, serve them at memory speed."""
 
 
 for command in (
-    ingest,
-    get_features,
-    list_store,
-    info,
-    check,
-    compare,
-    rm,
-    compact,
-    seal,
-    merge,
-    shape,
-    vlmeval,
+    ingest.ingest,
+    get.get,
+    ls.ls,
+    info.info,
+    check.check,
+    compare.compare,
+    rm.rm,
+    compact.compact,
+    seal.seal,
+    merge.merge,
+    shape.shape,
+    vlmeval.vlmeval,
 ):
     main.add_command(command)

@@ -1,6 +1,6 @@
-"""Interrupts of a command: raised in it, or told to its work, which stops when it can.
+"""Interrupts of a command: raised in it, or passed to its work as an event, which then stops when it can.
 
-A signal that was ignored when the program began, as under nohup or in the background of a script, stays ignored.
+A signal that was ignored when the program started, as under nohup or in the background of a script, stays ignored.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ INTERRUPTED = 130
 
 @contextlib.contextmanager
 def raise_interrupts() -> Iterator[None]:
-    """Have SIGINT raise KeyboardInterrupt in the block, whatever it does outside."""
+    """Let SIGINT raise KeyboardInterrupt inside the block, whatever it does outside."""
     with _handled(signal.default_int_handler, signal.SIGINT):
         yield
 
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """Give an event that the first SIGINT, SIGTERM or SIGHUP sets; a second one ends the program at once.
+    """Yield an event that the first SIGINT, SIGTERM or SIGHUP sets; a second one ends the program immediately.
 
-    At once is as after a kill: what was committed stays, decoders and encoders die with this process, and the writer
-    commits what it was given. Nothing is unwound, for that would wait for the batch that is being encoded.
+    Ending immediately is like being killed: committed records stay, decoders and encoders die with this process, and
+    the writer commits what it has received. Nothing is unwound, because that would wait for the current batch.
     """
     stop = threading.Event()
 
@@ -42,8 +42,8 @@ def stop_on_signals() -> Iterator[threading.Event]:
             show_cursor()
             os._exit(INTERRUPTED)
         stop.set()
-        with contextlib.suppress(RuntimeError):  # it came while a line was being printed
-            say("stopping: what is encoded is being stored; once more to end at once")
+        with contextlib.suppress(RuntimeError):  # it arrived while a line was being printed
+            say("stopping: encoded videos are being stored; interrupt again to end immediately")
 
     with _handled(on_signal, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         yield stop

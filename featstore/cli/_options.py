@@ -1,17 +1,20 @@
-"""Options that several commands share."""
+"""Options that several commands share, and how their values are read."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from featstore import defaults
 from featstore.errors import FeatstoreError, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+SOME_FAILED = 3  # exit code: the command is done, and some videos failed
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", 1)}
@@ -19,7 +22,7 @@ _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", 1)}
 
 @contextlib.contextmanager
 def usage_errors() -> Iterator[None]:
-    """Turn what an encoder says of its options, a ValueError of nobody's, into wrong usage."""
+    """Turn a plain ValueError, which an encoder raises for its options, into a usage error."""
     try:
         yield
     except FeatstoreError:
@@ -29,18 +32,50 @@ def usage_errors() -> Iterator[None]:
 
 
 def size(text: str) -> int:
-    """Return the bytes that `500MB`, `2GiB` or a plain number stand for."""
+    """Return the bytes that `500MB`, `2GiB` or a plain number mean."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?", text.strip().lower())
     if match is None or match[2] not in _UNITS:
-        raise click.BadParameter(f"{text!r} is no size; write 500MB, 2GiB or a number of bytes")
+        raise click.BadParameter(f"{text!r} is not a size; write 500MB, 2GiB or a number of bytes")
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def in_gib(size: int) -> str:
+    """Return a default size as the user would write it: `4GiB`."""
+    return f"{size / 2**30:g}GiB"
+
+
 def not_empty(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """Refuse an empty path, as of a variable that is not set: it would stand for the current folder."""
+    """Refuse an empty path, as an unset variable gives: it would mean the current folder."""
     if value == "":
         raise click.BadParameter("it is empty; name a folder")
     return value
+
+
+def digest_prefix(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Refuse an empty digest, as an unset variable gives: it would match every feature set."""
+    if value == "":
+        raise click.BadParameter(
+            "it is empty; give the first 4 or more digits of a feature set's digest"
+        )
+    return value
+
+
+class VariadicOption(click.Option):
+    """An option that takes every word up to the next option, as in `--datasets A B C`; it may also be repeated."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Register with click's parser, which by itself gives an option a fixed number of words."""
+        super().add_to_parser(parser, ctx)
+        for name in self.opts:
+            registered = parser._long_opt[name]
+            take = registered.process
+
+            def take_all(value: Any, state: Any, take: Any = take) -> None:
+                take(value, state)
+                while state.rargs and not state.rargs[0].startswith("-"):
+                    take(state.rargs.pop(0), state)
+
+            registered.process = take_all
 
 
 cache_dir_option = click.option(
@@ -48,8 +83,10 @@ cache_dir_option = click.option(
     required=True,
     callback=not_empty,
     type=click.Path(file_okay=False),
-    help="The folder that holds the store, one folder in it a dataset.",
+    help="The cache directory; each folder in it is a dataset.",
 )
+dataset_option = click.option("--dataset", required=True, help="Name of the dataset.")
+one_dataset_option = click.option("--dataset", help="Only this dataset.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 model_option = click.option(
     "--model-path",
@@ -59,28 +96,39 @@ model_option = click.option(
 tower_option = click.option(
     "--vision-tower",
     type=click.Path(exists=True, file_okay=False),
-    help="The CLIP folder that the checkpoint names, where it cannot be found by that name.",
+    help="Folder of the CLIP model that the checkpoint names, if it cannot be found by that name.",
 )
 nframe_option = click.option(
     "--nframe",
     type=click.IntRange(1, 65536),
-    default=128,
-    show_default=True,
-    help="Frames a video; with fps sampling the most that are taken.",
+    default=defaults.NFRAME,
+    help="Number of frames per video; with --sampling fps:R, the maximum number.",
 )
-
-
-def digits(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """Refuse first digits that are none, as of a variable that is not set: they would stand for everything."""
-    if value == "":
-        raise click.BadParameter(
-            "it is empty; give 4 or more first digits of a feature set's digest"
-        )
-    return value
-
-
+which_nframe_option = click.option(
+    "--nframe",
+    type=int,
+    help="Number of frames per video, to choose between feature sets that differ in it.",
+)
 spec_option = click.option(
     "--spec",
-    callback=digits,
-    help="First digits (4 or more) of a feature set's digest, where a dataset has several.",
+    callback=digest_prefix,
+    help="The first 4 or more digits of a feature set's digest, if the dataset has several feature sets.",
+)
+device_option = click.option(
+    "--device", default=defaults.DEVICE, help="Device to compute on: auto, cpu, cuda or cuda:N."
+)
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["auto", "fp16", "bf16", "fp32"]),
+    default=defaults.DTYPE,
+    help="Data type to compute in; auto is fp16 on CUDA and fp32 on a CPU.",
+)
+min_free_option = click.option(
+    "--min-free",
+    type=size,
+    default=in_gib(defaults.MIN_FREE_BYTES),
+    help="Bytes to leave free on the disk.",
+)
+max_size_option = click.option(
+    "--max-size", type=size, help="Maximum size of the cache directory in bytes."
 )

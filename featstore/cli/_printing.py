@@ -19,7 +19,7 @@ def clock(seconds: float) -> str:
 
 
 def date(seconds: float) -> str:
-    """Return a time for people, in local time; the number itself where no calendar has it."""
+    """Return a time for people, in local time; the number itself if it is outside the calendar."""
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
     except (OverflowError, ValueError, OSError):
@@ -39,7 +39,7 @@ def print_facts(facts: dict[str, Any], indent: str = "") -> None:
 
 
 def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Print rows under the names of their columns, numbers to the right; or as JSON."""
+    """Print rows as a table with column names, numbers aligned right; or as JSON."""
     if as_json:
         print_json(rows)
         return

@@ -1,4 +1,4 @@
-"""An ingest's progress on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress on stderr: a bar on a terminal, otherwise a plain line from time to time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LINE_SECONDS = 10.0
 
 @contextmanager
 def show_progress() -> Iterator[Callable[[Progress], None]]:
-    """Give a function to call with each Progress; what it shows is gone, or ended, with the block."""
+    """Yield a function to call with each Progress; the bar disappears at the end of the block."""
     if not sys.stderr.isatty():
         yield _Lines()
         return
@@ -38,7 +38,7 @@ def show_progress() -> Iterator[Callable[[Progress], None]]:
         done = progress.done + progress.failed
         bars.update(task, completed=done, total=progress.total, description=_line(progress))
 
-    with suppress(OSError):  # the terminal may be gone, at the end above all
+    with suppress(OSError):  # the terminal may be gone, especially at the end
         bars.start()
     try:
         yield show
@@ -48,14 +48,14 @@ def show_progress() -> Iterator[Callable[[Progress], None]]:
 
 
 def show_cursor() -> None:
-    """Show the terminal's cursor again, which a bar hides, where its block is not left."""
+    """Show the terminal's cursor, which a bar hides, when the program ends inside its block."""
     with suppress(OSError):
         if os.isatty(2):
             os.write(2, b"\x1b[?25h")
 
 
 class _Lines:
-    """A line at most every ten seconds, and the last one."""
+    """Prints a line at most every ten seconds, and the last one."""
 
     def __init__(self) -> None:
         self._last = 0.0

@@ -1,4 +1,4 @@
-"""What an ingest is asked to read: folders and files, a manifest, or benchmarks of VLMEvalKit."""
+"""The videos that `featstore ingest` is asked for: folders and files, a manifest, or benchmarks of VLMEvalKit."""
 
 from __future__ import annotations
 
@@ -11,31 +11,21 @@ import click
 from click.core import ParameterSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from featstore.decoding.video_file import Video
     from featstore.sampling import Sampling
 
 
 @dataclass(frozen=True)
 class Source:
-    """Videos for one dataset, and which of their frames."""
+    """The videos of one dataset, and which of their frames to take."""
 
     dataset: str
     videos: list[Video]
     sampling: Sampling
 
 
-class SeveralDatasets(click.Command):
-    """A command whose --datasets takes every word up to the next option, as a shell's user writes a list."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Repeat --datasets before each of its words: an option of click takes a fixed number of them."""
-        return super().parse_args(ctx, list(_repeated("--datasets", args)))
-
-
 def choose_sources(options: dict[str, Any]) -> list[Source]:
-    """Return what the options of `featstore ingest` name, listed before any of it is read."""
+    """Return what the options of `featstore ingest` name; everything is listed before any video is read."""
     ways = [name for name in ("videos", "manifest", "datasets") if options[name]]
     if len(ways) != 1:
         raise click.UsageError("name the videos with --videos, with --manifest or with --datasets")
@@ -47,7 +37,7 @@ def choose_sources(options: dict[str, Any]) -> list[Source]:
         return [_benchmark(name, options) for name in dict.fromkeys(options["datasets"])]
     if not options["dataset"]:
         raise click.UsageError("name the dataset to fill with --dataset")
-    from featstore.pipeline.plan import list_videos, read_listing
+    from featstore.pipeline.listing import list_videos, read_listing
 
     sampling = _sampling(options["rule"], options["nframe"])
     manifest = options["manifest"]
@@ -58,9 +48,8 @@ def choose_sources(options: dict[str, Any]) -> list[Source]:
 def _benchmark(config: str, options: dict[str, Any]) -> Source:
     from featstore.integrations.vlmevalkit.datasets import list_videos
 
-    with contextlib.redirect_stdout(
-        sys.stderr
-    ):  # VLMEvalKit reports on stdout, which is for results
+    # VLMEvalKit reports on stdout, which is for results.
+    with contextlib.redirect_stdout(sys.stderr):
         found = list_videos(config)
     given = click.get_current_context().get_parameter_source("nframe")
     if given != ParameterSource.DEFAULT and options["nframe"] != found.nframe:
@@ -77,15 +66,3 @@ def _sampling(rule: str, nframe: int) -> Sampling:
         return Sampling.parse(rule, nframe)
     except ValueError as exc:
         raise click.BadParameter(str(exc), param_hint="--sampling") from exc
-
-
-def _repeated(option: str, args: list[str]) -> Iterator[str]:
-    listing = False
-    for place, word in enumerate(args):
-        if word.startswith("-"):
-            listing = word == option
-            yield word
-        elif listing and args[place - 1] != option:
-            yield from (option, word)
-        else:
-            yield word

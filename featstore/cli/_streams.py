@@ -1,4 +1,4 @@
-"""stdout and stderr that are closed, full or read by nobody: no work is lost to what cannot be printed."""
+"""stdout and stderr that are closed, full or unread: no work is lost because something cannot be printed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def say(line: str) -> None:
-    """Print a line of progress on stderr, if it can be."""
+    """Print a line of progress on stderr, if possible."""
     with contextlib.suppress(OSError):
         click.echo(line, err=True)
 
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Run a command: closed streams are opened, and results that cannot be written end it in one line, code 1."""
+    """Open closed streams for a command; if its results cannot be written, end it with one line and exit code 1."""
     _open_closed()
     try:
         yield
@@ -37,8 +37,8 @@ def standard_streams() -> Iterator[None]:
 
 
 def _open_closed() -> None:
-    # Else the first file that is opened, a store's perhaps, gets the stream's number, and what a library or a child
-    # prints is written into it.
+    # Otherwise the first file that is opened, perhaps a store's, gets the stream's descriptor, and whatever a library
+    # or a child prints is written into it.
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115  # kept to the end
@@ -47,7 +47,7 @@ def _open_closed() -> None:
 
 
 def _is_echos(exc: OSError) -> bool:
-    """Return whether click.echo raised it, which writes all results, and not the reading or writing of a file."""
+    """Return whether click.echo raised `exc`: it writes all results, and no files."""
     at = exc.__traceback__
     while at is not None and at.tb_next is not None:
         at = at.tb_next
@@ -55,7 +55,7 @@ def _is_echos(exc: OSError) -> bool:
 
 
 def _let_go(stream: TextIO) -> None:
-    """Have the interpreter end with the exit code it was given: it is 120 where a stream cannot be flushed."""
+    """Keep the exit code: the interpreter replaces it by 120 if a stream cannot be flushed."""
     try:
         stream.flush()
     except OSError:

@@ -7,17 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featstore import defaults
 from featstore.cli._options import (
+    SOME_FAILED,
     cache_dir_option,
+    dataset_option,
+    device_option,
+    dtype_option,
     json_option,
     model_option,
     spec_option,
     tower_option,
     usage_errors,
+    which_nframe_option,
 )
 from featstore.cli._printing import print_json, print_table
 from featstore.cli._streams import say
-from featstore.cli.ingest import SOME_FAILED
 from featstore.errors import plain_line
 
 if TYPE_CHECKING:
@@ -26,55 +31,60 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--dataset", required=True, help="The dataset.")
+@dataset_option
 @model_option
 @tower_option
 @cache_dir_option
-@click.option("--samples", type=click.IntRange(1), default=100, show_default=True, help="Videos.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the choice of videos.")
-@click.option("--nframe", type=int, help="Frames a video, where feature sets differ in it.")
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    default=defaults.COMPARE_SAMPLES,
+    help="Maximum number of videos to compare.",
+)
+@click.option(
+    "--seed", type=int, default=defaults.COMPARE_SEED, help="Seed of the random choice of videos."
+)
+@which_nframe_option
 @spec_option
 @click.option(
-    "--generate", is_flag=True, help="Compare greedy answers too; loads the language model."
+    "--generate", is_flag=True, help="Also compare greedy answers; loads the language model."
 )
-@click.option("--prompt", default="Describe this video.", show_default=True, help="What is asked.")
+@click.option("--prompt", default=defaults.COMPARE_PROMPT, help="Question to ask about each video.")
 @click.option(
-    "--max-new-tokens", type=click.IntRange(1), default=64, show_default=True, help="Of an answer."
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    default=defaults.COMPARE_MAX_NEW_TOKENS,
+    help="Maximum number of new tokens per answer.",
 )
 @click.option(
     "--max-relative-l2",
     type=float,
-    default=0.05,
-    show_default=True,
-    help="Largest relative L2 of a video's stored features to fresh ones.",
+    default=defaults.MAX_RELATIVE_L2,
+    help="Maximum relative L2 distance between a video's stored and new features.",
 )
 @click.option(
-    "--min-cosine", type=float, default=0.998, show_default=True, help="Smallest cosine of a video."
+    "--min-cosine",
+    type=float,
+    default=defaults.MIN_COSINE,
+    help="Minimum cosine similarity between a video's stored and new features.",
 )
 @click.option(
     "--min-identical",
     type=click.FloatRange(0, 1),
-    default=0.0,
-    show_default=True,
-    help="Smallest share of identical answers.",
+    default=defaults.MIN_IDENTICAL,
+    help="Minimum share of identical answers.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "fp16", "bf16", "fp32"]),
-    default="auto",
-    show_default=True,
-    help="What encoder and model compute in; auto is fp16 on CUDA, fp32 on a CPU.",
-)
+@device_option
+@dtype_option
 @json_option
 def compare(**options: Any) -> None:
-    """Encode a sample of stored videos afresh and compare; exit 1 beyond the limits."""
+    """Encode a sample of the stored videos again and compare; exit code 1 if one is outside the limits."""
     from featstore.models.compare import Limits
     from featstore.models.compare import compare as run
     from featstore.store.reader import FeatureStore
 
     if options["min_identical"] and not options["generate"]:
-        raise click.UsageError("--min-identical is of answers: pass --generate too")
+        raise click.UsageError("--min-identical applies to answers: also pass --generate")
     dataset = FeatureStore(options["cache_dir"])[options["dataset"]]
     encoder, model = _build(options)
     report = run(
@@ -108,16 +118,16 @@ def _build(options: dict[str, Any]) -> tuple[LongVAEncoder, CachedLongVA | None]
     checkpoint = options["model_path"]
     if not checkpoint:
         raise click.UsageError("name the checkpoint with --model-path")
-    where = {
+    words = {
         "device": options["device"],
         "dtype": None if options["dtype"] == "auto" else options["dtype"],
         "vision_tower": options["vision_tower"],
     }
     with usage_errors():
-        encoder = LongVAEncoder(checkpoint, **where)
+        encoder = LongVAEncoder(checkpoint, **words)
         if not options["generate"]:
             return encoder, None
-        return encoder, CachedLongVA(checkpoint, prefix_cache=0, **where)
+        return encoder, CachedLongVA(checkpoint, prefix_cache=0, **words)
 
 
 def _print_report(report: Any) -> None:

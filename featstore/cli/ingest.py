@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featstore import defaults
 from featstore.cli._interrupts import INTERRUPTED, stop_on_signals
 from featstore.cli._options import (
+    SOME_FAILED,
+    VariadicOption,
     cache_dir_option,
+    dtype_option,
+    in_gib,
     json_option,
+    max_size_option,
+    min_free_option,
     model_option,
     nframe_option,
     size,
@@ -21,7 +28,7 @@ from featstore.cli._options import (
 )
 from featstore.cli._printing import clock, print_json
 from featstore.cli._progress import show_progress
-from featstore.cli._sources import SeveralDatasets, Source, choose_sources
+from featstore.cli._sources import Source, choose_sources
 from featstore.cli._streams import say
 from featstore.errors import gib, plain, plain_line
 
@@ -33,32 +40,31 @@ if TYPE_CHECKING:
     from featstore.encoders.registry import EncoderRecipe
     from featstore.pipeline.summary import IngestSummary
 
-SOME_FAILED = 3
 
-
-@click.command(cls=SeveralDatasets)
+@click.command()
 @click.option(
     "--videos",
     multiple=True,
     type=click.Path(),
-    help="A folder of videos, whose ids are their paths in it without the suffix; or a video, whose id is its name "
-    "without the suffix. Repeatable.",
+    help="A folder of videos, whose ids are their paths in it without the suffix; or a single video, whose id is its "
+    "file name without the suffix. Repeatable.",
 )
 @click.option(
     "--manifest",
     type=click.Path(dir_okay=False),
-    help="JSONL, CSV or TSV with video_id and path, in place of --videos.",
+    help="JSONL, CSV or TSV file with the fields video_id and path, in place of --videos.",
 )
 @click.option(
     "--datasets",
+    cls=VariadicOption,
     multiple=True,
     metavar="NAME...",
-    help="Benchmarks of VLMEvalKit in place of --videos, as Video-MME_128frame MLVU_128frame; "
-    "each fills the dataset called like it and says itself how many frames.",
+    help="Benchmarks of VLMEvalKit in place of --videos, as in Video-MME_128frame MLVU_128frame. Each fills the "
+    "dataset of its own name and sets its own number of frames.",
 )
 @click.option(
     "--dataset",
-    help="The dataset to fill; made if it is not there. Required unless --datasets is given.",
+    help="Name of the dataset to fill; created if it does not exist. Required without --datasets.",
 )
 @model_option
 @tower_option
@@ -67,99 +73,83 @@ SOME_FAILED = 3
     "--encoder",
     "encoder_name",
     type=click.Choice(["longva", "toy"]),
-    default="longva",
-    show_default=True,
-    help="What makes the features; toy needs no checkpoint and is for trying things out.",
+    default=defaults.ENCODER,
+    help="Encoder that computes the features; toy needs no checkpoint and is for trying things out.",
 )
 @nframe_option
 @click.option(
     "--sampling",
     "rule",
-    default="linspace",
-    show_default=True,
-    help="Which frames: linspace (as LongVA), midpoint, vlmevalkit, or fps:R for R a second.",
+    default=defaults.SAMPLING,
+    help="Which frames to take: linspace (as LongVA does), midpoint, vlmevalkit, or fps:R for R per second.",
 )
 @click.option(
     "--quantize",
     "quantization",
     type=click.Choice(["int8", "bf16", "fp16", "fp32"]),
-    default="int8",
-    show_default=True,
-    help="How values are stored.",
+    default=defaults.VALUES,
+    help="Data type of the stored values.",
 )
 @click.option(
     "--scale",
     type=click.Choice(["channel", "token", "tensor"]),
-    default="channel",
-    show_default=True,
-    help="What one int8 scale serves.",
+    default=defaults.GRANULARITY,
+    help="What one int8 scale is shared by: the values of a channel, of a token, or of the whole video.",
 )
 @click.option(
     "--codec",
     type=click.Choice(["raw", "lz4", "zstd"]),
-    default="raw",
-    show_default=True,
-    help="How new records are compressed; stored ones stay as they are. raw is read without a copy.",
+    default=defaults.CODEC,
+    help="Compression of new records; stored records stay as they are. raw is read without a copy.",
 )
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "fp16", "bf16", "fp32"]),
-    default="auto",
-    show_default=True,
-    help="What the encoder computes in; auto is fp16 on CUDA, fp32 on a CPU.",
-)
+@dtype_option
 @click.option(
     "--device",
     "devices",
-    default="auto",
-    show_default=True,
+    default=defaults.DEVICE,
     metavar="NAME[,NAME...]",
-    help="auto, cpu, cuda or cuda:N. Of several, as cuda:0,cuda:1, each gets a process that encodes.",
+    help="Device to encode on: auto, cpu, cuda or cuda:N. Several, as in cuda:0,cuda:1, get one encoder process each.",
 )
 @click.option(
     "--batch-frames",
     type=click.IntRange(1),
-    help="Frames encoded at once.  [default: 128 on CUDA, 16 on a CPU]",
+    help="Number of frames encoded at once.  "
+    f"[default: {defaults.BATCH_FRAMES_CUDA} on CUDA, {defaults.BATCH_FRAMES_CPU} on a CPU]",
 )
 @click.option(
-    "--decode-workers", type=click.IntRange(1), help="Decode processes.  [default: one a core]"
+    "--decode-workers",
+    type=click.IntRange(1),
+    default=defaults.DECODE_WORKERS,
+    help="Number of decoder processes.  [default: one per core]",
 )
 @click.option(
     "--decode-timeout",
     type=click.FloatRange(0, min_open=True),
-    default=600.0,
-    show_default=True,
-    help="Seconds a video may take to decode.",
+    default=defaults.DECODE_TIMEOUT,
+    help="Maximum seconds to decode one video.",
 )
 @click.option(
     "--decode-memory",
     type=size,
-    default="4GiB",
-    show_default=True,
-    help="Memory a decode process may take beside its frames; a video that asks for more fails.",
+    default=in_gib(defaults.DECODE_MEMORY),
+    help="Maximum memory of a decoder process besides its frames; a video that needs more fails.",
 )
 @click.option(
     "--decoder",
     type=click.Choice(["auto", "av", "decord"]),
-    default="auto",
-    show_default=True,
-    help="What reads the files; the frames are the same bytes. auto is PyAV, which is faster, where that is "
-    "certain, and decord for the rest; av is PyAV alone, which reads AV1 too; decord is decord alone.",
+    default=defaults.DECODER,
+    help="Library that reads the files; the frames are the same bytes. auto is PyAV, which is faster, for files whose "
+    "frames are certain to be the same, and decord for all others; av is only PyAV, which also reads AV1; decord is "
+    "only decord.",
 )
-@click.option("--limit", type=click.IntRange(1), help="Ingest so many videos at most.")
-@click.option("--retry-failed", is_flag=True, help="Try again the videos that failed before.")
-@click.option(
-    "--min-free",
-    type=size,
-    default="1GiB",
-    show_default=True,
-    help="Bytes to leave free on the disk.",
-)
-@click.option("--max-size", type=size, help="Bytes the cache directory may take.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and end.")
+@click.option("--limit", type=click.IntRange(1), help="Maximum number of videos to ingest.")
+@click.option("--retry-failed", is_flag=True, help="Try the videos that failed before again.")
+@min_free_option
+@max_size_option
+@click.option("--dry-run", is_flag=True, help="Print the plan and exit.")
 @json_option
 def ingest(**options: Any) -> None:
-    """Store the features of videos, leaving out those that are stored."""
+    """Compute and store the features of videos, except those that are already stored."""
     sources = choose_sources(options)
     encoder = _encoder(options)
     summaries: list[IngestSummary] = []
@@ -189,7 +179,19 @@ def _ingest(
     options: dict[str, Any],
 ) -> IngestSummary:
     from featstore.pipeline.ingest import ingest as run
+    from featstore.pipeline.options import IngestOptions
 
+    found = IngestOptions(
+        workers=options["decode_workers"],
+        decode_timeout=options["decode_timeout"],
+        decode_memory=options["decode_memory"],
+        decoder=options["decoder"],
+        retry_failed=options["retry_failed"],
+        limit=options["limit"],
+        min_free=options["min_free"],
+        max_size=options["max_size"],
+        dry_run=options["dry_run"],
+    )
     with show_progress() as on_progress:
         return run(
             source.videos,
@@ -200,15 +202,7 @@ def _ingest(
             quantization=options["quantization"],
             scale=options["scale"],
             codec=options["codec"],
-            workers=options["decode_workers"],
-            decode_timeout=options["decode_timeout"],
-            decode_memory=options["decode_memory"],
-            decoder=options["decoder"],
-            retry_failed=options["retry_failed"],
-            limit=options["limit"],
-            min_free=options["min_free"],
-            max_size=options["max_size"],
-            dry_run=options["dry_run"],
+            options=found,
             stop=stop,
             on_plan=lambda plan: say(_plan_line(plan, options["cache_dir"])),
             on_progress=on_progress,
@@ -216,7 +210,7 @@ def _ingest(
 
 
 def _encoder(options: dict[str, Any]) -> Encoder | list[EncoderRecipe]:
-    """Return the encoder of one device, or the recipes of several."""
+    """Return the encoder for one device, or the recipes for several."""
     devices = [name.strip() for name in options["devices"].split(",")]
     if len(devices) > 1 and not all(re.fullmatch(r"cpu|cuda(:[0-9]+)?", name) for name in devices):
         found = options["devices"]

@@ -14,7 +14,7 @@ def _pair(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     pairs = [value.partition("=") for value in values]
     for name, sign, value in pairs:
         if not (name and sign and value):
-            raise click.BadParameter(f"{name}{sign}{value} is no NAME=VALUE")
+            raise click.BadParameter(f"{name}{sign}{value} is not NAME=VALUE")
     return {name: value for name, _, value in pairs}
 
 
@@ -30,10 +30,12 @@ def _pair(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     show_envvar=True,
     callback=not_empty,
     type=click.Path(file_okay=False),
-    help="The folder that holds the store; filled with what is missing.",
+    help="The cache directory; missing features are added to it.",
 )
 @click.option(
-    "--no-cache", is_flag=True, help="Decode and encode for every question, store nothing."
+    "--no-cache",
+    is_flag=True,
+    help="Decode and encode the video for every question, and store nothing.",
 )
 @click.option(
     "--checkpoint",
@@ -41,8 +43,8 @@ def _pair(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     multiple=True,
     metavar="NAME=CHECKPOINT",
     callback=_pair,
-    help="Where a model's checkpoint is, as LongVA-7B=/models/LongVA-7B-DPO, with and without the store; any other "
-    "name becomes two models as well. Repeatable.",
+    help="Checkpoint of a model, as in LongVA-7B=/models/LongVA-7B-DPO; the same for NAME and NAME-Cached. A new name "
+    "adds these two models. Repeatable.",
 )
 @click.option(
     "--option",
@@ -50,14 +52,14 @@ def _pair(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     multiple=True,
     metavar="NAME=VALUE",
     callback=_pair,
-    help="An option of LongVA_Cached, as dtype=fp16, on_miss=error or max_new_tokens=64. Repeatable.",
+    help="An option of LongVA_Cached, as in dtype=fp16, on_miss=error or max_new_tokens=64. Repeatable.",
 )
 @click.option(
     "--keep-going",
     is_flag=True,
-    help="Answer a question whose video cannot be read with VLMEvalKit's word for a failure, and go on; the videos are "
-    "named at the end, the exit code is 1, and run.py's --reuse asks those questions again. Without it such a video "
-    "ends its dataset.",
+    help="If a video cannot be read, answer its questions with VLMEvalKit's failure message and go on. The videos are "
+    "listed at the end, the exit code is 1, and run.py's --reuse asks the questions again. Without this option such a "
+    "video ends its dataset.",
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def vlmeval(
@@ -71,10 +73,10 @@ def vlmeval(
 ) -> None:
     """Run VLMEvalKit on LongVA models that answer from stored features.
 
-    ARGUMENTS are run.py's own, after two dashes: featstore vlmeval --cache-dir vision_cache -- --model
+    ARGUMENTS are those of run.py, after two dashes: featstore vlmeval --cache-dir vision_cache -- --model
     LongVA-7B-Cached --data Video-MME_128frame. The models are LongVA-7B-Cached, LongVA-Temporal-v1-Cached and
-    LongVA-Temporal-v2-Cached, and without -Cached those that use no store. On several GPUs: torchrun
-    --nproc-per-node 8 -m featstore vlmeval ... The exit code is 0 where every question has an answer.
+    LongVA-Temporal-v2-Cached, and without -Cached the same models without a store. On several GPUs: torchrun
+    --nproc-per-node 8 -m featstore vlmeval ... The exit code is 0 if every question has an answer.
     """
     from featstore.integrations.vlmevalkit.launch import run_vlmevalkit
 

@@ -1,7 +1,8 @@
 """Frames through PyAV: byte for byte as decord gives them, in about half the time, one at a time.
 
-Jumps to the key frame before the wanted ones, leaves out frames that no other is built on, converts the wanted ones
-alone. A file is read only where all that was proved holds for it; else Uncertain is raised, at whatever frame shows it.
+Seeks to the key frame before the wanted ones, leaves out frames that no other is built on, and converts only the wanted
+ones. A file is read only if everything that was validated holds for it; else NotValidated is raised, at whatever frame
+shows it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from typing import TYPE_CHECKING
 
 import av
 
-from featstore.decoding.av_packets import PacketTable, Uncertain
-from featstore.decoding.nal_units import Units
+from featstore.decoding.av_packets import NotValidated, PacketTable, Units
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from featstore.decoding.frame_selection import Clip, Picking
+    from featstore.decoding.frame_selection import Clip, FrameSelection
 
 # Major versions of FFmpeg's libavcodec and libswscale whose frames were compared with decord's, on x86-64.
-PROVED = ((62, 9), (63, 10))
+VALIDATED_FFMPEG = ((62, 9), (63, 10))
 CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 # Their standards fix every bit of a frame; those of MPEG-4 and before leave the decoder some rounding.
 CODECS = ("h264", "hevc", "vp9")
 # What decord has no decoder for: there is nothing to be identical to.
-ALONE = ("av1",)
+PYAV_ONLY = ("av1",)
 # decord's FFmpeg rounds 10-bit chroma in a way of its own, and the last line of an odd height too.
 PIXEL_FORMATS = ("yuv420p", "yuvj420p", "yuv422p", "yuv444p")
 MATRICES = (1, 2, 5, 6, 7, 9)  # BT.709, unstated, BT.601 twice, SMPTE 240M, BT.2020
@@ -48,10 +48,10 @@ class AvReader:
         self._path = path
         self.codec = ""
 
-    def read(self, picking: Picking) -> Clip:
-        """Hand the wanted frames to `picking`.
+    def read(self, selection: FrameSelection) -> Clip:
+        """Hand the wanted frames to `selection`.
 
-        Raises Uncertain where decord might give others, VideoError where the sampling finds nothing to take, and
+        Raises NotValidated where decord might give others, VideoError where the sampling finds nothing to take, and
         MemoryError.
         """
         try:
@@ -59,40 +59,40 @@ class AvReader:
                 f"file:{self._path}",
                 options={"format_whitelist": ",".join(CONTAINERS)},
             ) as container:
-                return self._read(container, picking)
+                return self._read(container, selection)
         except av.error.InvalidDataError as exc:
-            raise Uncertain("it is damaged") from exc
+            raise NotValidated("it is damaged") from exc
         except av.error.ArgumentError as exc:  # what the whitelist comes to
-            raise Uncertain("its container is not MP4, MOV, MKV or WebM") from exc
+            raise NotValidated("its container is not MP4, MOV, MKV or WebM") from exc
         except UnicodeDecodeError as exc:
-            raise Uncertain("its metadata are no UTF-8") from exc
+            raise NotValidated("its metadata are no UTF-8") from exc
         except (AttributeError, TypeError) as exc:  # each major version has another face
-            raise Uncertain(f"PyAV {av.__version__} is not as expected: {exc}") from exc
+            raise NotValidated(f"PyAV {av.__version__} is not as expected: {exc}") from exc
         except (av.FFmpegError, EOFError) as exc:
             if getattr(exc, "errno", 0) == errno.ENOMEM:
                 raise MemoryError from exc
-            raise Uncertain(_reason(exc)) from exc
+            raise NotValidated(_reason(exc)) from exc
 
-    def _read(self, container: av.container.InputContainer, picking: Picking) -> Clip:
+    def _read(self, container: av.container.InputContainer, selection: FrameSelection) -> Clip:
         stream = self._stream(container)
         units = Units.of(self.codec, stream.codec_context.extradata or b"")
         table = PacketTable.read(container.demux(stream), units)
         _check_table(table, stream)
-        clip = picking.choose(len(table.pts), float(stream.average_rate or 0), "av")
-        to_rgb = _ToRgb(stream, exact=self.codec not in ALONE)
-        for key, wanted in _by_key_frame(table, picking.wanted).items():
+        clip = selection.choose(len(table.pts), float(stream.average_rate or 0), "av")
+        to_rgb = _ToRgb(stream, exact=self.codec not in PYAV_ONLY)
+        for key, wanted in _by_key_frame(table, selection.wanted).items():
             for index, frame in _Group(table, key, wanted).decode(container, stream):
-                picking.put(index, to_rgb(frame))
+                selection.put(index, to_rgb(frame))
         return clip
 
     def _stream(self, container: av.container.InputContainer) -> av.VideoStream:
-        """Return the only video stream, ready to decode; Uncertain where it is of a kind that was not proved."""
+        """Return the only video stream, ready to decode; NotValidated where it is of a kind that was not proved."""
         if len(container.streams.video) != 1:
-            raise Uncertain(f"it has {len(container.streams.video)} video streams")
+            raise NotValidated(f"it has {len(container.streams.video)} video streams")
         stream = container.streams.video[0]
         context = stream.codec_context
         if context is None:  # PyAV's stubs do not say so
-            raise Uncertain("its codec is unknown")
+            raise NotValidated("its codec is unknown")
         self.codec = context.codec.canonical_name
         _check_kind(stream, self.codec)
         for other in container.streams:
@@ -105,32 +105,34 @@ class AvReader:
 
 def _check_kind(stream: av.VideoStream, codec: str) -> None:
     context = stream.codec_context
-    if codec in ALONE:
+    if codec in PYAV_ONLY:
         return
-    if not proved_here():
-        raise Uncertain("this processor, or PyAV's FFmpeg, was not compared with decord's")
+    if not is_validated_here():
+        raise NotValidated("this processor, or PyAV's FFmpeg, was not compared with decord's")
     if codec not in CODECS:
-        raise Uncertain(f"its codec is {codec}")
+        raise NotValidated(f"its codec is {codec}")
     if context.width < MIN_WIDTH:
-        raise Uncertain(f"it is {context.width} pixels wide")
+        raise NotValidated(f"it is {context.width} pixels wide")
     if any(name.lower() == "rotate" for name in stream.metadata):
-        raise Uncertain("it is turned")
+        raise NotValidated("it is turned")
 
 
-def proved_here() -> bool:
+def is_validated_here() -> bool:
     """Return whether frames were compared with decord's on this kind of processor with this FFmpeg."""
     majors = tuple(av.library_versions[name][0] for name in ("libavcodec", "libswscale"))
-    return platform.machine() in ("x86_64", "AMD64") and majors in PROVED
+    return platform.machine() in ("x86_64", "AMD64") and majors in VALIDATED_FFMPEG
 
 
 def _check_table(table: PacketTable, stream: av.VideoStream) -> None:
     count = len(table.pts)
     if stream.frames and stream.frames != count:
-        raise Uncertain(f"it promises {stream.frames} frames and has {count}")
+        raise NotValidated(f"it promises {stream.frames} frames and has {count}")
     if not stream.average_rate:
-        raise Uncertain("it states no frames a second")
+        raise NotValidated("it states no frames a second")
     if table.reordered > stream.codec_context.reorder_depth:
-        raise Uncertain(f"its frames are {table.reordered} places out of order, and it says less")
+        raise NotValidated(
+            f"its frames are {table.reordered} places out of order, and it says less"
+        )
 
 
 def _by_key_frame(table: PacketTable, wanted: list[int]) -> dict[int, list[int]]:
@@ -160,7 +162,7 @@ class _Group:
     def decode(
         self, container: av.container.InputContainer, stream: av.VideoStream
     ) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Yield the wanted frames with their indices; Uncertain where a packet does not give its frame in turn."""
+        """Yield the wanted frames with their indices; NotValidated where a packet does not give its frame in turn."""
         context = stream.codec_context
         due: set[int] = set()
         last = -1
@@ -172,16 +174,16 @@ class _Group:
                     due.add(self._table.index[packet.pts])  # type: ignore[index]  # see _packets
             for frame in context.decode(packet):
                 if frame.is_corrupt:
-                    raise Uncertain("a frame is damaged")
+                    raise NotValidated("a frame is damaged")
                 index = self._table.index.get(frame.pts, -1)  # type: ignore[arg-type]  # None is no time
                 if index <= last:
-                    raise Uncertain("its frames do not come out in the order of their times")
+                    raise NotValidated("its frames do not come out in the order of their times")
                 last = index
                 due.discard(index)
                 if index in self._wanted:
                     yield index, frame
         if due:
-            raise Uncertain(f"frame {min(due)} does not come out of its packet")
+            raise NotValidated(f"frame {min(due)} does not come out of its packet")
 
     def _packets(
         self, container: av.container.InputContainer, stream: av.VideoStream
@@ -208,7 +210,7 @@ def _from_key_frame(
                 return
             if packet.pts is None or packet.pts > table.pts[key]:
                 break
-    raise Uncertain(f"key frame {key} is not where the container says")
+    raise NotValidated(f"key frame {key} is not where the container says")
 
 
 class _ToRgb:
@@ -234,24 +236,26 @@ class _ToRgb:
             self._check(frame)
             self._look, self._graph = look, _rgb_graph(frame, self._time_base)
         if look != self._look:
-            raise Uncertain("its frames change their size or colors on the way")
+            raise NotValidated("its frames change their size or colors on the way")
         self._graph.push(frame)
         return self._graph.pull().to_ndarray()  # type: ignore[return-value]  # rgb24
 
     def _check(self, frame: av.VideoFrame) -> None:
-        """Raise Uncertain where decord's conversion may come out otherwise."""
+        """Raise NotValidated where decord's conversion may come out otherwise."""
         if (frame.width, frame.height) != self._size:
-            raise Uncertain("its container states another size than its frames have")
+            raise NotValidated("its container states another size than its frames have")
         if frame.rotation or frame.side_data.get("DISPLAYMATRIX"):
-            raise Uncertain("it is turned")
+            raise NotValidated("it is turned")
         if not self._exact:
             return
         if "420" in frame.format.name and (frame.width % 2 or frame.height % 2):
-            raise Uncertain("its colors end between two pixels")
+            raise NotValidated("its colors end between two pixels")
         if frame.interlaced_frame:
-            raise Uncertain("it is interlaced")
+            raise NotValidated("it is interlaced")
         if frame.format.name not in PIXEL_FORMATS or int(frame.colorspace) not in MATRICES:
-            raise Uncertain(f"its colors are {frame.format.name}, matrix {int(frame.colorspace)}")
+            raise NotValidated(
+                f"its colors are {frame.format.name}, matrix {int(frame.colorspace)}"
+            )
 
 
 def _rgb_graph(frame: av.VideoFrame, time_base: Fraction | None) -> av.filter.Graph:

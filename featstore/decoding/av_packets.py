@@ -1,25 +1,87 @@
 """The packets of a video stream as decord counts frames: one a packet, sorted by the time it is shown.
 
-decord finds a frame by jumping to the key frame before it and counting on. That comes out right only where every
-packet gives one frame, and every key frame has one and the same place in the orders of decoding and of showing.
+decord finds a frame by seeking to the key frame before it and counting on. That is right only if every packet gives
+one frame, and every key frame has the same place in decoding order and in presentation order.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from featstore.decoding.nal_units import Units, Use
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     import av
 
 
-class Uncertain(Exception):
-    """What is odd about a file: nobody has proved that both decoders read such a file alike."""
+_H264_SLICES = range(1, 6)
+_HEVC_SLICES = range(32)
+_HEVC_LAST_UNREFERENCED = 14  # even kinds up to it: TRAIL_N, TSA_N, ..., RSV_VCL_N14
+
+
+class NotValidated(Exception):
+    """What is odd about a file: it was not verified that both decoders read such a file alike."""
+
+
+class Use(Enum):
+    """What other frames do with a frame; LAYERED: it is above the lowest temporal layer of an HEVC stream."""
+
+    REFERENCED = 0
+    UNREFERENCED = 1
+    LAYERED = 2
+
+
+@dataclass(frozen=True)
+class Units:
+    """The NAL units in the packets of an H.264 or HEVC stream: whether other frames are built on a packet's frame.
+
+    A unit is its length, big-endian, and that many bytes, of which the first or the first two tell its kind.
+    length_bytes: of that length; 0 if packets cannot be read, and all count as referenced.
+    """
+
+    codec: str
+    length_bytes: int
+
+    @classmethod
+    def of(cls, codec: str, record: bytes) -> Units:
+        """Read the decoder's configuration record, `avcC` or `hvcC`."""
+        place = {"h264": 4, "hevc": 21}.get(codec, len(record))
+        readable = len(record) > place and record[0] == 1
+        return cls(codec, (record[place] & 3) + 1 if readable else 0)
+
+    def use(self, packet: av.Packet[Any]) -> Use:
+        """Return what becomes of the packet's frame; REFERENCED if that is not certain."""
+        slices = set(self._slices(packet))
+        if Use.LAYERED in slices:
+            return Use.LAYERED
+        return Use.UNREFERENCED if slices == {Use.UNREFERENCED} else Use.REFERENCED
+
+    def _slices(self, packet: av.Packet[Any]) -> Iterator[Use]:
+        if not self.length_bytes:
+            return
+        data, place = memoryview(packet), 0
+        while place + self.length_bytes + 2 <= len(data):
+            begin = place + self.length_bytes
+            if use := self._use(data[begin], data[begin + 1]):
+                yield use
+            place = begin + int.from_bytes(data[place:begin], "big")
+
+    def _use(self, first: int, second: int) -> Use | None:
+        """Return what the first two bytes of a unit say; None if it is not a slice."""
+        if self.codec == "h264":
+            if first & 31 not in _H264_SLICES:
+                return None
+            return Use.REFERENCED if first & 0x60 else Use.UNREFERENCED  # nal_ref_idc
+        kind = first >> 1 & 63
+        if kind not in _HEVC_SLICES:
+            return None
+        if second & 7 != 1:  # nuh_temporal_id_plus1
+            return Use.LAYERED
+        unreferenced = kind <= _HEVC_LAST_UNREFERENCED and kind % 2 == 0
+        return Use.UNREFERENCED if unreferenced else Use.REFERENCED
 
 
 @dataclass(frozen=True)
@@ -38,7 +100,7 @@ class PacketTable:
 
     @classmethod
     def read(cls, packets: Iterable[av.Packet[Any]], units: Units) -> PacketTable:
-        """Run through a stream's packets; Uncertain where counting them may not find the frames."""
+        """Run through a stream's packets; NotValidated if counting them may not find the frames."""
         times: list[int] = []
         keys: list[int] = []
         uses: list[Use] = []
@@ -62,11 +124,11 @@ class PacketTable:
 
 def _checked_time(packet: av.Packet[Any]) -> int:
     if packet.pts is None:
-        raise Uncertain("a frame has no time")
+        raise NotValidated("a frame has no time")
     if packet.is_corrupt:
-        raise Uncertain("a frame is cut short")
+        raise NotValidated("a frame is cut short")
     if packet.is_discard:
-        raise Uncertain("an edit list leaves out frames")
+        raise NotValidated("an edit list leaves out frames")
     return packet.pts
 
 
@@ -74,11 +136,11 @@ def _ascending(times: list[int], keys: list[int]) -> list[int]:
     """Return the times sorted, having checked that every key frame keeps its place."""
     pts = sorted(times)
     if not keys or keys[0] != 0:
-        raise Uncertain("it does not begin with a key frame")
+        raise NotValidated("it does not begin with a key frame")
     if len(set(pts)) < len(pts):
-        raise Uncertain("two frames have one time")
+        raise NotValidated("two frames have one time")
     if any(pts[key] != times[key] for key in keys):
-        raise Uncertain("a key frame comes before frames that are shown earlier (open GOP)")
+        raise NotValidated("a key frame comes before frames that are shown earlier (open GOP)")
     return pts
 
 
@@ -91,5 +153,5 @@ def _unreferenced(times: list[int], uses: list[Use], early: list[int]) -> frozen
         return frozenset()
     found = [place for place, use in enumerate(uses) if use is Use.UNREFERENCED]
     if any(early[place] < 0 for place in found):
-        raise Uncertain("a frame that no other needs comes before frames that are shown earlier")
+        raise NotValidated("a frame that no other needs comes before frames that are shown earlier")
     return frozenset(times[place] for place in found)

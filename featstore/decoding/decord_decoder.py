@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from featstore.errors import VideoError
 
 if TYPE_CHECKING:
-    from featstore.decoding.frame_selection import Clip, Picking
+    from featstore.decoding.frame_selection import Clip, FrameSelection
 
 # Decoded at once: a few frames of usual size, one where a frame alone is larger.
 BATCH_BYTES = 32 << 20
 
 
-def read(path: str, picking: Picking) -> Clip:
-    """Hand the wanted frames of the file to `picking`; VideoError, which says why, where there is none to be had."""
+def read(path: str, selection: FrameSelection) -> Clip:
+    """Hand the wanted frames of the file to `selection`; VideoError, which says why, where there is none to be had."""
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
@@ -28,23 +28,23 @@ def read(path: str, picking: Picking) -> Clip:
             total, fps = len(reader), float(reader.get_avg_fps())
         except (decord.DECORDError, RuntimeError, OSError, AssertionError, MemoryError) as exc:
             raise VideoError(f"{path} cannot be opened as a video: {_reason(exc)}", path) from exc
-        clip = picking.choose(total, fps, "decord")
+        clip = selection.choose(total, fps, "decord")
         try:
-            _decode(reader, picking)
+            _decode(reader, selection)
         except (decord.DECORDError, RuntimeError, ValueError, MemoryError) as exc:
             raise VideoError(f"{path} cannot be decoded: {_reason(exc)}", path) from exc
     return clip
 
 
-def _decode(reader: Any, picking: Picking) -> None:
-    wanted = picking.wanted
+def _decode(reader: Any, selection: FrameSelection) -> None:
+    wanted = selection.wanted
     height, width = reader[wanted[0]].shape[:2]
     step = max(1, BATCH_BYTES // (height * width * 3))
     for start in range(0, len(wanted), step):
         batch = wanted[start : start + step]
         frames = reader.get_batch(batch).asnumpy()  # (B, H, W, 3)
         for index, frame in zip(batch, frames, strict=True):
-            picking.put(index, frame)
+            selection.put(index, frame)
 
 
 def _openable(path: str, stack: ExitStack) -> str:

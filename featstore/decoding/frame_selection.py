@@ -25,8 +25,8 @@ class Clip:
     decoder: str = "decord"
 
 
-class Picking:
-    """The frames that a sampling picks of one video, resized and cropped into `out` as they come.
+class FrameSelection:
+    """The frames that a sampling takes of one video, resized and cropped into `out` as they are decoded.
 
     out: (at least nframe, crop_height, crop_width, 3) uint8.
     """

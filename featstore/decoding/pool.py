@@ -6,27 +6,30 @@ import os
 import secrets
 import time
 from collections import deque
-from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING
 
-from featstore.decoding.frame_selection import Clip
-from featstore.records.record import SourceFingerprint
-from featstore.system.processes import Child, Slots
+from featstore import defaults
+from featstore.decoding.worker import MODULE, DecodeResult, DecodeSetup, DecodeTask
+from featstore.system.processes import WorkerProcess
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
+    from featstore.decoding.frame_selection import Clip
     from featstore.decoding.video_file import Video
+    from featstore.preprocessing import Preprocessing
+    from featstore.records.header import SourceFingerprint
+    from featstore.sampling import Sampling
+    from featstore.system.processes import Slots
 
-MODULE = "featstore.decoding.worker"
-DECODE_MEMORY = 4 << 30  # bytes; 128 frames of an hour of 1080p have needed 1.8 GB
 # decord leaks; a worker is replaced after so many videos.
 VIDEOS_A_WORKER = 64
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A video whose frames lie in a slot, or the reason why they do not."""
+    """A video whose frames are in a slot, or the reason why they are not."""
 
     video: Video
     slot: int
@@ -38,41 +41,46 @@ class Decoded:
 
 @dataclass
 class _Worker:
-    child: Child
+    process: WorkerProcess
     video: Video | None = None
-    slot: int = -1
-    request: dict[str, Any] = field(default_factory=dict)
-    begun: float = 0.0
+    task: DecodeTask | None = None
+    started: float = 0.0
     log_place: int = 0
     done: int = 0
 
 
 class DecoderPool:
-    """Decodes a queue of videos into slots, as many at once as there are workers and free slots.
-
-    timeout: seconds a video may take before its worker is killed. memory: bytes a worker may take beside the slots.
-    decoder: see featstore.decoding.video_file.decode.
-    """
+    """Decodes a queue of videos into slots, as many at once as there are workers and free slots."""
 
     def __init__(
         self,
-        slots: Slots,
+        frames: Slots,
+        sampling: Sampling,
+        preprocessing: Preprocessing,
         *,
         workers: int,
         timeout: float,
-        setup: dict[str, Any],
         log: IO[bytes],
-        memory: int = DECODE_MEMORY,
-        decoder: str = "auto",
+        memory: int = defaults.DECODE_MEMORY,
+        decoder: str = defaults.DECODER,
     ) -> None:
-        """Start the workers; `setup` is their first message."""
-        self._slots = slots
+        """Start the workers.
+
+        Args:
+            frames: a slot takes the frames of one video.
+            sampling: which frames are taken.
+            preprocessing: how they are resized and cropped.
+            workers: number of processes.
+            timeout: seconds a video may take before its worker is killed.
+            log: takes what the workers print.
+            memory: bytes a worker may take beside the slots.
+            decoder: see featstore.decoding.video_file.decode.
+        """
         self._timeout = timeout
-        self._memory = memory
-        self._setup = {**setup, "memory_limit": memory, "decoder": decoder}
+        self._setup = DecodeSetup(frames, sampling, preprocessing, memory, decoder)
         self._log = log
         self._queue: deque[Video] = deque()
-        self._free = deque(range(slots.count))
+        self._free = deque(range(frames.count))
         self._workers: list[_Worker] = []
         try:
             for _ in range(workers):
@@ -82,19 +90,19 @@ class DecoderPool:
             raise
 
     def add(self, videos: list[Video]) -> None:
-        """Queue videos, and start on them."""
+        """Queue videos, and start to decode."""
         self._queue.extend(videos)
         self._assign()
 
     def release(self, slot: int) -> None:
-        """Give a slot back whose frames were encoded."""
+        """Free a slot, after its frames were encoded."""
         self._free.append(slot)
         self._assign()
 
     @property
     def connections(self) -> list[Connection]:
-        """Return what to wait for: readable when a worker has something to say, or died."""
-        return [worker.child.connection for worker in self._workers if worker.video]
+        """Return what to wait for: readable when a worker has answered, or died."""
+        return [worker.process.connection for worker in self._workers if worker.video]
 
     @property
     def idle(self) -> bool:
@@ -102,13 +110,13 @@ class DecoderPool:
         return not self._queue and not self.connections
 
     def collect(self) -> list[Decoded]:
-        """Return the videos that came out since the last call, good or bad, without waiting."""
+        """Return the videos that were decoded, or failed, since the last call, without waiting."""
         done = []
         for worker in self._workers:
             if worker.video is None:
                 continue
-            seconds = time.monotonic() - worker.begun
-            if worker.child.connection.poll():
+            seconds = time.monotonic() - worker.started
+            if worker.process.connection.poll():
                 done.append(self._finish(worker, seconds))
             elif seconds > self._timeout:
                 done.append(self._replace(worker, self._too_long(worker.video), seconds))
@@ -116,51 +124,44 @@ class DecoderPool:
         return done
 
     def kill(self) -> None:
-        """End all workers at once; what they were at is lost."""
+        """Kill all workers; what they were decoding is lost."""
         for worker in self._workers:
-            worker.child.process.kill()
-        for worker in self._workers:  # each dead already, also where an interrupt ends the waiting
-            worker.child.kill()
+            worker.process.process.kill()
+        for worker in self._workers:  # each dead already, also if an interrupt ends the wait
+            worker.process.kill()
         self._workers = []
 
-    def _start(self) -> Child:
-        return Child(MODULE, self._slots, self._log, self._setup)
+    def _start(self) -> WorkerProcess:
+        return WorkerProcess(MODULE, self._setup, [self._setup.frames], self._log)
 
     def _assign(self) -> None:
         for worker in self._workers:
             if worker.video is None and self._queue and self._free:
-                if worker.child.connection.poll():  # it owes no answer, so what is heard is its end
+                if worker.process.connection.poll():  # it owes no answer, so it has ended
                     self._renew(worker)
-                worker.video, worker.slot = self._queue.popleft(), self._free.popleft()
-                worker.begun = time.monotonic()
+                worker.video = self._queue.popleft()
+                worker.started = time.monotonic()
                 worker.log_place = self._log.seek(0, os.SEEK_END)
-                # Drawn and not counted: those of two processes that share a pipe by a fork must differ.
+                # Random, not counted: those of two processes that share a pipe after a fork must differ.
                 number = secrets.randbits(63)
-                worker.request = {
-                    "number": number,
-                    "path": worker.video.path,
-                    "slot": worker.slot,
-                }
-                worker.child.send(worker.request)
+                worker.task = DecodeTask(number, worker.video.path, self._free.popleft())
+                worker.process.send(worker.task)
 
     def _finish(self, worker: _Worker, seconds: float) -> Decoded:
         assert worker.video is not None
         try:
-            answer = worker.child.receive()
+            result: DecodeResult = worker.process.receive(DecodeResult)
         except EOFError:
             return self._replace(worker, self._describe_end(worker), seconds)
-        if answer.get("request") != worker.request:
+        if result.task != worker.task:
             return self._replace(worker, self._not_asked(worker.video), seconds)
-        seconds = answer["seconds"]
-        if "out_of_memory" in answer:
+        seconds, error = result.seconds, result.error
+        if result.out_of_memory:
             return self._replace(worker, self._out_of_memory(worker), seconds)
-        if "error" in answer:
-            done = Decoded(worker.video, worker.slot, seconds, error=answer["error"])
-        elif seconds > self._timeout:  # whether anyone looked in time must not decide
-            done = Decoded(worker.video, worker.slot, seconds, error=self._too_long(worker.video))
-        else:
-            clip, source = Clip(**answer["clip"]), SourceFingerprint(**answer["source"])
-            done = Decoded(worker.video, worker.slot, seconds, clip, source)
+        if not error and seconds > self._timeout:  # whether anyone looked in time must not decide
+            error = self._too_long(worker.video)
+        clip, source = (None, None) if error else (result.clip, result.source)
+        done = Decoded(worker.video, result.task.slot, seconds, clip, source, error)
         worker.video = None
         worker.done += 1
         if worker.done >= VIDEOS_A_WORKER:
@@ -179,9 +180,9 @@ class DecoderPool:
         )
 
     def _describe_end(self, worker: _Worker) -> str:
-        """Return why a worker died while it was at its video."""
+        """Return why a worker died while it decoded its video."""
         assert worker.video is not None
-        end = worker.child.describe_end(self._log)
+        end = worker.process.describe_end(self._log)
         self._log.seek(worker.log_place)
         if b"bad_alloc" in self._log.read():
             return self._out_of_memory(worker)
@@ -191,16 +192,17 @@ class DecoderPool:
 
     def _out_of_memory(self, worker: _Worker) -> str:
         assert worker.video is not None
-        size = f"{self._memory / 2**30:.3g} GiB"
+        size = f"{self._setup.memory_limit / 2**30:.3g} GiB"
         return f"{worker.video.path} needed more than {size} of memory to decode; raise --decode-memory if it is sound"
 
     def _replace(self, worker: _Worker, error: str, seconds: float) -> Decoded:
         assert worker.video is not None
-        done = Decoded(worker.video, worker.slot, seconds, error=error)
+        assert worker.task is not None
+        done = Decoded(worker.video, worker.task.slot, seconds, error=error)
         worker.video = None
         self._renew(worker)
         return done
 
     def _renew(self, worker: _Worker) -> None:
-        worker.child.kill()
-        worker.child, worker.done = self._start(), 0
+        worker.process.kill()
+        worker.process, worker.done = self._start(), 0

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from featstore.decoding.av_packets import Uncertain
-from featstore.decoding.frame_selection import Clip, Picking
+from featstore import defaults
+from featstore.decoding.av_packets import NotValidated
+from featstore.decoding.frame_selection import Clip, FrameSelection
 from featstore.errors import VideoError
-from featstore.records.record import SourceFingerprint
+from featstore.records.header import SourceFingerprint
 
 if TYPE_CHECKING:
-    from pathlib import PurePath
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 
 DECODER = "decord-rgb24"  # the identity that enters a spec; decoders proved byte-identical share it
 DECODERS = ("auto", "av", "decord")
-_NAMES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
-VIDEO_SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 _HASH_BLOCK_BYTES = 4 << 20
 # How files begin that make FFmpeg open others: an HLS playlist and a script for its concat demuxer.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat")
@@ -50,22 +47,13 @@ class Video:
         object.__setattr__(self, "path", os.path.abspath(self.path))
 
 
-def name_video(path: PurePath) -> str:
-    """Return `path` as ids have it: with slashes, and without its suffix where that is a video's.
-
-    What else follows a dot tells videos apart, as in `s1.e1` and `s1.e2`. Every id that is made of a path is made here.
-    """
-    named = path.with_suffix("") if path.suffix.lower() in VIDEO_SUFFIXES else path
-    return named.as_posix()
-
-
 def decode(
     path: str,
     sampling: Sampling,
     pre: Preprocessing,
     out: NDArray[np.uint8],
     *,
-    decoder: str = "auto",
+    decoder: str = defaults.DECODER,
 ) -> Clip:
     """Decode the frames that `sampling` picks into `out`, resized and cropped.
 
@@ -77,21 +65,21 @@ def decode(
     from featstore.decoding import av_decoder, decord_decoder
 
     check_is_file(path)
-    picking = Picking(path, sampling, pre, out)
+    selection = FrameSelection(path, sampling, pre, out)
     if decoder == "decord":
-        return decord_decoder.read(path, picking)
+        return decord_decoder.read(path, selection)
     reader = av_decoder.AvReader(path)
     try:
-        return reader.read(picking)
-    except Uncertain as exc:
-        if reader.codec in av_decoder.ALONE:
+        return reader.read(selection)
+    except NotValidated as exc:
+        if reader.codec in av_decoder.PYAV_ONLY:
             raise VideoError(f"{path} cannot be decoded: {exc}", path) from exc
         if decoder == "av":
             raise VideoError(
                 f"{path} is not read by PyAV: {exc}, so decord may give other frames; take --decoder auto",
                 path,
             ) from exc
-    return decord_decoder.read(path, picking)
+    return decord_decoder.read(path, selection)
 
 
 def fingerprint(path: str) -> SourceFingerprint:

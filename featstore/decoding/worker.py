@@ -1,76 +1,108 @@
 """The process that decodes: one video at a time into shared memory, killed from outside when it hangs.
 
-Its own memory is limited, so that a file which asks for all there is costs nobody else's; the shared memory is apart.
+Its own memory is limited, so that a file which asks for everything harms only itself; the shared memory is not counted.
 """
+
+# ruff: noqa: TC001 (the types of fields are read when a message is rebuilt)
 
 from __future__ import annotations
 
 import math
 import resource
 import time
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 import numpy as np
 
+from featstore.decoding.frame_selection import Clip
 from featstore.decoding.video_file import check_is_file, check_is_unchanged, decode, fingerprint
 from featstore.errors import VideoError
 from featstore.preprocessing import Preprocessing
+from featstore.records.header import SourceFingerprint
 from featstore.sampling import Sampling
-from featstore.system.processes import join_parent, receive, send
+from featstore.system.processes import Slots, join_parent, receive, send
 
-if TYPE_CHECKING:
-    from featstore.system.processes import Slots
+MODULE = "featstore.decoding.worker"
+
+
+@dataclass(frozen=True)
+class DecodeSetup:
+    """The first message to a worker.
+
+    frames: a slot takes the frames of one video. memory_limit: bytes the process may take beside them.
+    decoder: see featstore.decoding.video_file.decode.
+    """
+
+    frames: Slots
+    sampling: Sampling
+    preprocessing: Preprocessing
+    memory_limit: int
+    decoder: str
+
+
+@dataclass(frozen=True)
+class DecodeTask:
+    """A video to decode into a slot; `number` tells tasks apart."""
+
+    number: int
+    path: str
+    slot: int
+
+
+@dataclass(frozen=True)
+class DecodeResult:
+    """What became of a task: clip and source, or the error, which is empty also if memory ran out."""
+
+    task: DecodeTask
+    seconds: float
+    clip: Clip | None = None
+    source: SourceFingerprint | None = None
+    error: str = ""
+    out_of_memory: bool = False
 
 
 def main() -> None:
-    """Answer each request for a video, repeating it, until the parent closes the pipe."""
-    connection, first, slots = join_parent(die_with_parent=True)
-    sampling = Sampling(**first["sampling"])
-    pre = Preprocessing.from_dict(first["preprocessing"])
-    decoder = first["decoder"]
-    # Before memory is limited: a library that cannot be mapped any more is not the next video's fault.
+    """Work on each task until the parent closes the pipe."""
+    connection, setup = join_parent(DecodeSetup, die_with_parent=True)
+    # Before memory is limited: the next video is not to blame for a library that can no longer be mapped.
     import featstore.decoding.av_decoder  # noqa: F401
 
-    _limit_memory(first["memory_limit"])
+    _limit_memory(setup.memory_limit)
     while True:
         try:
-            request = receive(connection)
+            task: DecodeTask = receive(connection, DecodeTask)
         except EOFError:
             return
-        begun = time.perf_counter()
-        found = answer(request, slots, sampling, pre, decoder)
-        send(connection, {**found, "request": request, "seconds": time.perf_counter() - begun})
+        send(connection, answer(task, setup))
 
 
-def answer(
-    request: dict[str, Any],
-    slots: Slots,
-    sampling: Sampling,
-    pre: Preprocessing,
-    decoder: str,
-) -> dict[str, Any]:
-    """Return what decoding `request["path"]` into `request["slot"]` came to: the clip, or the reason it failed."""
-    path = request["path"]
-    shape = (sampling.nframe, *pre.frame_shape)
-    memory = slots.slot(request["slot"])[: math.prod(shape)]
+def answer(task: DecodeTask, setup: DecodeSetup) -> DecodeResult:
+    """Decode the video of `task` into its slot, and return the clip or the reason why it failed."""
+    started = time.perf_counter()
+
+    def seconds() -> float:
+        return time.perf_counter() - started
+
+    path, shape = task.path, (setup.sampling.nframe, *setup.preprocessing.frame_shape)
+    memory = setup.frames.slot(task.slot)[: math.prod(shape)]
     try:
         out = np.frombuffer(memory, dtype=np.uint8).reshape(shape)
         before = check_is_file(path)
-        clip = decode(path, sampling, pre, out, decoder=decoder)
+        clip = decode(path, setup.sampling, setup.preprocessing, out, decoder=setup.decoder)
         source = fingerprint(path)
         check_is_unchanged(path, before)  # or these are another file's frames
     except VideoError as exc:
-        return {"error": str(exc)}
+        return DecodeResult(task, seconds(), error=str(exc))
     except MemoryError:
-        return {"out_of_memory": True}
-    except Exception as exc:  # whatever a decoder comes up with ends this video, not the run
-        return {"error": f"{path} cannot be decoded: {type(exc).__name__}: {exc}"}
-    return {"clip": asdict(clip), "source": asdict(source)}
+        return DecodeResult(task, seconds(), out_of_memory=True)
+    except Exception as exc:  # whatever a decoder raises ends this video, not the run
+        error = f"{path} cannot be decoded: {type(exc).__name__}: {exc}"
+        return DecodeResult(task, seconds(), error=error)
+    return DecodeResult(task, seconds(), clip, source)
 
 
 def _limit_memory(size: int) -> None:
-    """Have every allocation fail that would bring the process's private memory above `size` bytes."""
+    """Make every allocation fail that would bring the process's private memory above `size` bytes."""
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     size = size if most == resource.RLIM_INFINITY else min(size, most)
     resource.setrlimit(resource.RLIMIT_DATA, (size, most))

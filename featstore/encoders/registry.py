@@ -47,7 +47,7 @@ class EncoderRecipe:
     """
 
     name: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, str | int | float | bool | None] = field(default_factory=dict)
     batch_frames: int | None = None
 
     def build(self) -> Encoder:
@@ -61,7 +61,3 @@ class EncoderRecipe:
         """Return a name for messages: `longva on cuda:1`."""
         device = self.options.get("device")
         return f"{self.name} on {device}" if device else self.name
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values, to send to another process."""
-        return {"name": self.name, "options": self.options, "batch_frames": self.batch_frames}

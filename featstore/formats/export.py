@@ -1,4 +1,4 @@
-"""One video's features as a file other programs read: safetensors or npy."""
+"""Writes one video's features to a file that other programs read: safetensors or npy."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from typing import IO, TYPE_CHECKING
 from featstore.system.fsync import open_draft, replace_durably
 
 if TYPE_CHECKING:
-    from featstore.records.record import Features
+    from featstore.records.features import Features
 
 FORMATS = (".safetensors", ".npy")
 
 
 def save_features(features: Features, path: str | os.PathLike[str]) -> None:
-    """Write `features` to `path`, which appears whole or not at all, and stays after a power loss.
+    """Write features to a file, which appears whole or not at all and survives a power loss.
 
-    .npy: the dequantized features, float32 (num_tokens, hidden_dim). .safetensors: `data` and `scale` as they are
-    stored (their product is the features; bf16 as its bits, uint16), with the header as metadata. Raises ValueError
-    for another suffix.
+    Args:
+        features: The features of one video.
+        path: `.npy` for the dequantized features, float32 (num_tokens, hidden_dim); `.safetensors` for `data` and
+            `scale` as they are stored (their product is the features; bf16 as its bits, uint16), with the header as
+            metadata.
+
+    Raises:
+        ValueError: If the suffix is another one.
+        OSError: If the file cannot be written.
     """
     target = Path(path)
     if target.suffix not in FORMATS:
@@ -58,5 +64,5 @@ def _metadata(features: Features) -> dict[str, str]:
 
 
 def _text(name: str) -> str:
-    # A file name's bytes that are no text are lone surrogates, which safetensors cannot hold.
+    # Bytes of a file name that are not text are lone surrogates, which safetensors cannot store.
     return name.encode("utf-8", "backslashreplace").decode()

@@ -1,1 +1,1 @@
-"""featstore as other programs see it, a folder or file a program."""
+"""featstore inside other programs: a folder for each program, and what they share."""

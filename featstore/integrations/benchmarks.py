@@ -1,59 +1,45 @@
-"""What VLMEvalKit calls datasets and videos, and what the store calls them.
+"""Names of benchmarks and ids of their videos, the same for every evaluation harness.
 
-Ingest and model meet in these two functions alone. A video's name must not depend on who asks: VLMEvalKit hands the
-model the name of a sub-table, and a path that holds the snapshot's revision and the user's home.
+An ingest and a model may name a benchmark and a path differently: a harness passes the name of a sub-table, and a path
+contains the revision of the Hub's snapshot and the user's home. What is stored must not depend on who asks.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
 
-from featstore.decoding.video_file import name_video
+from featstore.pipeline.listing import name_video
 
-NFRAME = 128
 VIDEO_FOLDERS = ("video", "videos")
 
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A video benchmark at 128 frames.
-
-    config: its name on VLMEvalKit's command line. cls: the class of vlmeval.dataset. dataset: what that class, and the
-    store, call it. tables: the names its rows go by where it is made of several. options: further ones of the class.
-    """
-
-    config: str
-    cls: str
-    dataset: str
-    tables: tuple[str, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-BENCHMARKS = (
-    Benchmark("Video-MME_128frame", "VideoMME", "Video-MME"),
-    Benchmark("Video_Holmes_128frame", "Video_Holmes", "Video_Holmes"),
-    Benchmark(
+# Name of the dataset in the store -> other names of it, and of its parts, in the harnesses.
+BENCHMARKS = {
+    "Video-MME": ("Video-MME_128frame",),
+    "Video_Holmes": ("Video_Holmes_128frame",),
+    "TempCompass": (
         "TempCompass_128frame",
-        "TempCompass",
-        "TempCompass",
-        tables=("TempCompass_MCQ", "TempCompass_Captioning", "TempCompass_YorN"),
+        "TempCompass_MCQ",
+        "TempCompass_Captioning",
+        "TempCompass_YorN",
     ),
-    Benchmark("MLVU_128frame", "MLVU", "MLVU", tables=("MLVU_MCQ", "MLVU_OpenEnded")),
-    Benchmark("VideoMMMU_128frame", "VideoMMMU", "VideoMMMU"),
-    Benchmark(
-        "MMBench_Video_128frame_nopack", "MMBenchVideo", "MMBench-Video", options={"pack": False}
-    ),
-    Benchmark("LongVideoBench_128frame", "LongVideoBench", "LongVideoBench"),
-)
+    "MLVU": ("MLVU_128frame", "MLVU_MCQ", "MLVU_OpenEnded"),
+    "VideoMMMU": ("VideoMMMU_128frame",),
+    "MMBench-Video": ("MMBench_Video_128frame_nopack",),
+    "LongVideoBench": ("LongVideoBench_128frame",),
+}
 
-_CANONICAL = {name: found.dataset for found in BENCHMARKS for name in (found.config, *found.tables)}
+_CANONICAL = {other: name for name, others in BENCHMARKS.items() for other in others}
 
 
 def canonical_dataset(name: str) -> str:
-    """Return the store's name of a dataset that VLMEvalKit calls `name`, be it one of its sub-tables.
+    """Return the store's name of the dataset that a harness calls `name`.
+
+    Args:
+        name: Name of a benchmark, of one of its configs or of one of its sub-tables.
+
+    Returns:
+        The name in the store; `name` itself if it is not an alias.
 
     >>> canonical_dataset("TempCompass_YorN"), canonical_dataset("Video-MME")
     ('TempCompass', 'Video-MME')
@@ -62,10 +48,17 @@ def canonical_dataset(name: str) -> str:
 
 
 def video_id(dataset: str, path: str | os.PathLike[str]) -> str:
-    """Return the id of the video at `path`: where it lies below its benchmark's video folder, without a video's suffix.
+    """Return the id of the video at `path`: its path below the benchmark's video folder, without a video's suffix.
 
-    The folder is looked for below the Hub's snapshot where there is one. A path that goes through no folder called
-    `video` or `videos` is named from the snapshot on, or from a folder called like the dataset, or by its file alone.
+    If the path contains a snapshot of the Hub, the folder is searched below it. A path without a folder called `video`
+    or `videos` is named from the snapshot on, or from a folder with the dataset's name, or only by its file name.
+
+    Args:
+        dataset: Name of the dataset, as `canonical_dataset` takes it.
+        path: Path of the video file; it need not exist.
+
+    Returns:
+        The id, with `/` between folders.
 
     >>> video_id("MLVU_MCQ", "/hub/datasets--MLVU--MVLU/snapshots/3f2a/./MLVU/video/1_plotQA/movie101_66.mp4")
     '1_plotQA/movie101_66'
@@ -73,7 +66,7 @@ def video_id(dataset: str, path: str | os.PathLike[str]) -> str:
     *folders, name = PurePosixPath(os.path.normpath(path)).parts
     below = _below_snapshot(folders)
     if below is None:
-        # No revision says where the benchmark begins: a user's own folder may be called videos, so the last one counts.
+        # Without a revision, a folder of the user's may be called videos too, so the last one counts.
         cut = max((i for i, part in enumerate(folders) if part in VIDEO_FOLDERS), default=None)
         if cut is None:
             own = (canonical_dataset(dataset), dataset)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from featstore import defaults
 from featstore.decoding.video_file import DECODER, Video
 from featstore.errors import (
     FeatureNotFound,
@@ -18,6 +19,7 @@ from featstore.errors import (
     StoreMismatch,
     VideoError,
 )
+from featstore.fields import to_plain
 from featstore.models.lookup import serves
 from featstore.pipeline.on_demand import OnDemandEncoder
 from featstore.spec import FeatureSpec
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from featstore.encoders.base import Encoder
+    from featstore.records.features import Features
     from featstore.records.quantization import QuantError
-    from featstore.records.record import Features
     from featstore.store.catalog import Entry, FeatureSet
     from featstore.store.reader import Dataset
 
@@ -57,9 +59,9 @@ class Limits:
         identical: smallest share of greedy answers that must be the same, 0 to 1.
     """
 
-    relative_l2: float = 0.05
-    cosine: float = 0.998
-    identical: float = 0.0
+    relative_l2: float = defaults.MAX_RELATIVE_L2
+    cosine: float = defaults.MIN_COSINE
+    identical: float = defaults.MIN_IDENTICAL
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class CompareReport:
             "limits": asdict(self.limits),
             "summary": self.summary(),
             "videos": [
-                {"video_id": row.video_id, **row.error.to_dict(), "identical": row.identical}
+                {"video_id": row.video_id, **to_plain(row.error), "identical": row.identical}
                 for row in self.rows
             ],
             "failures": self.failures,
@@ -154,14 +156,14 @@ def compare(
     encoder: Encoder,
     *,
     model: AnswersFromFeatures | None = None,
-    prompt: str = "Describe this video.",
-    max_new_tokens: int = 64,
-    samples: int = 100,
-    seed: int = 0,
+    prompt: str = defaults.COMPARE_PROMPT,
+    max_new_tokens: int = defaults.COMPARE_MAX_NEW_TOKENS,
+    samples: int = defaults.COMPARE_SAMPLES,
+    seed: int = defaults.COMPARE_SEED,
     nframe: int | None = None,
     spec: str | None = None,
     limits: Limits | None = None,
-    decode_timeout: float = 600.0,
+    decode_timeout: float = defaults.DECODE_TIMEOUT,
     on_row: Callable[[Comparison], None] = lambda row: None,
 ) -> CompareReport:
     """Encode a sample of a dataset's videos again and compare with their stored features.

@@ -18,7 +18,7 @@ from featstore.store.selection import describe_mismatch
 if TYPE_CHECKING:
     import os
 
-    from featstore.records.record import Features
+    from featstore.records.features import Features
     from featstore.spec import FeatureSpec
 
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from featstore.encoders.base import Encoder
     from featstore.models.lookup import FeatureRequest
     from featstore.models.statistics import CacheStatistics
-    from featstore.records.record import Features
+    from featstore.records.features import Features
 
 ON_MISS = ("encode", "encode-only", "error")
 

@@ -1,4 +1,4 @@
-"""From an encoder's batches to what a record holds: payload, scale and header, on whatever device they lie."""
+"""From an encoder's batches to what a record holds: payload, scale and header, on whatever device they are."""
 
 from __future__ import annotations
 
@@ -8,43 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featstore.records.quantization import (
-    STORED_DTYPES,
-    QuantError,
-    measure_error,
-    quantize,
-    scale_shape,
-)
-from featstore.records.record import Header
+from featstore.records.header import Header
+from featstore.records.quantization import QuantError, measure_error, quantize
+from featstore.spec import STORED_DTYPES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from featstore.decoding.frame_selection import Clip
     from featstore.decoding.video_file import Video
-    from featstore.records.record import SourceFingerprint
+    from featstore.records.header import SourceFingerprint
     from featstore.spec import FeatureSpec
-
-# A header is a few hundred bytes, an id and a path; the frames' indices and the scale come on top.
-HEADER_ROOM = 64 << 10
-
-
-def record_room(spec: FeatureSpec) -> tuple[int, int]:
-    """Return the most bytes that the prefix and the payload of a record of `spec` take."""
-    shape = spec.sampling.nframe * spec.encoder.tokens_per_frame, spec.encoder.hidden_dim
-    rows, columns = scale_shape(spec.scale, *shape)
-    prefix = HEADER_ROOM + 4 * spec.sampling.nframe + 4 * rows * columns
-    return prefix, payload_bytes(spec, shape)
-
-
-def payload_bytes(spec: FeatureSpec, shape: tuple[int, int]) -> int:
-    """Return the bytes of an uncompressed payload of `spec` with features of `shape`."""
-    return shape[0] * shape[1] * np.dtype(STORED_DTYPES[spec.quantization]).itemsize
 
 
 def feature_shape(spec: FeatureSpec, clip: Clip) -> tuple[int, int]:
     """Return (num_tokens, hidden_dim) of the features of a decoded clip."""
     return len(clip.indices) * spec.encoder.tokens_per_frame, spec.encoder.hidden_dim
+
+
+def pack_scale(scale: NDArray[np.float32]) -> bytes:
+    """Return a scale as a record stores it."""
+    return np.ascontiguousarray(scale, dtype="<f4").tobytes()
 
 
 def make_header(
@@ -55,7 +39,7 @@ def make_header(
     source: SourceFingerprint,
     error: QuantError,
 ) -> Header:
-    """Return the header of a record made now of the features of a decoded video."""
+    """Return the header of a record that is made now of the features of a decoded video."""
     return Header(
         video_id=video.video_id,
         video_path=video.path,
@@ -87,7 +71,7 @@ def quantize_into(
     """Write the features of `parts`, each (B, T, D), to `payload` as stored; return scale and error.
 
     Arrays are quantized by numpy, tensors by torch where they are; int8 crosses to the host, not floats.
-    Raises QuantizeError where a value is not finite.
+    Raises QuantizeError if a value is not finite.
     """
     if all(isinstance(part, np.ndarray) for part in parts):
         features = np.concatenate(parts).reshape(shape)  # (F, T, D) -> (F * T, D)

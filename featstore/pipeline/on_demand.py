@@ -16,14 +16,9 @@ import torch
 from featstore.decoding.pool import Decoded, DecoderPool
 from featstore.decoding.video_file import was_replaced
 from featstore.errors import NotFinite, VideoError
-from featstore.pipeline.make_record import (
-    feature_shape,
-    make_header,
-    payload_bytes,
-    quantize_into,
-    record_room,
-)
+from featstore.pipeline.make_record import feature_shape, make_header, pack_scale, quantize_into
 from featstore.records.quantization import in_words, refuse_non_finite
+from featstore.records.sizes import payload_bytes, record_room
 from featstore.store.writer import FeatureWriter
 from featstore.system.forks import tell_of_forks
 from featstore.system.processes import Slots, enough_descriptors
@@ -36,7 +31,7 @@ if TYPE_CHECKING:
     from featstore.decoding.frame_selection import Clip
     from featstore.decoding.video_file import Video
     from featstore.encoders.base import Encoder
-    from featstore.records.record import SourceFingerprint
+    from featstore.records.header import SourceFingerprint
     from featstore.sampling import Sampling
     from featstore.spec import FeatureSpec
 
@@ -162,11 +157,7 @@ class OnDemandEncoder:
         self._frames = Slots.create(1, sampling.nframe * frame_bytes)
         self._stack.callback(self._frames.close)
         self._pool = DecoderPool(
-            self._frames,
-            workers=1,
-            timeout=self._timeout,
-            setup={"sampling": sampling.to_dict(), "preprocessing": preprocessing.to_dict()},
-            log=log,
+            self._frames, sampling, preprocessing, workers=1, timeout=self._timeout, log=log
         )
         self._stack.callback(self._pool.kill)
         self._sampling = sampling
@@ -234,10 +225,9 @@ def store_features(
     """
     room, _ = record_room(spec)
     shape = feature_shape(spec, encoded.clip)
-    buffer = np.empty(room + payload_bytes(spec, shape), np.uint8).data
+    buffer = np.empty(room + payload_bytes(spec.quantization, shape), np.uint8).data
     scale, error = quantize_into(buffer[room:], encoded.parts, shape, spec.quantization, spec.scale)
     header = make_header(spec, dataset, encoded.video, encoded.clip, encoded.source, error)
     with FeatureWriter(cache_dir, dataset, **limits) as writer:
         writer.add_set(spec, origin)
-        factors = np.ascontiguousarray(scale, dtype="<f4").tobytes()
-        writer.put(spec, header, factors, buffer, slice(room, len(buffer)))
+        writer.put(spec, header, pack_scale(scale), buffer, slice(room, len(buffer)))

@@ -1,8 +1,8 @@
-"""The stages of an ingest at work: decoders, encoders and the writer, each while the others are.
+"""One ingest at work: decoders, encoders and the writer, each while the others are.
 
-One loop hears them all and hands on what is ready; it computes nothing and waits for nobody in particular. Slots bound
-the memory: a decoder needs a free one for its frames, a video needs one for its record before it is encoded, so whoever
-is slowest makes the others wait.
+One loop receives from all of them and passes on what is ready; it computes nothing and waits for none in particular.
+Slots bound the memory: a decoder needs a free one for its frames, a video needs one for its record before it is
+encoded, so the slowest makes the others wait.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from featstore.decoding.pool import Decoded, DecoderPool
 from featstore.errors import StoreFull
-from featstore.pipeline.encode.encoder_workers import start_lanes
-from featstore.pipeline.make_record import make_header, record_room
-from featstore.pipeline.order import decode_order
+from featstore.pipeline.encode.base import VideoEncoded, VideoRefused
+from featstore.pipeline.encode.batches import EncodeTask
+from featstore.pipeline.encode.encoder_workers import start_encoders
+from featstore.pipeline.make_record import make_header
 from featstore.pipeline.shared_memory import Memory
 from featstore.pipeline.summary import Progress
 from featstore.pipeline.write.writer_client import WriterProcess
-from featstore.records.quantization import QuantError
+from featstore.pipeline.write.writer_process import WriterSetup
+from featstore.records.sizes import record_room
 from featstore.store.catalog import Failure
 
 if TYPE_CHECKING:
@@ -34,33 +36,20 @@ if TYPE_CHECKING:
     from featstore.decoding.video_file import Video
     from featstore.encoders.base import Encoder
     from featstore.encoders.registry import EncoderRecipe
-    from featstore.pipeline.encode.encode_loop import Answer
-    from featstore.pipeline.encode.encoder_workers import Lane
+    from featstore.pipeline.encode.base import EncoderAnswer
+    from featstore.pipeline.encode.encoder_workers import EncoderWorker
+    from featstore.pipeline.options import IngestOptions
     from featstore.pipeline.summary import IngestSummary
-    from featstore.pipeline.write.writer_client import Committed
-    from featstore.system.processes import Slots
+    from featstore.pipeline.write.writer_process import Committed
 
 _POLL_SECONDS = 0.2
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the stages are told beside the spec: see `ingest`.
-
-    decoding: timeout, memory and decoder of DecoderPool. limits: of the writer.
-    """
-
-    cache_dir: str | os.PathLike[str]
-    codec: str
-    decoding: dict[str, Any]
-    limits: dict[str, Any]
-
-
 @dataclass
-class _Station:
-    """A lane, the videos it has, and those of them whose frames it has not read yet."""
+class _WorkerState:
+    """An encoder, the videos it has, and those of them whose frames it has not read yet."""
 
-    lane: Lane
+    worker: EncoderWorker
     videos: dict[int, tuple[Decoded, int]]  # number -> what was decoded, slot of its record
     unread: dict[int, int]  # slot -> frames
 
@@ -69,12 +58,8 @@ class _Station:
         return sum(self.unread.values())
 
 
-class Stages:
-    """One ingest at work.
-
-    encoder: an object, which runs in a thread here, or its recipes, one for each process to start.
-    pool: what decodes; another than DecoderPool is for measuring what follows it.
-    """
+class Scheduler:
+    """Runs the processes of one ingest, and passes each video from one to the next."""
 
     def __init__(
         self,
@@ -82,84 +67,114 @@ class Stages:
         summary: IngestSummary,
         encoder: Encoder,
         recipes: list[EncoderRecipe],
-        settings: Settings,
+        cache_dir: str | os.PathLike[str],
         *,
+        codec: str,
+        options: IngestOptions,
         stop: threading.Event | None = None,
-        on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_progress: Callable[[Progress], None] | None = None,
         pool: type[DecoderPool] = DecoderPool,
     ) -> None:
-        """Start them all; `stack` ends them."""
+        """Start the processes.
+
+        Args:
+            stack: ends them.
+            summary: of the plan; updated as the work goes on.
+            encoder: runs in a thread here if there are no recipes.
+            recipes: one for each encoder process.
+            cache_dir: the folder of datasets.
+            codec: how records are compressed.
+            options: see `featstore.ingest`.
+            stop: set it to end early.
+            on_progress: called after each commit and each failure.
+            pool: what decodes; another than DecoderPool is for measuring what follows it.
+        """
         self._summary = summary
-        self._codec = settings.codec
         self._batch_frames = encoder.batch_frames
         self._stop = stop or threading.Event()
         self._on_progress = on_progress
-        self._begun = time.monotonic()
+        self._started = time.monotonic()
         self._ready: deque[Decoded] = deque()
         self._replaced: frozenset[str] = frozenset()
         self._numbers = iter(range(1 << 62))
         log = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
+        spec = summary.spec
         memory = Memory.reserve(
-            summary.spec,
+            spec,
             workers=summary.workers,
             encoders=summary.encoders,
             batch_frames=encoder.batch_frames,
         )
         stack.callback(memory.close)
         summary.shared_bytes = memory.size
-        records = memory.record_slots
-        self._writer = _start_writer(stack, summary, encoder.origin, records, settings, log)
-        self._records = deque(range(records.count))
-        lanes = start_lanes(stack, encoder, recipes, memory)
-        self._stations = [_Station(lane, {}, {}) for lane in lanes]
+        self._records = deque(range(memory.record_slots.count))
+        payload_start, _ = record_room(spec)
+        setup = WriterSetup(
+            cache_dir=os.fspath(cache_dir),
+            dataset=summary.dataset,
+            spec=spec,
+            origin=encoder.origin,
+            codec=codec,
+            min_free=options.min_free,
+            max_size=options.max_size,
+            lock_wait=options.lock_wait,
+            slots=memory.record_slots,
+            payload_start=payload_start,
+        )
+        self._writer = WriterProcess(setup, log=log)
+        stack.callback(self._writer.close)
+        workers = start_encoders(stack, encoder, recipes, memory)
+        self._encoders = [_WorkerState(worker, {}, {}) for worker in workers]
         self._pool = pool(
             memory.frame_slots,
+            spec.sampling,
+            spec.encoder.preprocessing,
             workers=summary.workers,
-            **settings.decoding,
-            setup={
-                "sampling": summary.spec.sampling.to_dict(),
-                "preprocessing": summary.spec.encoder.preprocessing.to_dict(),
-            },
+            timeout=options.decode_timeout,
             log=log,
+            memory=options.decode_memory,
+            decoder=options.decoder,
         )
         stack.callback(self._pool.kill)
 
-    def go(self, todo: list[Video], replaced: frozenset[str] = frozenset()) -> None:
-        """Ingest `todo`; ends early where it is stopped or the room is used up.
+    def run(self, todo: list[Video], replaced: frozenset[str] = frozenset()) -> None:
+        """Ingest `todo` in its order; ends early if it is stopped or no room is left.
 
-        replaced: ids of those that are stored from another file.
+        Args:
+            todo: the videos.
+            replaced: ids of those that are stored from another file.
         """
-        begun = time.monotonic()
+        started = time.monotonic()
         self._replaced = replaced
-        self._pool.add(decode_order(todo))
+        self._pool.add(todo)
         try:
             while self._unfinished and not self._stop.is_set():
-                self._listen()
+                self._collect()
                 self._feed()
                 wait(self._connections(), _POLL_SECONDS)
-            self._listen()
+            self._collect()
             self._pool.kill()
             self._note(self._writer.finish())
         except StoreFull as exc:
             self._summary.full = str(exc)
         self._summary.interrupted = self._stop.is_set()
-        self._summary.working_seconds = time.monotonic() - begun
+        self._summary.working_seconds = time.monotonic() - started
 
     @property
     def _unfinished(self) -> bool:
-        encoding = any(station.videos for station in self._stations)
+        encoding = any(state.videos for state in self._encoders)
         return bool(self._ready or encoding or not self._pool.idle)
 
     def _connections(self) -> list[Any]:
-        lanes = [station.lane.connection for station in self._stations]
-        return [*self._pool.connections, *lanes, self._writer.connection]
+        encoders = [state.worker.connection for state in self._encoders]
+        return [*self._pool.connections, *encoders, self._writer.connection]
 
-    def _listen(self) -> None:
-        """Hear everyone without waiting."""
+    def _collect(self) -> None:
+        """Receive all answers there are, without waiting."""
         self._note(self._writer.collect())
-        for station in self._stations:
-            for answer in station.lane.collect():
-                self._hear(station, answer)
+        for state in self._encoders:
+            for answer in state.worker.collect():
+                self._handle(state, answer)
         for decoded in self._pool.collect():
             self._summary.busy["decode"] += decoded.seconds
             if decoded.error:
@@ -171,52 +186,51 @@ class Stages:
                 self._ready.append(decoded)
 
     def _feed(self) -> None:
-        """Give each decoded video to the lane with the fewest frames before it, as long as no batch waits there.
+        """Give each decoded video to the encoder with the fewest frames before it, as long as no batch waits there.
 
         None is given out before all encoders are known to make the same features.
         """
-        if not all(station.lane.ready for station in self._stations):
+        if not all(state.worker.ready for state in self._encoders):
             return
         while self._ready and self._records:
-            station = min(self._stations, key=lambda station: station.waiting)
-            if station.waiting >= self._batch_frames:
+            state = min(self._encoders, key=lambda state: state.waiting)
+            if state.waiting >= self._batch_frames:
                 return
-            self._give(station, self._ready.popleft())
+            self._give(state, self._ready.popleft())
 
-    def _give(self, station: _Station, decoded: Decoded) -> None:
+    def _give(self, state: _WorkerState, decoded: Decoded) -> None:
         assert decoded.clip is not None
         number, record, count = (
             next(self._numbers),
             self._records.popleft(),
             len(decoded.clip.indices),
         )
-        station.videos[number] = decoded, record
-        station.unread[decoded.slot] = count
-        station.lane.give(
-            {"video": number, "frames": decoded.slot, "count": count, "record": record}
-        )
+        state.videos[number] = decoded, record
+        state.unread[decoded.slot] = count
+        state.worker.give(EncodeTask(number, decoded.slot, count, record))
 
-    def _hear(self, station: _Station, answer: Answer) -> None:
-        self._summary.busy["encode"] += answer["busy"]
-        for slot in answer.get("read", ()):
-            del station.unread[slot]
-            self._pool.release(slot)
-        if "stored" in answer:
-            decoded, record = station.videos.pop(answer["stored"])
-            self._hand_over(decoded, record, answer)
-        elif "refused" in answer:
-            decoded, record = station.videos.pop(answer["refused"])
+    def _handle(self, state: _WorkerState, answer: EncoderAnswer) -> None:
+        self._summary.busy["encode"] += answer.busy
+        if isinstance(answer, VideoEncoded):
+            decoded, record = state.videos.pop(answer.video)
+            self._store(decoded, record, answer)
+        elif isinstance(answer, VideoRefused):
+            decoded, record = state.videos.pop(answer.video)
             self._records.append(record)
-            self._fail(decoded.video, f"{decoded.video.path}: {answer['reason']}")
+            self._fail(decoded.video, f"{decoded.video.path}: {answer.reason}")
+        else:
+            for slot in answer.read:
+                del state.unread[slot]
+                self._pool.release(slot)
 
-    def _hand_over(self, decoded: Decoded, record: int, answer: Answer) -> None:
+    def _store(self, decoded: Decoded, record: int, answer: VideoEncoded) -> None:
         assert decoded.clip is not None
         assert decoded.source is not None
-        spec, error = self._summary.spec, QuantError(**answer["error"])
+        spec, dataset = self._summary.spec, self._summary.dataset
         header = make_header(
-            spec, self._summary.dataset, decoded.video, decoded.clip, decoded.source, error
+            spec, dataset, decoded.video, decoded.clip, decoded.source, answer.error
         )
-        self._writer.put(record, header, answer["scale"], self._codec)
+        self._writer.put(record, header, answer.scale)
 
     def _fail(self, video: Video, reason: str) -> None:
         digest = self._summary.spec.digest
@@ -235,6 +249,8 @@ class Stages:
             self._report()
 
     def _report(self) -> None:
+        if self._on_progress is None:
+            return
         summary = self._summary
         self._on_progress(
             Progress(
@@ -243,27 +259,6 @@ class Stages:
                 done=summary.stored,
                 failed=len(summary.failures),
                 record_bytes=summary.record_bytes,
-                seconds=time.monotonic() - self._begun,
+                seconds=time.monotonic() - self._started,
             )
         )
-
-
-def _start_writer(
-    stack: ExitStack,
-    summary: IngestSummary,
-    origin: str,
-    records: Slots,
-    settings: Settings,
-    log: IO[bytes],
-) -> WriterProcess:
-    room, _ = record_room(summary.spec)
-    setup = {
-        "cache_dir": os.fspath(settings.cache_dir),
-        "dataset": summary.dataset,
-        "spec": summary.spec.to_dict(),
-        "origin": origin,
-        **settings.limits,
-    }
-    writer = WriterProcess(records, prefix_room=room, setup=setup, log=log)
-    stack.callback(writer.close)
-    return writer

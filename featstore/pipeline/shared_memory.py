@@ -1,4 +1,4 @@
-"""The memory that decoders, encoders and the writer share: so many slots, and no more, whatever waits for whom."""
+"""The memory that decoders, encoders and the writer share: a fixed number of slots, whichever waits for which."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featstore.pipeline.make_record import payload_bytes, record_room
+from featstore.records.sizes import payload_bytes, record_room
 from featstore.system.processes import Slots
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from featstore.pipeline.encode.batches import Job, Piece
     from featstore.spec import FeatureSpec
 
 WRITER_SLOTS = 2  # one is written while the next is packed
@@ -32,10 +31,10 @@ class Memory:
     def reserve(
         cls, spec: FeatureSpec, *, workers: int, encoders: int, batch_frames: int
     ) -> Memory:
-        """Reserve what keeps them all at work; pages are taken when first written.
+        """Reserve what keeps them all busy; pages are taken when first written.
 
         Frames: a video for each decode worker; for each encoder those of a batch that waits, and one that is read.
-        Records: for each encoder those of two batches at work, and one that waits; and those at the writer.
+        Records: for each encoder those of two batches being encoded, and one that waits; and those at the writer.
         """
         nframe = spec.sampling.nframe
         a_batch = math.ceil(batch_frames / nframe)  # videos that fill one
@@ -49,24 +48,24 @@ class Memory:
         """Return the bytes of all slots."""
         return len(self.frame_slots.memory) + len(self.record_slots.memory)
 
-    def frames(self, piece: Piece) -> NDArray[np.uint8]:
-        """Return the frames (n, H, W, 3) uint8 of a piece."""
+    def frames(self, slot: int, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return frames `start` to `stop` (n, H, W, 3) uint8 of a slot."""
         shape = self.spec.encoder.preprocessing.frame_shape
         size = math.prod(shape)
-        memory = self.frame_slots.slot(piece.job.frames)[piece.start * size : piece.stop * size]
-        return np.frombuffer(memory, dtype=np.uint8).reshape(piece.count, *shape)
+        memory = self.frame_slots.slot(slot)[start * size : stop * size]
+        return np.frombuffer(memory, dtype=np.uint8).reshape(stop - start, *shape)
 
-    def shape(self, job: Job) -> tuple[int, int]:
-        """Return (num_tokens, hidden_dim) of a job's features."""
-        return job.count * self.spec.encoder.tokens_per_frame, self.spec.encoder.hidden_dim
+    def shape(self, count: int) -> tuple[int, int]:
+        """Return (num_tokens, hidden_dim) of the features of `count` frames."""
+        return count * self.spec.encoder.tokens_per_frame, self.spec.encoder.hidden_dim
 
-    def payload(self, job: Job) -> memoryview:
-        """Return the room for a job's payload in its record's slot."""
-        room, _ = record_room(self.spec)
-        size = payload_bytes(self.spec, self.shape(job))
-        return self.record_slots.slot(job.record)[room : room + size]
+    def payload(self, slot: int, count: int) -> memoryview:
+        """Return the memory for the payload of `count` frames in a record's slot."""
+        start, _ = record_room(self.spec)
+        size = payload_bytes(self.spec.quantization, self.shape(count))
+        return self.record_slots.slot(slot)[start : start + size]
 
     def close(self) -> None:
-        """Let go of the descriptors; memory goes with its last view."""
+        """Close the descriptors; the memory is released with its last view."""
         self.frame_slots.close()
         self.record_slots.close()

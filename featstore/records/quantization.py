@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featstore.errors import NotFinite, QuantizeError
+from featstore.spec import STORED_DTYPES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,9 +23,6 @@ INT8_MAX = 127
 MIN_SCALE = float(np.finfo(np.float32).tiny)
 # Rows worked on at once: a few dozen rows of 3,584 channels stay in a core's cache.
 BLOCK_ROWS = 64
-
-# How values can be stored, and what numpy sees of it; bf16, which numpy lacks, as its raw bits.
-STORED_DTYPES = {"int8": "<i1", "bf16": "<u2", "fp16": "<f2", "fp32": "<f4"}
 
 
 @dataclass(frozen=True)
@@ -50,21 +48,6 @@ class QuantError:
             relative_l2=(difference / original) ** 0.5 if original else float(difference > 0),
             max_abs=max_abs,
         )
-
-    def to_dict(self) -> dict[str, float]:
-        """Return plain values for a record's header."""
-        return {"cosine": self.cosine, "relative_l2": self.relative_l2, "max_abs": self.max_abs}
-
-
-def scale_shape(granularity: str, num_tokens: int, hidden_dim: int) -> tuple[int, int]:
-    """Return the shape of the scale that broadcasts over (num_tokens, hidden_dim); (0, 0) for floats."""
-    shapes = {
-        "channel": (1, hidden_dim),
-        "token": (num_tokens, 1),
-        "tensor": (1, 1),
-        "none": (0, 0),
-    }
-    return shapes[granularity]
 
 
 def quantize(

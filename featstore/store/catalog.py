@@ -6,16 +6,17 @@ the spec's digest; a video's row and its record share a key.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgpack
 import xxhash
 
 from featstore.errors import StoreMismatch
+from featstore.fields import build, to_plain
+from featstore.records.header import Header, SourceFingerprint
 from featstore.records.quantization import QuantError
-from featstore.records.record import Header, SourceFingerprint
 from featstore.spec import FeatureSpec
 
 if TYPE_CHECKING:
@@ -98,6 +99,14 @@ class Failure:
         return self.reason.startswith(DAMAGED)
 
 
+Row = TypeVar("Row")
+_TABLES: dict[str, type[FeatureSet | Entry | Failure]] = {
+    "specs": FeatureSet,
+    "catalog": Entry,
+    "failures": Failure,
+}
+
+
 def set_key(digest: str) -> bytes:
     """Return the key of a feature set's row, and the prefix of its videos' keys."""
     return digest.encode()
@@ -110,11 +119,7 @@ def video_key(spec: FeatureSpec, dataset: str, video_id: str) -> bytes:
 
 def pack_row(row: Manifest | FeatureSet | Entry | Failure) -> bytes:
     """Return a row's bytes."""
-    if isinstance(row, FeatureSet):
-        plain = {"spec": row.spec.to_dict(), "origin": row.origin, "created": row.created}
-    else:
-        plain = asdict(row)
-    packed: bytes = msgpack.packb(plain, unicode_errors="surrogatepass")
+    packed: bytes = msgpack.packb(to_plain(row), unicode_errors="surrogatepass")
     return _START + xxhash.xxh3_64_digest(packed) + packed
 
 
@@ -196,21 +201,18 @@ def read_failure(snapshot: Snapshot, key: bytes) -> Failure | None:
 
 def unpack_failure(data: bytes) -> Failure:
     """Return a failed video's row; StoreMismatch where it cannot be one."""
-    return _build_failure(_unpack(data))
+    return _build(Failure, _unpack(data))
 
 
 def unpack_entry(data: bytes) -> Entry:
     """Return a finished video's row; StoreMismatch where it cannot be one."""
-    return _build_entry(_unpack(data))
-
-
-Row = TypeVar("Row", Manifest, FeatureSet, Entry, Failure, SourceFingerprint, QuantError)
+    return _build(Entry, _unpack(data))
 
 
 @lru_cache(maxsize=256)
 def unpack_set(key: bytes, data: bytes) -> FeatureSet:
     """Return the feature set whose row lies under `key`; StoreMismatch where it cannot be one, or is another's."""
-    found = _build_set(_unpack(data))
+    found = _build(FeatureSet, _unpack(data))
     if set_key(found.spec.digest) != key:
         raise StoreMismatch(
             f"the feature set {key.decode(errors='replace')} describes {found.spec.digest}; its row is damaged: "
@@ -221,34 +223,15 @@ def unpack_set(key: bytes, data: bytes) -> FeatureSet:
 
 def is_newer_row(table: str, data: bytes) -> bool:
     """Return whether a row is whole and yet none of this release's: its checksum holds, what it says is unknown."""
-    build = {"specs": _build_set, "catalog": _build_entry, "failures": _build_failure}[table]
     try:
         plain = _unpack(data)
     except StoreMismatch:
         return False
     try:
-        build(plain)
+        _build(_TABLES[table], plain)
     except StoreMismatch:
         return True
     return False
-
-
-def _build_set(plain: dict[str, Any]) -> FeatureSet:
-    return _build(FeatureSet, {**plain, "spec": FeatureSpec.from_dict(plain.get("spec", {}))})
-
-
-def _build_failure(plain: dict[str, Any]) -> Failure:
-    return _build(Failure, plain)
-
-
-def _build_entry(plain: dict[str, Any]) -> Entry:
-    shape = plain.get("shape")
-    if not (isinstance(shape, list) and len(shape) == 2 and all(type(n) is int for n in shape)):
-        raise _unreadable(f"shape = {shape!r}")
-    plain["shape"] = tuple(shape)
-    plain["source"] = _build(SourceFingerprint, plain.get("source"))
-    plain["error"] = _build(QuantError, plain.get("error"))
-    return _build(Entry, plain)
 
 
 def _unpack(data: bytes) -> dict[str, Any]:
@@ -264,27 +247,15 @@ def _unpack(data: bytes) -> dict[str, Any]:
     return plain
 
 
-def _build(kind: type[Row], plain: Any) -> Row:
-    kinds = _KINDS[kind]
-    if not isinstance(plain, dict) or plain.keys() != kinds.keys():
-        raise _unreadable(plain)
-    for name, wanted in kinds.items():
-        value = plain[name]
-        if not isinstance(value, wanted) or type(value) is bool:
-            raise _unreadable(f"{name} = {value!r}")
-    return kind(**plain)
-
-
-_KINDS: dict[type, dict[str, tuple[type, ...]]] = {
-    row: {
-        name: (int, float) if hint is float else (get_origin(hint) or hint,)
-        for name, hint in get_type_hints(row).items()
-    }
-    for row in (Manifest, FeatureSet, Entry, Failure, SourceFingerprint, QuantError)
-}
+def _build(kind: type[Row], plain: dict[str, Any]) -> Row:
+    try:
+        return build(kind, plain)
+    except ValueError as exc:
+        raise _unreadable(exc) from exc
 
 
 def _unreadable(found: object) -> StoreMismatch:
     return StoreMismatch(
-        f"a row of the catalog cannot be read ({found!r:.200}): damaged, or of another version; run featstore check"
+        f"a row of the catalog cannot be read ({found!s:.200}): damaged, or of another version",
+        remedy="run featstore check",
     )

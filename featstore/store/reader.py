@@ -14,7 +14,8 @@ from featstore.errors import (
     StoreNotFound,
     plain_line,
 )
-from featstore.records.record import Features, Record, parse
+from featstore.records.features import Features
+from featstore.records.record import Record, parse
 from featstore.spec import FeatureSpec
 from featstore.store.catalog import (
     Entry,
@@ -197,22 +198,24 @@ class Dataset(Mapping[str, Features]):
         if value is None:
             if has_entry(snapshot, key):
                 raise RecordError(
-                    f"video {video!r} has a row in the catalog of {self.path} and no record; the store is damaged: run "
-                    "featstore check"
+                    f"video {video!r} has a row in the catalog of {self.path} and no record; the store is damaged",
+                    remedy="run featstore check",
                 )
             raise self._not_found(snapshot, video, spec, key)
         try:
             record = parse(value)
         except RecordError as exc:
-            raise RecordError(f"video {video!r} of {self.path}: {exc}") from exc
+            raise RecordError(
+                f"video {video!r} of {self.path}: {exc.found}", remedy=exc.remedy
+            ) from exc
         header = record.header
         wrong = header.misfit(spec, self.name)
         if header.video_id != video:
             wrong = f"video {header.video_id!r}, not {video!r}"
         if wrong:
             raise RecordError(
-                f"the record of {video!r} in {self.path} is of another: {wrong}; the store is damaged: run featstore "
-                "check --repair, and ingest the video again"
+                f"the record of {video!r} in {self.path} is of another: {wrong}; the store is damaged",
+                remedy="run featstore check --repair, and ingest the video again",
             )
         if len(snapshot.learnt) >= MAX_LEARNT:
             snapshot.learnt.clear()

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import xxhash
 
+from featstore import defaults
 from featstore.errors import StoreError, StoreFull, StoreMismatch, gib
 from featstore.records.codecs import compress
-from featstore.records.record import PAGE, pack_prefix, parse
+from featstore.records.record import pack_prefix, parse
+from featstore.records.sizes import PAGE
 from featstore.store.catalog import (
     MANIFEST_KEY,
     Entry,
@@ -42,12 +44,9 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from featstore.records.record import Header
+    from featstore.records.header import Header
     from featstore.spec import FeatureSpec
 
-# One 63 MiB record fills a commit; small ones share it, and with it the cost of the sync.
-COMMIT_BYTES = 32 << 20
-MIN_FREE_BYTES = 1 << 30
 # Pages of the tree and of LMDB's free list that a commit may write beside its records.
 _SLACK_BYTES = 1 << 20
 MAX_REASON_CHARACTERS = 10_000
@@ -55,7 +54,7 @@ Done = TypeVar("Done")
 
 
 def pack_record(
-    header: Header, scale: bytes, buffer: memoryview, payload: slice, *, codec: str = "raw"
+    header: Header, scale: bytes, buffer: memoryview, payload: slice, *, codec: str = defaults.CODEC
 ) -> tuple[Header, memoryview]:
     """Return the header, completed with codec and checksum, and the record of the payload in `buffer[payload]`.
 
@@ -88,9 +87,9 @@ class FeatureWriter:
         cache_dir: str | os.PathLike[str],
         dataset: str,
         *,
-        min_free: int = MIN_FREE_BYTES,
+        min_free: int = defaults.MIN_FREE_BYTES,
         max_size: int | None = None,
-        commit_bytes: int = COMMIT_BYTES,
+        commit_bytes: int = defaults.COMMIT_BYTES,
     ) -> None:
         """Open the dataset, making it where it is not there yet; raise StoreError where it may not be written."""
         self.dataset = dataset
@@ -144,7 +143,7 @@ class FeatureWriter:
         buffer: memoryview,
         payload: slice,
         *,
-        codec: str = "raw",
+        codec: str = defaults.CODEC,
     ) -> Entry:
         """Put a record whose payload lies in `buffer[payload]`; visible after the next `commit`.
 

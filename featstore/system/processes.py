@@ -1,8 +1,8 @@
-"""Child processes: how they are started, spoken to, and share memory.
+"""Worker processes: how they are started, exchange messages, and share memory.
 
-Started as programs of their own rather than by multiprocessing, so that `featstore.ingest` works in any script or
-notebook without a guard around its main part, and nothing is ever pickled: messages are msgpack, frames and features
-lie in anonymous shared memory that is gone with the last process that holds it.
+They are programs of their own, not started by multiprocessing, so that `featstore.ingest` works in any script or
+notebook without a guard around its main part, and nothing is ever pickled: messages are dataclasses sent as msgpack,
+frames and features are in anonymous shared memory that is gone with the last process that maps it.
 """
 
 from __future__ import annotations
@@ -21,31 +21,34 @@ import tempfile
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import msgpack
 
-from featstore.errors import FeatstoreError
+from featstore.errors import FeatstoreError, retold
+from featstore.fields import build, to_plain
 from featstore.system.forks import no_fork, tell_of_forks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 MAX_MESSAGE_BYTES = 256 << 20  # a token scale of some million tokens fits
 _PR_SET_PDEATHSIG = 1
 
+Message = TypeVar("Message")
+
 
 @dataclass(frozen=True)
 class Slots:
-    """Anonymous shared memory cut into equal slots."""
+    """Anonymous shared memory cut into equal slots; sent in a message, it is mapped by the process that gets it."""
 
     fd: int
     count: int
     slot_bytes: int
-    memory: memoryview
 
     @classmethod
     def create(cls, count: int, slot_bytes: int) -> Slots:
@@ -57,29 +60,46 @@ class Slots:
             with tempfile.TemporaryFile() as file:
                 fd = os.dup(file.fileno())
         os.ftruncate(fd, count * slot_bytes)
-        return cls.attach(fd, count, slot_bytes)
+        return cls(fd, count, slot_bytes)
 
-    @classmethod
-    def attach(cls, fd: int, count: int, slot_bytes: int) -> Slots:
-        """Map memory that another process created."""
-        return cls(fd, count, slot_bytes, memoryview(mmap.mmap(fd, count * slot_bytes)))
+    def __post_init__(self) -> None:
+        """Map the memory."""
+        _ = self.memory
+
+    @cached_property
+    def memory(self) -> memoryview:
+        """Return the memory of all slots."""
+        return memoryview(mmap.mmap(self.fd, self.count * self.slot_bytes))
 
     def slot(self, index: int) -> memoryview:
         """Return the memory of one slot."""
         return self.memory[index * self.slot_bytes : (index + 1) * self.slot_bytes]
 
-    def describe(self) -> dict[str, int]:
-        """Return what `attach` needs in a process that has the descriptor."""
-        return {"fd": self.fd, "count": self.count, "slot_bytes": self.slot_bytes}
-
     def close(self) -> None:
-        """Let go of the descriptor; memory goes with its last view."""
+        """Close the descriptor; the memory is released with its last view."""
         os.close(self.fd)
+
+
+@dataclass(frozen=True)
+class ErrorMessage:
+    """What ended a child process: the name of one of featstore's errors, and what it says."""
+
+    kind: str
+    text: str
+
+    @classmethod
+    def of(cls, exc: FeatstoreError) -> ErrorMessage:
+        """Return the message that reports `exc`."""
+        return cls(type(exc).__name__, str(exc))
+
+    def exception(self, prefix: str = "") -> FeatstoreError:
+        """Return the error again, its text after `prefix`."""
+        return retold(self.kind, prefix + self.text)
 
 
 @contextlib.contextmanager
 def enough_descriptors() -> Iterator[None]:
-    """Raise FeatstoreError, which says what to do, where the process may open no more files."""
+    """Raise FeatstoreError, which says what to do, if the process may open no more files."""
     try:
         yield
     except OSError as exc:
@@ -87,19 +107,21 @@ def enough_descriptors() -> Iterator[None]:
             raise
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         raise FeatstoreError(
-            f"this process has as many files open as it may, {most}; let it have more with ulimit -n, or let go of some"
+            f"this process has as many files open as it may, {most}; allow more with ulimit -n, or close some"
         ) from exc
 
 
-class Child:
+class WorkerProcess:
     """A running program `python -m <module>` with a pipe to it and shared memory."""
 
-    def __init__(
-        self, module: str, slots: Slots, log: IO[bytes], first: dict[str, Any], **more: Slots
-    ) -> None:
-        """Start it and send the first message; `log` takes what it prints.
+    def __init__(self, module: str, setup: object, slots: Iterable[Slots], log: IO[bytes]) -> None:
+        """Start it.
 
-        more: further memory, which the child finds described in the first message under these names.
+        Args:
+            module: the program; it calls `join_parent` first.
+            setup: its first message.
+            slots: shared memory that `setup` names.
+            log: takes what it prints.
         """
         package_root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
@@ -110,7 +132,7 @@ class Child:
             try:
                 self.process = _start(
                     [sys.executable, "-m", module, str(there.fileno()), str(os.getpid())],
-                    pass_fds=(there.fileno(), slots.fd, *(other.fd for other in more.values())),
+                    pass_fds=(there.fileno(), *(memory.fd for memory in slots)),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -120,18 +142,17 @@ class Child:
             finally:
                 there.close()
             tell_of_forks(self)
-        memory = {name: part.describe() for name, part in more.items()}
-        self.send({**first, **memory, "memory": slots.describe()})
+        self.send(setup)
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Send a message; a child that is gone shows itself when it is listened to."""
+    def send(self, message: object) -> None:
+        """Send a message, unless the program has ended: `receive` will tell."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             send(self.connection, message)
 
-    def receive(self) -> dict[str, Any]:
-        """Return the next message, waiting for it; EOFError if the child is gone."""
+    def receive(self, *kinds: type) -> Any:
+        """Return the next message, of one of `kinds`, waiting for it; EOFError if the program has ended."""
         try:
-            return receive(self.connection)
+            return receive(self.connection, *kinds)
         except ConnectionResetError as exc:
             raise EOFError from exc
 
@@ -142,12 +163,12 @@ class Child:
         self.connection.close()
 
     def after_fork(self) -> None:
-        """Let go of the pipe in a forked child: the program is the parent's to speak to, to end and to wait for."""
+        """Close the pipe in a forked child: only the parent talks to the program, ends it and waits for it."""
         self.connection.close()
-        self.process.returncode = 0  # as Popen has it of one that ended: no signal is sent
+        self.process.returncode = 0  # as of a Popen that has ended: no signal is sent
 
     def describe_end(self, log: IO[bytes]) -> str:
-        """Return how the child ended and the last line it printed."""
+        """Return how the program ended and the last line it printed."""
         code = self.process.wait()
         log.seek(0)
         lines = log.read().decode(errors="replace").strip().splitlines()
@@ -156,10 +177,10 @@ class Child:
 
 
 def _start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a program from a thread that ends with this process.
+    """Start a program from a thread that lives as long as this process.
 
-    A child that is to die with its parent is killed when the *thread* that started it ends: one that serves a single
-    request would take the decoder with it.
+    A child that is to die with its parent is killed when the *thread* that started it ends: a thread that serves a
+    single request would take the decoder with it.
     """
 
     def start() -> subprocess.Popen[bytes]:
@@ -181,7 +202,7 @@ def _starter() -> SimpleQueue[Any]:
         while True:
             _answer(*queue.get())
 
-    threading.Thread(target=serve, name="children-starter", daemon=True).start()
+    threading.Thread(target=serve, name="process-starter", daemon=True).start()
     return queue
 
 
@@ -198,22 +219,39 @@ def _answer(
         started.set_exception(exc)
 
 
-def send(connection: Connection, message: dict[str, Any]) -> None:
-    """Send one message."""
-    connection.send_bytes(msgpack.packb(message, unicode_errors="surrogatepass"))
+def send(connection: Connection, message: object) -> None:
+    """Send one message, a dataclass of plain values: as its name and its fields."""
+    plain = [type(message).__name__, to_plain(message)]
+    connection.send_bytes(msgpack.packb(plain, unicode_errors="surrogatepass"))
 
 
-def receive(connection: Connection) -> dict[str, Any]:
-    """Return the next message; EOFError if the other side is gone."""
+def receive(connection: Connection, *kinds: type) -> Any:
+    """Return the next message, of one of `kinds`, waiting for it.
+
+    Args:
+        connection: the pipe.
+        kinds: the classes of messages that may come.
+
+    Raises:
+        EOFError: if the other side is gone.
+        ValueError: if the message is of another kind.
+    """
     data = connection.recv_bytes(MAX_MESSAGE_BYTES)
-    message: dict[str, Any] = msgpack.unpackb(data, unicode_errors="surrogatepass")
-    return message
+    name, plain = msgpack.unpackb(data, unicode_errors="surrogatepass")
+    for kind in kinds:
+        if kind.__name__ == name:
+            return build(kind, plain)
+    raise ValueError(f"a message {name!r:.80} came; expected {[kind.__name__ for kind in kinds]}")
 
 
-def join_parent(*, die_with_parent: bool) -> tuple[Connection, dict[str, Any], Slots]:
-    """Return the pipe to the parent, its first message and the shared memory; called first in a child.
+def join_parent(setup: type[Message], *, die_with_parent: bool) -> tuple[Connection, Message]:
+    """Return the pipe to the parent and its first message; a child process calls this first.
 
-    Interrupts are left to the parent. die_with_parent: be killed when the parent dies, where the system can do that.
+    Interrupts are left to the parent.
+
+    Args:
+        setup: the class of the first message.
+        die_with_parent: be killed when the parent dies, if the system can do that.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -223,5 +261,5 @@ def join_parent(*, die_with_parent: bool) -> tuple[Connection, dict[str, Any], S
         if os.getppid() != parent:  # it died before we asked
             raise SystemExit(1)
     connection = Connection(fd)
-    first = receive(connection)
-    return connection, first, Slots.attach(**first.pop("memory"))
+    first: Message = receive(connection, setup)
+    return connection, first

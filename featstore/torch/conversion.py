@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from featstore.records.record import Features
+    from featstore.records.features import Features
 
 
 def to_tensor(

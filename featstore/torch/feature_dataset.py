@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Sequence
 
-    from featstore.records.record import Features
+    from featstore.records.features import Features
     from featstore.spec import FeatureSpec
 
 

@@ -18,7 +18,7 @@ from featstore.torch.upload.cudart import numbered
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from featstore.records.record import Features
+    from featstore.records.features import Features
 
 
 LONGEST_JOIN = 5.0  # seconds

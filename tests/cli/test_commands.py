@@ -94,7 +94,7 @@ def test_ls_lists_datasets_and_videos(stored):
 @pytest.mark.parametrize("option", [["--failed"], ["--spec", "abcd"]])
 def test_what_ls_lists_of_a_dataset_needs_its_name(stored, option):
     done = run("ls", "--cache-dir", stored, *option)
-    assert (done.exit_code, f"{option[0]} is of a dataset" in done.stderr) == (2, True)
+    assert (done.exit_code, f"{option[0]} selects videos of a dataset" in done.stderr) == (2, True)
 
 
 def test_info_tells_of_the_feature_set_and_its_error(stored):

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.crash
 INTERRUPTED = 130
-MODULES = ("decoding.worker", "pipeline.writer_process", "pipeline.encoder_process")
+MODULES = (
+    "decoding.worker",
+    "pipeline.write.writer_process",
+    "pipeline.encode.encoder_process",
+)
 
 # An encoder that torch keeps busy for seconds; it is told when the main thread has come to wait for it.
 SLOW = """
@@ -36,7 +40,7 @@ def watch(main=threading.get_ident()):
     while frame is None:
         time.sleep(0.01)
         frame = sys._current_frames()[main]
-        while frame and not (frame.f_code.co_name == "close" and "lanes" in frame.f_code.co_filename):
+        while frame and not (frame.f_code.co_name == "close" and "encoder_workers" in frame.f_code.co_filename):
             frame = frame.f_back
     print("waiting", file=sys.stderr, flush=True)
 
@@ -58,7 +62,8 @@ run()
 LIBRARY = """
 import featstore
 videos, cache = sys.argv[1:]
-featstore.ingest(videos, cache, "demo", encoder=ToyEncoder(), sampling=featstore.Sampling(4), min_free=0)
+featstore.ingest(videos, cache, "demo", encoder=ToyEncoder(), sampling=featstore.Sampling(4),
+                 options=featstore.IngestOptions(min_free=0))
 """
 
 

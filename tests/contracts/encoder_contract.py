@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from featstore.fields import build, to_plain
 from featstore.sampling import Sampling
 from featstore.spec import EncoderIdentity, FeatureSpec
 
@@ -32,7 +33,7 @@ class EncoderContract:
 
     def test_its_identity_is_whole_and_survives_being_stored(self, encoder):
         identity = encoder.identity
-        assert EncoderIdentity.from_dict(identity.to_dict()) == identity
+        assert build(EncoderIdentity, to_plain(identity)) == identity
         assert len(identity.weights) == 64
         assert int(identity.weights, 16) >= 0
 

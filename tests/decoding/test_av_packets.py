@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from featstore.decoding.av_packets import PacketTable, Uncertain
-from featstore.decoding.nal_units import Units, Use
+from featstore.decoding.av_packets import NotValidated, PacketTable, Units, Use
 
 AVCC, HVCC = b"\x01" + bytes(3) + b"\xff", b"\x01" + bytes(20) + b"\xff"
 H264, HEVC = Units.of("h264", AVCC), Units.of("hevc", HVCC)
@@ -42,7 +41,7 @@ def test_frames_are_counted_in_the_order_of_their_times():
 
 def test_a_key_frame_behind_frames_that_are_shown_before_it_is_uncertain():
     packets = [*stream(30, 10, 20), Packet(60, KEY, key=True), Packet(40, B), Packet(50, B)]
-    with pytest.raises(Uncertain, match="open GOP"):
+    with pytest.raises(NotValidated, match="open GOP"):
         PacketTable.read(packets, H264)
 
 
@@ -56,19 +55,19 @@ def test_a_key_frame_behind_frames_that_are_shown_before_it_is_uncertain():
     ],
 )
 def test_an_odd_packet_makes_a_file_uncertain(packet, why):
-    with pytest.raises(Uncertain, match=why):
+    with pytest.raises(NotValidated, match=why):
         PacketTable.read([Packet(0, KEY, key=True), packet], H264)
 
 
 def test_a_stream_that_begins_within_a_group_is_uncertain():
-    with pytest.raises(Uncertain, match="key frame"):
+    with pytest.raises(NotValidated, match="key frame"):
         PacketTable.read([Packet(0, P), Packet(10, KEY, key=True)], H264)
 
 
 def test_an_unreferenced_frame_that_is_shown_too_late_is_uncertain():
     """Its time is wrong, or it is decoded in vain: decord's count would pass it at another place."""
     packets = [Packet(0, KEY, key=True), Packet(30, B), Packet(10, P), Packet(20, P)]
-    with pytest.raises(Uncertain, match="shown earlier"):
+    with pytest.raises(NotValidated, match="shown earlier"):
         PacketTable.read(packets, H264)
 
 

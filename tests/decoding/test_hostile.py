@@ -28,9 +28,9 @@ SQUARE = Preprocessing(32, 32, 32)
 def decoded(paths, **options):
     """What a pool of one worker makes of each file, in turn."""
     slots = Slots.create(1, 4 * 32 * 32 * 3)
-    setup = {"sampling": Sampling(4).to_dict(), "preprocessing": SQUARE.to_dict()}
     with tempfile.TemporaryFile() as log:
-        pool = DecoderPool(slots, workers=1, setup=setup, log=log, **{"timeout": 30.0, **options})
+        options = {"timeout": 30.0, **options}
+        pool = DecoderPool(slots, Sampling(4), SQUARE, workers=1, log=log, **options)
         found = []
         try:
             pool.add([Video(path.name, str(path)) for path in paths])

@@ -12,6 +12,7 @@ from featstore.decoding.video_file import decode
 from featstore.encoders.toy import ToyEncoder
 from featstore.errors import VideoError
 from featstore.pipeline.ingest import ingest
+from featstore.pipeline.options import IngestOptions
 from featstore.preprocessing import Preprocessing, resize_and_crop
 from featstore.sampling import Sampling
 
@@ -103,7 +104,7 @@ def test_frames_of_av1_come_out_as_they_went_in(folder):
 
 
 def test_other_versions_of_ffmpeg_are_left_to_decord(folder, monkeypatch):
-    monkeypatch.setattr(av_decoder, "PROVED", ())
+    monkeypatch.setattr(av_decoder, "VALIDATED_FFMPEG", ())
     assert frames_of(folder / "h264.mp4", "auto")[0].decoder == "decord"
     assert frames_of(folder / "av1.mp4", "auto")[0].decoder == "av"
 
@@ -118,7 +119,7 @@ def test_features_are_the_same_whichever_decoder_an_ingest_takes(folder, tmp_pat
             "demo",
             encoder=ToyEncoder(),
             sampling=Sampling(8),
-            decoder=decoder,
+            options=IngestOptions(decoder=decoder),
         )
         assert (summary.failures, summary.decoders) == ([], counts)
         digests.add(summary.spec.digest)

@@ -13,8 +13,9 @@ from multiprocessing.connection import wait
 import pytest
 from toys import children_of
 
-from featstore.decoding.pool import MODULE, Decoded, DecoderPool
+from featstore.decoding.pool import Decoded, DecoderPool
 from featstore.decoding.video_file import Video, fingerprint
+from featstore.decoding.worker import MODULE, DecodeTask
 from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
 from featstore.system.processes import Slots
@@ -33,8 +34,7 @@ def make_pool():
             slots = Slots.create(1, 4 * 32 * 32 * 3)
             stack.callback(slots.close)
             log = stack.enter_context(tempfile.TemporaryFile())
-            setup = {"sampling": Sampling(4).to_dict(), "preprocessing": SQUARE.to_dict()}
-            pool = DecoderPool(slots, workers=1, setup=setup, log=log, timeout=30.0)
+            pool = DecoderPool(slots, Sampling(4), SQUARE, workers=1, log=log, timeout=30.0)
             stack.callback(pool.kill)
             return pool
 
@@ -92,7 +92,7 @@ def test_what_a_decoder_answers_to_another_request_is_not_taken_for_this_ones(cl
     decode(pool, mine)
     (before,) = decoders()
     (worker,) = pool._workers
-    worker.child.send({"number": 1, "path": str(other), "slot": 0})
+    worker.process.send(DecodeTask(1, str(other), 0))
     assert "answered another request" in decode(pool, mine).error
     assert before not in decoders()
     again = decode(pool, mine)

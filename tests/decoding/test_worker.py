@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 
 import pytest
 
@@ -20,7 +19,8 @@ FOUR = Sampling(4)
 @pytest.fixture
 def answer():
     slots = Slots.create(1, 4 * 32 * 32 * 3)
-    yield lambda path: worker.answer({"path": str(path), "slot": 0}, slots, FOUR, SQUARE, "auto")
+    setup = worker.DecodeSetup(slots, FOUR, SQUARE, 1 << 30, "auto")
+    yield lambda path: worker.answer(worker.DecodeTask(1, str(path), 0), setup)
     slots.close()
 
 
@@ -60,9 +60,9 @@ def test_a_file_that_changes_while_it_is_read_is_refused(clips, monkeypatch, ans
 
     monkeypatch.setattr(worker, step, change_after)
     found = answer(path)
-    assert found.keys() == {"error"}
-    assert f"{path} changed while it was read" in found["error"]
-    assert "--retry-failed" in found["error"]
+    assert (found.clip, found.source, found.out_of_memory) == (None, None, False)
+    assert f"{path} changed while it was read" in found.error
+    assert "--retry-failed" in found.error
 
 
 def test_a_file_that_goes_while_it_is_read_is_refused(clips, monkeypatch, answer):
@@ -74,10 +74,10 @@ def test_a_file_that_goes_while_it_is_read_is_refused(clips, monkeypatch, answer
         return found
 
     monkeypatch.setattr(worker, "fingerprint", fingerprint_and_remove)
-    assert "cannot be opened: No such file" in answer(path)["error"]
+    assert "cannot be opened: No such file" in answer(path).error
 
 
 def test_a_file_that_stays_is_taken_by_its_content_also_through_a_link(clips, answer):
     link = clips / "link.mp4"
     link.symlink_to(clips / "blink.mp4")
-    assert answer(link)["source"] == asdict(fingerprint(str(clips / "blink.mp4")))
+    assert answer(link).source == fingerprint(str(clips / "blink.mp4"))

@@ -12,7 +12,9 @@ import xxhash
 from toys import store_videos, toy_features, toy_header, toy_spec
 
 from featstore.errors import RecordError, StoreDamaged, StoreError
-from featstore.records.record import MAX_PAYLOAD_BYTES, Features, pack, parse
+from featstore.records.features import Features
+from featstore.records.record import pack, parse
+from featstore.records.sizes import MAX_PAYLOAD_BYTES
 from featstore.store.catalog import pack_row, read_manifest
 from featstore.store.engine.environment import open_environment
 from featstore.store.engine.snapshot import MAX_ROW_BYTES, TABLES
@@ -22,7 +24,7 @@ from featstore.store.reader import FeatureStore
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from featstore.records.record import Header
+    from featstore.records.header import Header
 
 A = toy_features(1)
 

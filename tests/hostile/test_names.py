@@ -17,7 +17,7 @@ import featstore
 from featstore.cli import main
 from featstore.errors import FeatureNotFound, ListingError, StoreError, StoreMismatch
 from featstore.formats.export import save_features
-from featstore.pipeline.plan import read_listing
+from featstore.pipeline.listing import read_listing
 from featstore.sampling import Sampling
 from featstore.store.catalog import Failure
 from featstore.store.maintenance.compact import compact_dataset

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from featstore.decoding.video_file import VIDEO_SUFFIXES
 from featstore.integrations.vlmevalkit import canonical_dataset, video_id
-from featstore.pipeline.plan import list_videos
+from featstore.pipeline.listing import VIDEO_SUFFIXES, list_videos
 
 SNAPSHOT = "/data/hf/hub/datasets--owner--name/snapshots/8a61d3f0c5b9"
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from featstore.cli import main
-from featstore.cli._sources import _repeated
+from featstore.cli._options import VariadicOption
 from featstore.store.reader import FeatureStore
 
 pytestmark = pytest.mark.slow
@@ -111,7 +112,21 @@ def test_an_unknown_benchmark_ends_the_command_before_any_work(ingest, cache):
     ],
 )
 def test_datasets_takes_all_words_up_to_the_next_option(words, repeated):
-    assert list(_repeated("--datasets", words.split())) == repeated.split()
+    assert parse(words, VariadicOption) == parse(repeated, click.Option)
+
+
+def parse(words: str, cls: type[click.Option]) -> dict:
+    several = cls(["--datasets"], multiple=True)
+    others = [
+        click.Option(["--dataset"]),
+        click.Option(["--videos"]),
+        click.Option(["--json"], is_flag=True),
+    ]
+    return (
+        click.Command("ingest", params=[several, *others])
+        .make_context("ingest", words.split())
+        .params
+    )
 
 
 @pytest.fixture
@@ -168,4 +183,4 @@ def test_an_uncached_run_needs_no_store(vlmeval):
 def test_a_checkpoint_without_a_name_is_wrong_usage(vlmeval):
     done, _ = vlmeval("--cache-dir", "cache", "--checkpoint", "/models/a", "--", "--model", "M")
     assert done.exit_code == 2
-    assert "/models/a is no NAME=VALUE" in done.stderr
+    assert "/models/a is not NAME=VALUE" in done.stderr

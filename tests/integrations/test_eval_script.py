@@ -99,13 +99,15 @@ def test_a_run_that_failed_is_told_and_alone_is_tried_again(evaluate):
 
 def test_what_a_run_could_not_read_is_named_at_the_end_and_the_first_run_alone(evaluate):
     fails = "--model LongVA-Temporal-v1-Cached --data MLVU_128frame"
-    said = "featstore: VLMEvalKit has not finished:\\n  a video\\nmend what is named, then go on\\n"
+    said = (
+        "featstore: VLMEvalKit has not finished:\\n  a video\\nrepair what is named, then go on\\n"
+    )
     evaluate("--no-ingest", fails=fails, says=said)
     done, _ = evaluate("--no-ingest", fails=fails, says="E1127 torchrun\\n" + said)
     assert done.stderr.splitlines()[:-1] == [
         "featstore: VLMEvalKit has not finished:",
         "  a video",
-        "mend what is named, then go on",
+        "repair what is named, then go on",
     ]
 
 

@@ -12,7 +12,7 @@ from toys import python_env
 
 from featstore.errors import FeatstoreError, MissingExtra
 from featstore.integrations.vlmevalkit import ranks
-from featstore.integrations.vlmevalkit.find_kit import find_run_py, import_kit
+from featstore.integrations.vlmevalkit.find_vlmevalkit import find_run_py, import_vlmevalkit
 from featstore.integrations.vlmevalkit.launch import run_vlmevalkit
 from featstore.integrations.vlmevalkit.outcome import Outcome
 
@@ -61,7 +61,7 @@ def test_a_dataset_that_fails_does_not_end_the_run_but_is_reported(
         )
     assert str(caught.value).splitlines()[1:-1] == [
         "  LongVA-7B-Cached x TempCompass_128frame: no room on the device",
-        "  LongVA-7B-Cached x Nonsense: VLMEvalKit knows no such dataset",
+        "  LongVA-7B-Cached x Nonsense: VLMEvalKit does not have this dataset",
     ]
     done = tmp_path / "outputs/LongVA-7B-Cached/T1/LongVA-7B-Cached_Video-MME_128frame.json"
     assert done.exists()
@@ -79,8 +79,8 @@ def test_nothing_loads_torch_before_run_py_hands_out_the_gpus(kit, tmp_path):
     assert "torch is loaded before the GPUs are handed out: False" in done.stdout
     assert done.stderr.splitlines() == [
         "featstore: VLMEvalKit has not finished:",
-        "  Other-VLM x Nonsense: VLMEvalKit knows no such dataset",
-        "mend what is named, then run the same with --reuse",
+        "  Other-VLM x Nonsense: VLMEvalKit does not have this dataset",
+        "repair what is named, then run the same command with --reuse",
     ]
     assert done.returncode == 1
 
@@ -99,7 +99,7 @@ def test_a_missing_requirement_of_vlmevalkit_is_named(kit, monkeypatch):
     with pytest.raises(
         MissingExtra, match="needs the module standin_rows: install its requirements"
     ):
-        import_kit("vlmeval.dataset")
+        import_vlmevalkit("vlmeval.dataset")
 
 
 @pytest.mark.parametrize(("cuda", "backend"), [(False, "gloo"), (True, "nccl")])
@@ -150,5 +150,5 @@ def test_ranks_build_a_dataset_one_after_another(monkeypatch, tmp_path):
 def test_a_file_that_is_no_python_is_not_taken_for_run_py(tmp_path):
     clip = tmp_path / "blink.mp4"
     clip.write_bytes(b"x")
-    with pytest.raises(MissingExtra, match=r"blink\.mp4 is no Python file; .*--run-py"):
+    with pytest.raises(MissingExtra, match=r"blink\.mp4 is not a Python file; .*--run-py"):
         run_vlmevalkit([], clip)

@@ -64,7 +64,7 @@ def test_without_the_cache_the_same_model_gets_no_store(kit, noted):
 
 def test_a_cache_without_a_folder_is_refused_before_anything_is_loaded(kit, noted):
     with pytest.raises(
-        FeatstoreError, match="name the folder of the store, or pass enable_cache=False"
+        FeatstoreError, match="name the cache directory, or pass enable_cache=False"
     ):
         vlmevalkit.LongVA_Cached("checkpoint")
     assert not noted.built

@@ -64,9 +64,9 @@ def test_a_missing_or_damaged_video_ends_its_dataset_and_is_named(evaluate, brok
     missing, damaged = broken
     assert evaluate() == [
         "VLMEvalKit has not finished:",
-        f"  {MODEL} x Video-MME_128frame: {missing} is not there, or no file; put it back",
+        f"  {MODEL} x Video-MME_128frame: {missing} is missing or is not a file; put it back",
         f"  {MODEL} x MLVU_128frame: {_as_asked(damaged)} cannot be decoded",
-        "mend what is named, then run the same with --reuse",
+        "repair what is named, then run the same command with --reuse",
     ]
     assert len(predictions(tmp_path, 1, "LongVideoBench_128frame")) == 2
 
@@ -80,7 +80,7 @@ def test_keeping_going_costs_the_questions_about_these_videos_alone(
     evaluate, broken, tmp_path, capsys
 ):
     missing, damaged = broken
-    why_missing = f"{missing} is not there, or no file; put it back"
+    why_missing = f"{missing} is missing or is not a file; put it back"
     why_damaged = f"{_as_asked(damaged)} cannot be decoded"
     assert evaluate(keep_going=True) == [
         "VLMEvalKit has not finished:",
@@ -89,7 +89,7 @@ def test_keeping_going_costs_the_questions_about_these_videos_alone(
         "what could not be read:",
         f"  MLVU/2_needle/movie101_66: {why_damaged}",
         f"  Video-MME/N1cdUjctpG8: {why_missing}",
-        "mend what is named, then run the same with --reuse",
+        "repair what is named, then run the same command with --reuse",
     ]
     assert [FAIL_MSG in text for text in predictions(tmp_path, 1, "MLVU_128frame")] == [
         False,
@@ -182,7 +182,7 @@ def test_a_store_that_is_full_ends_the_dataset_also_when_keeping_going(
 def test_a_run_that_took_up_nothing_is_no_success():
     run = types.ModuleType("run")
     run.load = run.upsert_dataset_status = run.prepare_reuse_files = lambda **words: None
-    assert Outcome(run).problems() == ["it took up no model and no dataset"]
+    assert Outcome(run).problems() == ["it ran no model and no dataset"]
 
 
 def test_the_model_without_the_store_answers_beside_the_one_that_has_it(run, noted, tmp_path):

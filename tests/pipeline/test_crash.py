@@ -89,7 +89,7 @@ def test_a_kill_at_any_moment_loses_no_committed_video(videos, cache, victim):
     assert before.items() <= stored(cache).items()
 
 
-@pytest.mark.parametrize("module", ["decoding.worker", "pipeline.encoder_process"])
+@pytest.mark.parametrize("module", ["decoding.worker", "pipeline.encode.encoder_process"])
 def test_decoders_and_encoders_die_with_their_parent(videos, cache, module):
     process = start(videos, cache, "--device", "cpu,cpu")
     deadline = time.monotonic() + 30

@@ -9,6 +9,7 @@ from disks import KINDS, fill, free, small_disk
 from featstore.encoders.registry import get_encoder
 from featstore.errors import StoreError, StoreFull
 from featstore.pipeline.ingest import ingest
+from featstore.pipeline.options import IngestOptions
 from featstore.sampling import Sampling
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.reader import FeatureStore
@@ -34,9 +35,16 @@ def disk(tmp_path, request):
         yield place
 
 
-def run(videos: Path, cache: Path, **options):
-    options = {"encoder": get_encoder("toy"), "sampling": Sampling(2000), "workers": 1, **options}
-    return ingest(videos, cache, "demo", **options)
+def run(videos: Path, cache: Path, *, min_free: int, **words):
+    return ingest(
+        videos,
+        cache,
+        "demo",
+        encoder=get_encoder("toy"),
+        sampling=Sampling(2000),
+        options=IngestOptions(workers=1, min_free=min_free),
+        **words,
+    )
 
 
 class Once:

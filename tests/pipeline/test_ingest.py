@@ -20,6 +20,7 @@ from featstore.errors import (
 )
 from featstore.pipeline import ingest as ingest_module
 from featstore.pipeline.ingest import ingest
+from featstore.pipeline.options import IngestOptions
 from featstore.sampling import Sampling
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.paths import stored_bytes
@@ -27,6 +28,7 @@ from featstore.store.paths import stored_bytes
 pytestmark = pytest.mark.slow
 
 SIX = Sampling(6)
+PLAN = IngestOptions(dry_run=True)
 
 
 def toy_features(path: Path, encoder: ToyEncoder, sampling: Sampling) -> np.ndarray:
@@ -69,7 +71,7 @@ def test_relative_paths_mean_the_same_after_a_chdir(clips, cache, monkeypatch):
 
 @pytest.mark.parametrize("place", [str, Path])
 def test_a_single_place_needs_no_list(clips, cache, place):
-    summary = ingest(place(clips), cache, "demo", encoder=ToyEncoder(), sampling=SIX, dry_run=True)
+    summary = ingest(place(clips), cache, "demo", encoder=ToyEncoder(), sampling=SIX, options=PLAN)
     assert summary.planned == 3
 
 
@@ -86,7 +88,7 @@ def test_int8_is_within_half_a_step_of_the_encoder(clips, cache, codec, scale):
 
 def test_a_second_ingest_decodes_nothing(clips, cache, monkeypatch):
     ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
-    monkeypatch.setattr(ingest_module, "Stages", None)
+    monkeypatch.setattr(ingest_module, "Scheduler", None)
     summary = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
     assert (summary.stored, summary.skipped) == (0, 3)
 
@@ -142,7 +144,7 @@ def test_another_folders_video_of_the_same_id_takes_no_ones_place(clips, cache, 
     other = tmp_path / "other"
     other.mkdir()
     shutil.copy(clips / "color_bars.mp4", other / "blink.mp4")
-    with pytest.raises(ListingError, match="stand for other files that are stored already") as said:
+    with pytest.raises(ListingError, match="name other files that are stored already") as said:
         ingest(other, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
     assert f"'blink': {clips / 'blink.mp4'} and {other / 'blink.mp4'}" in str(said.value)
     (clips / "blink.mp4").unlink()  # then it was moved, or is no more
@@ -192,7 +194,14 @@ def test_failed_videos_are_tried_again_when_asked_or_when_their_file_changed(cli
     ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
     left = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
     assert [failure.video_id for failure in left.failed_before] == ["late"]
-    asked = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, retry_failed=True)
+    asked = ingest(
+        clips,
+        cache,
+        "demo",
+        encoder=ToyEncoder(),
+        sampling=SIX,
+        options=IngestOptions(retry_failed=True),
+    )
     assert [failure.video_id for failure in asked.failures] == ["late"]
     shutil.copy2(clips / "blink.mp4", clips / "late.mp4")  # with its old modification time
     done = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
@@ -202,7 +211,12 @@ def test_failed_videos_are_tried_again_when_asked_or_when_their_file_changed(cli
 
 def test_a_video_that_takes_too_long_is_killed_and_the_run_goes_on(clips, cache):
     summary = ingest(
-        clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, decode_timeout=0.001, workers=2
+        clips,
+        cache,
+        "demo",
+        encoder=ToyEncoder(),
+        sampling=SIX,
+        options=IngestOptions(decode_timeout=0.001, workers=2),
     )
     assert [
         failure.reason for failure in summary.failures if "took longer" not in failure.reason
@@ -243,7 +257,9 @@ def test_features_that_are_not_finite_fail_their_video_alone(clips, cache):
 
 
 def test_the_summary_tells_how_busy_each_stage_was_and_which_limits(clips, cache):
-    summary = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, workers=1)
+    summary = ingest(
+        clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, options=IngestOptions(workers=1)
+    )
     assert 0 < summary.working_seconds <= summary.seconds
     assert all(0 < share <= 1 for share in summary.shares.values())
     assert summary.bottleneck == max(summary.shares, key=summary.shares.get)
@@ -260,29 +276,48 @@ def test_sampling_by_rate_stores_as_many_frames_as_the_clip_has_seconds(clips, c
 
 
 def test_limit_and_dry_run_do_what_they_say(clips, cache):
-    plan = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, dry_run=True)
+    plan = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, options=PLAN)
     assert (plan.planned, plan.stored) == (3, 0)
     assert not cache.exists()
-    assert ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, limit=2).stored == 2
+    assert (
+        ingest(
+            clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, options=IngestOptions(limit=2)
+        ).stored
+        == 2
+    )
     assert ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX).stored == 1
 
 
 @pytest.mark.parametrize("limits", [{"min_free": 1 << 60}, {"max_size": 1000}])
 def test_what_cannot_fit_is_refused_before_any_work(clips, cache, limits, monkeypatch):
-    monkeypatch.setattr(ingest_module, "Stages", None)
+    monkeypatch.setattr(ingest_module, "Scheduler", None)
     with pytest.raises(StoreFull, match="the videos need"):
-        ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, **limits)
+        ingest(
+            clips,
+            cache,
+            "demo",
+            encoder=ToyEncoder(),
+            sampling=SIX,
+            options=IngestOptions(**limits),
+        )
 
 
 def test_a_limit_reached_on_the_way_stops_cleanly_and_the_next_run_goes_on(
     clips, cache, monkeypatch
 ):
     monkeypatch.setattr(
-        ingest_module, "_check_room", lambda *args: None
+        ingest_module, "_check_space", lambda *args: None
     )  # as if the disk filled up since
-    ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, limit=1)
+    ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, options=IngestOptions(limit=1))
     taken = stored_bytes(cache)
-    full = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, max_size=taken)
+    full = ingest(
+        clips,
+        cache,
+        "demo",
+        encoder=ToyEncoder(),
+        sampling=SIX,
+        options=IngestOptions(max_size=taken),
+    )
     assert "raise --max-size" in full.full
     assert (full.stored, full.skipped, full.failures) == (0, 1, [])
     assert ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX).stored == 2
@@ -306,7 +341,14 @@ def test_a_stop_keeps_what_was_encoded_and_the_next_run_goes_on(clips, cache):
 def test_a_second_ingest_at_the_same_time_is_refused_by_name(clips, cache):
     (cache / "demo").mkdir(parents=True)
     with ingest_lock(cache / "demo"), pytest.raises(StoreLocked, match=f"process {os.getpid()} "):
-        ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, lock_wait=0.1)
+        ingest(
+            clips,
+            cache,
+            "demo",
+            encoder=ToyEncoder(),
+            sampling=SIX,
+            options=IngestOptions(lock_wait=0.1),
+        )
 
 
 def test_a_cache_directory_that_cannot_be_is_refused(clips, tmp_path):

@@ -7,13 +7,13 @@ from strategies import LARGEST, feature_arrays, int8_granularities, storages
 from featstore.errors import QuantizeError
 from featstore.records.quantization import (
     MIN_SCALE,
-    STORED_DTYPES,
     QuantError,
     dequantize,
     measure_error,
     quantize,
-    scale_shape,
 )
+from featstore.records.sizes import scale_shape
+from featstore.spec import STORED_DTYPES
 
 ZEROS = np.zeros((3, 2), np.float32)
 DENORMALS = np.array([[1e-45, -1e-40], [1e-39, 1e-45]], np.float32)

@@ -13,22 +13,14 @@ from strategies import headers
 
 from featstore.errors import RecordError
 from featstore.records.codecs import compress
-from featstore.records.quantization import STORED_DTYPES, QuantError, dequantize, quantize
-from featstore.records.record import (
-    LMDB_VALUE_OFFSET,
-    MAX_HEADER_BYTES,
-    MAX_PAYLOAD_BYTES,
-    PAGE,
-    Features,
-    Header,
-    Record,
-    SourceFingerprint,
-    pack,
-    pack_prefix,
-    parse,
-)
+from featstore.records.features import Features
+from featstore.records.header import Header, SourceFingerprint
+from featstore.records.quantization import QuantError, dequantize, quantize
+from featstore.records.record import LMDB_VALUE_OFFSET, Record, pack, pack_prefix, parse
+from featstore.records.sizes import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, PAGE
+from featstore.spec import STORED_DTYPES
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 HEADER = Header(
     video_id="demo/water é",
@@ -94,7 +86,7 @@ def hostile(fields: Any, scale: bytes = bytes(12), payload: bytes = bytes(12)) -
 
 def plain_fields(**changes: Any) -> dict[str, Any]:
     fields = {**vars(HEADER), "payload_xxh3": xxhash.xxh3_64_intdigest(bytes(12))}
-    fields |= {"source": HEADER.source.to_list(), "error": HEADER.error.to_dict()}
+    fields |= {"source": list(vars(HEADER.source).values()), "error": vars(HEADER.error)}
     fields |= changes
     return {name: value for name, value in fields.items() if value is not ...}
 

@@ -11,10 +11,10 @@ from hypothesis.extra import numpy as nps
 
 from featstore.encoders.registry import ENCODERS
 from featstore.preprocessing import Preprocessing
+from featstore.records.header import Header, SourceFingerprint
 from featstore.records.quantization import QuantError
-from featstore.records.record import Header, SourceFingerprint
 from featstore.sampling import Sampling
-from featstore.spec import DTYPES, EncoderIdentity, FeatureSpec
+from featstore.spec import DTYPES, STORAGES, EncoderIdentity, FeatureSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,16 +22,7 @@ if TYPE_CHECKING:
 # The very largest float32 is left out: 127 * (largest / 127) rounds to infinity.
 LARGEST = float(np.finfo(np.float32).max) / 2
 
-storages = st.sampled_from(
-    [
-        ("int8", "channel"),
-        ("int8", "token"),
-        ("int8", "tensor"),
-        ("bf16", "none"),
-        ("fp16", "none"),
-        ("fp32", "none"),
-    ]
-)
+storages = st.sampled_from(STORAGES)
 int8_granularities = st.sampled_from(["channel", "token", "tensor"])
 # Any string Python can hold, the surrogates of undecodable file names included.
 texts = st.text(st.characters(exclude_categories=[]), max_size=20)

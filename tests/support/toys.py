@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featstore.encoders.toy import ToyEncoder
+from featstore.records.header import Header, SourceFingerprint
 from featstore.records.quantization import measure_error, quantize
-from featstore.records.record import Header, SourceFingerprint
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.writer import FeatureWriter, pack_record

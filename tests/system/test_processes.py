@@ -12,27 +12,28 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from toys import children_of, run_python, start_python
 
-from featstore.system.processes import Child, Slots
+from featstore.decoding.worker import MODULE
+from featstore.system.processes import Slots, WorkerProcess
 
 pytestmark = pytest.mark.slow
 
 # A decoder started by a thread: that of the program, or another, which has ended when its number is told.
 START = """
 import os, sys, tempfile, threading, time
-from featstore.system.processes import Child, Slots
-from featstore.decoding.pool import MODULE
+from featstore.system.processes import Slots, WorkerProcess
+from featstore.decoding.worker import MODULE, DecodeResult, DecodeSetup, DecodeTask
 from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
 
 slots = Slots.create(1, 4096)
-setup = {"sampling": Sampling(4).to_dict(), "preprocessing": Preprocessing(32, 32, 32).to_dict()}
+setup = DecodeSetup(slots, Sampling(4), Preprocessing(32, 32, 32), 1 << 30, "auto")
 log = tempfile.TemporaryFile()
 children = []
 
 def start():
-    child = Child(MODULE, slots, log, {**setup, "memory_limit": 1 << 30, "decoder": "auto"})
-    child.send({"path": "/no/such/file", "slot": 0})
-    assert "error" in child.receive()  # it has asked the system by now to end with its parent
+    child = WorkerProcess(MODULE, setup, [slots], log)
+    child.send(DecodeTask(1, "/no/such/file", 0))
+    assert child.receive(DecodeResult).error  # it has asked the system by now to end with its parent
     children.append(child)
 
 if sys.argv[1] == "thread":
@@ -69,7 +70,7 @@ def test_a_child_that_cannot_run_ends_with_its_parent_whichever_thread_started_i
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         time.sleep(0.3)
-        assert children_of(parent.pid, "featstore.decoding.worker") == [child]
+        assert children_of(parent.pid, MODULE) == [child]
         os.kill(child, signal.SIGSTOP)
     finally:
         parent.kill()
@@ -77,18 +78,21 @@ def test_a_child_that_cannot_run_ends_with_its_parent_whichever_thread_started_i
         parent.stdout.close()
         parent.stdin.close()
     deadline = time.monotonic() + 10
-    while children_of(parent.pid, "featstore.decoding.worker") and time.monotonic() < deadline:
+    while children_of(parent.pid, MODULE) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert children_of(parent.pid, "featstore.decoding.worker") == []
+    assert children_of(parent.pid, MODULE) == []
 
 
 def test_a_program_that_cannot_be_started_is_an_error_in_any_thread(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     slots = Slots.create(1, 4096)
     with tempfile.TemporaryFile() as log, ThreadPoolExecutor(1) as threads:
-        for call in (Child, lambda *words: threads.submit(Child, *words).result()):
+        for call in (
+            WorkerProcess,
+            lambda *words: threads.submit(WorkerProcess, *words).result(),
+        ):
             with pytest.raises(FileNotFoundError):
-                call("featstore.decoding.worker", slots, log, {})
+                call(MODULE, slots, [slots], log)
     slots.close()
 
 

@@ -12,7 +12,8 @@ import featstore
 from featstore.encoders.toy import ToyEncoder
 from featstore.errors import RecordError
 from featstore.records.codecs import CODECS
-from featstore.records.record import Features, Record
+from featstore.records.features import Features
+from featstore.records.record import Record
 from featstore.system.page_cache import is_told
 from featstore.torch import FeatureDataset, explain, prefetch, to_tensor
 from featstore.torch.upload import cudart, registered

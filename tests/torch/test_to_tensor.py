@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from featstore import torch as bridge
 from featstore.errors import QuantizeError
 from featstore.records import quantization
+from featstore.records.features import Features
+from featstore.records.header import Header, SourceFingerprint
 from featstore.records.quantization import QuantError
-from featstore.records.record import Features, Header, Record, SourceFingerprint
+from featstore.records.record import Record
 
 KINDS = [
     ("int8", "channel"),

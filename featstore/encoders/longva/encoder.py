@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from featstore import defaults
 from featstore.encoders.longva.checkpoint import read_checkpoint
 from featstore.encoders.longva.weights import find_weights
 from featstore.errors import FeatstoreError
@@ -46,7 +47,7 @@ class LongVAEncoder:
         checkpoint: str | Path,
         *,
         vision_tower: str | Path | None = None,
-        device: str | torch.device = "auto",
+        device: str | torch.device = defaults.DEVICE,
         dtype: str | None = None,
         batch_frames: int | None = None,
     ) -> None:
@@ -72,7 +73,9 @@ class LongVAEncoder:
         if batch_frames is not None and batch_frames < 1:
             raise ValueError(f"batch_frames is {batch_frames}; it must be at least 1")
         self.dtype = DTYPES[name]
-        self.batch_frames = batch_frames or (128 if on_cuda else 16)
+        self.batch_frames = batch_frames or (
+            defaults.BATCH_FRAMES_CUDA if on_cuda else defaults.BATCH_FRAMES_CPU
+        )
         self._model: VisionModel | None = None
         self._table = torch.empty(0)
         self._loading = threading.Lock()

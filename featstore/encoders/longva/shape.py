@@ -1,37 +1,21 @@
-"""How large a video's features will be, from configs only: no weight is read, torch is not loaded."""
+"""How large a video's features will be, from configs alone: no weight is read, torch is not loaded."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from featstore.encoders.longva.checkpoint import read_checkpoint
-from featstore.records.quantization import STORED_DTYPES, scale_shape
+from featstore.records.sizes import payload_bytes, scale_bytes
+from featstore.spec import STORAGES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-STORAGES = (
-    ("int8", "channel"),
-    ("int8", "token"),
-    ("int8", "tensor"),
-    ("bf16", "none"),
-    ("fp16", "none"),
-    ("fp32", "none"),
-)
-
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """The axes of one video's features, (F, T, D), and their size on disk.
-
-    Attributes:
-        frames: number of frames, F.
-        tokens_per_frame: number of tokens a frame becomes, T.
-        hidden_dim: width of a token, D.
+    """The axes of one video's features, (F, T, D), and what they take to store.
 
     >>> FeatureShape(frames=128, tokens_per_frame=144, hidden_dim=3584).stored_bytes()["int8/tensor"]
     66060292
@@ -47,14 +31,14 @@ class FeatureShape:
         return self.frames * self.tokens_per_frame
 
     def stored_bytes(self) -> dict[str, int]:
-        """Return storage -> bytes of uncompressed payload and scales; storages are `int8/channel`, `bf16` and so on."""
-        values = self.num_tokens * self.hidden_dim
-        sizes = {}
-        for quantization, scale in STORAGES:
-            name = quantization if scale == "none" else f"{quantization}/{scale}"
-            factors = math.prod(scale_shape(scale, self.num_tokens, self.hidden_dim))
-            sizes[name] = values * np.dtype(STORED_DTYPES[quantization]).itemsize + 4 * factors
-        return sizes
+        """Return bytes of uncompressed payload and scale for each storage, as `int8/channel` or `bf16`."""
+        shape = self.num_tokens, self.hidden_dim
+        return {
+            quantization if granularity == "none" else f"{quantization}/{granularity}": (
+                payload_bytes(quantization, shape) + scale_bytes(granularity, shape)
+            )
+            for quantization, granularity in STORAGES
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, sizes included."""
@@ -70,19 +54,10 @@ class FeatureShape:
 def feature_shape(
     checkpoint: str | Path, nframe: int, *, vision_tower: str | Path | None = None
 ) -> FeatureShape:
-    """Return the shape of a video's features.
-
-    Args:
-        checkpoint: a folder, or a name on the Hub.
-        nframe: number of frames.
-        vision_tower: a CLIP folder or name to use in place of the one that config.json names.
-
-    Raises:
-        CheckpointError: as `read_checkpoint` raises it.
-    """
+    """Return the shape of the features of `nframe` frames; CheckpointError as `read_checkpoint` raises it."""
     if nframe < 1:
         raise ValueError(f"nframe is {nframe}; it must be at least 1")
     found = read_checkpoint(checkpoint, vision_tower=vision_tower)
-    found.clip.preprocessing()  # refuses what an ingest would refuse
+    found.clip.preprocessing()  # what an ingest would refuse has no shape
     vision = found.vision
     return FeatureShape(nframe, vision.tokens_per_frame, vision.hidden_dim)

@@ -1,6 +1,6 @@
-"""featstore inside VLMEvalKit: LongVA models that answer from stored features, and the benchmarks they are run on.
+"""featstore inside VLMEvalKit: LongVA models that answer from stored features, and benchmarks at 128 frames.
 
-Nothing of VLMEvalKit is loaded before LongVA_Cached or `register` is used: a file of VLMEvalKit's own may import this.
+VLMEvalKit itself is loaded only when LongVA_Cached or `register` is used, so its own files can import this folder.
 """
 
 from __future__ import annotations
@@ -43,3 +43,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""The benchmarks inside VLMEvalKit: configs at 128 frames, prompts without decoding, and lists of their videos."""
+"""The benchmarks in VLMEvalKit: configs at 128 frames, prompts without decoding, and lists of their videos."""
 
 from __future__ import annotations
 
@@ -10,28 +10,38 @@ from typing import TYPE_CHECKING, Any
 from featstore.decoding.video_file import Video
 from featstore.errors import ListingError
 from featstore.integrations.benchmarks import (
-    BENCHMARKS,
-    NFRAME,
     canonical_dataset,
     video_id,
 )
-from featstore.integrations.vlmevalkit.find_kit import import_kit
-from featstore.pipeline.plan import check_listing
+from featstore.integrations.vlmevalkit.find_vlmevalkit import import_vlmevalkit
+from featstore.pipeline.listing import check_listing
 from featstore.sampling import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
     from types import ModuleType
 
-# Their build_prompt calls save_video_frames for a model that takes the video itself, and uses nothing of what it gives.
-# But VideoMME: with subtitles it wants to know the frames' times, and not what is on them.
+NFRAME = 128  # frames of each config, as their names say
+# Name on VLMEvalKit's command line -> class in vlmeval.dataset.
+CONFIGS = {
+    "Video-MME_128frame": "VideoMME",
+    "Video_Holmes_128frame": "Video_Holmes",
+    "TempCompass_128frame": "TempCompass",
+    "MLVU_128frame": "MLVU",
+    "VideoMMMU_128frame": "VideoMMMU",
+    "MMBench_Video_128frame_nopack": "MMBenchVideo",
+    "LongVideoBench_128frame": "LongVideoBench",
+}
+OPTIONS: dict[str, dict[str, Any]] = {"MMBench_Video_128frame_nopack": {"pack": False}}
+# Classes whose build_prompt calls save_video_frames even for a model that takes the video itself, and ignores the
+# frames. VideoMME with subtitles does use their times, but not their content.
 DECODING = ("LongVideoBench", "Video_Holmes", "VideoMME")
 _MARK = "left_out_by_featstore"
 
 
 @dataclass(frozen=True)
 class BenchmarkVideos:
-    """The videos of a dataset config. dataset: the store's name of it. nframe: frames a video."""
+    """The videos of a dataset config; `dataset` is its name in the store, `nframe` its number of frames per video."""
 
     dataset: str
     nframe: int
@@ -39,25 +49,31 @@ class BenchmarkVideos:
 
 
 def list_videos(config: str) -> BenchmarkVideos:
-    """Return the videos of VLMEvalKit's dataset config `config`, each once, as its own class prompts for them.
+    """Return the videos of a dataset config of VLMEvalKit, each once, as its own class names them in prompts.
 
-    The class may download its benchmark first. Raises ListingError where there is no such config, or where it does not
-    take a fixed number of frames, and MissingExtra where there is no VLMEvalKit.
+    The class may download the benchmark first.
+
+    Args:
+        config: Name of the config on VLMEvalKit's command line.
+
+    Raises:
+        ListingError: If there is no such config, or it does not take a fixed number of frames.
+        MissingExtra: If VLMEvalKit is not available.
     """
-    supported = import_kit("vlmeval.dataset.video_dataset_config").supported_video_datasets
+    supported = import_vlmevalkit("vlmeval.dataset.video_dataset_config").supported_video_datasets
     add_datasets(supported)
     if config not in supported:
         raise ListingError(
             f"VLMEvalKit has no video dataset config {config!r}; the benchmarks at {NFRAME} frames are "
-            f"{' '.join(known.config for known in BENCHMARKS)}"
+            f"{' '.join(CONFIGS)}"
         )
     dataset = supported[config]()
     if not dataset.nframe > 0:
         raise ListingError(
             f"{config} samples {dataset.fps} frames a second; the LongVA models take a fixed number of frames: "
-            "name a config that says how many"
+            "name a config with a number of frames"
         )
-    dataset.use_subtitle = False  # who only asks for paths need not look into the files
+    dataset.use_subtitle = False  # listing paths does not need to open the files
     name = canonical_dataset(dataset.dataset_name)
     paths: dict[str, None] = {}
     for row in range(len(dataset.data)):
@@ -70,22 +86,26 @@ def list_videos(config: str) -> BenchmarkVideos:
 
 
 def add_datasets(supported: MutableMapping[str, Callable[..., Any]]) -> None:
-    """Add the benchmarks at 128 frames to `supported_video_datasets` where it lacks them; leave out their decoding."""
-    classes = import_kit("vlmeval.dataset")
-    for known in BENCHMARKS:
-        cls = getattr(classes, known.cls, None)
-        if cls is not None:  # an older VLMEvalKit has not all of them
-            build = functools.partial(cls, dataset=known.dataset, nframe=NFRAME, **known.options)
-            supported.setdefault(known.config, build)
+    """Add the configs at 128 frames that `supported_video_datasets` lacks, and call `leave_out_frames`."""
+    classes = import_vlmevalkit("vlmeval.dataset")
+    for config, name in CONFIGS.items():
+        cls = getattr(classes, name, None)
+        if cls is not None:  # an older VLMEvalKit does not have all of them
+            dataset, options = canonical_dataset(config), OPTIONS.get(config, {})
+            build = functools.partial(cls, dataset=dataset, nframe=NFRAME, **options)
+            supported.setdefault(config, build)
     leave_out_frames(classes)
 
 
 def leave_out_frames(classes: ModuleType | None = None) -> None:
-    """Keep the benchmarks' classes from decoding frames that a model which takes the video itself never sees.
+    """Stop the benchmarks' classes from decoding frames for a model that takes the video itself.
 
-    Other models are served as before. classes: vlmeval.dataset.
+    Nothing changes for other models.
+
+    Args:
+        classes: The module vlmeval.dataset; imported by default.
     """
-    classes = classes or import_kit("vlmeval.dataset")
+    classes = classes or import_vlmevalkit("vlmeval.dataset")
     for name in DECODING:
         cls = getattr(classes, name, None)
         if cls is not None and not hasattr(cls.save_video_frames, _MARK):
@@ -106,7 +126,7 @@ def _only_for_frames(cls: str, original: Callable[..., Any]) -> Callable[..., An
 
 
 def _times(dataset: Any, path: str) -> tuple[list[int], dict[str, float]]:
-    """Return which frames VLMEvalKit would take: their times choose the subtitles of the prompt."""
+    """Return the frames that VLMEvalKit would take: their times select the subtitles in the prompt."""
     import decord
 
     reader = decord.VideoReader(path)

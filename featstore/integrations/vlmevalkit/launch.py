@@ -1,4 +1,4 @@
-"""VLMEvalKit's own run.py, with LongVA's models and benchmarks registered and no file of it edited."""
+"""Runs VLMEvalKit's own run.py with LongVA's models and benchmarks registered; none of its files is edited."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import FeatstoreError, MissingExtra
-from featstore.integrations.vlmevalkit.find_kit import find_run_py
+from featstore.integrations.vlmevalkit.find_vlmevalkit import find_run_py
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,10 +19,16 @@ if TYPE_CHECKING:
 def run_vlmevalkit(
     arguments: Sequence[str], run_py: str | os.PathLike[str] | None = None, **options: Any
 ) -> None:
-    """Run VLMEvalKit with the command line `arguments`; options: those of `register`.
+    """Run VLMEvalKit's run.py with the registered models.
 
-    Raises MissingExtra where run.py is not found or too old, and FeatstoreError where afterwards a question of a model
-    and dataset has no answer, or scoring failed: VLMEvalKit itself logs that and goes on.
+    Args:
+        arguments: The command line of run.py.
+        run_py: Path of run.py, as `find_run_py` takes it.
+        **options: Options of `register`.
+
+    Raises:
+        MissingExtra: If run.py is not found, or is too old.
+        FeatstoreError: If after the run a question has no answer, or scoring failed. VLMEvalKit itself only logs that.
     """
     path = find_run_py(run_py)
     run = _load(path)
@@ -47,7 +53,7 @@ def run_vlmevalkit(
     finally:
         sys.argv = before
     if int(os.environ.get("RANK", "0")) > 0:
-        return  # rank 0 writes the predictions, and tells for all
+        return  # rank 0 writes the predictions, and reports for all
     if problems := outcome.problems():
         raise FeatstoreError(_message(problems, unanswerable))
 
@@ -57,16 +63,16 @@ def _message(problems: list[str], unanswerable: dict[str, str]) -> str:
     if unanswerable:
         lines.append("what could not be read:")
         lines += [f"  {video}: {why}" for video, why in sorted(unanswerable.items())]
-    return "\n".join((*lines, "mend what is named, then run the same with --reuse"))
+    return "\n".join((*lines, "repair what is named, then run the same command with --reuse"))
 
 
 def _load(path: Path) -> ModuleType:
-    # Its top level hands each rank its GPUs, so it must run before anything loads torch; and as a module called `run`,
-    # since functions of it are pickled by name.
+    # Its top level assigns the GPUs to the ranks, so it must run before anything loads torch; and as a module called
+    # `run`, because its functions are pickled by name.
     sys.path.insert(0, str(path.parent))  # as running the file itself would have it
     spec = importlib.util.spec_from_file_location("run", path)
     if spec is None:
-        raise MissingExtra(f"{path} is no Python file; name VLMEvalKit's run.py with --run-py")
+        raise MissingExtra(f"{path} is not a Python file; name VLMEvalKit's run.py with --run-py")
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["run"] = module

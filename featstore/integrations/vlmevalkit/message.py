@@ -1,4 +1,4 @@
-"""A message of VLMEvalKit as LongVA takes it: the video first, then the images, then all text."""
+"""Converts a message of VLMEvalKit to what LongVA takes: the video first, then the images, then all text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Question:
-    """What a message asks, and the files it shows."""
+    """The text of a message, and the files it shows."""
 
     prompt: str
     video: str | None
@@ -21,10 +21,14 @@ class Question:
 
 
 def read_message(message: Iterable[dict[str, Any]]) -> Question:
-    """Return the question that a list of `{type, value}` items asks.
+    """Return the question in a message.
 
-    Texts are joined by newlines, as BaseModel.message_to_promptvideo of VLMEvalKit joins them; a text's role makes no
-    difference, an empty text is none. Raises FeatstoreError where there are several videos, or an item of another type.
+    Args:
+        message: Items `{type, value}`. Texts are joined by newlines, as VLMEvalKit's BaseModel.message_to_promptvideo
+            joins them; their roles make no difference, and empty texts are left out.
+
+    Raises:
+        FeatstoreError: If there are several videos, or an item of another type.
     """
     found: dict[str, list[str]] = {"text": [], "video": [], "image": []}
     for item in message:
@@ -40,6 +44,6 @@ def read_message(message: Iterable[dict[str, Any]]) -> Question:
             f"the message holds {len(videos)} videos, {', '.join(videos)}; LongVA answers about one: "
             "leave this dataset out"
         )
-    # What is shown comes in items of its own: `<image>` in a question is a word, and no place to put features.
+    # Files come as separate items, so `<image>` in a question is a word and not a placeholder for features.
     prompt = "\n".join(text for text in found["text"] if text).replace("<image>", "<image >")
     return Question(prompt, videos[0] if videos else None, tuple(found["image"]))

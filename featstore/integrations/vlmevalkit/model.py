@@ -1,4 +1,4 @@
-"""CachedLongVA as VLMEvalKit sees a model."""
+"""CachedLongVA as a model of VLMEvalKit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from functools import lru_cache
 from typing import Any
 
+from featstore.defaults import BENCHMARK_MAX_NEW_TOKENS, NFRAME, SAMPLING
 from featstore.errors import (
     CheckpointError,
     FeatstoreError,
@@ -15,13 +16,11 @@ from featstore.errors import (
     StoreError,
     VideoError,
 )
-from featstore.integrations.benchmarks import NFRAME, canonical_dataset, video_id
-from featstore.integrations.vlmevalkit.find_kit import import_kit
+from featstore.integrations.benchmarks import canonical_dataset, video_id
+from featstore.integrations.vlmevalkit.find_vlmevalkit import import_vlmevalkit
 from featstore.integrations.vlmevalkit.message import read_message
 from featstore.sampling import Sampling
 
-# LLaVA's models in VLMEvalKit may answer as long; greedy, so that a score can be had twice.
-MAX_NEW_TOKENS = 2048
 GENERATION = frozenset(
     (
         "do_sample",
@@ -34,17 +33,18 @@ GENERATION = frozenset(
         "top_p",
     )
 )
-# Errors about more than the question that is asked; the next one would fail, too.
+# Errors that are not about this question: the next one would fail too.
 _LASTING = (CheckpointError, MissingExtra, StoreError)
 
-# What the models of this process could not be asked about and left out, `dataset/video`, and why.
+# Videos that the models of this process left out, as `dataset/video`, and the reasons.
 unanswerable: dict[str, str] = {}
 
 
 class LongVAMixin:
-    """All of LongVA_Cached but VLMEvalKit's BaseModel.
+    """LongVA_Cached without VLMEvalKit's BaseModel.
 
-    nframe: VLMEvalKit sets it to the dataset's number of frames before a question; it must be above 0 for that.
+    Attributes:
+        nframe: Number of frames. VLMEvalKit sets it to the dataset's before a question, if it is above 0.
     """
 
     VIDEO_LLM = True
@@ -58,32 +58,37 @@ class LongVAMixin:
         enable_cache: bool = True,
         *,
         nframe: int = NFRAME,
-        sampling: str = "linspace",
+        sampling: str = SAMPLING,
         keep_going: bool = False,
         **options: Any,
     ) -> None:
-        """Load the language side of the checkpoint `model_path`.
+        """Load the language model of a checkpoint.
 
-        enable_cache: False for the uncached model, by the same code; cache_dir is not looked at then. sampling: which
-        frames, as `featstore ingest --sampling` says it. keep_going: answer a question whose video or image cannot be
-        had with VLMEvalKit's word for a failure, FAIL_MSG, which its --reuse asks again, where otherwise the exception
-        ends the whole dataset. options: those of GENERATION go to each answer, the others
-        to featstore.models.CachedLongVA.
+        Args:
+            model_path: Folder of the checkpoint, or its id on the Hub.
+            cache_dir: The cache directory; required unless `enable_cache` is False.
+            enable_cache: False for the uncached model in the same code; `cache_dir` is then ignored.
+            nframe: Number of frames per video.
+            sampling: Which frames, as for `featstore ingest --sampling`.
+            keep_going: If a video or image cannot be read, answer with VLMEvalKit's FAIL_MSG, which its --reuse asks
+                again, instead of raising an exception that ends the whole dataset.
+            **options: Those in GENERATION apply to each answer, the others to featstore.models.CachedLongVA.
         """
         super().__init__()
         if enable_cache and cache_dir is None:
             raise FeatstoreError(
-                "LongVA_Cached has cache_dir=None; name the folder of the store, or pass enable_cache=False to "
+                "LongVA_Cached has cache_dir=None; name the cache directory, or pass enable_cache=False to "
                 "decode and encode for every question"
             )
         from featstore.models.longva.model import CachedLongVA
 
         self.nframe = nframe
         self._keep_going = keep_going
-        self._generation = {"max_new_tokens": MAX_NEW_TOKENS} | {
+        self._generation = {"max_new_tokens": BENCHMARK_MAX_NEW_TOKENS} | {
             name: options.pop(name) for name in GENERATION & options.keys()
         }
-        gc.collect()  # VLMEvalKit builds a model again after a dataset that failed; the first may hang in its traceback
+        # After a failed dataset VLMEvalKit builds the model again; a traceback may still refer to the first one.
+        gc.collect()
         self.model = CachedLongVA(
             model_path,
             cache_dir if enable_cache else None,
@@ -92,7 +97,7 @@ class LongVAMixin:
         )
 
     def generate(self, message: list[dict[str, Any]], dataset: str | None = None) -> str:
-        """Return the answer to a message; FAIL_MSG where there can be none and the model is to keep going."""
+        """Return the answer to a message; FAIL_MSG if it cannot be answered and `keep_going` is set."""
         try:
             return self._generate(message, dataset)
         except _LASTING:
@@ -106,11 +111,13 @@ class LongVAMixin:
         try:
             answer: str = super().generate(message, dataset)  # type: ignore[misc]
             return answer
-        except AssertionError as exc:  # VLMEvalKit's, without a word, where a file is not there
+        except AssertionError as exc:  # VLMEvalKit's, without a message, if a file is missing
             for item in _shown(message):
                 if not os.path.isfile(item["value"]):
                     path = item["value"]
-                    raise VideoError(f"{path} is not there, or no file; put it back", path) from exc
+                    raise VideoError(
+                        f"{path} is missing or is not a file; put it back", path
+                    ) from exc
             raise
 
     def generate_inner(self, message: list[dict[str, Any]], dataset: str | None = None) -> str:
@@ -133,19 +140,19 @@ def _shown(message: Any) -> list[dict[str, Any]]:
 
 
 def _fail(message: list[dict[str, Any]], dataset: str, error: FeatstoreError) -> str:
-    """Note why there is no answer, once a video, and return what VLMEvalKit writes in its place."""
+    """Record the reason once per video, and return what VLMEvalKit writes in place of the answer."""
     about = next((video_id(dataset, item["value"]) for item in _shown(message)), "text")
     if f"{dataset}/{about}" not in unanswerable:
         print(f"featstore: {error}; left unanswered: questions about it", file=sys.stderr)
         unanswerable[f"{dataset}/{about}"] = str(error)
-    answer: str = import_kit("vlmeval.inference_video").FAIL_MSG
+    answer: str = import_vlmevalkit("vlmeval.inference_video").FAIL_MSG
     return answer
 
 
 @lru_cache(maxsize=1)
 def longva_cached() -> Any:
-    """Return LongVA_Cached, the mixin on VLMEvalKit's BaseModel; MissingExtra where there is no VLMEvalKit."""
-    base = import_kit("vlmeval.vlm.base").BaseModel
+    """Return LongVA_Cached: the mixin with VLMEvalKit's BaseModel. Raises MissingExtra without VLMEvalKit."""
+    base = import_vlmevalkit("vlmeval.vlm.base").BaseModel
     return type("LongVA_Cached", (LongVAMixin, base), {"__module__": __name__, "__doc__": _DOC})
 
 

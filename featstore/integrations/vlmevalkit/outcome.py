@@ -1,8 +1,8 @@
-"""What a run of VLMEvalKit left undone, read from the predictions it wrote.
+"""Finds out what a run of VLMEvalKit did not finish, from the predictions it wrote.
 
-run.py logs what goes wrong, goes on and ends with 0. Its status file does not tell either: an assertion without words
-leaves an empty message there, and an evaluation without predictions counts as done. So a dataset is finished where its
-file of predictions holds an answer to each question, and nowhere else.
+run.py logs errors, goes on and exits with 0. Its status file is not reliable either: an assertion without a message
+leaves an empty one there, and an evaluation without predictions counts as done. So a dataset is finished only if its
+file of predictions contains an answer to every question.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-_SHOWN = 5  # videos named in a line
+_SHOWN = 5  # videos named per line
 
 
 @dataclass
 class _Pair:
-    """A model on a dataset. rows: (index, video) of each question. error: of run.py, on the dataset as a whole."""
+    """A model on a dataset. `rows`: (index, video) of each question; `error`: run.py's for the whole dataset."""
 
     file: str = ""
     rows: list[tuple[str, str]] = field(default_factory=list)
@@ -34,10 +34,10 @@ class _Pair:
 
 
 class Outcome:
-    """Notes which datasets run.py takes up for which model, and tells afterwards what is missing."""
+    """Records which datasets run.py runs for which model, and lists afterwards what is missing."""
 
     def __init__(self, run: ModuleType) -> None:
-        """Wrap two functions of `run`; MissingExtra where it is too old to have them."""
+        """Wrap two functions of the module `run`; raise MissingExtra if it is too old to have them."""
         self._load = getattr(run, "load", None)
         self._pairs: dict[tuple[str, str], _Pair] = {}
         for name, note in (
@@ -46,15 +46,15 @@ class Outcome:
         ):
             if self._load is None or not hasattr(run, name):
                 raise MissingExtra(
-                    f"{run.__file__} has no {name}, without which nobody can tell what a run has finished: "
+                    f"{run.__file__} has no {name}, which is needed to find out what a run has finished: "
                     "update VLMEvalKit to a version of August 2026 (e8e78f05) or newer"
                 )
             setattr(run, name, _before(getattr(run, name), note))
 
     def problems(self) -> list[str]:
-        """Return what is not finished, a line for each model and dataset; in the process of rank 0."""
+        """Return what is not finished, one line per model and dataset. Only rank 0 knows."""
         if not self._pairs:
-            return ["it took up no model and no dataset"]
+            return ["it ran no model and no dataset"]
         return [
             f"{model} x {dataset}: {problem}"
             for (model, dataset), pair in self._pairs.items()
@@ -66,7 +66,7 @@ class Outcome:
         if "error_message" in status:
             pair.error = status["error_message"] or _wordless(sys.exc_info()[1])
         elif status.get("skip_reason") == "invalid_dataset":
-            pair.error = "VLMEvalKit knows no such dataset"
+            pair.error = "VLMEvalKit does not have this dataset"
 
     def _note_rows(
         self, *, model_name: str, dataset_name: str, dataset: Any, result_file: Any, **_: Any
@@ -105,8 +105,8 @@ def _before(call: Callable[..., Any], note: Callable[..., None]) -> Callable[...
 
 
 def _wordless(error: BaseException | None) -> str:
-    """Return what an exception without a message was, and where: `AssertionError at base.py:97: assert x == y`."""
+    """Return type and place of an exception without a message: `AssertionError at base.py:97: assert x == y`."""
     if error is None:
-        return "it failed without a message, see its log"
+        return "it failed without a message; see its log"
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} at {os.path.basename(last.filename)}:{last.lineno}: {last.line}"

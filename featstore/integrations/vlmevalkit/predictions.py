@@ -1,7 +1,7 @@
-"""Files of predictions, and what VLMEvalKit lacks to go on from one in which some questions have no answer.
+"""Reads files of predictions, and lets VLMEvalKit's --reuse go on from one in which some questions have no answer.
 
-Under --reuse it takes the answers of an earlier run and asks what failed then. It stumbles where the file is JSON, and
-on several ranks where one of them has nothing left to ask.
+With --reuse VLMEvalKit takes the answers of an earlier run and asks the failed questions again. By itself that fails if
+the file is JSON, or if one of several ranks has nothing left to ask.
 """
 
 from __future__ import annotations
@@ -10,31 +10,31 @@ import functools
 import os
 from typing import TYPE_CHECKING, Any
 
-from featstore.integrations.vlmevalkit.find_kit import import_kit
+from featstore.integrations.vlmevalkit.find_vlmevalkit import import_vlmevalkit
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-# What a prediction holds that is none; all of VLMEvalKit's words for it begin so.
+# How all of VLMEvalKit's placeholders for a missing answer start.
 FAILED_ANSWER = "Failed to obtain answer"
 
 
 class Rows(list[dict[str, Any]]):
-    """A table as a .json holds it, a list of rows, whose columns are had by name as those of .xlsx and .tsv are."""
+    """A table from a .json file, a list of rows, with columns by name as tables from .xlsx and .tsv have them."""
 
     def __getitem__(self, key: Any) -> Any:
-        """Return a column by its name, anything else as a list does."""
+        """Return a column by its name, or an item as a list does."""
         return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
 
 
 def as_table(loaded: Any) -> Any:
-    """Return what VLMEvalKit's `load` gave, its columns to be had by name."""
+    """Return what VLMEvalKit's `load` returned, with columns by name."""
     return Rows(loaded) if isinstance(loaded, list) else loaded
 
 
 def let_reuse_go_on(run: ModuleType) -> None:
-    """Mend what keeps VLMEvalKit from asking the failed questions of a run again, and no others."""
-    inference = import_kit("vlmeval.inference_video")
+    """Patch VLMEvalKit so that --reuse asks exactly the failed questions of a run again."""
+    inference = import_vlmevalkit("vlmeval.inference_video")
     load, dump = inference.load, inference.dump
     infer_data, infer = inference.infer_data, run.infer_data_job_video
 
@@ -54,11 +54,11 @@ def let_reuse_go_on(run: ModuleType) -> None:
         retry_failed: bool = True,
         **more: Any,
     ) -> Any:
-        if retry_failed and os.path.exists(out_file):  # of a run that was ended in the middle
+        if retry_failed and os.path.exists(out_file):  # left by a run that was interrupted
             dump({row: text for row, text in load(out_file).items() if not failed(text)}, out_file)
         about = {"model_name": model_name, "work_dir": work_dir, "dataset": dataset}
         model = infer_data(**about, out_file=out_file, retry_failed=retry_failed, **more)
-        # A rank that has nothing to ask writes no file, and rank 0 reads one of each.
+        # A rank with nothing to ask writes no file, but rank 0 reads one from each.
         if not os.path.exists(out_file):
             earlier = f"{work_dir}/{model_name}_{dataset.dataset_name}_PREV.pkl"
             dump(load(earlier) if os.path.exists(earlier) else {}, out_file)
@@ -68,7 +68,7 @@ def let_reuse_go_on(run: ModuleType) -> None:
     def infer_data_job_video(
         model: Any, *, result_file: str, retry_failed: bool = True, **more: Any
     ) -> Any:
-        # Rank 0 alone would see that nothing is left, and the others wait for it.
+        # Otherwise only rank 0 would see that nothing is left, and the others would wait for it.
         if retry_failed and os.path.exists(result_file) and nothing_failed(result_file):
             return model
         return infer(model, result_file=result_file, retry_failed=retry_failed, **more)

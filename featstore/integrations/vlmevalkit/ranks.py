@@ -1,4 +1,4 @@
-"""VLMEvalKit on several ranks: a dataset that fails on one fails on all of them, and the next begins together."""
+"""VLMEvalKit on several ranks: a dataset that fails on one rank fails on all, and all start the next together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ _END: Place = ("the end", 0)
 
 
 def join_ranks(run: ModuleType, shared: dict[str, str]) -> None:
-    """Make run.py's ranks meet where they should. shared: at the end it holds what that of any rank holds."""
+    """Synchronize the ranks of run.py.
+
+    Args:
+        run: The module run.py.
+        shared: Updated at the end with the entries of all ranks.
+    """
     _let_cpus_meet()
     _build_in_turn(run)
     _Meetings(shared).attend(run)
@@ -30,16 +35,16 @@ def join_ranks(run: ModuleType, shared: dict[str, str]) -> None:
 class _Meetings:
     """Barriers at which each rank says where it is.
 
-    Plain ones are only counted. A rank that leaves a dataset by an exception goes to the first barrier of the next one,
-    and the others, still inside, are let on by it: from there on all wait at different places, and the next dataset
-    fails too. Here, those who are inside a dataset that another rank has left leave it as well; who has left it waits.
+    Plain barriers only count. A rank that leaves a dataset by an exception goes to the first barrier of the next one
+    and releases the others, which are still inside: from then on all wait at different places, and the next dataset
+    fails too. Here, ranks inside a dataset that another rank has left leave it as well, and the one that left waits.
     """
 
     def __init__(self, shared: dict[str, str]) -> None:
         self._shared = shared
-        # Where a rank is between two datasets: run.py's first barrier is the one before each of them.
+        # Places between two datasets: run.py's first barrier is the one before each of them.
         self._outside: set[Place] = {_END}
-        self._why = ""  # this rank left the dataset
+        self._why = ""  # why this rank left the dataset
 
     def attend(self, run: ModuleType) -> None:
         import torch.distributed as dist
@@ -62,7 +67,7 @@ class _Meetings:
 
         @functools.wraps(infer)
         def infer_data_job_video(*args: Any, **options: Any) -> Any:
-            # VLMEvalKit hides it while a model is built, and for good where that fails.
+            # VLMEvalKit hides it while a model is built, and permanently if that fails.
             os.environ["WORLD_SIZE"] = world
             try:
                 return infer(*args, **options)
@@ -97,7 +102,7 @@ def _gather(mine: Any) -> list[Any]:
 
 
 def _let_cpus_meet() -> None:
-    """Have the ranks meet over gloo where there is no GPU: run.py asks for NCCL, which needs one."""
+    """Use gloo if there is no GPU: run.py asks for NCCL, which needs one."""
     import torch
     import torch.distributed as dist
 
@@ -115,10 +120,10 @@ def _let_cpus_meet() -> None:
 
 
 def _build_in_turn(run: ModuleType) -> None:
-    """Have the ranks of a machine build a dataset one after another.
+    """Let the ranks of a machine build a dataset one after another.
 
-    A benchmark whose table has not the expected checksum, as Video_Holmes' never has, writes it again in each rank; one
-    rank would read what another has half written.
+    A benchmark whose table does not have the expected checksum, as is always so for Video_Holmes, writes it again in
+    each rank; one rank would read what another has half written.
     """
     place = os.path.join(tempfile.gettempdir(), f"featstore-vlmeval-{os.getuid()}.lock")
     ours = False

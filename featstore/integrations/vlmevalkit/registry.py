@@ -1,4 +1,4 @@
-"""register(): LongVA's models and benchmarks put where VLMEvalKit looks for them."""
+"""register(): adds LongVA's models and benchmarks to VLMEvalKit's tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from featstore.integrations.vlmevalkit.datasets import add_datasets
-from featstore.integrations.vlmevalkit.find_kit import import_kit
+from featstore.integrations.vlmevalkit.find_vlmevalkit import import_vlmevalkit
 from featstore.integrations.vlmevalkit.model import longva_cached
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 CACHE_VARIABLE = "FEATSTORE_CACHE_DIR"
 CACHED = "-Cached"
-# name on VLMEvalKit's command line -> checkpoint, and the variable that may name another place of it. With CACHED
-# behind its name a model has the store, and without it decodes and encodes for every question, by the same code.
+# Name on VLMEvalKit's command line -> checkpoint, and the variable that may name another place of it. With the suffix
+# CACHED a model uses the store; without it, the same code decodes and encodes for every question.
 MODELS = {
     "LongVA-7B": ("lmms-lab/LongVA-7B-DPO", "FEATSTORE_LONGVA_7B"),
     "LongVA-Temporal-v1": ("Eculid/Temporal-v1", "FEATSTORE_TEMPORAL_V1"),
@@ -37,19 +37,25 @@ def register(
 ) -> None:
     """Add the models of MODELS, with and without the store, and the benchmarks at 128 frames to VLMEvalKit's tables.
 
-    supported_VLM, supported_video_datasets: VLMEvalKit's own tables by default, changed in place. cache_dir: the store,
-    else the variable FEATSTORE_CACHE_DIR. enable_cache: False leaves all models without the store. checkpoints: folders
-    or Hub ids by model name, with or without CACHED behind it, in place of those in MODELS and their variables; a name
-    that is not in MODELS becomes two models as well. options: LongVA_Cached's, for all. Doing it again replaces the
-    models and changes nothing else. LongVA_Cached also becomes a class that VLMEvalKit's --config finds.
+    A second call replaces the models and changes nothing else. LongVA_Cached also becomes a class that VLMEvalKit's
+    --config finds.
+
+    Args:
+        supported_VLM: VLMEvalKit's table of models, changed in place; its own by default.
+        cache_dir: The cache directory; by default the value of the variable FEATSTORE_CACHE_DIR.
+        supported_video_datasets: VLMEvalKit's table of video datasets, changed in place; its own by default.
+        enable_cache: False makes all models work without the store.
+        checkpoints: Folders or Hub ids by model name, with or without the suffix CACHED, which replace those in MODELS
+            and their variables. A name that is not in MODELS adds two models.
+        **options: Options of LongVA_Cached, for all models.
     """
     if supported_VLM is None:
-        supported_VLM = import_kit("vlmeval.config").supported_VLM
+        supported_VLM = import_vlmevalkit("vlmeval.config").supported_VLM
     if supported_video_datasets is None:
-        configs = import_kit("vlmeval.dataset.video_dataset_config")
+        configs = import_vlmevalkit("vlmeval.dataset.video_dataset_config")
         supported_video_datasets = configs.supported_video_datasets
     model = longva_cached()
-    import_kit("vlmeval.vlm").LongVA_Cached = model  # type: ignore[attr-defined]
+    import_vlmevalkit("vlmeval.vlm").LongVA_Cached = model  # type: ignore[attr-defined]
     cache_dir = cache_dir or os.environ.get(CACHE_VARIABLE) or None
     known = {name: os.environ.get(place) or hub for name, (hub, place) in MODELS.items()}
     known |= {name.removesuffix(CACHED): place for name, place in (checkpoints or {}).items()}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
+from featstore.defaults import MAX_NEW_TOKENS
 from featstore.models.longva.language import config_fields
 from featstore.models.longva.prefix import CACHE, PrefixCache
 from featstore.models.longva.prompt import splice
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from featstore.models.source import VisualInput
     from featstore.models.statistics import CacheStatistics
 
-MAX_NEW_TOKENS = 1024
 # Options that only mean something when tokens are sampled; transformers warns of them beside do_sample=False.
 _SAMPLING = {
     "temperature",

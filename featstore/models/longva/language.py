@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
+from featstore import defaults
 from featstore.checkpoints.config_fields import ConfigFields, read_json
 from featstore.encoders.longva.checkpoint import Checkpoint, read_checkpoint
 from featstore.errors import CheckpointError, FeatstoreError
@@ -79,7 +80,7 @@ def load_language(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str = defaults.ATTENTION,
 ) -> Language:
     """Load the language side of a checkpoint; its tensors go to the device one by one.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from featstore import defaults
 from featstore.decoding.video_file import DECODER
 from featstore.encoders.longva.encoder import LongVAEncoder
 from featstore.models.longva.generation import Answerer, read_options
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-DECODE_TIMEOUT = 600.0
-
 
 class CachedLongVA:
     """A LongVA model whose videos come from a store; it answers one question at a time.
@@ -51,15 +50,15 @@ class CachedLongVA:
         *,
         dataset: str | None = None,
         sampling: Sampling | None = None,
-        device: str | torch.device = "auto",
+        device: str | torch.device = defaults.DEVICE,
         dtype: str | None = None,
-        attn_implementation: str = "sdpa",
+        attn_implementation: str = defaults.ATTENTION,
         vision_tower: str | os.PathLike[str] | None = None,
-        on_miss: str = "encode",
-        prefix_cache: int = 1,
-        quantization: str = "int8",
-        scale: str = "channel",
-        decode_timeout: float = DECODE_TIMEOUT,
+        on_miss: str = defaults.ON_MISS,
+        prefix_cache: int = defaults.PREFIX_CACHE,
+        quantization: str = defaults.VALUES,
+        scale: str = defaults.GRANULARITY,
+        decode_timeout: float = defaults.DECODE_TIMEOUT,
     ) -> None:
         """Load the language side of a checkpoint and hash its vision weights.
 

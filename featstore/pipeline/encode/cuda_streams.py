@@ -22,16 +22,15 @@ if TYPE_CHECKING:
 
     from featstore.records.quantization import QuantError
 
-DEPTH = (
-    2  # batches queued at once: one is encoded, and the next one's frames are there when it ends
-)
+# Batches queued at once: one is encoded, and the next one's frames are there when it ends.
+DEPTH = 2
 
 
 @dataclass(frozen=True)
 class Span:
     """A stretch of work on a stream."""
 
-    begun: torch.cuda.Event
+    started: torch.cuda.Event
     ended: torch.cuda.Event
 
     @property
@@ -42,7 +41,7 @@ class Span:
     @property
     def seconds(self) -> float:
         """Return how long the GPU took over it, once it is done."""
-        return float(self.begun.elapsed_time(self.ended)) / 1e3
+        return float(self.started.elapsed_time(self.ended)) / 1e3
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Stored:
     work: Span
 
     def result(self) -> tuple[NDArray[np.float32], QuantError]:
-        """Return scale and error; QuantizeError where a value cannot be stored."""
+        """Return scale and error; QuantizeError if a value cannot be stored."""
         error = read_measures(self.measures.tolist(), self.total, self.quantization)
         return self.scale.numpy(), error
 
@@ -83,7 +82,7 @@ class EncoderStreams:
         device: torch.device,
         frames_shape: tuple[int, int, int, int],
     ) -> None:
-        """Take the memory for `DEPTH` batches of frames of `frames_shape`, (B, H, W, 3)."""
+        """Reserve the memory for `DEPTH` batches of frames of `frames_shape`, (B, H, W, 3)."""
         self._encode = encode
         self._device = device
         with torch.cuda.device(device):
@@ -98,29 +97,26 @@ class EncoderStreams:
         self._read: list[torch.cuda.Event | None] = [None] * DEPTH
         self._turn = 0
 
-    def encode(self, pieces: Sequence[NDArray[np.uint8]]) -> Encoded:
-        """Queue a batch that lies in pieces (n, H, W, 3) on the host, best in page-locked memory.
-
-        Not more than `DEPTH` may be unfinished.
-        """
+    def encode(self, chunks: Sequence[NDArray[np.uint8]]) -> Encoded:
+        """Queue a batch of `chunks` (n, H, W, 3) on the host, best in page-locked memory; at most `DEPTH` at once."""
         turn, self._turn = self._turn, (self._turn + 1) % DEPTH
         place, count = self._frames[turn], 0
         with self._on(self._up):
             before = self._read[turn]
-            if before is not None:  # the batch that lay there last
+            if before is not None:  # the batch that was there last
                 self._up.wait_event(before)
-            for piece in pieces:
-                part = place[count : count + len(piece)]
-                part.copy_(torch.from_numpy(piece), non_blocking=True)
-                count += len(piece)
+            for chunk in chunks:
+                part = place[count : count + len(chunk)]
+                part.copy_(torch.from_numpy(chunk), non_blocking=True)
+                count += len(chunk)
             read = self._up.record_event()
         with self._on(self._main):
             self._main.wait_event(read)
-            begun = self._mark()
+            started = self._mark()
             features = self._encode(place[:count])
             ended = self._mark()
         self._read[turn] = ended
-        return Encoded(features, read, Span(begun, ended))
+        return Encoded(features, read, Span(started, ended))
 
     @torch.inference_mode()
     def store(
@@ -136,7 +132,7 @@ class EncoderStreams:
         shape: (num_tokens, hidden_dim).
         """
         with self._on(self._main):
-            begun = self._mark()
+            started = self._mark()
             features = (parts[0] if len(parts) == 1 else torch.cat(list(parts))).reshape(shape)
             stored, scale, measures = queue_quantize(features, quantization, granularity)
             ended = self._mark()
@@ -146,20 +142,20 @@ class EncoderStreams:
             values.copy_(stored, non_blocking=True)
             on_host = [_copy_down(tensor) for tensor in (scale, measures)]
             for tensor in (stored, scale, measures):
-                tensor.record_stream(self._down)  # their memory is not used again before
+                tensor.record_stream(self._down)  # so that their memory is not reused earlier
             arrived = self._down.record_event()
         return Stored(
-            on_host[0], on_host[1], features.numel(), quantization, arrived, Span(begun, ended)
+            on_host[0], on_host[1], features.numel(), quantization, arrived, Span(started, ended)
         )
 
     def finish(self) -> None:
-        """Wait until nothing is on its way: the host's memory may go."""
+        """Wait until nothing is on its way: the host's memory may be released."""
         for stream in (self._up, self._main, self._down):
             stream.synchronize()
 
     @contextlib.contextmanager
     def _on(self, stream: torch.cuda.Stream) -> Iterator[None]:
-        # To leave a stream alone goes back to the current GPU, and gives it a context of some 500 MB.
+        # Leaving only a stream would go back to the current GPU, and give it a context of some 500 MB.
         with torch.cuda.device(self._device), torch.cuda.stream(stream):
             yield
 

@@ -1,67 +1,35 @@
-"""The encoder's side of an ingest: it hears of frames in shared memory, and answers when their payloads lie there too.
+"""The encoder's side of an ingest: told of frames in shared memory, it answers when their payloads are there too.
 
-The same loop runs in a thread of the parent or in a process of its own. It keeps an engine fed: `HostEngine`, which
-works when it is told to, or `CudaEngine`, which queues work on a GPU and is asked what became of it.
+The same loop runs in a thread of the parent or in a process of its own. It keeps a batch encoder busy: `HostEncoder`,
+which works when it is told to, or `CudaEncoder`, which queues work on a GPU and is asked for the results later.
 """
 
 from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from featstore.errors import FeatstoreError, QuantizeError
-from featstore.pipeline.encode.batches import Batches, Job
-from featstore.pipeline.make_record import quantize_into
+from featstore.errors import QuantizeError
+from featstore.pipeline.encode.base import BatchProgress, VideoEncoded, VideoRefused
+from featstore.pipeline.encode.batches import Batches, EncodeTask, VideoParts
+from featstore.pipeline.make_record import pack_scale, quantize_into
 from featstore.records.quantization import in_words
 from featstore.system.processes import receive, send
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
-
-    from numpy.typing import NDArray
+    from typing import Any
 
     from featstore.encoders.base import Encoder, GpuEncoder
-    from featstore.pipeline.encode.batches import Piece
+    from featstore.pipeline.encode.base import BatchEncoder, EncoderAnswer
+    from featstore.pipeline.encode.batches import Chunk
     from featstore.pipeline.shared_memory import Memory
-    from featstore.records.quantization import QuantError
-    from featstore.spec import FeatureSpec
 
 _POLL_SECONDS = 0.001  # while the GPU works: a batch takes a hundred times as long
-
-Answer = dict[str, Any]
-
-
-class Engine(Protocol):
-    """Encodes batches and quantizes videos; `depth` batches at work keep it busy."""
-
-    depth: int
-
-    @property
-    def in_flight(self) -> int:
-        """Return the batches that are not encoded yet."""
-        ...
-
-    @property
-    def owes(self) -> bool:
-        """Return whether answers are to come: also a record on its way from the GPU is one."""
-        ...
-
-    def submit(self, batch: list[Piece]) -> None:
-        """Take a batch to work."""
-        ...
-
-    def collect(self) -> list[Answer]:
-        """Return what came of the batches since the last call, without waiting."""
-        ...
-
-    def close(self) -> None:
-        """Let go of what it holds."""
-        ...
 
 
 def serve(connection: Connection, encoder: Encoder, memory: Memory, *, batch_frames: int) -> None:
@@ -69,23 +37,23 @@ def serve(connection: Connection, encoder: Encoder, memory: Memory, *, batch_fra
     load = getattr(encoder, "load", None)
     if load is not None:
         load()
-    engine = make_engine(encoder, memory, batch_frames)
+    worker = make_batch_encoder(encoder, memory, batch_frames)
     try:
-        _Session(connection, engine, Batches(batch_frames)).run()
+        _Session(connection, worker, Batches(batch_frames)).run()
     except _Closed:
         pass  # the parent wants no more
     finally:
-        engine.close()
+        worker.close()
 
 
-def make_engine(encoder: Encoder, memory: Memory, batch_frames: int) -> Engine:
-    """Return what suits the encoder: a GPU's queue where it has one, else the host."""
+def make_batch_encoder(encoder: Encoder, memory: Memory, batch_frames: int) -> BatchEncoder:
+    """Return what suits the encoder: a queue on its GPU if it has one, else the host."""
     device = getattr(encoder, "device", None)
     if getattr(device, "type", "") == "cuda" and hasattr(encoder, "encode_on_device"):
-        from featstore.pipeline.encode.cuda_encoder import CudaEngine
+        from featstore.pipeline.encode.cuda_encoder import CudaEncoder
 
-        return CudaEngine(cast("GpuEncoder", encoder), memory, batch_frames)
-    return HostEngine(encoder, memory)
+        return CudaEncoder(cast("GpuEncoder", encoder), memory, batch_frames)
+    return HostEncoder(encoder, memory)
 
 
 class _Closed(Exception):
@@ -102,11 +70,11 @@ def _to_parent() -> Iterator[None]:
 
 
 class _Session:
-    """The loop between the parent and the engine."""
+    """The loop between the parent and the batch encoder."""
 
-    def __init__(self, connection: Connection, engine: Engine, batches: Batches) -> None:
+    def __init__(self, connection: Connection, encoder: BatchEncoder, batches: Batches) -> None:
         self._connection = connection
-        self._engine = engine
+        self._encoder = encoder
         self._batches = batches
 
     def run(self) -> None:
@@ -114,35 +82,35 @@ class _Session:
             with _to_parent():
                 self._hear()
             if self._can_submit:
-                self._engine.submit(self._batches.take(short=self._idle))
-            answers = self._engine.collect()
+                self._encoder.submit(self._batches.take(short=self._idle))
+            answers = self._encoder.collect()
             with _to_parent():
                 for answer in answers:
                     send(self._connection, answer)
 
     @property
     def _idle(self) -> bool:
-        """Return whether no batch is at work: only then is one that is not full worth its while."""
-        return not self._engine.in_flight
+        """Return whether no batch is being encoded: only then is one that is not full worth it."""
+        return not self._encoder.in_flight
 
     @property
     def _can_submit(self) -> bool:
-        engine = self._engine
-        return engine.in_flight < engine.depth and self._batches.ready(short=self._idle)
+        encoder = self._encoder
+        return encoder.in_flight < encoder.depth and self._batches.ready(short=self._idle)
 
     def _hear(self) -> None:
-        """Take in all requests there are; wait for one as long as there is nothing to do."""
+        """Receive all tasks there are; wait for one as long as there is nothing to do."""
         timeout: float | None = None
-        if self._engine.owes:
+        if self._encoder.owes:
             timeout = _POLL_SECONDS
         if self._can_submit:
             timeout = 0.0
         while self._connection.poll(timeout):
-            self._batches.add(Job(**receive(self._connection)))
+            self._batches.add(receive(self._connection, EncodeTask))
             timeout = 0.0
 
 
-class HostEngine:
+class HostEncoder:
     """Encodes at once, and quantizes on whatever device the encoder left the features."""
 
     depth = 1
@@ -150,64 +118,38 @@ class HostEngine:
     owes = False
 
     def __init__(self, encoder: Encoder, memory: Memory) -> None:
-        """Begin with nothing done."""
+        """Start with nothing encoded."""
         self._encoder = encoder
         self._memory = memory
-        self._answers: list[Answer] = []
+        self._parts = VideoParts(memory.spec)
+        self._answers: list[EncoderAnswer] = []
 
-    def submit(self, batch: list[Piece]) -> None:
+    def submit(self, batch: list[Chunk]) -> None:
         """Encode the batch, and quantize the videos that end in it."""
-        begun = time.perf_counter()
-        frames = [self._memory.frames(piece) for piece in batch]
+        started = time.perf_counter()
+        frames = [self._memory.frames(c.task.frames, c.start, c.stop) for c in batch]
         features = self._encoder.encode(frames[0] if len(frames) == 1 else np.concatenate(frames))
-        hand_out(features, batch, self._memory.spec)
-        ended = [piece.job for piece in batch if piece.last]
-        self._answers.append(
-            {"read": [job.frames for job in ended], "busy": time.perf_counter() - begun}
-        )
-        self._answers += [self._store(job) for job in ended]
+        ended = self._parts.add(features, batch)
+        read = tuple(task.frames for task, _ in ended)
+        self._answers.append(BatchProgress(read, time.perf_counter() - started))
+        self._answers += [self._store(task, parts) for task, parts in ended]
 
-    def collect(self) -> list[Answer]:
-        """Return what came of the last batch."""
+    def collect(self) -> list[EncoderAnswer]:
+        """Return the answers to the last batch."""
         answers, self._answers = self._answers, []
         return answers
 
     def close(self) -> None:
         """Do nothing: it holds nothing."""
 
-    def _store(self, job: Job) -> Answer:
-        begun = time.perf_counter()
-        spec = self._memory.spec
+    def _store(self, task: EncodeTask, parts: list[Any]) -> EncoderAnswer:
+        started = time.perf_counter()
+        spec, shape = self._memory.spec, self._memory.shape(task.count)
+        payload = self._memory.payload(task.record, task.count)
         try:
-            scale, error = quantize_into(
-                self._memory.payload(job),
-                job.parts,
-                self._memory.shape(job),
-                spec.quantization,
-                spec.scale,
-            )
+            scale, error = quantize_into(payload, parts, shape, spec.quantization, spec.scale)
         except QuantizeError as exc:
             reason = in_words(exc, spec.encoder.dtype)
-            return {"refused": job.video, "reason": reason, "busy": time.perf_counter() - begun}
-        return stored(job, scale, error, time.perf_counter() - begun)
-
-
-def hand_out(features: Any, batch: list[Piece], spec: FeatureSpec) -> None:
-    """Give each job its part of a batch's features (B, T, D); FeatstoreError where they have another shape."""
-    total = sum(piece.count for piece in batch)
-    expected = total, spec.encoder.tokens_per_frame, spec.encoder.hidden_dim
-    if tuple(features.shape) != expected:
-        raise FeatstoreError(
-            f"the encoder {spec.encoder.name!r} made features of shape {tuple(features.shape)} of {total} frames; "
-            f"its identity makes it {expected}: correct one or the other"
-        )
-    at = 0
-    for piece in batch:
-        piece.job.parts.append(features[at : at + piece.count])
-        at += piece.count
-
-
-def stored(job: Job, scale: NDArray[np.float32], error: QuantError, busy: float) -> Answer:
-    """Return the answer that a job's payload lies in its slot."""
-    factors = np.ascontiguousarray(scale, dtype="<f4").tobytes()
-    return {"stored": job.video, "scale": factors, "error": asdict(error), "busy": busy}
+            return VideoRefused(task.video, reason, time.perf_counter() - started)
+        busy = time.perf_counter() - started
+        return VideoEncoded(task.video, pack_scale(scale), error, busy)

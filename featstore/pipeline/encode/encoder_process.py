@@ -1,38 +1,36 @@
-"""The process that encodes on one device: an encoder built from its recipe, and the loop of `encoding`."""
+"""The process that encodes on one device: an encoder built from its recipe, and the loop of `encode_loop`."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from featstore.encoders.registry import EncoderRecipe
 from featstore.errors import FeatstoreError
+from featstore.pipeline.encode.base import EncoderReady, EncoderSetup
 from featstore.pipeline.encode.encode_loop import serve
 from featstore.pipeline.shared_memory import Memory
-from featstore.spec import FeatureSpec
-from featstore.system.processes import Slots, join_parent, send
+from featstore.system.processes import ErrorMessage, join_parent, send
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 
 def main() -> None:
-    """Serve the parent; tell it of any error, and end."""
-    connection, first, frames = join_parent(die_with_parent=True)
-    records = Slots.attach(**first["records"])
+    """Serve the parent; report any error to it, and end."""
+    connection, setup = join_parent(EncoderSetup, die_with_parent=True)
     try:
-        _serve(connection, first, frames, records)
+        _serve(connection, setup)
     except FeatstoreError as exc:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            send(connection, {"failed": type(exc).__name__, "message": str(exc)})
+            send(connection, ErrorMessage.of(exc))
 
 
-def _serve(connection: Connection, first: dict[str, Any], frames: Slots, records: Slots) -> None:
-    encoder = EncoderRecipe(**first["recipe"]).build()
-    # The parent compares it with its own: the weights may lie elsewhere on this device's machine, or have changed.
-    send(connection, {"identity": encoder.identity.to_dict()})
-    memory = Memory(FeatureSpec.from_dict(first["spec"]), frames, records)
-    serve(connection, encoder, memory, batch_frames=first["batch_frames"])
+def _serve(connection: Connection, setup: EncoderSetup) -> None:
+    encoder = setup.recipe.build()
+    # The parent compares it with its own: this device's weights may be from another folder, or have changed.
+    send(connection, EncoderReady(encoder.identity))
+    memory = Memory(setup.spec, setup.frames, setup.records)
+    serve(connection, encoder, memory, batch_frames=setup.batch_frames)
 
 
 if __name__ == "__main__":

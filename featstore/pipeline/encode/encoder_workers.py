@@ -1,8 +1,8 @@
-"""The parent's side of the encoders: each a lane, given videos and heard when they are encoded.
+"""The parent's side of the encoders: each is given videos and answers when they are encoded.
 
-One encoder runs in a thread of this process, several in a process each, rebuilt there from their recipes; both are
-spoken to over a pipe. A lane that dies ends the ingest: to go on without it would take twice as long and say nothing of
-it, and the same command goes on where it ended.
+One encoder runs in a thread of this process, several in a process each, built again there from their recipes; both are
+reached over a pipe. An encoder that dies ends the ingest: going on without it would take twice as long and not say so,
+and the same command resumes where it ended.
 """
 
 from __future__ import annotations
@@ -14,11 +14,16 @@ import threading
 from multiprocessing.connection import Pipe
 from typing import IO, TYPE_CHECKING, Protocol
 
-from featstore import errors
 from featstore.errors import FeatstoreError, StoreMismatch
+from featstore.pipeline.encode.base import (
+    BatchProgress,
+    EncoderReady,
+    EncoderSetup,
+    VideoEncoded,
+    VideoRefused,
+)
 from featstore.pipeline.encode.encode_loop import serve
-from featstore.spec import EncoderIdentity
-from featstore.system.processes import Child, receive, send
+from featstore.system.processes import ErrorMessage, WorkerProcess, receive, send
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,14 +32,16 @@ if TYPE_CHECKING:
 
     from featstore.encoders.base import Encoder
     from featstore.encoders.registry import EncoderRecipe
-    from featstore.pipeline.encode.encode_loop import Answer
+    from featstore.pipeline.encode.base import EncoderAnswer
+    from featstore.pipeline.encode.batches import EncodeTask
     from featstore.pipeline.shared_memory import Memory
+    from featstore.spec import EncoderIdentity
 
 MODULE = "featstore.pipeline.encode.encoder_process"
 
 
-class Lane(Protocol):
-    """An encoder at work; readable `connection`: it has answered, or died."""
+class EncoderWorker(Protocol):
+    """A running encoder; its `connection` is readable when it has answered, or died."""
 
     connection: Connection
 
@@ -43,43 +50,43 @@ class Lane(Protocol):
         """Return whether its features are known to be those of the spec."""
         ...
 
-    def give(self, request: dict[str, int]) -> None:
-        """Have a video encoded; the request is a `Job`'s."""
+    def give(self, task: EncodeTask) -> None:
+        """Have a video encoded."""
         ...
 
-    def collect(self) -> Iterator[Answer]:
+    def collect(self) -> Iterator[EncoderAnswer]:
         """Yield the answers since the last call, without waiting; raise what ended the encoder."""
         ...
 
     def close(self) -> None:
-        """End it; what it is at is lost."""
+        """End it; what it is encoding is lost."""
         ...
 
 
-def start_lanes(
+def start_encoders(
     stack: ExitStack, encoder: Encoder, recipes: list[EncoderRecipe], memory: Memory
-) -> list[Lane]:
-    """Start a process for each recipe, or a thread for the encoder where there are none; `stack` ends them."""
+) -> list[EncoderWorker]:
+    """Start a process for each recipe, or a thread for the encoder if there are none; `stack` ends them."""
     if not recipes:
-        thread = ThreadLane(encoder, memory)
+        thread = EncoderThread(encoder, memory)
         stack.callback(thread.close)
         return [thread]
-    lanes: list[Lane] = []
+    workers: list[EncoderWorker] = []
     for recipe in recipes:
         log = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
-        lane = ProcessLane(recipe, memory, batch_frames=encoder.batch_frames, log=log)
-        stack.callback(lane.close)
-        lanes.append(lane)
-    return lanes
+        worker = EncoderProcess(recipe, memory, batch_frames=encoder.batch_frames, log=log)
+        stack.callback(worker.close)
+        workers.append(worker)
+    return workers
 
 
-class ThreadLane:
+class EncoderThread:
     """An encoder object in a thread of this process."""
 
     ready = True
 
     def __init__(self, encoder: Encoder, memory: Memory) -> None:
-        """Start the thread. It is no daemon: torch must not lose its thread in the middle of a batch."""
+        """Start the thread. It is not a daemon: torch must not lose its thread in the middle of a batch."""
         self.connection, there = Pipe()
         self._failure: BaseException | None = None
         self._ended = threading.Event()
@@ -87,24 +94,27 @@ class ThreadLane:
             target=self._run, args=(there, encoder, memory), name="featstore-encoder"
         ).start()
 
-    def give(self, request: dict[str, int]) -> None:
+    def give(self, task: EncodeTask) -> None:
         """Have a video encoded."""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # shows when listened to
-            send(self.connection, request)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # `collect` will tell
+            send(self.connection, task)
 
-    def collect(self) -> Iterator[Answer]:
+    def collect(self) -> Iterator[EncoderAnswer]:
         """Yield the answers; raise what the encoder raised."""
         while self.connection.poll():
             try:
-                yield receive(self.connection)
+                answer: EncoderAnswer = receive(
+                    self.connection, BatchProgress, VideoEncoded, VideoRefused
+                )
+                yield answer
             except (EOFError, ConnectionResetError):
                 assert self._failure is not None
                 raise self._failure from None
 
     def close(self) -> None:
-        """Let it end its batch, and go.
+        """Let it finish its batch and end.
 
-        An interrupt may end the waiting: then the interpreter waits, when it ends. After an interrupted `join` it would
+        An interrupt may end the wait: then the interpreter waits, when it exits. After an interrupted `join` it would
         not (Python 3.12 and older take the thread for ended), and kill the thread inside torch, which aborts.
         """
         self.connection.close()
@@ -120,51 +130,55 @@ class ThreadLane:
             self._ended.set()
 
 
-class ProcessLane:
+class EncoderProcess:
     """An encoder in a process of its own."""
 
     def __init__(
         self, recipe: EncoderRecipe, memory: Memory, *, batch_frames: int, log: IO[bytes]
     ) -> None:
-        """Start it; it is ready once it has shown its identity."""
+        """Start it; it is ready once it has reported its identity."""
         self._name = str(recipe)
         self._spec = memory.spec
         self._log = log
         self.ready = False
-        first = {
-            "recipe": recipe.to_dict(),
-            "spec": memory.spec.to_dict(),
-            "batch_frames": batch_frames,
-        }
-        self._child = Child(MODULE, memory.frame_slots, log, first, records=memory.record_slots)
-        self.connection = self._child.connection
+        frames, records = memory.frame_slots, memory.record_slots
+        setup = EncoderSetup(recipe, memory.spec, batch_frames, frames, records)
+        self._process = WorkerProcess(MODULE, setup, (frames, records), log)
+        self.connection = self._process.connection
 
-    def give(self, request: dict[str, int]) -> None:
+    def give(self, task: EncodeTask) -> None:
         """Have a video encoded."""
-        self._child.send(request)
+        self._process.send(task)
 
-    def collect(self) -> Iterator[Answer]:
+    def collect(self) -> Iterator[EncoderAnswer]:
         """Yield the answers; raise what ended the process."""
         while self.connection.poll():
-            try:
-                answer = self._child.receive()
-            except EOFError:
-                end = self._child.describe_end(self._log)
-                raise FeatstoreError(
-                    f"the encoder process ({self._name}) died, {end}; what was committed is stored: "
-                    "run the same command again, without that device if it is at fault"
-                ) from None
-            if "failed" in answer:
-                raise getattr(errors, answer["failed"])(f"{self._name}: {answer['message']}")
-            if "identity" in answer:
-                self._check(EncoderIdentity.from_dict(answer["identity"]))
+            answer = self._receive()
+            if isinstance(answer, ErrorMessage):
+                raise answer.exception(f"{self._name}: ")
+            if isinstance(answer, EncoderReady):
+                self._check(answer.identity)
                 self.ready = True
             else:
                 yield answer
 
+    def _receive(self) -> EncoderAnswer | EncoderReady | ErrorMessage:
+        answer: EncoderAnswer | EncoderReady | ErrorMessage
+        try:
+            answer = self._process.receive(
+                BatchProgress, VideoEncoded, VideoRefused, EncoderReady, ErrorMessage
+            )
+        except EOFError:
+            end = self._process.describe_end(self._log)
+            raise FeatstoreError(
+                f"the encoder process ({self._name}) died, {end}; what was committed is stored: "
+                "run the same command again, without that device if it is at fault"
+            ) from None
+        return answer
+
     def close(self) -> None:
         """Kill it."""
-        self._child.kill()
+        self._process.kill()
 
     def _check(self, identity: EncoderIdentity) -> None:
         theirs = dataclasses.replace(self._spec, encoder=identity)

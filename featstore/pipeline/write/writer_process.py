@@ -1,8 +1,10 @@
-"""The process that owns the write transaction: features come in shared memory, leave in commits.
+"""The process that owns the write transaction: features come in shared memory and leave in commits.
 
 A thread packs the next record while the disk writes the last one. No transaction is held while the parent has nothing
-to say: whatever was put is committed first. When the parent dies it commits what it was given whole, and ends.
+to say: what was put is committed first. When the parent dies it commits what it has received completely, and ends.
 """
+
+# ruff: noqa: TC001 (the types of fields are read when a message is rebuilt)
 
 from __future__ import annotations
 
@@ -12,11 +14,10 @@ import queue
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featstore.errors import FeatstoreError, StoreFull
-from featstore.records.quantization import QuantError
-from featstore.records.record import Header, SourceFingerprint
+from featstore.records.header import Header
 from featstore.spec import FeatureSpec
 from featstore.store.catalog import Entry, Failure
 from featstore.store.engine import locks
@@ -24,80 +25,119 @@ from featstore.store.engine.locks import ingest_lock
 from featstore.store.maintenance.compact import clear_leftovers
 from featstore.store.paths import dataset_path, make_folder
 from featstore.store.writer import FeatureWriter, pack_record
-from featstore.system.processes import join_parent, receive, send
+from featstore.system.processes import ErrorMessage, Slots, join_parent, receive, send
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from multiprocessing.connection import Connection
-    from pathlib import Path
 
-    from featstore.system.processes import Slots
-
-
+MODULE = "featstore.pipeline.write.writer_process"
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
+@dataclass(frozen=True)
+class WriterSetup:
+    """The first message to the writer.
+
+    origin: what the encoder was built from. min_free, max_size, lock_wait: see featstore.IngestOptions.
+    slots: hold a record each, its payload from `payload_start` on; the writer puts the record's prefix before it.
+    """
+
+    cache_dir: str
+    dataset: str
+    spec: FeatureSpec
+    origin: str
+    codec: str
+    min_free: int
+    max_size: int | None
+    lock_wait: float
+    slots: Slots
+    payload_start: int
+
+
+@dataclass(frozen=True)
+class WriterReady:
+    """The writer holds the dataset."""
+
+
+@dataclass(frozen=True)
+class WaitNotice:
+    """The writer waits for a lock; the sentence is for the user."""
+
+    sentence: str
+
+
+@dataclass(frozen=True)
+class PutRecord:
+    """A record to store: the slot of its payload, its header, its float32 scale as bytes."""
+
+    slot: int
+    header: Header
+    scale: bytes
+
+
+@dataclass(frozen=True)
+class PutFailure:
+    """A failure to record; drop: what is stored of the video is removed."""
+
+    failure: Failure
+    drop: bool
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What one commit made durable: (video id, record bytes) of the stored, ids of the failed.
+
+    slots: free again. busy: seconds of work it took.
+    """
+
+    stored: tuple[tuple[str, int], ...]
+    failed: tuple[str, ...]
+    slots: tuple[int, ...]
+    busy: float
+
+
 def main() -> None:
-    """Serve the parent; tell it of any error, and end."""
-    connection, first, slots = join_parent(die_with_parent=False)
+    """Serve the parent; report any error to it, and end."""
+    connection, setup = join_parent(WriterSetup, die_with_parent=False)
     _keep_freed_memory()
-    locks.tell = lambda sentence: _tell(connection, {"kind": "said", "sentence": sentence})
+    locks.tell = lambda sentence: _tell(connection, WaitNotice(sentence))
     try:
-        _serve(connection, first, slots)
+        _serve(connection, setup)
     except FeatstoreError as exc:
-        _tell(connection, {"kind": "error", "type": type(exc).__name__, "message": str(exc)})
+        _tell(connection, ErrorMessage.of(exc))
 
 
-def _serve(connection: Connection, first: dict[str, Any], slots: Slots) -> None:
-    cache_dir, dataset = first["cache_dir"], first["dataset"]
-    spec = FeatureSpec.from_dict(first["spec"])
+def _serve(connection: Connection, setup: WriterSetup) -> None:
+    cache_dir, dataset = setup.cache_dir, setup.dataset
     folder = dataset_path(cache_dir, dataset)
     make_folder(folder)
-    limits = {"min_free": first["min_free"], "max_size": first["max_size"]}
-    with (
-        _ingest_lock(folder, first["lock_wait"]),
-        FeatureWriter(cache_dir, dataset, **limits) as writer,
-    ):
-        writer.add_set(spec, first["origin"])
-        _tell(connection, {"kind": "ready"})
-        _Session(connection, writer, spec, slots).run()
-
-
-@contextlib.contextmanager
-def _ingest_lock(folder: Path, wait: float) -> Iterator[None]:
-    with ingest_lock(folder, wait=wait):
-        clear_leftovers(folder)  # a killed compaction's: its room is wanted
-        yield
+    with ingest_lock(folder, wait=setup.lock_wait):
+        clear_leftovers(folder)  # of a killed compaction: their space is needed
+        with FeatureWriter(
+            cache_dir, dataset, min_free=setup.min_free, max_size=setup.max_size
+        ) as writer:
+            writer.add_set(setup.spec, setup.origin)
+            _tell(connection, WriterReady())
+            _Session(connection, writer, setup).run()
 
 
 @dataclass(frozen=True)
 class _Packed:
-    """A record ready to be put, and the slot it lies in."""
+    """A record ready to be put, and its slot."""
 
     slot: int
     header: Header
     record: memoryview
 
 
-@dataclass(frozen=True)
-class _Failed:
-    """A failure to record, and whether what is stored of the video goes."""
-
-    failure: Failure
-    drop: bool
-
-
 class _Session:
     """What was put since the last commit, and how long the writer has worked on it."""
 
-    def __init__(
-        self, connection: Connection, writer: FeatureWriter, spec: FeatureSpec, slots: Slots
-    ) -> None:
+    def __init__(self, connection: Connection, writer: FeatureWriter, setup: WriterSetup) -> None:
         self._connection = connection
         self._writer = writer
-        self._spec = spec
-        self._slots = slots
-        self._packed: queue.SimpleQueue[_Packed | _Failed | BaseException] = queue.SimpleQueue()
+        self._setup = setup
+        self._packed: queue.SimpleQueue[_Packed | PutFailure | BaseException] = queue.SimpleQueue()
         self._used: list[int] = []
         self._waiting = 0
         self._busy = 0.0
@@ -112,13 +152,13 @@ class _Session:
                 return
             if isinstance(found, BaseException):
                 raise found
-            begun = time.perf_counter()
-            if isinstance(found, _Failed):
-                self._writer.fail(self._spec, found.failure, drop=found.drop)
+            started = time.perf_counter()
+            if isinstance(found, PutFailure):
+                self._writer.fail(self._setup.spec, found.failure, drop=found.drop)
             else:
                 self._put(found)
             self._waiting += 1
-            self._busy += time.perf_counter() - begun
+            self._busy += time.perf_counter() - started
 
     @property
     def _nothing_waits(self) -> bool:
@@ -127,64 +167,47 @@ class _Session:
     def _hear(self) -> None:
         try:
             while True:
-                message = receive(self._connection)
-                if message["kind"] == "fail":
-                    self._packed.put(_Failed(Failure(**message["failure"]), message["drop"]))
-                else:
-                    self._packed.put(self._pack(message))
+                message: PutRecord | PutFailure = receive(self._connection, PutRecord, PutFailure)
+                self._packed.put(
+                    message if isinstance(message, PutFailure) else self._pack(message)
+                )
         except BaseException as exc:
             self._packed.put(exc)
 
-    def _pack(self, message: dict[str, Any]) -> _Packed:
-        fields = message["header"]
-        header = Header(
-            **{
-                **fields,
-                "shape": tuple(fields["shape"]),
-                "source": SourceFingerprint(**fields["source"]),
-                "error": QuantError(**fields["error"]),
-            }
-        )
-        start, slot = message["payload_start"], message["slot"]
-        payload, memory = slice(start, start + header.raw_bytes), self._slots.slot(slot)
-        packed = pack_record(header, message["scale"], memory, payload, codec=message["codec"])
-        return _Packed(slot, *packed)
+    def _pack(self, put: PutRecord) -> _Packed:
+        start, memory = self._setup.payload_start, self._setup.slots.slot(put.slot)
+        payload = slice(start, start + put.header.raw_bytes)
+        packed = pack_record(put.header, put.scale, memory, payload, codec=self._setup.codec)
+        return _Packed(put.slot, *packed)
 
     def _put(self, packed: _Packed) -> None:
         try:
-            self._writer.put_packed(self._spec, packed.header, packed.record)
+            self._writer.put_packed(self._setup.spec, packed.header, packed.record)
         except StoreFull:
             self._commit()  # what was put before fits
             raise
         self._used.append(packed.slot)
 
     def _commit(self) -> None:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         rows = self._writer.commit()
-        busy = self._busy + time.perf_counter() - begun
-        _tell(
-            self._connection,
-            {
-                "kind": "committed",
-                "stored": [[r.video_id, r.record_bytes] for r in rows if isinstance(r, Entry)],
-                "failed": [r.video_id for r in rows if isinstance(r, Failure)],
-                "slots": self._used,
-                "busy": busy,
-            },
-        )
+        busy = self._busy + time.perf_counter() - started
+        stored = tuple((row.video_id, row.record_bytes) for row in rows if isinstance(row, Entry))
+        failed = tuple(row.video_id for row in rows if isinstance(row, Failure))
+        _tell(self._connection, Committed(stored, failed, tuple(self._used), busy))
         self._used, self._waiting, self._busy = [], 0, 0.0
 
 
 def _keep_freed_memory() -> None:
-    # LMDB allocates the room for each record anew, and glibc has the kernel map and clear so much memory each time:
-    # 80 to 100 ms for 66 MB in a virtual machine, 12 to 15 where it keeps what was freed.
+    # LMDB allocates the memory for each record again, and glibc has the kernel map and clear so much each time:
+    # 80 to 100 ms for 66 MB in a virtual machine, 12 to 15 if it keeps what was freed.
     with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def _tell(connection: Connection, message: dict[str, Any]) -> None:
+def _tell(connection: Connection, message: object) -> None:
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # what was committed stays
         send(connection, message)
 

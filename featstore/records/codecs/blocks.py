@@ -52,13 +52,11 @@ class Layout:
         count = -(-raw_bytes // BLOCK_BYTES)
         if len(stored) < 4 * count:
             raise RecordError(
-                f"the {self.name} payload holds {len(stored)} bytes, its table of {count} blocks needs {4 * count}; "
-                "ingest the video again"
+                f"the {self.name} payload holds {len(stored)} bytes, its table of {count} blocks needs {4 * count}"
             )
         if raw_bytes > self.max_ratio * len(stored):
             raise RecordError(
-                f"the {self.name} payload of {len(stored)} bytes cannot expand to the {raw_bytes} its shape needs; "
-                "ingest the video again"
+                f"the {self.name} payload of {len(stored)} bytes cannot expand to the {raw_bytes} its shape needs"
             )
         lengths = np.frombuffer(stored, "<u4", count).astype(np.int64)
         first = 4 * count + -4 * count % self.alignment
@@ -67,7 +65,7 @@ class Layout:
         end = int(starts[-1] + lengths[-1]) if count else 0
         if end != len(stored):
             raise RecordError(
-                f"the {self.name} payload holds {len(stored)} bytes, its table speaks of {end}; ingest the video again"
+                f"the {self.name} payload holds {len(stored)} bytes, its table speaks of {end}"
             )
         return list(zip(starts.tolist(), lengths.tolist(), strict=True))
 

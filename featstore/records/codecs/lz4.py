@@ -33,12 +33,11 @@ class Lz4:
                 )
             except lz4.block.LZ4BlockError as exc:
                 raise RecordError(
-                    f"lz4 block {number} of {len(spans)} cannot be decompressed: {exc}; ingest the video again"
+                    f"lz4 block {number} of {len(spans)} cannot be decompressed: {exc}"
                 ) from exc
             if len(block) != len(place):
                 raise RecordError(
-                    f"lz4 block {number} of {len(spans)} holds {len(block)} bytes, expected {len(place)}; "
-                    "ingest the video again"
+                    f"lz4 block {number} of {len(spans)} holds {len(block)} bytes, expected {len(place)}"
                 )
             place[:] = block
 

@@ -44,13 +44,12 @@ class Zstd:
                 found = zstandard.get_frame_parameters(frame).content_size
                 if found != len(place):
                     raise RecordError(
-                        f"zstd block {number} of {len(spans)} says it holds {found} bytes, expected {len(place)}; "
-                        "ingest the video again"
+                        f"zstd block {number} of {len(spans)} says it holds {found} bytes, expected {len(place)}"
                     )
                 place[:] = _decompressor().decompress(frame, allow_extra_data=False)
             except zstandard.ZstdError as exc:
                 raise RecordError(
-                    f"zstd block {number} of {len(spans)} cannot be decompressed: {exc}; ingest the video again"
+                    f"zstd block {number} of {len(spans)} cannot be decompressed: {exc}"
                 ) from exc
 
         side_by_side(work, len(spans), raw_bytes)

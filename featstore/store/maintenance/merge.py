@@ -11,6 +11,7 @@ from concurrent.futures import wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from featstore import defaults
 from featstore.errors import FeatstoreError, RecordError, StoreError, StoreFull, StoreMismatch
 from featstore.records.record import parse
 from featstore.store.catalog import Entry, read_entry, read_manifest, read_sets, set_key, video_key
@@ -18,7 +19,7 @@ from featstore.store.engine.environment import open_environment
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.maintenance.compact import clear_leftovers
 from featstore.store.paths import dataset_path, make_folder
-from featstore.store.writer import MIN_FREE_BYTES, FeatureWriter
+from featstore.store.writer import FeatureWriter
 from featstore.system.filesystems import refuse_network
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
     from featstore.spec import FeatureSpec
     from featstore.store.engine.snapshot import Snapshot
-
-LOCK_WAIT = 10.0
 
 
 @dataclass
@@ -54,9 +53,9 @@ def merge_dataset(
     cache_dir: str | os.PathLike[str],
     dataset: str,
     *,
-    min_free: int = MIN_FREE_BYTES,
+    min_free: int = defaults.MIN_FREE_BYTES,
     max_size: int | None = None,
-    lock_wait: float = LOCK_WAIT,
+    lock_wait: float = defaults.LOCK_WAIT,
     stop: threading.Event | None = None,
     on_progress: Callable[[MergeSummary], None] = lambda summary: None,
 ) -> MergeSummary:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from featstore.records.record import Header
+    from featstore.records.header import Header
     from featstore.spec import FeatureSpec
     from featstore.store.engine.snapshot import Snapshot
 

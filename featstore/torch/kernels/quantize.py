@@ -10,13 +10,8 @@ import numpy as np
 import torch
 
 from featstore.errors import QuantizeError
-from featstore.records.quantization import (
-    INT8_MAX,
-    MIN_SCALE,
-    STORED_DTYPES,
-    QuantError,
-    refuse_non_finite,
-)
+from featstore.records.quantization import INT8_MAX, MIN_SCALE, QuantError, refuse_non_finite
+from featstore.spec import STORED_DTYPES
 from featstore.torch.kernels.dequantize import blocks, part
 
 log = logging.getLogger("featstore.torch")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from featstore.records.record import Features
+    from featstore.records.features import Features
 
 WAYS = ("auto", "registered", "staged", "pageable")
 # What crosses from a registered map at once: large enough that the GPU's copy engine never waits for the next piece,

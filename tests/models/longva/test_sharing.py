@@ -17,7 +17,7 @@ from drills.shared.processes import ask, begin
 from toys import REPOSITORY, children_of, run_python
 
 import featstore
-from featstore.decoding.pool import MODULE
+from featstore.decoding.worker import MODULE
 from featstore.errors import FeatstoreError
 from featstore.models import CachedLongVA
 from featstore.models.statistics import CacheStatistics

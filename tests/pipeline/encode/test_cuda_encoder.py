@@ -1,4 +1,4 @@
-"""The engine of a GPU: what is queued, freed and answered when; on a GPU that is there, and on one that is played."""
+"""Encoding on a GPU: what is queued, freed and answered when; on a GPU that is there, and on one that is played."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from featstore.encoders.registry import EncoderRecipe
 from featstore.encoders.toy import ToyEncoder
 from featstore.errors import QuantizeError
 from featstore.pipeline.encode import cuda_streams
-from featstore.pipeline.encode.batches import Batches, Job
-from featstore.pipeline.encode.cuda_encoder import CudaEngine
+from featstore.pipeline.encode.base import BatchProgress, VideoEncoded
+from featstore.pipeline.encode.batches import Batches, EncodeTask
+from featstore.pipeline.encode.cuda_encoder import CudaEncoder
 from featstore.pipeline.ingest import ingest
 from featstore.pipeline.shared_memory import Memory
 from featstore.records.quantization import measure_error, quantize
@@ -58,10 +59,10 @@ class PlayedStreams:
         self._batch = frames_shape[0]
         self._encoding: list[Event] = []
 
-    def encode(self, pieces):
+    def encode(self, chunks):
         self._encoding = [event for event in self._encoding if not event.passed]
         assert len(self._encoding) < cuda_streams.DEPTH
-        frames = np.concatenate(pieces)
+        frames = np.concatenate(chunks)
         assert len(frames) <= self._batch
         ended = Event()
         self._encoding.append(ended)
@@ -157,21 +158,22 @@ def test_features_that_are_not_finite_are_refused_when_their_measures_arrive(cli
 def test_a_slot_is_free_when_it_was_read_and_not_before(played):
     spec = FeatureSpec(PlayedGpu().identity, Sampling(2), "decord", "int8", "channel")
     memory = Memory.reserve(spec, workers=1, encoders=1, batch_frames=2)
-    engine = CudaEngine(PlayedGpu(), memory, 2)
+    encoder = CudaEncoder(PlayedGpu(), memory, 2)
     batches = Batches(2)
-    batches.add(Job(7, frames=1, count=2, record=0))
-    engine.submit(batches.take(short=False))
-    answers = [engine.collect() for _ in range(LATE)]
+    batches.add(EncodeTask(7, frames=1, count=2, record=0))
+    encoder.submit(batches.take(short=False))
+    answers = [encoder.collect() for _ in range(LATE)]
     assert answers == [[]] * LATE
-    assert engine.in_flight == 1
-    read, encoded = engine.collect()
-    assert read["read"] == [1]
-    assert encoded["busy"] > 0
-    assert engine.in_flight == 0
-    assert engine.owes  # its record is still on its way
-    answers = [answer for _ in range(LATE) for answer in engine.collect()]
-    assert [answer["stored"] for answer in answers] == [7]
-    assert not engine.owes
+    assert encoder.in_flight == 1
+    read, encoded = encoder.collect()
+    assert read == BatchProgress((1,), 0.0)
+    assert encoded.busy > 0
+    assert encoder.in_flight == 0
+    assert encoder.owes  # its record is still on its way
+    answers = [answer for _ in range(LATE) for answer in encoder.collect()]
+    assert [type(answer) for answer in answers] == [VideoEncoded]
+    assert [answer.video for answer in answers] == [7]
+    assert not encoder.owes
     memory.close()
 
 

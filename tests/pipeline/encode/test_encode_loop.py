@@ -1,4 +1,4 @@
-"""The loop between the parent and an engine, with engines that are played."""
+"""The loop between the parent and a batch encoder, with encoders that are played."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 
 from featstore.encoders.toy import ToyEncoder
 from featstore.pipeline.encode import encode_loop
+from featstore.pipeline.encode.base import BatchProgress
+from featstore.pipeline.encode.batches import EncodeTask
 from featstore.pipeline.encode.encode_loop import serve
 from featstore.system.processes import receive, send
 
@@ -40,23 +42,23 @@ class PlayedGpu:
     def submit(self, batch) -> None:
         begin = max([time.monotonic(), *self._until])
         self._until.append(begin + BATCH_SECONDS)
-        self.sizes.append(sum(piece.count for piece in batch))
+        self.sizes.append(sum(chunk.count for chunk in batch))
         self.queued.append(len(self._until))
 
     def collect(self):
         self.asked += 1
         done = [until for until in self._until if until <= time.monotonic()]
         self._until = self._until[len(done) :]
-        return [{"busy": BATCH_SECONDS} for _ in done]
+        return [BatchProgress((), BATCH_SECONDS) for _ in done]
 
     def close(self) -> None:
         self.closed = True
 
 
 @contextmanager
-def served(monkeypatch, engine):
-    """The parent's end of a loop that works `engine` in batches of 4 frames."""
-    monkeypatch.setattr(encode_loop, "make_engine", lambda *_: engine)
+def served(monkeypatch, encoder):
+    """The parent's end of a loop that works `encoder` in batches of 4 frames."""
+    monkeypatch.setattr(encode_loop, "make_batch_encoder", lambda *_: encoder)
     here, there = Pipe()
     thread = threading.Thread(
         target=serve, args=(there, ToyEncoder(), None), kwargs={"batch_frames": 4}
@@ -70,51 +72,51 @@ def served(monkeypatch, engine):
         there.close()
 
 
-def job(number: int, count: int) -> dict[str, int]:
-    return {"video": number, "frames": number, "count": count, "record": number}
+def task(number: int, count: int) -> EncodeTask:
+    return EncodeTask(number, frames=number, count=count, record=number)
 
 
 def test_the_loop_sleeps_while_a_batch_is_at_work_and_too_few_frames_wait(monkeypatch):
     """To poll without a pause takes a core from the decoders; a turn a millisecond makes 300 of them here."""
-    engine = PlayedGpu()
-    with served(monkeypatch, engine) as parent:
-        send(parent, job(0, 4))
-        send(parent, job(1, 3))  # no full batch: it waits for more until the first is done
+    encoder = PlayedGpu()
+    with served(monkeypatch, encoder) as parent:
+        send(parent, task(0, 4))
+        send(parent, task(1, 3))  # no full batch: it waits for more until the first is done
         for _ in range(2):
-            receive(parent)
-    assert (engine.sizes, engine.queued) == ([4, 3], [1, 1])
-    assert engine.asked < 1000
+            receive(parent, BatchProgress)
+    assert (encoder.sizes, encoder.queued) == ([4, 3], [1, 1])
+    assert encoder.asked < 1000
 
 
 def test_full_batches_are_queued_while_one_is_at_work(monkeypatch):
-    engine = PlayedGpu()
-    with served(monkeypatch, engine) as parent:
-        send(parent, job(0, 12))
+    encoder = PlayedGpu()
+    with served(monkeypatch, encoder) as parent:
+        send(parent, task(0, 12))
         for _ in range(3):
-            receive(parent)
-    assert (engine.sizes, engine.queued) == ([4, 4, 4], [1, 2, 2])
+            receive(parent, BatchProgress)
+    assert (encoder.sizes, encoder.queued) == ([4, 4, 4], [1, 2, 2])
 
 
 def test_the_loop_ends_when_the_parent_is_gone(monkeypatch):
-    engine = PlayedGpu()
-    with served(monkeypatch, engine) as parent:
-        send(parent, job(0, 4))
-    assert engine.closed
+    encoder = PlayedGpu()
+    with served(monkeypatch, encoder) as parent:
+        send(parent, task(0, 4))
+    assert encoder.closed
 
 
 @pytest.mark.parametrize("kind", [EOFError, ConnectionResetError, BrokenPipeError])
 @pytest.mark.parametrize("step", ["submit", "collect"])
-def test_an_engines_own_broken_connection_is_not_taken_for_the_parents(monkeypatch, kind, step):
-    engine = PlayedGpu()
+def test_an_encoders_own_broken_connection_is_not_taken_for_the_parents(monkeypatch, kind, step):
+    encoder = PlayedGpu()
 
     def fail(*args):
         raise kind("the encoder's own")
 
-    setattr(engine, step, fail)
-    monkeypatch.setattr(encode_loop, "make_engine", lambda *_: engine)
+    setattr(encoder, step, fail)
+    monkeypatch.setattr(encode_loop, "make_batch_encoder", lambda *_: encoder)
     here, there = Pipe()
     with here, there:
-        send(here, job(0, 4))
+        send(here, task(0, 4))
         with pytest.raises(kind, match="the encoder's own"):
             serve(there, ToyEncoder(), None, batch_frames=4)
-    assert engine.closed
+    assert encoder.closed

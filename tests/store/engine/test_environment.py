@@ -10,7 +10,7 @@ import pytest
 from toys import expected, run_python, store_videos, toy_features, toy_spec
 
 from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreMismatch, StoreNotFound
-from featstore.records.record import PAGE
+from featstore.records.sizes import PAGE
 from featstore.store import reader
 from featstore.store.engine import environment as environment_module
 from featstore.store.engine import handles, lmdb_errors, pages

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from drills.shared.journal import Notes
     from drills.shared.look import Found
 
-    from featstore.pipeline.write.writer_client import Committed
-    from featstore.records.record import Features
+    from featstore.pipeline.write.writer_process import Committed
+    from featstore.records.features import Features
     from featstore.spec import FeatureSpec
 
 DATASET = "demo"
@@ -166,10 +166,9 @@ def ingest_noting(clips: Path, cache: Path, journal: Notes, *, retry_failed: boo
         DATASET,
         encoder=drill_encoder(),
         sampling=Sampling(NFRAME),
-        workers=1,
-        min_free=0,
-        lock_wait=PATIENCE,
-        retry_failed=retry_failed,
+        options=featstore.IngestOptions(
+            workers=1, min_free=0, lock_wait=PATIENCE, retry_failed=retry_failed
+        ),
     )
 
 

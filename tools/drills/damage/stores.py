@@ -13,8 +13,8 @@ import xxhash
 
 from featstore.encoders.toy import ToyEncoder
 from featstore.records.codecs import compress
+from featstore.records.header import Header, SourceFingerprint
 from featstore.records.quantization import QuantError, measure_error, quantize
-from featstore.records.record import Header, SourceFingerprint
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.catalog import Entry, Failure

@@ -25,9 +25,10 @@ from featstore.checkpoints.files import LocalFiles
 from featstore.checkpoints.tensors import INDEX, list_tensors, open_tensors
 from featstore.encoders.longva.checkpoint import read_checkpoint
 from featstore.errors import FeatstoreError
-from featstore.pipeline.plan import read_listing
+from featstore.pipeline.listing import read_listing
 from featstore.records.codecs import CODECS
-from featstore.records.record import Features, pack, parse
+from featstore.records.features import Features
+from featstore.records.record import pack, parse
 from featstore.spec import FeatureSpec
 from featstore.store.catalog import (
     Failure,

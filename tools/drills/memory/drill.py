@@ -151,8 +151,7 @@ def ingest(place: Path, clips: Path) -> None:
         "demo",
         encoder=drill_encoder(),
         sampling=Sampling(NFRAME),
-        workers=1,
-        min_free=0,
+        options=featstore.IngestOptions(workers=1, min_free=0),
         on_progress=note,
     )
 

@@ -77,9 +77,7 @@ def _ingest(clips: Path, cache: Path, wait: float, pause: float) -> None:
             DATASET,
             encoder=encoder,
             sampling=Sampling(NFRAME),
-            workers=1,
-            min_free=0,
-            lock_wait=wait,
+            options=featstore.IngestOptions(workers=1, min_free=0, lock_wait=wait),
         )
     except StoreLocked as exc:
         print(exc, flush=True)

@@ -25,7 +25,7 @@ from featstore.store.writer import FeatureWriter
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from featstore.records.record import Features
+    from featstore.records.features import Features
 
 DATASET = "demo"
 VIDEOS = tuple(f"v{i:02}" for i in range(24))

@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
-from featstore.decoding.video_file import DECODER, Clip, Video
+from featstore.decoding.frame_selection import Clip
+from featstore.decoding.video_file import DECODER, Video
 from featstore.encoders.toy import ToyEncoder
-from featstore.pipeline.make_record import make_header, payload_bytes, quantize_into, record_room
+from featstore.pipeline.make_record import make_header, quantize_into
+from featstore.records.header import SourceFingerprint
 from featstore.records.quantization import quantize
-from featstore.records.record import SourceFingerprint
+from featstore.records.sizes import payload_bytes, record_room
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from featstore.records.record import Features
+    from featstore.records.features import Features
     from featstore.store.writer import FeatureWriter
 
 NFRAME = 8
@@ -88,7 +90,7 @@ def put(writer: FeatureWriter, spec: FeatureSpec, video_id: str, version: int) -
     x = make_features(spec, video_id, version)
     shape = (x.shape[0] * x.shape[1], x.shape[2])
     room, _ = record_room(spec)
-    buffer = memoryview(bytearray(room + payload_bytes(spec, shape)))
+    buffer = memoryview(bytearray(room + payload_bytes(spec.quantization, shape)))
     scale, error = quantize_into(buffer[room:], [x], shape, spec.quantization, spec.scale)
     header = make_header(
         spec, writer.dataset, video_of(video_id), clip_of(spec), source_of(version), error

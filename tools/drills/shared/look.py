@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from featstore.records.record import Features
+    from featstore.records.features import Features
     from featstore.spec import FeatureSpec
 
 

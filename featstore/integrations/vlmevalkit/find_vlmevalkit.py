@@ -1,4 +1,4 @@
-"""Finding VLMEvalKit: an installed one, or a checkout of its source."""
+"""Find VLMEvalKit: the installed package, or a clone."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ ROOT_VARIABLE = "VLMEVALKIT_ROOT"
 _REMEDY = f"clone VLMEvalKit, install it (pip install -e VLMEvalKit), or name the clone in the variable {ROOT_VARIABLE}"
 
 
-def import_kit(module: str) -> ModuleType:
-    """Return a module of VLMEvalKit; MissingExtra where there is none to be found."""
+def import_vlmevalkit(module: str) -> ModuleType:
+    """Return the module of VLMEvalKit with this name; raise MissingExtra if VLMEvalKit is not available."""
     _make_importable()
     try:
         return import_module(module)
@@ -33,9 +33,14 @@ def import_kit(module: str) -> ModuleType:
 
 
 def find_run_py(run_py: str | os.PathLike[str] | None = None) -> Path:
-    """Return VLMEvalKit's run.py: the one named, else the clone's, else the one beside the installed package.
+    """Return the path of VLMEvalKit's run.py, without loading VLMEvalKit.
 
-    Loads nothing of VLMEvalKit. Raises MissingExtra where there is none.
+    Args:
+        run_py: Path of run.py. By default it is looked for in the clone that the variable VLMEVALKIT_ROOT names, or
+            else beside the installed package.
+
+    Raises:
+        MissingExtra: If there is none.
     """
     if run_py is not None:
         places = [Path(run_py)]

@@ -1,0 +1,73 @@
+"""featstore check."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from featstore.cli._options import cache_dir_option, json_option, one_dataset_option
+from featstore.cli._printing import print_json
+from featstore.errors import StoreError, StoreNotFound, gib, plain_line
+
+if TYPE_CHECKING:
+    from featstore.store.maintenance.check import CheckReport
+
+
+@click.command()
+@cache_dir_option
+@one_dataset_option
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Repair what is damaged: catalog rows are rebuilt from their records; damaged records are removed, and the "
+    "next ingest makes them again.",
+)
+@json_option
+def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> None:
+    """Read every record, verify every checksum and report damage; exit code 1 if there is any."""
+    from featstore.store.maintenance.check import CheckReport, check_dataset
+    from featstore.store.maintenance.lost import lost_datasets
+    from featstore.store.maintenance.repair import repair_dataset
+    from featstore.store.paths import dataset_names
+
+    lost = lost_datasets(cache_dir)
+    names = sorted({*dataset_names(cache_dir), *lost}) if dataset is None else [dataset]
+    if not names:
+        raise StoreNotFound(
+            f"there is no dataset in {cache_dir}; --cache-dir is the folder that contains the datasets' folders"
+        )
+    reports: list[CheckReport] = []
+    for name in names:
+        try:
+            if name in lost:
+                report = CheckReport(name, problems=[lost[name]])
+            else:
+                report = (repair_dataset if repair else check_dataset)(cache_dir, name)
+        except StoreError as exc:  # this one cannot be opened; the others are checked anyway
+            if dataset is not None:
+                raise
+            report = CheckReport(name, problems=[str(exc)])
+        reports.append(report)
+        if not as_json:
+            _print_report(report)
+    if as_json:
+        print_json([vars(report) for report in reports])
+    if any(report.problems for report in reports):
+        sys.exit(1)
+
+
+def _print_report(report: CheckReport) -> None:
+    repaired: list[str] = getattr(report, "repaired", [])
+    verdict = "clean" if not report.problems else f"{len(report.problems)} problems"
+    if repaired:
+        verdict = f"{len(repaired)} problems repaired, " + (
+            verdict if report.problems else "none left"
+        )
+    click.echo(
+        f"{report.dataset}: {report.videos} videos, {gib(report.record_bytes)} read, "
+        f"{report.failures} failures on record: {verdict}"
+    )
+    for problem in [*repaired, *report.problems]:
+        click.echo(f"  {plain_line(problem)}")

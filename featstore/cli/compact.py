@@ -1,0 +1,23 @@
+"""featstore compact."""
+
+from __future__ import annotations
+
+import click
+
+from featstore.cli._options import cache_dir_option, dataset_option
+from featstore.errors import gib
+
+
+@click.command()
+@cache_dir_option
+@dataset_option
+def compact(cache_dir: str, dataset: str) -> None:
+    """Return the space of removed and replaced features to the disk; reading goes on in the meantime."""
+    from featstore.store.describe import write_cache_meta
+    from featstore.store.maintenance.compact import compact_dataset
+
+    done = compact_dataset(cache_dir, dataset)
+    write_cache_meta(cache_dir)
+    click.echo(
+        f"{dataset}: {gib(done.before)} before, {gib(done.after)} after, {gib(done.before - done.after)} given back"
+    )

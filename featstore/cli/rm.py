@@ -1,0 +1,84 @@
+"""featstore rm."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from featstore.cli._options import (
+    SOME_FAILED,
+    cache_dir_option,
+    dataset_option,
+    digest_prefix,
+)
+from featstore.errors import StoreError, gib, plain_line
+
+
+@click.command()
+@cache_dir_option
+@dataset_option
+@click.option(
+    "--video", "videos", multiple=True, metavar="ID", help="Remove only this video. Repeatable."
+)
+@click.option(
+    "--spec",
+    callback=digest_prefix,
+    help="Remove only this feature set, or the videos only from it; the first 4 or more digits of its digest.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+def rm(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None, yes: bool) -> None:
+    """Remove a dataset, one of its feature sets, or single videos, with their recorded failures."""
+    from featstore.store.describe import write_cache_meta
+    from featstore.store.maintenance.remove import remove_dataset, remove_set, remove_videos
+    from featstore.store.reader import FeatureStore
+
+    chosen = FeatureStore(cache_dir)[dataset].select(spec=spec).spec if spec else None
+    if not yes:
+        _ask(cache_dir, dataset, videos, spec)
+    if videos:
+        removed = remove_videos(cache_dir, dataset, videos, spec=chosen)
+    elif chosen:
+        removed = remove_set(cache_dir, dataset, chosen)
+    else:
+        taken = remove_dataset(cache_dir, dataset)
+        click.echo(f"removed {dataset}, {gib(taken)}")
+        return
+    write_cache_meta(cache_dir)
+    click.echo(
+        f"removed {removed.videos} videos and {removed.failures} failures of {dataset}, {gib(removed.record_bytes)}; "
+        f"the space is used by later ingests, or given back by featstore compact --dataset {dataset}"
+    )
+    for video in removed.missing:
+        click.echo(f"  not there: {plain_line(video)}")
+    if removed.missing:
+        sys.exit(SOME_FAILED)
+
+
+def _ask(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None) -> None:
+    from featstore.store.maintenance.lost import lost_datasets
+    from featstore.store.paths import dataset_names, dataset_path, is_sealed
+    from featstore.store.reader import FeatureStore
+
+    if dataset in lost_datasets(cache_dir):
+        click.confirm(
+            f"Remove what is left of {dataset}, whose file is gone?", abort=True, err=True
+        )
+        return
+    if dataset not in dataset_names(cache_dir):
+        return
+    place = f"feature set {spec} of {dataset}" if spec else dataset
+    if not spec and is_sealed(dataset_path(cache_dir, dataset)):
+        place = f"the sealed dataset {dataset}"
+    if videos:
+        what = f"{len(videos)} videos from {place}"
+    else:
+        try:
+            there = FeatureStore(cache_dir)[dataset]
+            chosen = there.select(spec=spec).spec if spec else None
+            what = f"{place} with the features of {sum(1 for _ in there.entries(chosen))} videos"
+        except StoreError:
+            if spec:
+                raise
+            what = f"{place}, which cannot be read"
+    click.confirm(f"Remove {what}?", abort=True, err=True)

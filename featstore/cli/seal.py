@@ -1,0 +1,19 @@
+"""featstore seal."""
+
+from __future__ import annotations
+
+import click
+
+from featstore.cli._options import cache_dir_option, dataset_option
+
+
+@click.command()
+@cache_dir_option
+@dataset_option
+@click.option("--undo", is_flag=True, help="Remove the seal. Copies the dataset's file.")
+def seal(cache_dir: str, dataset: str, undo: bool) -> None:
+    """Refuse all writes to a finished dataset, so that it is read without locks, also by users who cannot write it."""
+    from featstore.store.maintenance.seal import seal_dataset, unseal_dataset
+
+    (unseal_dataset if undo else seal_dataset)(cache_dir, dataset)
+    click.echo(f"{dataset} is {'open for writing again' if undo else 'sealed'}")

@@ -1,0 +1,40 @@
+"""featstore shape."""
+
+from __future__ import annotations
+
+import click
+
+from featstore.cli._options import json_option, model_option, nframe_option, tower_option
+from featstore.cli._printing import print_facts, print_json, print_table
+from featstore.errors import gib
+
+
+@click.command()
+@model_option
+@tower_option
+@nframe_option
+@json_option
+def shape(model_path: str | None, vision_tower: str | None, nframe: int, as_json: bool) -> None:
+    """Show the shape and size of a checkpoint's features without reading its weights."""
+    from featstore.encoders.longva.shape import feature_shape
+
+    if not model_path:
+        raise click.UsageError("name the checkpoint with --model-path")
+    found = feature_shape(model_path, nframe, vision_tower=vision_tower)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    print_facts(
+        {
+            "frames": found.frames,
+            "tokens a frame": found.tokens_per_frame,
+            "tokens a video": found.num_tokens,
+            "hidden size": found.hidden_dim,
+        }
+    )
+    click.echo("bytes a video:")
+    rows = [
+        {"stored as": name, "bytes": size, "": gib(size)}
+        for name, size in found.stored_bytes().items()
+    ]
+    print_table(rows, as_json=False)

@@ -1,0 +1,50 @@
+"""Every default value of featstore's options, with its unit and reason; library and command line read it."""
+
+from __future__ import annotations
+
+# What is stored.
+NFRAME = 128  # frames per video; LongVA is evaluated at this number
+SAMPLING = "linspace"  # evenly spaced with both ends, as LongVA and lmms-eval sample
+VALUES = "int8"  # half the bytes of bf16
+GRANULARITY = "channel"  # one int8 scale per channel: 45-47 dB on CLIP features, against 42 with one per token
+CODEC = "raw"  # read without a copy; int8 features hardly compress
+
+# How it is computed.
+ENCODER = "longva"
+DEVICE = "auto"  # CUDA if there is a GPU, else the CPU
+DTYPE = "auto"  # fp16 on CUDA, as LongVA computes; fp32 on a CPU
+BATCH_FRAMES_CUDA = 128  # frames encoded at once: one whole video
+BATCH_FRAMES_CPU = 16  # frames encoded at once: keeps memory small
+
+# Decoding.
+DECODER = "auto"  # PyAV if its frames are certain to be decord's, else decord
+DECODE_WORKERS = None  # processes; None is one for each core that this process may use
+DECODE_TIMEOUT = 600.0  # seconds per video; a file that hangs its decoder must not hang the run
+DECODE_MEMORY = 4 << 30  # bytes per worker; 128 frames of an hour of 1080p have needed 1.8 GB
+
+# Writing.
+COMMIT_BYTES = (
+    32 << 20
+)  # bytes per commit: one 63 MiB record fills it, small ones share the cost of its sync
+MIN_FREE_BYTES = 1 << 30  # bytes that stay free on the disk, for everyone else on it
+LOCK_WAIT = (
+    10.0  # seconds; the writer of an ingest that was just killed may still be finishing a commit
+)
+
+# Answering.
+ON_MISS = "encode"  # features that are missing are made and stored
+PREFIX_CACHE = 1  # videos whose keys and values stay on the device; a gigabyte each for a 7B model at 128 frames
+MAX_NEW_TOKENS = 1024  # tokens per answer
+BENCHMARK_MAX_NEW_TOKENS = (
+    2048  # tokens per answer in a benchmark, as LLaVA's models in VLMEvalKit have
+)
+ATTENTION = "sdpa"  # in torch itself; needs no further package
+
+# Comparing stored features with newly encoded ones.
+COMPARE_SAMPLES = 100  # videos
+COMPARE_SEED = 0
+COMPARE_PROMPT = "Describe this video."
+COMPARE_MAX_NEW_TOKENS = 64  # tokens per answer
+MAX_RELATIVE_L2 = 0.05  # of each video; leaves int8 some room on heavy-tailed features
+MIN_COSINE = 0.998  # of each video
+MIN_IDENTICAL = 0.0  # share of identical answers, 0 to 1; int8 may change some

@@ -1,0 +1,218 @@
+"""Which videos there are: folders, files and manifests, and the ids that videos get."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featstore.decoding.video_file import Video
+from featstore.errors import ListingError
+from featstore.store.paths import check_video_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import PurePath
+
+_NAMES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
+VIDEO_SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
+MAX_MANIFEST_BYTES = 256 << 20  # a million videos take some 100 MB
+
+
+class Listing(list[Video]):
+    """Videos that `check_listing` has seen: each id names one file."""
+
+
+def name_video(path: PurePath) -> str:
+    """Return the id of the video at `path`: with slashes, and without its suffix if that is a video's.
+
+    Anything else after a dot tells videos apart, as in `s1.e1` and `s1.e2`. Every id that is made of a path is made
+    here.
+    """
+    named = path.with_suffix("") if path.suffix.lower() in VIDEO_SUFFIXES else path
+    return named.as_posix()
+
+
+def list_videos(places: Iterable[str | os.PathLike[str] | Video]) -> Listing:
+    """Return the videos in folders and files; those of a folder are named by their path in it, without the suffix.
+
+    Links to folders are not followed.
+
+    Args:
+        places: folders, video files, and `Video`s, which keep their ids.
+
+    Raises:
+        ListingError: if a place does not exist or holds no video, if a folder in it cannot be read, or as
+            `check_listing` does.
+    """
+    videos: list[Video] = []
+    for place in places:
+        videos += [place] if isinstance(place, Video) else _find_videos(place)
+    return check_listing(videos)
+
+
+def read_listing(file: str | os.PathLike[str]) -> Listing:
+    """Return the videos of a manifest.
+
+    Args:
+        file: JSONL, CSV or TSV with the columns `video_id` and `path`, which is relative to the manifest's folder.
+
+    Raises:
+        ListingError: if a line cannot be read, which it names, or as `check_listing` does.
+    """
+    file = Path(file)
+    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_csv}
+    reader = readers.get(file.suffix.lower())
+    if reader is None:
+        raise ListingError(f"{file} ends in {file.suffix!r}; a manifest is .jsonl, .csv or .tsv")
+    try:
+        found = os.stat(file)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_MANIFEST_BYTES:
+            raise ListingError(
+                f"{file} has {found.st_size} bytes, or is no file; a manifest is one of at most {MAX_MANIFEST_BYTES}"
+            )
+        videos = [_listed(file, line, row) for line, row in reader(file)]
+    except ListingError:
+        raise
+    except UnicodeDecodeError as exc:
+        raise ListingError(f"{file} is not UTF-8: {exc}; save it as UTF-8, uncompressed") from exc
+    except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
+        raise ListingError(f"{file} cannot be read: {exc}") from exc
+    if not videos:
+        raise ListingError(f"{file} names no video")
+    return check_listing(videos)
+
+
+def _listed(file: Path, line: int, row: dict[str, Any]) -> Video:
+    video_id, path = row.get("video_id"), row.get("path")
+    if not (isinstance(video_id, str) and isinstance(path, str) and path and "\0" not in path):
+        raise ListingError(
+            f"{file}, line {line}: found {repr(row)[:120]}; each row needs video_id and path, both strings that can "
+            "be names"
+        )
+    return Video(video_id, os.path.join(file.parent, path))
+
+
+def check_listing(videos: Iterable[Video]) -> Listing:
+    """Return `videos`, each once.
+
+    Raises:
+        ListingError: if an id names several files, or cannot be an id.
+    """
+    seen: dict[str, Video] = {}
+    twice: list[str] = []
+    for video in videos:
+        try:
+            check_video_id(video.video_id)
+        except ValueError as exc:
+            raise ListingError(f"{video.path}: {exc}; give it an id in a manifest") from exc
+        first = seen.setdefault(video.video_id, video)
+        if first is not video and first.path != video.path:
+            twice.append(f"\n  {video.video_id!r}: {first.path} and {video.path}")
+    if twice:
+        raise ListingError(
+            f"{len(twice)} video ids name more than one file; give each its own in a manifest "
+            f"(--manifest, columns video_id and path):{''.join(twice[:5])}"
+        )
+    return Listing(seen.values())
+
+
+def _find_videos(given: str | os.PathLike[str]) -> list[Video]:
+    place = Path(given)
+    if not os.fspath(given):
+        raise ListingError("a place of videos is empty; name a folder or a video file")
+    found = list(_walk(place)) if _is_folder(place) else [_named(place, Path(place.name))]
+    if not found:
+        raise ListingError(
+            f"{place} holds no video: no name in it ends in {' '.join(sorted(VIDEO_SUFFIXES))}"
+        )
+    return found
+
+
+def _is_folder(place: Path) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(place).st_mode)
+    except (OSError, ValueError) as exc:
+        raise _unlisted(place, exc) from exc
+
+
+def _unlisted(place: str | Path, exc: Exception) -> ListingError:
+    reason = getattr(exc, "strerror", None) or exc
+    return ListingError(
+        f"{place} cannot be listed: {reason}; --videos takes folders and video files that can be read"
+    )
+
+
+def _walk(folder: Path) -> Iterator[Video]:
+    def refuse(exc: OSError) -> None:
+        raise _unlisted(exc.filename, exc)
+
+    # A name that ends like a video's is one, whatever it is: a folder or FIFO called x.mp4 shall be reported.
+    for root, folders, files in os.walk(folder, onerror=refuse):
+        named = [name for name in folders if Path(name).suffix.lower() in VIDEO_SUFFIXES]
+        folders[:] = sorted(set(folders) - set(named))
+        for name in sorted(files + named):
+            path = Path(root, name)
+            if path.suffix.lower() in VIDEO_SUFFIXES and not name.startswith("."):
+                yield _named(path, path.relative_to(folder))
+
+
+def _named(path: Path, below: Path) -> Video:
+    return Video(name_video(below), os.fspath(path))
+
+
+def _read_jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with file.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line, object_pairs_hook=_each_once)
+            except (ValueError, RecursionError) as exc:
+                raise ListingError(f"{file}, line {number} is no JSON: {exc}") from exc
+            if not isinstance(row, dict):
+                raise ListingError(
+                    f"{file}, line {number}: found {line.strip()[:80]}, expected an object"
+                )
+            yield number, row
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object has a name twice")
+    return found
+
+
+def _read_csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        # Strict: else a quote that is not closed takes all rows to the next one, or to the end, for one value.
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        columns: list[str] = []
+        try:
+            for row in filter(None, rows):
+                if not columns:
+                    columns = _columns(file, row)
+                elif len(row) > len(columns):
+                    raise ListingError(
+                        f"{file}, line {rows.line_num} has {len(row)} values for {len(columns)} columns; put a value "
+                        f"that contains {delimiter!r} in quotes"
+                    )
+                else:
+                    yield rows.line_num, dict(zip(columns, row, strict=False))
+        except csv.Error as exc:
+            raise ListingError(
+                f"{file}, line {rows.line_num} cannot be read: {exc}; a value that begins with a quote must end with "
+                "one, and a quote in it be doubled"
+            ) from exc
+
+
+def _columns(file: Path, names: list[str]) -> list[str]:
+    for name in filter(None, names):  # spreadsheets write columns without a name
+        if names.count(name) > 1:
+            raise ListingError(f"{file} has the column {name!r:.100} twice; leave one of them out")
+    return names

@@ -1,0 +1,57 @@
+"""A default value is stated once, in featstore/defaults.py."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+import featstore
+from featstore import defaults
+from featstore.cli import main
+from featstore.models.compare import compare
+from featstore.pipeline.ingest import ingest
+
+CLI = sorted((Path(featstore.__file__).parent / "cli").glob("*.py"))
+
+
+def stated_defaults(path: Path) -> list[ast.expr]:
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return [word.value for call in calls for word in call.keywords if word.arg == "default"]
+
+
+@pytest.mark.parametrize("path", CLI, ids=lambda path: path.name)
+def test_no_option_states_a_default_of_its_own(path):
+    for value in stated_defaults(path):
+        read = [node.value.id for node in ast.walk(value) if isinstance(node, ast.Attribute)]
+        assert "defaults" in read, f"{path.name}:{value.lineno} has {ast.unparse(value)}"
+
+
+def test_the_check_sees_the_options():
+    assert sum(len(stated_defaults(path)) for path in CLI) >= 20
+
+
+@pytest.mark.parametrize(("command", "function"), [("ingest", ingest), ("compare", compare)])
+def test_the_command_line_and_the_library_agree(command, function):
+    command = main.commands[command]
+    options = command.make_context(command.name, [], resilient_parsing=True).params
+    parameters = inspect.signature(function).parameters
+    shared = [
+        name
+        for name in options.keys() & parameters.keys()
+        if parameters[name].default not in (inspect.Parameter.empty, None)
+    ]
+    assert len(shared) >= 4
+    for name in shared:
+        assert options[name] == parameters[name].default, name
+
+
+def test_each_default_is_used():
+    package = Path(featstore.__file__).parent
+    files = [path for path in package.rglob("*.py") if path.name != "defaults.py"]
+    text = "".join(path.read_text() for path in files)
+    for name in vars(defaults):
+        if name.isupper():
+            assert name in text, name

@@ -36,7 +36,7 @@ def watch(main=threading.get_ident()):
     while frame is None:
         time.sleep(0.01)
         frame = sys._current_frames()[main]
-        while frame and not (frame.f_code.co_name == "close" and "lanes" in frame.f_code.co_filename):
+        while frame and not (frame.f_code.co_name == "close" and "encoder_workers" in frame.f_code.co_filename):
             frame = frame.f_back
     print("waiting", file=sys.stderr, flush=True)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 NFRAME = 128  # frames per video; LongVA is evaluated at this number
 SAMPLING = "linspace"  # evenly spaced with both ends, as LongVA and lmms-eval sample
 VALUES = "int8"  # half the bytes of bf16
-GRANULARITY = "channel"  # one int8 scale per channel: 45-47 dB on CLIP features, against 42 with one per token
+GRANULARITY = "channel"  # one int8 scale per channel: 45-47 dB on CLIP features; per token 42
 CODEC = "raw"  # read without a copy; int8 features hardly compress
 
 # How it is computed.
@@ -23,21 +23,15 @@ DECODE_TIMEOUT = 600.0  # seconds per video; a file that hangs its decoder must 
 DECODE_MEMORY = 4 << 30  # bytes per worker; 128 frames of an hour of 1080p have needed 1.8 GB
 
 # Writing.
-COMMIT_BYTES = (
-    32 << 20
-)  # bytes per commit: one 63 MiB record fills it, small ones share the cost of its sync
+COMMIT_BYTES = 32 << 20  # bytes per commit: a 63 MiB record fills it, small ones share its sync
 MIN_FREE_BYTES = 1 << 30  # bytes that stay free on the disk, for everyone else on it
-LOCK_WAIT = (
-    10.0  # seconds; the writer of an ingest that was just killed may still be finishing a commit
-)
+LOCK_WAIT = 10.0  # seconds; the writer of an ingest that was just killed may still commit
 
 # Answering.
 ON_MISS = "encode"  # features that are missing are made and stored
-PREFIX_CACHE = 1  # videos whose keys and values stay on the device; a gigabyte each for a 7B model at 128 frames
+PREFIX_CACHE = 1  # videos whose keys and values stay on the device: 1 GB each at 128 frames, 7B
 MAX_NEW_TOKENS = 1024  # tokens per answer
-BENCHMARK_MAX_NEW_TOKENS = (
-    2048  # tokens per answer in a benchmark, as LLaVA's models in VLMEvalKit have
-)
+BENCHMARK_MAX_NEW_TOKENS = 2048  # tokens per answer, as for LLaVA's models in VLMEvalKit
 ATTENTION = "sdpa"  # in torch itself; needs no further package
 
 # Comparing stored features with newly encoded ones.

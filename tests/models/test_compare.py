@@ -144,7 +144,7 @@ def test_a_choice_that_fits_no_set_lists_those_there_are(stored, choice):
     ("options", "said"),
     [
         (["--device", "banana"], "device is 'banana'; use auto, cpu, cuda"),
-        (["--min-identical", "1"], "pass --generate too"),
+        (["--min-identical", "1"], "also pass --generate"),
     ],
 )
 def test_wrong_options_are_wrong_usage(stored, options, said):

@@ -29,15 +29,20 @@ def stored(make_checkpoint, sample_clips, tmp_path_factory):
     checkpoint = make_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
     clips = Path(shutil.copytree(sample_clips, tmp_path_factory.mktemp("compare") / "clips"))
     cache = clips.parent / "cache"
-    ingest(clips, cache, "demo", encoder=LongVAEncoder(checkpoint), sampling=Sampling(2))
+    ingest(
+        clips, cache, "demo", encoder=LongVAEncoder(checkpoint, device="cpu"), sampling=Sampling(2)
+    )
     return checkpoint, cache, clips
 
 
 def test_int8_features_are_close_to_fresh_ones_and_answers_are_counted(stored):
     checkpoint, cache, _ = stored
-    model = CachedLongVA(checkpoint)
+    model = CachedLongVA(checkpoint, device="cpu")
     report = compare(
-        Dataset(cache, "demo"), LongVAEncoder(checkpoint), model=model, max_new_tokens=4
+        Dataset(cache, "demo"),
+        LongVAEncoder(checkpoint, device="cpu"),
+        model=model,
+        max_new_tokens=4,
     )
     assert report.passed
     assert len(report.rows) == 3
@@ -47,7 +52,7 @@ def test_int8_features_are_close_to_fresh_ones_and_answers_are_counted(stored):
 
 def test_a_limit_that_is_not_met_fails(stored):
     checkpoint, cache, _ = stored
-    encoder = LongVAEncoder(checkpoint)
+    encoder = LongVAEncoder(checkpoint, device="cpu")
     report = compare(Dataset(cache, "demo"), encoder, samples=2, limits=Limits(relative_l2=1e-6))
     assert not report.passed
     assert len(report.beyond) == len(report.rows) == 2
@@ -55,7 +60,7 @@ def test_a_limit_that_is_not_met_fails(stored):
 
 def test_another_encoders_features_are_not_compared(stored, make_checkpoint, tmp_path):
     _, cache, _ = stored
-    other = LongVAEncoder(make_checkpoint(tmp_path / "other", seed=5))
+    other = LongVAEncoder(make_checkpoint(tmp_path / "other", seed=5), device="cpu")
     with pytest.raises(StoreMismatch, match=r"encoder\.weights"):
         compare(Dataset(cache, "demo"), other)
 
@@ -104,7 +109,7 @@ def test_a_record_that_is_not_to_be_had_costs_its_own_row_alone(
         if row.video_id == first:
             happen(cache, rest[0], payload)
 
-    report = compare(Dataset(cache, "demo"), LongVAEncoder(checkpoint), on_row=on_row)
+    report = compare(Dataset(cache, "demo"), LongVAEncoder(checkpoint, device="cpu"), on_row=on_row)
     assert list(report.failures) == rest[:lost]
     assert [row.video_id for row in report.rows] == [first, *rest[lost:]]
     assert all(re.search(reason, failure) for failure in report.failures.values()), report.failures

@@ -158,8 +158,10 @@ def test_each_stage_is_the_originals(reference, sampled):
     ("dtype", "max_abs", "l2"), [("fp16", 0.0081, 7e-4), ("bf16", 0.057, 5e-3)]
 )
 def test_half_precision_stays_within_the_originals_own_error(
-    reference, encoders, sampled, dtype, max_abs, l2
+    request, reference, encoders, sampled, dtype, max_abs, l2
 ):
+    if dtype == "bf16":
+        request.getfixturevalue("bf16_attention")
     encoder = encoders("a", dtype)
     ours = encode(encoder, sampled("dc_demo", 8)[:2])
     theirs = golden(reference, "a", "dc_demo_n8")[: len(ours)]

@@ -187,6 +187,7 @@ def test_the_dataset_is_the_models_or_the_questions(model, clips, cache):
         model(dataset=None).generate(ASK, "blink", path=clips / "blink.mp4")
 
 
+@pytest.mark.usefixtures("bf16_attention")
 def test_features_computed_or_stored_otherwise_serve_as_long_as_there_is_no_choice(model, clips):
     path = clips / "blink.mp4"
     model(dtype="bf16", quantization="fp16").generate(ASK, "blink", path=path, **NEW)
@@ -215,6 +216,7 @@ def test_of_several_sets_the_one_asked_for_is_taken(model, clips, cache):
         model(quantization="bf16").generate(ASK, "blink")
 
 
+@pytest.mark.usefixtures("bf16_attention")
 def test_a_video_missing_from_one_set_is_found_in_another_that_serves(model, clips):
     """A second set beside a full one must not hide what the first holds."""
     blink, bars = clips / "blink.mp4", clips / "color_bars.mp4"

@@ -33,10 +33,10 @@ CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")
 CODECS = ("h264", "hevc", "vp9")
 # What decord has no decoder for: there is nothing to be identical to.
 PYAV_ONLY = ("av1",)
-# decord's FFmpeg rounds 10-bit chroma in a way of its own, and the last line of an odd height too.
+# decord's FFmpeg rounds 10-bit chroma, and the last line of an odd height, in its own way.
 PIXEL_FORMATS = ("yuv420p", "yuvj420p", "yuv422p", "yuv444p")
 MATRICES = (1, 2, 5, 6, 7, 9)  # BT.709, unstated, BT.601 twice, SMPTE 240M, BT.2020
-# Below it decord takes the padding of FFmpeg's lines for pixels.
+# In narrower frames decord takes the padding of FFmpeg's lines for pixels.
 MIN_WIDTH = 64
 
 
@@ -49,10 +49,12 @@ class AvReader:
         self.codec = ""
 
     def read(self, selection: FrameSelection) -> Clip:
-        """Hand the wanted frames to `selection`.
+        """Give the wanted frames to `selection`.
 
-        Raises NotValidated where decord might give others, VideoError where the sampling finds nothing to take, and
-        MemoryError.
+        Raises:
+            NotValidated: if decord might give other frames.
+            VideoError: if the sampling finds no frame to take.
+            MemoryError: if memory runs out.
         """
         try:
             with av.open(
@@ -62,11 +64,11 @@ class AvReader:
                 return self._read(container, selection)
         except av.error.InvalidDataError as exc:
             raise NotValidated("it is damaged") from exc
-        except av.error.ArgumentError as exc:  # what the whitelist comes to
+        except av.error.ArgumentError as exc:  # the whitelist refused it
             raise NotValidated("its container is not MP4, MOV, MKV or WebM") from exc
         except UnicodeDecodeError as exc:
-            raise NotValidated("its metadata are no UTF-8") from exc
-        except (AttributeError, TypeError) as exc:  # each major version has another face
+            raise NotValidated("its metadata are not UTF-8") from exc
+        except (AttributeError, TypeError) as exc:  # the API differs between major versions
             raise NotValidated(f"PyAV {av.__version__} is not as expected: {exc}") from exc
         except (av.FFmpegError, EOFError) as exc:
             if getattr(exc, "errno", 0) == errno.ENOMEM:
@@ -86,7 +88,7 @@ class AvReader:
         return clip
 
     def _stream(self, container: av.container.InputContainer) -> av.VideoStream:
-        """Return the only video stream, ready to decode; NotValidated where it is of a kind that was not proved."""
+        """Return the only video stream, ready to decode; NotValidated if it is of a kind that was not validated."""
         if len(container.streams.video) != 1:
             raise NotValidated(f"it has {len(container.streams.video)} video streams")
         stream = container.streams.video[0]
@@ -99,7 +101,7 @@ class AvReader:
             if other is not stream and hasattr(other, "discard"):  # since PyAV 18
                 other.discard = av.stream.Discard.all
         context.thread_count = 1
-        context.options = {"err_detect": "explode"}  # an error ends it, where decord may conceal it
+        context.options = {"err_detect": "explode"}  # an error ends it; decord may conceal it
         return stream
 
 
@@ -162,7 +164,7 @@ class _Group:
     def decode(
         self, container: av.container.InputContainer, stream: av.VideoStream
     ) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Yield the wanted frames with their indices; NotValidated where a packet does not give its frame in turn."""
+        """Yield the wanted frames with their indices; NotValidated if a packet does not give its frame in turn."""
         context = stream.codec_context
         due: set[int] = set()
         last = -1
@@ -199,7 +201,7 @@ class _Group:
 def _from_key_frame(
     container: av.container.InputContainer, stream: av.VideoStream, table: PacketTable, key: int
 ) -> Iterator[av.Packet[av.VideoStream]]:
-    """Yield the packets from a key frame on; containers look for the place by other clocks, so look where it led."""
+    """Yield the packets from a key frame on; containers seek by other clocks, so check where it led."""
     for aim in (table.pts[key], table.pts[0]):
         container.seek(aim, stream=stream)
         packets = container.demux(stream)
@@ -214,7 +216,7 @@ def _from_key_frame(
 
 
 class _ToRgb:
-    """Turns frames into (H, W, 3) uint8 RGB, as long as all look alike."""
+    """Turns frames into (H, W, 3) uint8 RGB, as long as all have one size and format."""
 
     def __init__(self, stream: av.VideoStream, *, exact: bool) -> None:
         context = stream.codec_context
@@ -236,12 +238,12 @@ class _ToRgb:
             self._check(frame)
             self._look, self._graph = look, _rgb_graph(frame, self._time_base)
         if look != self._look:
-            raise NotValidated("its frames change their size or colors on the way")
+            raise NotValidated("its frames change their size or colors")
         self._graph.push(frame)
         return self._graph.pull().to_ndarray()  # type: ignore[return-value]  # rgb24
 
     def _check(self, frame: av.VideoFrame) -> None:
-        """Raise NotValidated where decord's conversion may come out otherwise."""
+        """Raise NotValidated if decord's conversion may give other pixels."""
         if (frame.width, frame.height) != self._size:
             raise NotValidated("its container states another size than its frames have")
         if frame.rotation or frame.side_data.get("DISPLAYMATRIX"):
@@ -261,7 +263,7 @@ class _ToRgb:
 def _rgb_graph(frame: av.VideoFrame, time_base: Fraction | None) -> av.filter.Graph:
     """Return decord's own chain of filters: scale to the size it has, in RGB.
 
-    time_base: of the stream, as frames that the decoder held back state none.
+    time_base: of the stream, as frames that the decoder held back have none.
     """
     graph = av.filter.Graph()
     nodes = [

@@ -11,12 +11,12 @@ from featstore.errors import VideoError
 if TYPE_CHECKING:
     from featstore.decoding.frame_selection import Clip, FrameSelection
 
-# Decoded at once: a few frames of usual size, one where a frame alone is larger.
+# Decoded at once: a few frames of usual size, or one that is larger.
 BATCH_BYTES = 32 << 20
 
 
 def read(path: str, selection: FrameSelection) -> Clip:
-    """Hand the wanted frames of the file to `selection`; VideoError, which says why, where there is none to be had."""
+    """Give the wanted frames of the file to `selection`; VideoError, which says why, if it has none."""
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
@@ -48,7 +48,7 @@ def _decode(reader: Any, selection: FrameSelection) -> None:
 
 
 def _openable(path: str, stack: ExitStack) -> str:
-    # decord takes UTF-8 names alone; a name in another encoding is reached through a descriptor.
+    # decord takes only UTF-8 names; a name in another encoding is reached through a descriptor.
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -57,10 +57,10 @@ def _openable(path: str, stack: ExitStack) -> str:
     return path
 
 
-# What stands in a message of decord's -> what it comes to.
+# Words in a message of decord's -> what they mean.
 _MEANINGS = {
     "cannot find video stream": "it has no video stream",
-    "Error reading": "it is no video, or one cut short",
+    "Error reading": "it is not a video, or is cut short",
     "getting stream info": "it is damaged or cut short",
     "avcodec_open2": "its codec cannot be set up",
     "av_read_frame failed": "it is damaged or cut short",
@@ -72,7 +72,7 @@ _MEANINGS = {
     "Failed to seek": "a frame cannot be reached",
     "Failed to measure duration": "it states no length and has no frames",
     "Invalid frame count": "it has no frames",
-    "The size must exactly match": "it is too narrow, or changes its size on the way",
+    "The size must exactly match": "it is too narrow, or changes its size",
 }
 # FFmpeg's -ENOMEM in a check that failed, and the words of C++ and of C for it.
 _OUT_OF_MEMORY = ("(-12 vs. 0)", "bad_alloc", "Cannot allocate memory")
@@ -81,7 +81,7 @@ _OUT_OF_MEMORY = ("(-12 vs. 0)", "bad_alloc", "Cannot allocate memory")
 def _reason(exc: BaseException) -> str:
     """Return what a decord error says, without the C++ source line, the failed check and the stack it carries.
 
-    Raises MemoryError where it says that memory is out.
+    Raises MemoryError if it says that memory ran out.
     """
     text = " ".join(line.strip() for line in str(exc).splitlines()[:3])
     if any(words in text for words in _OUT_OF_MEMORY):

@@ -1,4 +1,4 @@
-"""What a decoder is told: which frames of a clip are wanted, and where each goes."""
+"""What a decoder is told: which frames of a clip are wanted, and where each of them goes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Clip:
-    """What a decoder tells of a video, which of its frames were taken, and which decoder it was."""
+    """What a decoder reports of a video, the indices of the frames that were taken, and the decoder."""
 
     total_frames: int
     fps: float
@@ -34,7 +34,7 @@ class FrameSelection:
     def __init__(
         self, path: str, sampling: Sampling, pre: Preprocessing, out: NDArray[np.uint8]
     ) -> None:
-        """Pick nothing yet: the clip's length is not known."""
+        """Select nothing yet: the clip's length is not known."""
         self.path = path
         self._sampling = sampling
         self._pre = pre
@@ -42,7 +42,7 @@ class FrameSelection:
         self._places: dict[int, list[int]] = {}
 
     def choose(self, total_frames: int, fps: float, decoder: str) -> Clip:
-        """Return the clip with the indices to take; VideoError where there is none to take."""
+        """Return the clip with the indices to take; VideoError if there is none to take."""
         try:
             indices = self._sampling.indices(total_frames, fps)
         except ValueError as exc:

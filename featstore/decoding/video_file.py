@@ -1,8 +1,8 @@
-"""A video file and its frames: RGB, 8 bit, resized and cropped as they come.
+"""A video file: its id, its fingerprint, and its frames as RGB, 8 bit, resized and cropped.
 
-decord defines what the frames of a file are. PyAV reads most files in half the time and gives the same bytes; where
-that is not certain, decord reads them. A decoder can hang for good while holding the interpreter lock, so callers that
-must not hang run this in a process they can kill.
+decord defines what the frames of a file are. PyAV reads most files in half the time and gives the same bytes; if that
+is not certain, decord reads them. A decoder can hang for good while holding the interpreter lock, so callers that must
+not hang run `decode` in a process they can kill.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from featstore.preprocessing import Preprocessing
     from featstore.sampling import Sampling
 
-DECODER = "decord-rgb24"  # the identity that enters a spec; decoders proved byte-identical share it
+DECODER = (
+    "decord-rgb24"  # the identity in a spec; decoders whose frames are the same bytes share it
+)
 DECODERS = ("auto", "av", "decord")
 _HASH_BLOCK_BYTES = 4 << 20
-# How files begin that make FFmpeg open others: an HLS playlist and a script for its concat demuxer.
+# The start of files that make FFmpeg open others: an HLS playlist and a script for its concat demuxer.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat")
 
 
@@ -43,7 +45,7 @@ class Video:
     path: str
 
     def __post_init__(self) -> None:
-        """Have the path name the same file after a chdir, and in a store."""
+        """Make the path absolute: it names the same file after a chdir, and in a store."""
         object.__setattr__(self, "path", os.path.abspath(self.path))
 
 
@@ -57,10 +59,21 @@ def decode(
 ) -> Clip:
     """Decode the frames that `sampling` picks into `out`, resized and cropped.
 
-    out: (at least nframe, crop_height, crop_width, 3) uint8; the first `len(clip.indices)` frames are written, repeated
-    where the clip is shorter than nframe. decoder: auto reads through PyAV what is certain to come out as decord gives
-    it, and AV1, which decord cannot read; all else through decord. av and decord are those alone. Raises VideoError,
-    which says why, where there is no frame to be had, and MemoryError.
+    Args:
+        path: the file.
+        sampling: which frames are taken.
+        pre: how they are resized and cropped.
+        out: (at least nframe, crop_height, crop_width, 3) uint8; the first `len(clip.indices)` frames are written,
+            repeated if the clip is shorter than nframe.
+        decoder: `auto` reads through PyAV what is certain to give decord's bytes, and AV1, which decord cannot read,
+            and everything else through decord; `av` and `decord` use only that one.
+
+    Returns:
+        The clip, with the indices of the frames and the decoder that read them.
+
+    Raises:
+        VideoError: if no frame can be decoded; it says why.
+        MemoryError: if memory runs out.
     """
     from featstore.decoding import av_decoder, decord_decoder
 
@@ -83,7 +96,7 @@ def decode(
 
 
 def fingerprint(path: str) -> SourceFingerprint:
-    """Return size, modification time and xxh3-128 of the file; VideoError where it cannot be read."""
+    """Return size, modification time and xxh3-128 of the file; VideoError if it cannot be read."""
     check_is_file(path)
     digest = xxhash.xxh3_128()
     try:
@@ -97,9 +110,9 @@ def fingerprint(path: str) -> SourceFingerprint:
 
 
 def was_replaced(source: SourceFingerprint, path: str) -> bool:
-    """Return whether the file at `path` is another than `source` is of; False where there is none to be seen.
+    """Return whether the file at `path` is another than the one `source` describes; False if there is none.
 
-    It is opened only where it has the size and another modification time; once a process as long as it does not change.
+    It is read only if it has the same size and another modification time, and once a process while it does not change.
     """
     try:
         found = os.stat(path)
@@ -117,12 +130,12 @@ def was_replaced(source: SourceFingerprint, path: str) -> bool:
 
 @lru_cache(maxsize=1 << 16)  # some 20 MB
 def _content(path: str, state: tuple[int, ...]) -> str:
-    """Return xxh3-128 of the file; of each `state` it was seen in, it is read once."""
+    """Return xxh3-128 of the file; it is read once for each `state`."""
     return fingerprint(path).xxh3_128
 
 
 def check_is_file(path: str) -> os.stat_result:
-    """Return the status of `path`; VideoError unless it is a file with something in it that does not point elsewhere.
+    """Return the status of `path`; VideoError unless it is a regular file, not empty and not a playlist.
 
     A FIFO would block its opener; a playlist would have the decoder open other files, or wait for other machines.
     """
@@ -132,7 +145,7 @@ def check_is_file(path: str) -> os.stat_result:
         reason = getattr(exc, "strerror", None) or exc
         raise VideoError(f"{path} cannot be opened: {reason}", path) from exc
     if not stat.S_ISREG(found.st_mode):
-        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no regular file"
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
         raise VideoError(f"{path} is {kind}; a video must be a file", path)
     if found.st_size == 0:
         raise VideoError(f"{path} is empty (0 bytes); copy it again", path)

@@ -72,7 +72,7 @@ def read_listing(file: str | os.PathLike[str]) -> Listing:
         found = os.stat(file)
         if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_MANIFEST_BYTES:
             raise ListingError(
-                f"{file} has {found.st_size} bytes, or is no file; a manifest is one of at most {MAX_MANIFEST_BYTES}"
+                f"{file} has {found.st_size} bytes, or is not a file; a manifest is one of at most {MAX_MANIFEST_BYTES}"
             )
         videos = [_listed(file, line, row) for line, row in reader(file)]
     except ListingError:
@@ -150,7 +150,7 @@ def _walk(folder: Path) -> Iterator[Video]:
     def refuse(exc: OSError) -> None:
         raise _unlisted(exc.filename, exc)
 
-    # A name that ends like a video's is one, whatever it is: a folder or FIFO called x.mp4 shall be reported.
+    # A name with the suffix of a video is listed, whatever it is: a folder or FIFO called x.mp4 is reported.
     for root, folders, files in os.walk(folder, onerror=refuse):
         named = [name for name in folders if Path(name).suffix.lower() in VIDEO_SUFFIXES]
         folders[:] = sorted(set(folders) - set(named))
@@ -172,7 +172,7 @@ def _read_jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 row = json.loads(line, object_pairs_hook=_each_once)
             except (ValueError, RecursionError) as exc:
-                raise ListingError(f"{file}, line {number} is no JSON: {exc}") from exc
+                raise ListingError(f"{file}, line {number} is not JSON: {exc}") from exc
             if not isinstance(row, dict):
                 raise ListingError(
                     f"{file}, line {number}: found {line.strip()[:80]}, expected an object"
@@ -206,7 +206,7 @@ def _read_csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     yield rows.line_num, dict(zip(columns, row, strict=False))
         except csv.Error as exc:
             raise ListingError(
-                f"{file}, line {rows.line_num} cannot be read: {exc}; a value that begins with a quote must end with "
+                f"{file}, line {rows.line_num} cannot be read: {exc}; a value that starts with a quote must end with "
                 "one, and a quote in it be doubled"
             ) from exc
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from featstore.decoding.pool import Decoded, DecoderPool
 from featstore.errors import StoreFull
-from featstore.pipeline.encode.base import VideoEncoded, VideoRefused
+from featstore.pipeline.encode.base import EncodeRefusal, EncodeResult
 from featstore.pipeline.encode.batches import EncodeTask
 from featstore.pipeline.encode.encoder_workers import start_encoders
 from featstore.pipeline.make_record import make_header
@@ -211,10 +211,10 @@ class Scheduler:
 
     def _handle(self, state: _WorkerState, answer: EncoderAnswer) -> None:
         self._summary.busy["encode"] += answer.busy
-        if isinstance(answer, VideoEncoded):
+        if isinstance(answer, EncodeResult):
             decoded, record = state.videos.pop(answer.video)
             self._store(decoded, record, answer)
-        elif isinstance(answer, VideoRefused):
+        elif isinstance(answer, EncodeRefusal):
             decoded, record = state.videos.pop(answer.video)
             self._records.append(record)
             self._fail(decoded.video, f"{decoded.video.path}: {answer.reason}")
@@ -223,7 +223,7 @@ class Scheduler:
                 del state.unread[slot]
                 self._pool.release(slot)
 
-    def _store(self, decoded: Decoded, record: int, answer: VideoEncoded) -> None:
+    def _store(self, decoded: Decoded, record: int, answer: EncodeResult) -> None:
         assert decoded.clip is not None
         assert decoded.source is not None
         spec, dataset = self._summary.spec, self._summary.dataset
@@ -236,7 +236,7 @@ class Scheduler:
         digest = self._summary.spec.digest
         failure = Failure(video.video_id, video.path, digest, reason, time.time())
         self._summary.failures.append(failure)
-        # The features of the file that was there before must not be served for this one.
+        # The features of the earlier file must not be served for this one.
         self._writer.fail(failure, drop=video.video_id in self._replaced)
         self._report()
 

@@ -1,4 +1,4 @@
-"""What an ingest tells of itself: on the way, and at the end."""
+"""What an ingest reports: its progress, and its summary at the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ STAGES = ("decode", "encode", "write")
 
 @dataclass
 class Progress:
-    """How far an ingest is; handed to `on_progress` whenever it changed."""
+    """How far an ingest is; given to `on_progress` whenever it changed.
+
+    Attributes:
+        total: videos to ingest.
+        skipped: videos stored before.
+        done: videos committed so far.
+        failed: videos that failed so far.
+        record_bytes: bytes committed so far.
+        seconds: since the start.
+    """
 
     total: int
     skipped: int
@@ -26,13 +35,28 @@ class Progress:
 
 @dataclass
 class IngestSummary:
-    """What an ingest came to.
+    """The result of an ingest.
 
-    stored: videos committed now. skipped: stored before. failures: those of now. failed_before: those of earlier runs,
-    left alone. record_bytes: committed now. needed_bytes: what the plan was reckoned to need. shared_bytes: memory for
-    frames and records in flight. interrupted: stopped by request. full: why it stopped for lack of room.
-    workers, encoders: processes that decoded, devices that encoded. seconds: all in all; working_seconds: since the
-    first video was given out. decoders: videos read by each. busy: seconds of work by stage, summed over its workers.
+    Attributes:
+        dataset: its name.
+        spec: the feature set.
+        planned: videos to ingest.
+        skipped: videos stored before.
+        replaced: those planned that are stored from another file.
+        failed_before: failures of earlier runs, which were not tried again.
+        needed_bytes: the most that the planned records take.
+        workers: processes that decoded.
+        encoders: devices that encoded.
+        stored: videos committed.
+        failures: videos that failed.
+        record_bytes: bytes committed.
+        shared_bytes: memory for frames and records in flight.
+        seconds: the whole ingest.
+        working_seconds: since the first video was given out.
+        interrupted: it was stopped by request.
+        full: why it stopped for lack of room, else empty.
+        decoders: number of videos read by each decoder.
+        busy: seconds of work by stage, summed over its workers.
     """
 
     dataset: str
@@ -57,7 +81,7 @@ class IngestSummary:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Return by stage the share of its time that it worked: 1.0 where all its workers always did."""
+        """Return by stage the share of its time that it worked: 1.0 if all its workers always did."""
         if not self.working_seconds:
             return dict.fromkeys(STAGES, 0.0)
         workers = {"decode": self.workers, "encode": self.encoders, "write": 1}

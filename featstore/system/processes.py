@@ -206,7 +206,7 @@ def _starter() -> SimpleQueue[Any]:
     return queue
 
 
-# A forked process has the queue and not the thread.
+# A forked process has the queue, but not the thread.
 os.register_at_fork(after_in_child=_starter.cache_clear)
 
 
@@ -258,7 +258,7 @@ def join_parent(setup: type[Message], *, die_with_parent: bool) -> tuple[Connect
     fd, parent = map(int, sys.argv[1:3])
     if die_with_parent and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before we asked
+        if os.getppid() != parent:  # it died before prctl
             raise SystemExit(1)
     connection = Connection(fd)
     first: Message = receive(connection, setup)

@@ -350,8 +350,7 @@ def test_an_ingest_that_may_open_no_more_files_says_what_to_do(sample_clips, cac
     done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
-        "featstore: this process has as many files open as it may, 12; let it have more with ulimit -n, or let go of "
-        "some"
+        "featstore: this process has as many files open as it may, 12; allow more with ulimit -n, or close some"
     )
 
 

@@ -67,7 +67,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "fifo.mp4")
     (tmp_path / "zeros.mp4").symlink_to("/dev/zero")
     for name in ("fifo", "zeros"):
-        with pytest.raises(VideoError, match="is no regular file; a video must be a file"):
+        with pytest.raises(VideoError, match="is not a regular file; a video must be a file"):
             check_is_file(str(tmp_path / f"{name}.mp4"))
 
 

@@ -112,7 +112,7 @@ def test_a_manifest_with_a_hostile_row_is_refused_in_few_words(tmp_path, row, sa
 
 def test_a_manifest_nested_without_end_is_refused(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"video_id": ' + "[" * 200_000)
-    with pytest.raises(ListingError, match="line 1 is no JSON"):
+    with pytest.raises(ListingError, match="line 1 is not JSON"):
         read_listing(tmp_path / "m.jsonl")
 
 
@@ -122,7 +122,7 @@ def test_a_manifest_that_is_huge_or_no_file_is_refused_unread(tmp_path):
     with pytest.raises(ListingError, match="has 1099511627776 bytes"):
         read_listing(tmp_path / "m.jsonl")
     os.mkfifo(tmp_path / "m.csv")
-    with pytest.raises(ListingError, match="or is no file"):
+    with pytest.raises(ListingError, match="or is not a file"):
         read_listing(tmp_path / "m.csv")
 
 

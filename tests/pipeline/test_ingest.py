@@ -177,7 +177,7 @@ def test_bad_videos_are_recorded_with_their_reason_and_the_rest_is_stored(clips,
         "empty": "0 bytes",
         "text": "no video",
         "folder": "is a folder",
-        "fifo": "no regular file",
+        "fifo": "not a regular file",
         "cut": "cut short",
     }
     assert reasons.keys() == expected.keys()

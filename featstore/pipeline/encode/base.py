@@ -43,7 +43,7 @@ class BatchProgress:
 
 
 @dataclass(frozen=True)
-class VideoEncoded:
+class EncodeResult:
     """A video's payload is in its record's slot; scale: its float32 scale as bytes. busy: seconds of work it took."""
 
     video: int
@@ -53,7 +53,7 @@ class VideoEncoded:
 
 
 @dataclass(frozen=True)
-class VideoRefused:
+class EncodeRefusal:
     """A video's features cannot be stored, for this reason. busy: seconds of work it took."""
 
     video: int
@@ -61,7 +61,7 @@ class VideoRefused:
     busy: float
 
 
-EncoderAnswer: TypeAlias = BatchProgress | VideoEncoded | VideoRefused
+EncoderAnswer: TypeAlias = BatchProgress | EncodeResult | EncodeRefusal
 
 
 class BatchEncoder(Protocol):

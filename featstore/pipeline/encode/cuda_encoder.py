@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import FeatstoreError, QuantizeError
-from featstore.pipeline.encode.base import BatchProgress, VideoEncoded, VideoRefused
+from featstore.pipeline.encode.base import BatchProgress, EncodeRefusal, EncodeResult
 from featstore.pipeline.encode.batches import VideoParts
 from featstore.pipeline.make_record import pack_scale
 from featstore.records.quantization import in_words
@@ -96,5 +96,5 @@ class CudaEncoder:
             scale, error = done.result()
         except QuantizeError as exc:
             reason = in_words(exc, self._memory.spec.encoder.dtype)
-            return VideoRefused(task.video, reason, done.work.seconds)
-        return VideoEncoded(task.video, pack_scale(scale), error, done.work.seconds)
+            return EncodeRefusal(task.video, reason, done.work.seconds)
+        return EncodeResult(task.video, pack_scale(scale), error, done.work.seconds)

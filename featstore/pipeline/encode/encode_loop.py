@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from featstore.errors import QuantizeError
-from featstore.pipeline.encode.base import BatchProgress, VideoEncoded, VideoRefused
+from featstore.pipeline.encode.base import BatchProgress, EncodeRefusal, EncodeResult
 from featstore.pipeline.encode.batches import Batches, EncodeTask, VideoParts
 from featstore.pipeline.make_record import pack_scale, quantize_into
 from featstore.records.quantization import in_words
@@ -150,6 +150,6 @@ class HostEncoder:
             scale, error = quantize_into(payload, parts, shape, spec.quantization, spec.scale)
         except QuantizeError as exc:
             reason = in_words(exc, spec.encoder.dtype)
-            return VideoRefused(task.video, reason, time.perf_counter() - started)
+            return EncodeRefusal(task.video, reason, time.perf_counter() - started)
         busy = time.perf_counter() - started
-        return VideoEncoded(task.video, pack_scale(scale), error, busy)
+        return EncodeResult(task.video, pack_scale(scale), error, busy)

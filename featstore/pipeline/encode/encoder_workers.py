@@ -17,10 +17,10 @@ from typing import IO, TYPE_CHECKING, Protocol
 from featstore.errors import FeatstoreError, StoreMismatch
 from featstore.pipeline.encode.base import (
     BatchProgress,
+    EncodeRefusal,
+    EncodeResult,
     EncoderReady,
     EncoderSetup,
-    VideoEncoded,
-    VideoRefused,
 )
 from featstore.pipeline.encode.encode_loop import serve
 from featstore.system.processes import ErrorMessage, WorkerProcess, receive, send
@@ -104,7 +104,7 @@ class EncoderThread:
         while self.connection.poll():
             try:
                 answer: EncoderAnswer = receive(
-                    self.connection, BatchProgress, VideoEncoded, VideoRefused
+                    self.connection, BatchProgress, EncodeResult, EncodeRefusal
                 )
                 yield answer
             except (EOFError, ConnectionResetError):
@@ -166,7 +166,7 @@ class EncoderProcess:
         answer: EncoderAnswer | EncoderReady | ErrorMessage
         try:
             answer = self._process.receive(
-                BatchProgress, VideoEncoded, VideoRefused, EncoderReady, ErrorMessage
+                BatchProgress, EncodeResult, EncodeRefusal, EncoderReady, ErrorMessage
             )
         except EOFError:
             end = self._process.describe_end(self._log)

@@ -18,7 +18,7 @@ from featstore.encoders.registry import EncoderRecipe
 from featstore.encoders.toy import ToyEncoder
 from featstore.errors import QuantizeError
 from featstore.pipeline.encode import cuda_streams
-from featstore.pipeline.encode.base import BatchProgress, VideoEncoded
+from featstore.pipeline.encode.base import BatchProgress, EncodeResult
 from featstore.pipeline.encode.batches import Batches, EncodeTask
 from featstore.pipeline.encode.cuda_encoder import CudaEncoder
 from featstore.pipeline.ingest import ingest
@@ -171,7 +171,7 @@ def test_a_slot_is_free_when_it_was_read_and_not_before(played):
     assert encoder.in_flight == 0
     assert encoder.owes  # its record is still on its way
     answers = [answer for _ in range(LATE) for answer in encoder.collect()]
-    assert [type(answer) for answer in answers] == [VideoEncoded]
+    assert [type(answer) for answer in answers] == [EncodeResult]
     assert [answer.video for answer in answers] == [7]
     assert not encoder.owes
     memory.close()

@@ -1,7 +1,7 @@
-"""Features to tensors and back: the only bridge between numpy's world and torch's.
+"""Features to tensors and back: the bridge between numpy and torch.
 
-No tensor that leaves this folder shares memory with the store's map: torch has no read-only tensors, and a write there
-ends the process.
+No tensor that leaves this folder shares memory with the store's map: torch has no read-only tensors, and a write to the
+map ends the process.
 """
 
 from featstore.torch.conversion import to_tensor

@@ -30,12 +30,20 @@ def to_tensor(
     out: torch.Tensor | None = None,
     way: str = "auto",
 ) -> torch.Tensor:
-    """Return the features as a tensor (num_tokens, hidden_dim) of `dtype` on `device`, the CPU by default.
+    """Return the features as a new tensor (num_tokens, hidden_dim), which shares no memory with the store.
 
     int8 crosses to the device as int8 and is dequantized there: the float32 product `value * scale`, rounded once to
-    `dtype`; the same bits on every device and by every way. A compressed payload is decompressed on the CPU.
-    out: filled and returned where given; it decides device and dtype. way: how bytes reach a GPU: `auto`, `registered`,
-    `staged` or `pageable`; see featstore.torch.explain. Raises RecordError where a compressed payload is damaged.
+    `dtype`, with the same bits on every device. A compressed payload is decompressed on the CPU.
+
+    Args:
+        features: as a look-up in the store returns them.
+        device: where the tensor goes, the CPU by default.
+        dtype: its floating-point dtype.
+        out: a tensor to fill and return instead of a new one; it decides device and dtype.
+        way: how bytes reach a GPU: `auto`, `registered`, `staged` or `pageable`; see featstore.torch.explain.
+
+    Raises:
+        RecordError: a compressed payload is damaged.
     """
     if way not in WAYS:
         raise ValueError(f"way is {way!r}; use one of {', '.join(WAYS)}")
@@ -46,9 +54,11 @@ def to_tensor(
     kind = TORCH_DTYPES[features.header.quantization]
     if place.type == "cuda":
         place = numbered(place)
-        with torch.cuda.device(place):  # what is registered and compiled on the way is that GPU's
+        with torch.cuda.device(place):  # memory is registered and kernels are compiled for that GPU
             return _put(features, out, place, dtype, kind, way)
-    stored = alias(features.data.view(np.uint8)).view(kind)  # before memory is taken for `out`
+    stored = alias(features.data.view(np.uint8)).view(
+        kind
+    )  # may fail: before memory is allocated for `out`
     if out is None:
         out = torch.empty(features.shape, dtype=dtype, device=place)
     if place.type == "cpu":
@@ -66,32 +76,34 @@ def _put(
     kind: torch.dtype,
     way: str,
 ) -> torch.Tensor:
-    """Return `out`, or a new tensor, filled on the GPU `device`; what crossed is free for the stream then."""
+    """Return `out`, or a new tensor, filled on the GPU `device`; the features' memory is read when it returns."""
     values: NDArray[np.uint8] = features.data.reshape(-1).view(np.uint8)
     ours, copies = torch.cuda.current_stream(device), copy_stream(device)
-    # The memory is the copies' own, so that they wait for no kernel of the caller.
+    # Memory of the copy stream, so that copies do not wait for kernels of the caller.
     with torch.cuda.stream(copies):
         stored = torch.empty(features.shape, dtype=kind, device=device)
     owner = features.owner if features.header.codec == "raw" else None
-    begun = upload(values, stored.view(-1).view(torch.uint8), owner=owner, way=way)
+    uploading = upload(values, stored.view(-1).view(torch.uint8), owner=owner, way=way)
     try:
-        pieces = chain([next(begun)], begun)  # the first is on its way while the rest is prepared
+        pieces = chain(
+            [next(uploading)], uploading
+        )  # the first is on its way while the rest is prepared
         with torch.cuda.stream(copies):
             scale = alias(features.scale).to(device, non_blocking=True)
         scaled = copies.record_event()
         if out is None:
             out = torch.empty(features.shape, dtype=dtype, device=device)
         ours.wait_event(scaled)
-        _fill_as_it_comes(out, stored, scale, pieces)
+        _fill_piece_by_piece(out, stored, scale, pieces)
     finally:
-        begun.close()  # a traceback would keep it, and with it the slots that other uploads wait for
+        uploading.close()  # a traceback would keep it, and the slots that other uploads wait for
         crossed = copies.record_event()
         copies.wait_stream(ours)
-        crossed.synchronize()  # the caller may let go of the map now
+        crossed.synchronize()  # from here on the caller may drop the map
     return out
 
 
-def _fill_as_it_comes(
+def _fill_piece_by_piece(
     out: torch.Tensor,
     stored: torch.Tensor,
     scale: torch.Tensor,
@@ -103,7 +115,7 @@ def _fill_as_it_comes(
     done, waiting = 0, next(pieces, None)
     while waiting is not None:
         crossed, event = waiting
-        waiting = next(pieces, None)  # begun before this one is seen to
+        waiting = next(pieces, None)  # started before this one is dequantized
         ours.wait_event(event)
         rows = slice(done, crossed // row_bytes)
         if rows.start < rows.stop:

@@ -1,7 +1,7 @@
 """A dataset's features for training and probing.
 
 Read them in the trainer's own process, with `FeatureDataset.batches` or `prefetch`: sending tensors of 66 MB out of
-DataLoader workers was measured 6 times slower. The Dataset itself works in workers too, forked or spawned.
+DataLoader workers is 6 times slower. A FeatureDataset also works in such workers, forked or spawned.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.data import Dataset
 
-import featstore
+from featstore.store.reader import FeatureStore, get
 from featstore.torch.conversion import to_tensor
 from featstore.torch.prefetching import prefetch
 
@@ -25,9 +25,19 @@ if TYPE_CHECKING:
 
 
 class FeatureDataset(Dataset[torch.Tensor]):
-    """The videos of one feature set, by number; holds names alone, so that it can be pickled and forked.
+    """The videos of one feature set, by number; it holds names only and can be pickled and forked.
 
-    videos: ids in the order wanted, by default all of them, sorted.
+    Args:
+        cache_dir: the cache directory.
+        dataset: name of the dataset in it.
+        videos: ids in the order of the numbers; by default all that are stored, sorted.
+        nframe: only feature sets of so many frames.
+        spec: the feature set, as a FeatureSpec, its digest or a prefix of it.
+        dtype: floating-point dtype of the tensors.
+
+    Raises:
+        StoreNotFound: there is no such dataset.
+        StoreMismatch: no feature set fits, or several do.
     """
 
     def __init__(
@@ -40,11 +50,11 @@ class FeatureDataset(Dataset[torch.Tensor]):
         spec: FeatureSpec | str | None = None,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        """Choose the feature set; raise StoreMismatch unless exactly one fits."""
+        """Choose the feature set."""
         self.cache_dir = Path(cache_dir).absolute()
         self.dataset = dataset
         self.dtype = dtype
-        with featstore.open(cache_dir) as store:
+        with FeatureStore(cache_dir) as store:
             chosen = store[dataset].select(nframe=nframe, spec=spec).spec
             self.digest = chosen.digest
             stored = (entry.video_id for entry in store[dataset].entries(chosen))
@@ -55,16 +65,16 @@ class FeatureDataset(Dataset[torch.Tensor]):
         return len(self.videos)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Return the features of a video on the CPU, (num_tokens, hidden_dim)."""
+        """Return the features of video number `index` on the CPU, (num_tokens, hidden_dim)."""
         return to_tensor(self.lookup(self.videos[index]), dtype=self.dtype)
 
     def lookup(self, video: str) -> Features:
         """Return the stored features of `video`."""
-        return featstore.get(self.cache_dir, self.dataset, video, spec=self.digest)
+        return get(self.cache_dir, self.dataset, video, spec=self.digest)
 
     def read_ahead(self, video: str) -> None:
         """Have the system read the record of `video` into memory, without waiting."""
-        featstore.open(self.cache_dir)[self.dataset].read_ahead(video, spec=self.digest)
+        FeatureStore(self.cache_dir)[self.dataset].read_ahead(video, spec=self.digest)
 
     def batches(
         self,
@@ -73,7 +83,13 @@ class FeatureDataset(Dataset[torch.Tensor]):
         generator: torch.Generator | None = None,
         ahead: int = 2,
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield `(video, tensor)` on `device`, read ahead in a thread; in random order where a generator is given."""
+        """Yield `(video, tensor)` for each video, prepared ahead in a thread.
+
+        Args:
+            device: where the tensors (num_tokens, hidden_dim) go, the CPU by default.
+            generator: draws the order; by default that of `videos`.
+            ahead: number of videos prepared ahead.
+        """
         order = list(range(len(self)))
         if generator is not None:
             order = torch.randperm(len(self), generator=generator).tolist()

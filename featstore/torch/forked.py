@@ -22,12 +22,13 @@ _computed = False
 
 
 def about_to_compute(device: torch.device) -> None:
-    """Note that torch computes on `device` in this process; raise FeatstoreError where it cannot after a fork."""
+    """Note that torch computes on `device` in this process; raise FeatstoreError if a fork made that impossible."""
     global _computed
     if device.type == "cuda" and torch.cuda._is_in_bad_fork():
         raise FeatstoreError(
-            f"this process was forked from one that used CUDA, and cannot compute on {device}: start processes with "
-            "multiprocessing's spawn, or fork before the first model is loaded and load one in each"
+            f"this process was forked from one that used CUDA, and cannot compute on {device}",
+            remedy="start processes with multiprocessing's spawn, or fork before the first model is loaded and load "
+            "one in each process",
         )
     _computed = True
 
@@ -43,11 +44,11 @@ def computing(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _compute_alone() -> None:
-    # The parent's OpenMP threads are not in the child, and libgomp waits for them for good; torch's DataLoader does
-    # the same in its workers.
+def _use_one_thread() -> None:
+    # The parent's OpenMP threads are not in the child, and libgomp would wait for them forever; torch's DataLoader
+    # does the same in its workers.
     if _computed:
         torch.set_num_threads(1)
 
 
-os.register_at_fork(after_in_child=_compute_alone)
+os.register_at_fork(after_in_child=_use_one_thread)

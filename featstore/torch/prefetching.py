@@ -1,4 +1,4 @@
-"""Tensors of the next videos while the model works on this one."""
+"""Tensors of the next videos, made while the model works on the current one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from featstore.records.features import Features
 
 
-LONGEST_JOIN = 5.0  # seconds
+JOIN_TIMEOUT = 5.0  # seconds
 
 
 class Source(Protocol):
-    """What videos are fetched from: a Dataset of the store, or a FeatureDataset."""
+    """Where features come from: a Dataset of the store, or a FeatureDataset."""
 
     def lookup(self, video: str) -> Features:
         """Return the stored features of `video`."""
@@ -44,16 +44,25 @@ def prefetch(
     dtype: torch.dtype = torch.bfloat16,
     ahead: int = 2,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield `(video, tensor)` in order; a thread looks up, reads and uploads the next `ahead` videos meanwhile.
+    """Yield `(video, tensor)` in order, while a thread looks up, reads and uploads the next videos.
 
-    source: as `store["demo"]`, or a FeatureDataset. At most `ahead + 1` tensors exist that the caller has not seen.
-    What a look-up raises is raised in its turn. Closing the iterator ends the thread.
+    Closing the iterator ends the thread.
+
+    Args:
+        source: as `store["demo"]`, or a FeatureDataset.
+        videos: ids of the videos.
+        device: where the tensors (num_tokens, hidden_dim) go, the CPU by default.
+        dtype: their floating-point dtype.
+        ahead: number of videos prepared ahead; at most `ahead + 1` tensors exist that the caller has not seen.
+
+    Raises:
+        FeatstoreError: the look-up of a video failed, when its turn comes; or this process was forked since.
     """
-    # Another thread's current GPU is the first one, whatever is the caller's.
+    # Another thread's current GPU is the first one, whatever the caller's is.
     place = numbered(torch.device("cpu" if device is None else device))
     ready: queue.Queue[tuple[str, torch.Tensor | BaseException | None]] = queue.Queue(max(1, ahead))
     ended = threading.Event()
-    begun_in = os.getpid()
+    started_in = os.getpid()
 
     def offer(item: tuple[str, torch.Tensor | BaseException | None]) -> bool:
         while not ended.is_set():
@@ -74,7 +83,7 @@ def prefetch(
                     stream.synchronize()
                 if not offer((video, tensor)):
                     return
-        except BaseException as exc:  # raised again where it can be heard
+        except BaseException as exc:  # raised again in the caller's thread
             offer(("", exc))
         else:
             offer(("", None))
@@ -83,10 +92,10 @@ def prefetch(
     thread.start()
     try:
         while True:
-            if os.getpid() != begun_in:
+            if os.getpid() != started_in:
                 raise FeatstoreError(
-                    "this process was forked after prefetch began, and its thread is the parent's alone; begin another "
-                    "prefetch here"
+                    "this process was forked after prefetch started, and its thread is in the parent only",
+                    remedy="start another prefetch here",
                 )
             video, item = ready.get()
             if isinstance(item, BaseException):
@@ -98,16 +107,16 @@ def prefetch(
             yield video, item
     finally:
         ended.set()
-        # It ends after its video. Not waited for without end: where the collector closes a forgotten iterator, in the
-        # middle of another upload of this thread, it waits for that.
-        thread.join(LONGEST_JOIN)
+        # The thread ends after its video. The wait is bounded: if the garbage collector closes a forgotten iterator in
+        # the middle of an upload of this thread, the other one waits for that upload.
+        thread.join(JOIN_TIMEOUT)
 
 
 def _reading_ahead(source: Source, videos: Iterable[str], ahead: int) -> Iterator[str]:
-    """Yield `videos`, each after the disk was asked for the `ahead` next ones."""
+    """Yield `videos`, each after reading of the `ahead` next ones was requested."""
     asked: deque[str] = deque()
     for video in videos:
-        with contextlib.suppress(FeatstoreError):  # its look-up will say so in its turn
+        with contextlib.suppress(FeatstoreError):  # raised by its look-up, in its turn
             source.read_ahead(video)
         asked.append(video)
         if len(asked) > ahead:
@@ -123,11 +132,9 @@ def _working_on(
     device: torch.device, stream: torch.cuda.Stream | None
 ) -> contextlib.AbstractContextManager[object]:
     stack = contextlib.ExitStack()
-    if (
-        stream is not None
-    ):  # torch.cuda.stream(None) would begin CUDA, which a forked child must not
-        stack.enter_context(
-            torch.cuda.device(device)
-        )  # left by a stream alone, the first GPU gets a context
+    # torch.cuda.stream(None) would start CUDA, which a forked child must not.
+    if stream is not None:
+        # Without it, leaving the stream would give the first GPU a context.
+        stack.enter_context(torch.cuda.device(device))
         stack.enter_context(torch.cuda.stream(stream))
     return stack

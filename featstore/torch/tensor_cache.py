@@ -1,4 +1,4 @@
-"""Tensors of the videos asked about last."""
+"""A bounded cache of tensors, the most recently used."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ if TYPE_CHECKING:
 
 
 class TensorCache:
-    """The tensors used last, up to `max_bytes`: several questions on one video look it up once.
+    """The most recently used tensors: several questions on one video look it up once.
+
+    Threads may share it. Two that ask for the same new tensor at once may both make it, and both get the first.
+
+    Args:
+        max_bytes: bytes of tensors to keep.
 
     >>> cache = TensorCache(4 << 30)
     >>> cache.get("water", lambda: to_tensor(dataset["water"], device="cuda"))  # doctest: +SKIP
-
-    Threads may share it; two that ask for the same new tensor at once may both make it, and both get the first.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        """Begin empty."""
+        """Start empty."""
         self._max_bytes = max_bytes
         self._bytes = 0
         self._tensors: OrderedDict[object, tuple[torch.Tensor, torch.cuda.Event | None]] = (
@@ -35,13 +38,18 @@ class TensorCache:
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes of the tensors that are here."""
+        """Return the bytes of the tensors that are kept."""
         return self._bytes
 
     def get(self, key: object, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Return the tensor of `key`, made by `make` unless it is here; do not write to it.
+        """Return the tensor of `key`, calling `make` if it is not kept.
 
-        A tensor larger than the whole cache is returned and not kept.
+        Args:
+            key: hashable name of the tensor.
+            make: returns the tensor; one larger than the whole cache is returned and not kept.
+
+        Returns:
+            The tensor, safe to use on the current CUDA stream. Others may get the same: do not write to it.
         """
         with self._lock:
             if key in self._tensors:
@@ -61,18 +69,18 @@ class TensorCache:
             return made
 
     def after_fork(self) -> None:
-        """Let go of a lock that a thread of the parent may hold."""
+        """Replace a lock that a thread of the parent may hold."""
         self._lock = threading.Lock()
 
     def clear(self) -> None:
-        """Let go of every tensor."""
+        """Drop every tensor."""
         with self._lock:
             self._tensors.clear()
             self._bytes = 0
 
 
 def _for_this_stream(tensor: torch.Tensor, ready: torch.cuda.Event | None) -> torch.Tensor:
-    """Return a tensor that was perhaps made on another stream: waited for there, and kept while it is used here."""
+    """Return `tensor` for use on the current stream, which waits until it is ready."""
     if ready is not None:
         stream = torch.cuda.current_stream(tensor.device)
         stream.wait_event(ready)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from featstore import torch as bridge
 from featstore.errors import QuantizeError
-from featstore.records import quantization
+from featstore.records import quantization as reference
 from featstore.records.features import Features
 from featstore.records.header import Header, SourceFingerprint
 from featstore.records.quantization import QuantError
@@ -33,7 +33,7 @@ def draw(seed: int, rows: int = 150, dim: int = 24, spread: float = 3.0) -> np.n
 
 
 def features_of(x: np.ndarray, quantization: str, granularity: str) -> Features:
-    stored, scale = quantization.quantize(x, quantization, granularity)
+    stored, scale = reference.quantize(x, quantization, granularity)
     header = Header(
         video_id="v",
         video_path="p",
@@ -69,7 +69,7 @@ def test_torch_quantizes_as_numpy_does_bit_for_bit(quantization, granularity, se
     if quantization == "fp16":
         x = x.clip(-6e4, 6e4)
     stored, scale = bridge.quantize(torch.from_numpy(x), quantization, granularity)
-    expected, expected_scale = quantization.quantize(x, quantization, granularity)
+    expected, expected_scale = reference.quantize(x, quantization, granularity)
     np.testing.assert_array_equal(as_numpy(stored).view(expected.dtype), expected)
     np.testing.assert_array_equal(scale.numpy(), expected_scale)
 
@@ -78,7 +78,7 @@ def test_torch_quantizes_as_numpy_does_bit_for_bit(quantization, granularity, se
 def test_half_precision_input_quantizes_as_its_float32_values(dtype):
     x = torch.from_numpy(draw(1, spread=1.0)).to(dtype)
     stored, scale = bridge.quantize(x, "int8", "channel")
-    expected, expected_scale = quantization.quantize(x.float().numpy(), "int8", "channel")
+    expected, expected_scale = reference.quantize(x.float().numpy(), "int8", "channel")
     np.testing.assert_array_equal(stored.numpy(), expected)
     np.testing.assert_array_equal(scale.numpy(), expected_scale)
 
@@ -88,8 +88,8 @@ def test_the_measured_error_is_numpys(quantization, granularity):
     x = draw(2, spread=1.0)
     stored, scale = bridge.quantize(torch.from_numpy(x), quantization, granularity)
     found = bridge.measure_error(torch.from_numpy(x), stored, scale)
-    expected = quantization.measure_error(
-        x, *quantization.quantize(x, quantization, granularity), quantization
+    expected = reference.measure_error(
+        x, *reference.quantize(x, quantization, granularity), quantization
     )
     assert found.cosine == pytest.approx(expected.cosine, abs=1e-12)
     assert found.relative_l2 == pytest.approx(expected.relative_l2, rel=1e-9, abs=1e-12)

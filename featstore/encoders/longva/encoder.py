@@ -15,8 +15,8 @@ from featstore.errors import FeatstoreError
 from featstore.preprocessing import normalization_table
 from featstore.spec import EncoderIdentity
 from featstore.system.forks import tell_of_forks
+from featstore.torch.arithmetic import own_arithmetic
 from featstore.torch.forked import about_to_compute, computing
-from featstore.torch.settings import own_arithmetic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,10 +1,9 @@
-"""Stored int8 to floats on the device: one pass over the values where Triton can compile, blocks elsewhere.
+"""Stored int8 to floats on the device: one pass over the values if Triton can compile, in blocks otherwise.
 
-On a CPU a few threads of our own take blocks that fit a core's cache, and torch divides none of them among its threads:
-those wait for each other after every operation, which on a busy machine was measured to take ten times as long as the
-work.
+On a CPU a few threads of our own take blocks that fit a core's cache. torch's own threads are not used: they wait for
+each other after every operation, which on a busy machine takes ten times as long as the work.
 
-Either way the float32 product `value * scale`, rounded once: the same bits on every device.
+The result is the float32 product `value * scale`, rounded once, with the same bits on every device.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# On a CPU a few dozen rows a thread stay in its cache (measured 3.4x a memcpy, against 12.5x for all at once); on a GPU
-# it bounds the float32 temporary to some 60 MB.
+# On a CPU a few dozen rows per thread stay in its cache (3.4x the time of a memcpy, 12.5x for all at once); on a GPU
+# this bounds the float32 temporary to some 60 MB.
 _CPU_ROWS = 32
 _GPU_ROWS = 4096
-# A block of a thread of ours: 1 MiB as float32. Smaller ones have the threads wait for the interpreter's lock (a record
-# of 66 MB on 2 cores: 24 ms; with an eighth of it 60 to 90), larger ones leave the cache.
+# Values per block of one of our threads: 1 MiB as float32. With smaller blocks the threads wait for the interpreter
+# lock (a record of 66 MB on 2 cores: 24 ms; with an eighth of the size 60 to 90), larger ones do not fit the cache.
 _BLOCK = 1 << 18
-_WORTH_A_THREAD = 1 << 19  # values
-# torch divides an operation on more values than this (GRAIN_SIZE in ATen/TensorIterator.h) among its threads.
-_UNDIVIDED = 32768 - 1
+_VALUES_PER_THREAD = 1 << 19  # at least
+# torch splits operations on more values than this (GRAIN_SIZE in ATen/TensorIterator.h) among its threads.
+_UNSPLIT = 32768 - 1
 
 log = logging.getLogger("featstore.torch")
 
 
 def dequantize_into(out: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor) -> None:
-    """Write `stored` (N, D) int8 times `scale`, float32 that broadcasts over it, to `out` (N, D); on one device."""
+    """Write `stored` (N, D) int8 times `scale`, float32 that broadcasts over it, to `out` (N, D) on the same device."""
     if out.device.type == "cuda" and out.is_contiguous():
         kernel = _kernel()
         if kernel is not None:
@@ -57,15 +56,15 @@ def blocks(values: torch.Tensor) -> list[slice]:
 
 
 def part(scale: torch.Tensor, rows: slice) -> torch.Tensor:
-    """Return the scale of `rows`: a token's is cut, a channel's or tensor's serves all."""
+    """Return the scale of `rows`: that of granularity token is sliced, others are the same for all rows."""
     return scale[rows] if len(scale) > 1 else scale
 
 
 def _on_threads(out: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor) -> None:
     available = torch.get_num_threads()
-    threads = min(available, stored.numel() // _WORTH_A_THREAD)
+    threads = min(available, stored.numel() // _VALUES_PER_THREAD)
     here = threads <= 1
-    rows = max(1, (_UNDIVIDED if here and available > 1 else _BLOCK) // stored.shape[1])
+    rows = max(1, (_UNSPLIT if here and available > 1 else _BLOCK) // stored.shape[1])
     places, values, scales = (
         tensor.split(rows)  # type: ignore[no-untyped-call]
         for tensor in (out, stored, scale)
@@ -82,9 +81,7 @@ def _on_threads(out: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor) ->
 
 
 def _fill(work: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> None:
-    with (
-        torch.inference_mode()
-    ):  # `out` may have been made in one, and a thread does not inherit it
+    with torch.inference_mode():  # a thread does not inherit it, and `out` may have been made in it
         buffer = torch.empty(work[0][1].shape, dtype=torch.float32, device="cpu")
         for out, stored, scale in work:
             values = buffer[: len(stored)]
@@ -93,15 +90,15 @@ def _fill(work: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> No
 
 @functools.lru_cache(maxsize=1)
 def _pool(pid: int, threads: int) -> ThreadPoolExecutor:
-    # A new one in a forked child, where threads do not survive.
-    return ThreadPoolExecutor(threads, "featstore-dequantize", _divide_nothing, (threads,))
+    # A new one in a forked child, which has none of the threads.
+    return ThreadPoolExecutor(threads, "featstore-dequantize", _split_nothing, (threads,))
 
 
-def _divide_nothing(elsewhere: int) -> None:
-    """Have torch divide nothing among threads in this thread, and among `elsewhere` in others, as before."""
-    torch.get_num_threads()  # the first call takes the default, and would take it later in place of ours
+def _split_nothing(elsewhere: int) -> None:
+    """Have torch use one thread for operations of this thread, and `elsewhere` for those of others, as before."""
+    torch.get_num_threads()  # the first call sets the default, and would replace ours later
     torch.set_num_threads(1)
-    # That made 1 the default of threads to come: another thread gives theirs back, without touching this one's.
+    # That made 1 the default of new threads: another thread restores theirs without changing this one's.
     other = threading.Thread(target=torch.set_num_threads, args=(elsewhere,))
     other.start()
     other.join()
@@ -109,7 +106,7 @@ def _divide_nothing(elsewhere: int) -> None:
 
 @functools.cache
 def _kernel() -> Any:
-    """Return the fused kernel, or None where it cannot be compiled: no Triton, no C compiler."""
+    """Return the fused kernel, or None if it cannot be compiled: no Triton, no C compiler."""
     try:
         from featstore.torch.kernels.fused import dequantize
 

@@ -1,7 +1,4 @@
-"""The fused kernels, for GPUs on which Triton can compile: each value is read once and written once.
-
-Quantizing measures in the same pass what is lost.
-"""
+"""The fused Triton kernels: each value is read once and written once, and quantizing measures its error too."""
 
 from __future__ import annotations
 
@@ -63,9 +60,9 @@ def _quantize_kernel(
     factors = tl.load(
         scale + (at // columns) * row_step + (at % columns) * column_step, mask=inside, other=1.0
     )
-    ratio = tl.div_rn(x, factors)  # `/` is off by a unit in the last place
+    ratio = tl.div_rn(x, factors)  # `/` differs in the last bit
     ratio = tl.minimum(tl.maximum(ratio, -127.0), 127.0)
-    # Adding 1.5 * 2**23 leaves no bits for a fraction: the sum is rounded half to even, and taking it off is exact.
+    # Adding 1.5 * 2**23 leaves no bits for a fraction: the sum rounds half to even, subtracting is exact.
     rounded = (ratio + 12582912.0) - 12582912.0
     tl.store(stored + at, rounded.to(tl.int8), mask=inside)
 
@@ -83,9 +80,9 @@ def _quantize_kernel(
 
 
 def quantize(features: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `(stored, measures)` of contiguous `features` (N, D) of any float dtype, on their GPU; waits for nothing.
+    """Return `(stored, measures)` of contiguous `features` (N, D) of any float dtype on their GPU, without waiting.
 
-    scale: float32 that broadcasts over them. measures: as `queue_quantize` has them, (7,) float64.
+    scale: float32 that broadcasts over them. measures: (7,) float64, as `queue_quantize` returns them.
     """
     rows, columns = features.shape
     row_step, column_step = int(scale.shape[0] > 1), int(scale.shape[1] > 1)
@@ -105,5 +102,5 @@ def quantize(features: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor,
         num_warps=8,
     )
     sums = found.sum(0)
-    none = sums.new_zeros(1)  # int8 overflows where a value is not finite alone
+    none = sums.new_zeros(1)  # int8 overflows only if a value is not finite
     return stored, torch.cat([sums[:4], found[:, 4].amax(0, keepdim=True), sums[5:], none])

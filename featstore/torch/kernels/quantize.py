@@ -1,4 +1,4 @@
-"""Encoder features to stored values, on whatever device they lie: numpy's results bit for bit."""
+"""Encoder features to stored values on their own device, bit for bit as featstore.records.quantization does it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,19 @@ TORCH_DTYPES = {
 def quantize(
     features: torch.Tensor, quantization: str, granularity: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `(stored, scale)` of `features` (num_tokens, hidden_dim) on their own device.
+    """Quantize features on their own device, bit for bit as featstore.records.quantization does.
 
-    Equal to featstore.records.quantization bit for bit: stored is int8, float16, float32 or bfloat16; scale is float32,
-    empty for floats. Raises QuantizeError where a value is not finite, or too large for its storage.
+    Args:
+        features: (num_tokens, hidden_dim) of any floating-point dtype.
+        quantization: how values are stored: `int8`, `bf16`, `fp16` or `fp32`.
+        granularity: how many scales: `channel`, `token` or `tensor` for int8, `none` for floats.
+
+    Returns:
+        `(stored, scale)`: stored (num_tokens, hidden_dim) of the dtype; scale float32 that broadcasts over it, empty
+        for floats.
+
+    Raises:
+        QuantizeError: a value is not finite, or too large to be stored so.
     """
     stored, scale = _store(features, quantization, granularity)
     if quantization != "int8" or not bool(scale.isfinite().all()):
@@ -39,7 +48,13 @@ def quantize(
 
 
 def measure_error(features: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor) -> QuantError:
-    """Return how far `stored` is from `features`, summed in float64 on their device."""
+    """Return how far stored values are from features, summed in float64 on their device.
+
+    Args:
+        features: (num_tokens, hidden_dim) of any floating-point dtype.
+        stored: what `quantize` returned for them.
+        scale: the same.
+    """
     dot, original, kept, difference, largest = _measure(features, stored, scale).tolist()
     return QuantError.from_sums(
         dot=dot, original=original, stored=kept, difference=difference, max_abs=largest
@@ -49,9 +64,9 @@ def measure_error(features: torch.Tensor, stored: torch.Tensor, scale: torch.Ten
 def queue_quantize(
     features: torch.Tensor, quantization: str, granularity: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return `(stored, scale, measures)` as `quantize` and `measure_error` would, but wait for nothing on the device.
+    """Return `(stored, scale, measures)` as `quantize` and `measure_error` would, without waiting for the device.
 
-    measures: float64, for `read_measures`, which refuses what `quantize` refuses.
+    measures: float64, for `read_measures`, which raises what `quantize` raises.
     """
     if quantization == "int8" and features.device.type == "cuda" and features.is_contiguous():
         kernel = _kernel()
@@ -65,7 +80,7 @@ def queue_quantize(
 
 
 def read_measures(measures: list[float], total: int, quantization: str) -> QuantError:
-    """Return the error of `total` values from their measures; QuantizeError where one cannot be stored."""
+    """Return the error of `total` values from their measures; QuantizeError if one cannot be stored."""
     dot, original, kept, difference, largest, non_finite, overflowed = measures
     _check(int(non_finite), int(overflowed), total, quantization)
     return QuantError.from_sums(
@@ -88,9 +103,9 @@ def _store(
 
 def _scale(features: torch.Tensor, granularity: str) -> torch.Tensor:
     dims = {"channel": (0,), "token": (1,), "tensor": (0, 1)}[granularity]
-    # One pass and no copy of the features; NaN and infinity survive it.
+    # One pass without a copy of the features; it keeps NaN and infinity.
     largest = torch.linalg.vector_norm(features, torch.inf, dim=dims, keepdim=True).float()
-    # On CUDA torch multiplies by the reciprocal of a number, which is another float; a tensor it divides by.
+    # On CUDA torch multiplies by the reciprocal of a number, which rounds otherwise; by a tensor it divides.
     scale: torch.Tensor = largest / torch.full_like(largest, INT8_MAX)
     return scale.clamp_(min=MIN_SCALE)
 
@@ -124,7 +139,7 @@ def _count_non_finite(values: torch.Tensor) -> int:
 
 @functools.cache
 def _kernel() -> Any:
-    """Return the fused kernel, or None where it cannot be compiled: no Triton, no C compiler."""
+    """Return the fused kernel, or None if it cannot be compiled: no Triton, no C compiler."""
     try:
         from featstore.torch.kernels.fused import quantize as launch
 

@@ -1,1 +1,1 @@
-"""Ways for bytes to reach a GPU."""
+"""How bytes reach a GPU."""

@@ -1,4 +1,4 @@
-"""Memory of ours made page-locked, so that a GPU reads and writes it by itself while the host does other things."""
+"""Page-locked memory, which a GPU reads and writes directly while the host does other things."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ log = logging.getLogger("featstore.torch")
 
 
 class PageLock:
-    """Writable memory registered with CUDA until `close`; where CUDA refuses, copies only take longer."""
+    """Writable memory registered with CUDA until `close`; if CUDA refuses, copies only take longer."""
 
     def __init__(self, memory: memoryview, device: torch.device) -> None:
-        """Register it with the context of `device`, a GPU; its pages are taken now."""
+        """Register `memory` with the context of `device`, a GPU; its pages are allocated now."""
         self._address = np.frombuffer(memory, np.uint8).ctypes.data
         self._device = device
         with torch.cuda.device(device):  # or the first GPU would get a context, of some 500 MB
@@ -26,7 +26,7 @@ class PageLock:
             log.info("%d bytes are not page-locked: CUDA error %d", len(memory), code)
 
     def close(self) -> None:
-        """Let go of it; nothing may be on its way to or from it."""
+        """Unregister the memory; no copy to or from it may be running."""
         if self.held:
             with torch.cuda.device(self._device):
                 unregister(self._address)

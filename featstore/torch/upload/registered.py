@@ -1,10 +1,10 @@
-"""Records in a store's map registered with CUDA, so that the GPU reads them straight out of the page cache.
+"""Records in a store's memory map registered with CUDA, so that the GPU reads them directly from the page cache.
 
-The rule: a record of 64 KiB or more is registered when it is asked for again and is in memory, until half of the memory
-that the process may use is registered. What is registered stays in memory until the map goes, so what is read once must
-not be. To register a record takes about as long as to stage it: the second reading loses nothing, the third gains.
-Pages that are not in memory would be read from disk one by one. A user whom the system does not tell which are gets
-staging, unless the caller insists.
+The rule: a record of 64 KiB or more is registered when it is requested again and is in memory, until half of the memory
+that the process may use is registered. Registered records stay in memory until the map is closed, so records that are
+read once must not be. Registering takes about as long as staging: the second read loses nothing, the third gains. Pages
+that are not in memory would be read from disk one by one. If the system does not tell a user which are, records are
+staged, unless the caller insists.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ MEMORY_SHARE = 0.5
 
 @dataclass
 class _Map:
-    """What is registered of one map: disjoint spans of pages, by where they begin.
+    """What is registered of one map: disjoint spans of pages, by their start address.
 
-    asked: where the records begin that were asked for. device: the GPU that registered last. refused: what CUDA said.
+    asked: start addresses of the records that were requested. device: the GPU that registered last. refused: CUDA's
+    error.
     """
 
     starts: list[int] = field(default_factory=list)  # sorted
@@ -43,13 +44,13 @@ class _Map:
     refused: str = ""
 
     def overlapping(self, start: int, size: int) -> list[int]:
-        """Return where the spans begin that have bytes of this one."""
+        """Return the start addresses of the spans that overlap this one."""
         first = bisect_right(self.starts, start)
         if first and self.starts[first - 1] + self.sizes[self.starts[first - 1]] > start:
             first -= 1
         return self.starts[first : bisect_left(self.starts, start + size)]
 
-    def let_go(self, start: int) -> None:
+    def unregister(self, start: int) -> None:
         with torch.cuda.device(self.device):  # or the first GPU would get a context, of some 500 MB
             unregister(start)
         self.forget(start)
@@ -64,9 +65,9 @@ _maps: weakref.WeakKeyDictionary[object, _Map] = weakref.WeakKeyDictionary()
 
 
 def register_record(owner: object, address: int, size: int, *, at_once: bool = False) -> bool:
-    """Return whether the GPU can read the `size` bytes at `address` in the map of `owner`; registers them by the rule.
+    """Register the `size` bytes at `address` in the map of `owner` if the rule allows; return whether they are.
 
-    at_once: also if it is the first time, and if the system does not tell whether they are in memory.
+    at_once: also if it is the first request, and if the system does not tell whether they are in memory.
     """
     start, size = _pages(address, size)
     with _lock:
@@ -82,20 +83,20 @@ def register_record(owner: object, address: int, size: int, *, at_once: bool = F
 
 
 def why_not_registered(owner: object, address: int, size: int) -> str:
-    """Return why the next `register_record` will say no; nothing if it will say yes."""
+    """Return why the next `register_record` will return False; nothing if it will return True."""
     start, size = _pages(address, size)
     with _lock:
         known = _maps.get(owner) or _Map()
         return "" if known.sizes.get(start) == size else _why_not(known, start, size, False)
 
 
-def let_go_of_replaced(owner: object, address: int, size: int) -> None:
-    """Undo the registration of records that were once in a part of this one: CUDA copies across no edge of them."""
+def unregister_replaced(owner: object, address: int, size: int) -> None:
+    """Undo the registration of replaced records that overlap this one: CUDA does not copy across their edges."""
     start, size = _pages(address, size)
     with _lock:
         known = _maps.get(owner)
         if known is not None and known.sizes.get(start) != size:
-            _let_go_of_replaced(known, start, size)
+            _unregister_replaced(known, start, size)
 
 
 def _why_not(known: _Map, start: int, size: int, at_once: bool) -> str:
@@ -117,14 +118,14 @@ def _why_not(known: _Map, start: int, size: int, at_once: bool) -> str:
 
 
 def _register(known: _Map, start: int, size: int) -> None:
-    _let_go_of_replaced(known, start, size)
+    _unregister_replaced(known, start, size)
     known.device = torch.cuda.current_device()
     known.sizes[start] = size
     insort(known.starts, start)
     try:
         code = register(start, size, READ_ONLY)
     except BaseException:  # an interrupt: CUDA may have done it
-        known.let_go(start)
+        known.unregister(start)
         raise
     if code:
         known.forget(start)
@@ -132,10 +133,10 @@ def _register(known: _Map, start: int, size: int) -> None:
         log.info("not registering a store's map: %s", known.refused)
 
 
-def _let_go_of_replaced(known: _Map, start: int, size: int) -> None:
-    # Nobody reads them any more: a record's pages are not used again while anyone holds a view of it.
+def _unregister_replaced(known: _Map, start: int, size: int) -> None:
+    # Nobody reads them now: a record's pages are not used again while a view of it exists.
     for replaced in known.overlapping(start, size):
-        known.let_go(replaced)
+        known.unregister(replaced)
 
 
 def _unregister_all(known: _Map, pid: int) -> None:

@@ -1,7 +1,7 @@
 """Copies through a ring of page-locked slots: threads fill them while the GPU empties them.
 
-A thread fills a slot, outside the interpreter lock; the caller sends what is full, in order. Slots that all threads
-fill together, a share each, were on their way earlier and measured slower: handing out shares took longer than copying.
+A thread fills a slot without the interpreter lock; the caller sends full slots in order. Having all threads fill each
+slot together was measured slower: handing out the shares took longer than copying.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ SLOT_BYTES = 4 << 20
 SLOTS = 32  # 128 MiB of page-locked memory a process
 COPY_THREADS = 8
 
-_copy = ctypes.memmove  # lets go of the interpreter lock
+_copy = ctypes.memmove  # releases the interpreter lock
 
 
 class _Piece(NamedTuple):
-    """What a thread copies, and whom it tells; it keeps the map that `source` lies in, also after an interrupt."""
+    """What a thread copies and whom it tells; `source` keeps its memory map open, also after an interrupt."""
 
     number: int
     target: int
@@ -40,11 +40,11 @@ class _Piece(NamedTuple):
 class Ring:
     """Page-locked slots, each free once the GPU has read it; one upload at a time.
 
-    spoiled: an upload was interrupted, so that threads may still write into any slot. No other upload uses it then.
+    spoiled: an upload was interrupted, and threads may still write to any slot; no other upload may use it.
     """
 
     def __init__(self, *, slot_bytes: int = SLOT_BYTES, threads: int = COPY_THREADS) -> None:
-        """Take the memory, as much whatever the size of a slot, and start the threads."""
+        """Allocate the memory, the same amount for any slot size, and start the threads."""
         count = max(2, SLOTS * SLOT_BYTES // slot_bytes)
         self.spoiled = False
         self._memory = torch.empty((count, slot_bytes), dtype=torch.uint8, pin_memory=True)
@@ -58,7 +58,7 @@ class Ring:
                 name = f"featstore-copy-{number}"
                 threading.Thread(target=self._fill_slots, name=name, daemon=True).start()
         except BaseException:
-            self.close()  # those that run would keep the memory
+            self.close()  # threads that run would keep the memory
             raise
 
     def close(self) -> None:
@@ -71,8 +71,8 @@ class Ring:
     ) -> Generator[tuple[int, torch.cuda.Event]]:
         """Copy `values`, uint8 of one axis, to `out` on a GPU, in pieces.
 
-        Yields `(bytes, event)`: so many of the first bytes of `out` are there once the event passes. When it ends
-        `values` is read. Whoever closes it early waits for the copies that were begun.
+        Yields `(bytes, event)`: so many of the first bytes of `out` are copied once the event passes. After the last
+        one `values` has been read. Closing it early waits for the copies that were started.
         """
         with self._lock:
             if not self.spoiled:
@@ -116,7 +116,7 @@ class Ring:
                 self.close()
 
     def _hand_out(self, number: int, part: NDArray[Any], filled: queue.SimpleQueue[int]) -> None:
-        """Have a thread fill the slot of the piece `number`."""
+        """Have a thread fill the slot of piece `number`."""
         slot = (self._next + number) % len(self._passed)
         event = self._passed[slot]
         if event is not None:
@@ -137,7 +137,7 @@ class Ring:
         while (piece := self._work.get()) is not None:
             _copy(piece.target, piece.source.__array_interface__["data"][0], len(piece.source))
             number, filled = piece.number, piece.filled
-            del piece  # a thread that waits for work would keep the map
+            del piece  # a thread that waits for work would keep the map open
             filled.put(number)
 
 

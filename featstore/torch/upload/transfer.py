@@ -1,7 +1,7 @@
 """Stored bytes to a GPU, the fastest way that is safe.
 
-registered: the GPU reads the map itself. staged: through page-locked slots. pageable: as the driver copies anything.
-Each falls back to the next where it cannot be had; `explain` says what was chosen and why.
+registered: the GPU reads the memory map directly. staged: through page-locked slots. pageable: as the driver copies any
+memory. Each falls back to the next if it is not available; `explain` tells which is chosen and why.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 
 from featstore.torch.upload.cudart import copy_stream
 from featstore.torch.upload.registered import (
-    let_go_of_replaced,
     register_record,
+    unregister_replaced,
     why_not_registered,
 )
 from featstore.torch.upload.staged import shared_ring
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from featstore.records.features import Features
 
 WAYS = ("auto", "registered", "staged", "pageable")
-# What crosses from a registered map at once: large enough that the GPU's copy engine never waits for the next piece,
-# small enough that little is left to dequantize when the last one is there.
+# Bytes per copy: large enough that the GPU's copy engine never waits for the next piece, small enough that little is
+# left to dequantize after the last one.
 PIECE_BYTES = 16 << 20
 log = logging.getLogger("featstore.torch")
 
@@ -39,9 +39,15 @@ def upload(
 ) -> Generator[tuple[int, torch.cuda.Event]]:
     """Copy `values`, uint8 of one axis, to `out`, as many bytes on a GPU, in pieces.
 
-    owner: the object that keeps the map these bytes lie in, None where they lie elsewhere. Yields `(bytes, event)`: so
-    many of the first bytes of `out` are there once the event passes. The map must stay until the last event passed.
-    Close it where it is given up: until then it may hold what other uploads wait for.
+    Args:
+        values: the bytes; they must stay valid until the last event passed.
+        out: uint8 tensor of the same length on a GPU.
+        owner: the object that keeps the memory map of `values` open; None if they are not in one.
+        way: one of WAYS.
+
+    Yields:
+        `(bytes, event)`: so many of the first bytes of `out` are copied once the event passes. Close the generator if
+        it is not exhausted: other uploads may wait for it.
     """
     address = values.__array_interface__["data"][0]
     if (
@@ -56,18 +62,23 @@ def upload(
             ring = shared_ring()
         except torch.cuda.OutOfMemoryError:
             raise
-        except RuntimeError as exc:  # no page-locked memory to be had
+        except RuntimeError as exc:  # no page-locked memory is available
             log.info("copying without page-locked memory: %s", exc)
         else:
             yield from ring.upload(values, out)
             return
     if owner is not None:
-        let_go_of_replaced(owner, address, len(values))
+        unregister_replaced(owner, address, len(values))
     yield from _copy(values, out)
 
 
 def explain(features: Features, device: torch.device | str = "cuda") -> str:
-    """Return in a sentence which way the next `to_tensor` to `device` takes for these features, and why."""
+    """Return a sentence that tells how the next `to_tensor` brings features to a device, and why.
+
+    Args:
+        features: as a look-up in the store returns them.
+        device: the device; nothing is copied to it.
+    """
     if torch.device(device).type == "cpu":
         return "cpu: read in place, in blocks that fit the cache"
     if features.header.codec != "raw":
@@ -82,13 +93,12 @@ def explain(features: Features, device: torch.device | str = "cuda") -> str:
 
 
 def alias(values: NDArray[Any]) -> torch.Tensor:
-    """Return a tensor on the memory of `values`; never hand it to a caller, never write to it."""
+    """Return a tensor on the memory of `values`; never return it to a caller, never write to it."""
     return torch.from_numpy(np.asarray(_Alias(values)))
 
 
 def _copy(values: NDArray[np.uint8], out: torch.Tensor) -> Iterator[tuple[int, torch.cuda.Event]]:
-    # A piece is begun when it is asked for: what the caller does meanwhile costs no time, as long as it is quicker than
-    # the copy.
+    # A piece is started when it is requested: the caller's work in between takes no time if it is faster than the copy.
     source = alias(values)
     stream = copy_stream(out.device)
     for start in range(0, len(values), PIECE_BYTES):
@@ -99,7 +109,7 @@ def _copy(values: NDArray[np.uint8], out: torch.Tensor) -> Iterator[tuple[int, t
 
 
 class _Alias:
-    """Read-only memory under a writable name: torch takes no other. Nothing in this folder writes to it."""
+    """Read-only memory declared writable, because torch accepts no other; nothing in this folder writes to it."""
 
     def __init__(self, values: NDArray[Any]) -> None:
         self._keep = values

@@ -14,7 +14,7 @@ import featstore
 from featstore.encoders.longva.encoder import LongVAEncoder
 from featstore.models import CachedLongVA
 from featstore.sampling import Sampling
-from featstore.torch.settings import own_arithmetic
+from featstore.torch.arithmetic import own_arithmetic
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,7 +1,7 @@
-"""An encoder's arithmetic, whatever the caller set in torch: autocast, TF32, cuDNN's flags, a default device.
+"""The same arithmetic whatever the caller set in torch: autocast, TF32, cuDNN's flags, a default device.
 
-Autocast and the default device are a thread's own. The rest is the whole process's: it is changed for as long as a
-thread is inside, and put back by the last one that leaves.
+Autocast and the default device belong to a thread. The other settings belong to the process: they are changed as long
+as a thread is inside `own_arithmetic`, and restored when the last one leaves.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _PRECISIONS = ("cuda.matmul", "cudnn.conv", "mkldnn.matmul", "mkldnn.conv")
 
 @contextmanager
 def own_arithmetic(device: torch.device) -> Iterator[None]:
-    """Compute on `device` as in a process that changed no setting of torch, and float32 in whole floats.
+    """Compute on `device` with torch's default settings, and float32 without TF32.
 
-    TF32 made a tower's features 50 times less exact on an H200 (relative L2 5e-5, not 1e-6), autocast 1,000 times.
+    TF32 makes a tower's features 50 times less exact on an H200 (relative L2 5e-5, not 1e-6), autocast 1,000 times.
     """
     with torch.autocast(device.type, enabled=False), device, _flags.changed():
         yield
 
 
 class _Flags:
-    """The flags of the whole process, changed while at least one thread wants them so."""
+    """The flags of the process, changed as long as at least one thread is inside."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -43,7 +43,7 @@ class _Flags:
         tell_of_forks(self)
 
     def after_fork(self) -> None:
-        """Put back what threads of the parent changed, and let go of a lock they may hold."""
+        """Restore what threads of the parent changed, and replace a lock they may hold."""
         self._lock = threading.Lock()
         self._inside = 0
         self._undo.close()
@@ -67,13 +67,13 @@ _flags = _Flags()
 
 
 def _change() -> ExitStack:
-    """Set the flags, and return what puts back those that were otherwise."""
+    """Set the flags; closing what is returned restores them."""
     undo = ExitStack()
-    for name in _PRECISIONS:  # put back last: the older flags write over them
+    for name in _PRECISIONS:  # restored last: the older flags overwrite them
         with suppress(AttributeError):
             place = attrgetter(name)(torch.backends)
             undo.callback(setattr, place, "fp32_precision", place.fp32_precision)
-    with suppress(RuntimeError):  # where only the newer ones were used, the older cannot be read
+    with suppress(RuntimeError):  # the older flags cannot be read if only the newer were used
         undo.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         torch.set_float32_matmul_precision("highest")
     cudnn: Any = torch.backends.cudnn

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from featstore.records.record import Features, Header
     from featstore.sampling import Sampling
     from featstore.spec import EncoderIdentity, FeatureSpec
-    from featstore.store.reader import Dataset, FeatureStore, get
+    from featstore.store.dataset import Dataset
+    from featstore.store.reader import FeatureStore, get
     from featstore.store.reader import FeatureStore as open
 
 __version__ = "0.1.0"
@@ -71,7 +72,7 @@ __all__ = [
 
 # Where the names live; resolved when first named, so that `import featstore` loads nothing heavy.
 _HOMES = {
-    "Dataset": "featstore.store.reader",
+    "Dataset": "featstore.store.dataset",
     "EncoderIdentity": "featstore.spec",
     "FeatureSpec": "featstore.spec",
     "FeatureStore": "featstore.store.reader",

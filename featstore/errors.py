@@ -102,15 +102,6 @@ class MissingExtra(FeatstoreError, ImportError):
     """An optional library is not installed; the message holds the pip command."""
 
 
-def gib(size: float) -> str:
-    """Return bytes as messages to people have them: `63.0 MiB`, `1.20 GiB`."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"
-
-
 def plain(text: str) -> str:
     """Return `text` as it may be printed: its lines, with what would steer a terminal escaped.
 

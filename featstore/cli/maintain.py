@@ -13,7 +13,8 @@ from featstore.cli._options import cache_dir_option, digits, json_option, size
 from featstore.cli._printing import print_json
 from featstore.cli._progress import show_progress
 from featstore.cli.ingest import SOME_FAILED
-from featstore.errors import StoreError, StoreNotFound, gib, plain, plain_line
+from featstore.errors import StoreError, StoreNotFound, plain, plain_line
+from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
     from featstore.store.maintenance.check import CheckReport
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 @json_option
 def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> None:
     """Read every record and checksum; say what is damaged. Exit 1 while something is."""
+    from featstore.store.lost import lost_datasets
     from featstore.store.maintenance.check import CheckReport, check_dataset
-    from featstore.store.maintenance.lost import lost_datasets
     from featstore.store.maintenance.repair import repair_dataset
     from featstore.store.paths import dataset_names
 
@@ -91,12 +92,13 @@ def rm(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None, 
         removed = remove_set(cache_dir, dataset, chosen)
     else:
         taken = remove_dataset(cache_dir, dataset)
-        click.echo(f"removed {dataset}, {gib(taken)}")
+        click.echo(f"removed {dataset}, {format_bytes(taken)}")
         return
     write_cache_meta(cache_dir)
     click.echo(
-        f"removed {removed.videos} videos and {removed.failures} failures of {dataset}, {gib(removed.record_bytes)}; "
-        f"the space is used by later ingests, or given back by featstore compact --dataset {dataset}"
+        f"removed {removed.videos} videos and {removed.failures} failures of {dataset}, "
+        f"{format_bytes(removed.record_bytes)}; the space is used by later ingests, or given back by "
+        f"featstore compact --dataset {dataset}"
     )
     for video in removed.missing:
         click.echo(f"  not there: {plain_line(video)}")
@@ -115,7 +117,8 @@ def compact(cache_dir: str, dataset: str) -> None:
     done = compact_dataset(cache_dir, dataset)
     write_cache_meta(cache_dir)
     click.echo(
-        f"{dataset}: {gib(done.before)} before, {gib(done.after)} after, {gib(done.before - done.after)} given back"
+        f"{dataset}: {format_bytes(done.before)} before, {format_bytes(done.after)} after, "
+        f"{format_bytes(done.before - done.after)} given back"
     )
 
 
@@ -173,7 +176,7 @@ def merge(
     else:
         click.echo(
             f"{dataset}: {done.stored} copied, {done.skipped} there before, {len(done.failures)} failed, "
-            f"{gib(done.record_bytes)}"
+            f"{format_bytes(done.record_bytes)}"
         )
         for name, reason in done.failures:
             click.echo(f"  failed: {plain_line(f'{name}: {reason}')}")
@@ -194,7 +197,7 @@ def _print_report(report: CheckReport) -> None:
             verdict if report.problems else "none left"
         )
     click.echo(
-        f"{report.dataset}: {report.videos} videos, {gib(report.record_bytes)} read, "
+        f"{report.dataset}: {report.videos} videos, {format_bytes(report.record_bytes)} read, "
         f"{report.failures} failures on record: {verdict}"
     )
     for problem in [*repaired, *report.problems]:
@@ -202,7 +205,7 @@ def _print_report(report: CheckReport) -> None:
 
 
 def _ask(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None) -> None:
-    from featstore.store.maintenance.lost import lost_datasets
+    from featstore.store.lost import lost_datasets
     from featstore.store.paths import dataset_names, dataset_path, is_sealed
     from featstore.store.reader import FeatureStore
 

@@ -16,7 +16,8 @@ from featstore.cli._options import (
 )
 from featstore.cli._printing import date, print_facts, print_json, print_table
 from featstore.cli._streams import say
-from featstore.errors import FeatstoreError, gib, plain_line
+from featstore.errors import FeatstoreError, plain_line
+from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -85,7 +86,7 @@ def get_features(
     facts["error"] = _error_text(
         header.error.cosine, header.error.relative_l2, header.error.max_abs
     )
-    facts["source"] = f"{gib(header.source.size)}, xxh3-128 {header.source.xxh3_128}"
+    facts["source"] = f"{format_bytes(header.source.size)}, xxh3-128 {header.source.xxh3_128}"
     print_facts(facts)
     if out:
         say(f"written to {plain_line(out)}")
@@ -188,7 +189,7 @@ def shape(model_path: str | None, vision_tower: str | None, nframe: int, as_json
     )
     click.echo("bytes a video:")
     rows = [
-        {"stored as": name, "bytes": size, "": gib(size)}
+        {"stored as": name, "bytes": size, "": format_bytes(size)}
         for name, size in found.stored_bytes().items()
     ]
     print_table(rows, as_json=False)
@@ -218,8 +219,8 @@ def _print_dataset(row: dict[str, Any]) -> None:
         click.echo(f"{row['dataset']}: {plain_line(row['error'])}")
         return
     click.echo(
-        f"{row['dataset']}: {row['videos']} videos, {gib(row['record_bytes'])} of records in a file of "
-        f"{gib(row['file_bytes'])}, {row['failures']} failures, format {row['format']}, {row['engine']}, "
+        f"{row['dataset']}: {row['videos']} videos, {format_bytes(row['record_bytes'])} of records in a file of "
+        f"{format_bytes(row['file_bytes'])}, {row['failures']} failures, format {row['format']}, {row['engine']}, "
         f"made {date(row['created'])}{', sealed' if row['sealed'] else ''}"
     )
     for found in row["feature_sets"]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from featstore.decoding.pool import DECODE_MEMORY
 from featstore.decoding.video_file import DECODER, Video
-from featstore.errors import StoreFull, StoreNotFound, gib
+from featstore.errors import StoreFull, StoreNotFound
 from featstore.pipeline.make_record import HEADER_ROOM, record_room
 from featstore.pipeline.plan import Plan, check_listing, list_videos, make_plan
 from featstore.pipeline.scheduler import Settings, Stages
@@ -17,12 +17,12 @@ from featstore.pipeline.summary import IngestSummary
 from featstore.records.codecs import require
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
+from featstore.store import open_snapshot
 from featstore.store.describe import write_cache_meta
-from featstore.store.engine.environment import open_environment
-from featstore.store.paths import absolute, dataset_path, free_bytes, make_folder, stored_bytes
+from featstore.store.paths import absolute, dataset_path, make_folder, stored_bytes
 from featstore.store.writer import MIN_FREE_BYTES
 from featstore.system.cpus import default_workers
-from featstore.system.filesystems import refuse_network
+from featstore.system.filesystems import format_bytes, free_bytes, refuse_network
 from featstore.system.processes import enough_descriptors
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _plan(
     limit: int | None,
 ) -> Plan:
     try:
-        snapshot = open_environment(dataset_path(cache_dir, dataset)).snapshot()
+        snapshot = open_snapshot(dataset_path(cache_dir, dataset))
     except StoreNotFound:
         snapshot = None
     return make_plan(
@@ -168,12 +168,14 @@ def _check_room(
     free = free_bytes(cache_dir)
     if free - need < min_free:
         raise StoreFull(
-            f"the videos need {gib(need)}, {gib(free)} are free in {cache_dir} and {gib(min_free)} are to stay free; "
+            f"the videos need {format_bytes(need)}, {format_bytes(free)} are free in {cache_dir} and "
+            f"{format_bytes(min_free)} are to stay free; "
             "make room, take fewer with --limit, or lower --min-free"
         )
     taken = stored_bytes(cache_dir)
     if max_size is not None and taken + need > max_size:
         raise StoreFull(
-            f"the videos need {gib(need)}, {cache_dir} takes {gib(taken)} already and may take {gib(max_size)}; "
+            f"the videos need {format_bytes(need)}, {cache_dir} takes {format_bytes(taken)} already and may take "
+            f"{format_bytes(max_size)}; "
             "raise --max-size, or take fewer with --limit"
         )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from featstore.spec import FeatureSpec
-    from featstore.store.engine.snapshot import Snapshot
+    from featstore.store import Snapshot
 
 MAX_MANIFEST_BYTES = 256 << 20  # a million videos take some 100 MB
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import FeatstoreError
 from featstore.store.catalog import read_entries, read_failures, read_manifest, read_sets
-from featstore.store.engine.environment import open_environment
-from featstore.store.maintenance.lost import lost_datasets
+from featstore.store.engine.environment import open_snapshot
+from featstore.store.lost import lost_datasets
 from featstore.store.paths import META_FILE, dataset_names, dataset_path, is_sealed
-from featstore.system.fsync import open_draft
+from featstore.system.fsync import write_atomically
 
 if TYPE_CHECKING:
+    import os
+
     from featstore.store.catalog import FeatureSet
     from featstore.store.engine.snapshot import Snapshot
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def describe_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> dict[str, Any]:
     """Return manifest, counts, bytes and feature sets of a dataset, read from its catalog alone."""
     path = dataset_path(cache_dir, dataset)
-    snapshot = open_environment(path).snapshot()
+    snapshot = open_snapshot(path)
     manifest = read_manifest(snapshot)
     sets = [_describe_set(snapshot, found) for found in read_sets(snapshot).values()]
     return {
@@ -69,17 +70,8 @@ def write_cache_meta(cache_dir: str | os.PathLike[str], *, forget: str | None = 
     described = describe_store(cache_dir)
     described["datasets"].pop(forget, None)
     text = json.dumps(described, indent=2) + "\n"
-    with contextlib.suppress(OSError):
-        fd, draft = open_draft(cache_dir, f".{META_FILE}.")
-        try:
-            with open(fd, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(fd)
-            os.replace(draft, target)
-        except OSError:
-            os.unlink(draft)
-            raise
+    with contextlib.suppress(OSError), write_atomically(target) as file:
+        file.write(text.encode())
 
 
 def _describe_set(snapshot: Snapshot, found: FeatureSet) -> dict[str, Any]:

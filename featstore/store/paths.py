@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 
 from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
 from featstore.records.record import MAX_ID_BYTES
-from featstore.system.fsync import make_durable_folder, sync_folder
+from featstore.system.fsync import make_durable_folder, sync_dir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DATA_FILE = "data.mdb"
 LMDB_LOCK_FILE = "lock.mdb"
+INGEST_LOCK_FILE = "ingest.lock"
+FLIGHT_LOCK_FILE = "flight.lock"
+WRITE_LOCK_FILE = "write.lock"
 SEAL_FILE = "sealed"
 META_FILE = "cache_meta.json"
 _DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -79,11 +82,16 @@ def lmdb_name(path: Path) -> Iterator[str]:
         yield str(path)
 
 
-def keep_name(path: Path) -> None:
-    """Make durable that the dataset in the folder `path` is there; raise StoreError where the disk fails."""
+def compacting_path(path: Path) -> Path:
+    """Return the folder in which the dataset in `path`, not a link, is compacted; a killed compaction leaves it."""
+    return path.with_name(f".compacting-{path.name}")
+
+
+def sync_dataset(path: Path) -> None:
+    """Make durable that the dataset in the folder `path` exists; raise StoreError if the disk fails."""
     try:
         for folder in (path, path.parent):
-            sync_folder(folder)
+            sync_dir(folder)
     except OSError as exc:
         raise StoreError(f"{path} cannot be synced: {exc.strerror}; mend the disk") from exc
 
@@ -118,15 +126,6 @@ def stored_bytes(cache_dir: str | os.PathLike[str]) -> int:
         with contextlib.suppress(FileNotFoundError):  # removed since it was listed
             taken += (Path(cache_dir) / name / DATA_FILE).stat().st_blocks * 512
     return taken
-
-
-def free_bytes(path: str | os.PathLike[str]) -> int:
-    """Return the bytes that this user may still write to the disk under `path`."""
-    try:
-        stat = os.statvfs(path)
-    except OSError as exc:
-        raise StoreError(f"{path} cannot be looked into: {exc.strerror}") from exc
-    return stat.f_bavail * stat.f_frsize
 
 
 def check_video_id(video_id: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import xxhash
 
-from featstore.errors import StoreError, StoreFull, StoreMismatch, gib
+from featstore.errors import StoreError, StoreFull, StoreMismatch
 from featstore.records.codecs import compress
 from featstore.records.record import PAGE, pack_prefix, parse
 from featstore.store.catalog import (
@@ -31,12 +31,11 @@ from featstore.store.paths import (
     DATA_FILE,
     check_video_id,
     dataset_path,
-    free_bytes,
-    keep_name,
     make_folder,
     stored_bytes,
+    sync_dataset,
 )
-from featstore.system.filesystems import refuse_network
+from featstore.system.filesystems import format_bytes, free_bytes, refuse_network
 
 if TYPE_CHECKING:
     import os
@@ -108,9 +107,9 @@ class FeatureWriter:
             make_file(self.path, "manifest", MANIFEST_KEY, manifest)
         self._keeper = Keeper(self.path)
         environment = self._keeper.open()
-        if not environment.name_kept:  # also where its maker was killed before
-            keep_name(self.path)
-            environment.name_kept = True
+        if not environment.name_synced:  # also where its maker was killed before
+            sync_dataset(self.path)
+            environment.name_synced = True
         self._txn: WriteTransaction | None = None
         self._added: set[str] = set()  # digests of the sets that `add_set` found or made
         self._pending: list[Entry | Failure] = []
@@ -274,15 +273,15 @@ class FeatureWriter:
         free = free_bytes(self.path)
         if free - need < self._min_free:
             raise StoreFull(
-                f"{self.path}: {gib(free)} are free, the next record needs {gib(need)} and "
-                f"{gib(self._min_free)} are to stay free; make room, or lower --min-free: "
+                f"{self.path}: {format_bytes(free)} are free, the next record needs {format_bytes(need)} and "
+                f"{format_bytes(self._min_free)} are to stay free; make room, or lower --min-free: "
                 "what featstore rm freed inside the file is used first, and does not count here"
             )
         if self._max_size is not None:
             taken = stored_bytes(self._cache_dir)
             if taken + need > self._max_size:
                 raise StoreFull(
-                    f"{self._cache_dir} takes {gib(taken)}, the next record needs {gib(need)}, the limit is "
-                    f"{gib(self._max_size)}; raise --max-size, "
-                    "or give back with featstore compact what featstore rm freed"
+                    f"{self._cache_dir} takes {format_bytes(taken)}, the next record needs {format_bytes(need)}, "
+                    f"the limit is {format_bytes(self._max_size)}; raise --max-size, or give back with featstore "
+                    "compact what featstore rm freed"
                 )

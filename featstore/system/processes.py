@@ -8,7 +8,6 @@ lie in anonymous shared memory that is gone with the last process that holds it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import functools
 import mmap
@@ -29,13 +28,13 @@ from typing import IO, TYPE_CHECKING, Any
 import msgpack
 
 from featstore.errors import FeatstoreError
+from featstore.system import libc
 from featstore.system.forks import tell_of_forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 MAX_MESSAGE_BYTES = 256 << 20  # a token scale of some million tokens fits
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,7 @@ def join_parent(*, die_with_parent: bool) -> tuple[Connection, dict[str, Any], S
         signal.signal(number, signal.SIG_IGN)
     fd, parent = map(int, sys.argv[1:3])
     if die_with_parent and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.die_with_parent()
         if os.getppid() != parent:  # it died before we asked
             raise SystemExit(1)
     connection = Connection(fd)

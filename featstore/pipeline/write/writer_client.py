@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from featstore import errors
 from featstore.errors import StoreError
-from featstore.store.engine.locks import tell
+from featstore.store import report_waiting
 from featstore.system.processes import Child, Slots
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class WriterProcess:
             self.close()
             raise getattr(errors, message["type"])(message["message"])
         if message["kind"] == "said":
-            tell(message["sentence"])
+            report_waiting(message["sentence"])
         return message
 
     def _commits(self, message: dict[str, Any]) -> Iterator[Committed]:

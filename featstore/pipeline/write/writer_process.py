@@ -7,7 +7,6 @@ to say: whatever was put is committed first. When the parent dies it commits wha
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import queue
 import threading
 import time
@@ -18,30 +17,26 @@ from featstore.errors import FeatstoreError, StoreFull
 from featstore.records.quantization import QuantError
 from featstore.records.record import Header, SourceFingerprint
 from featstore.spec import FeatureSpec
+from featstore.store import ingest_lock, report_waiting_to
 from featstore.store.catalog import Entry, Failure
-from featstore.store.engine import locks
-from featstore.store.engine.locks import ingest_lock
-from featstore.store.maintenance.compact import clear_leftovers
 from featstore.store.paths import dataset_path, make_folder
 from featstore.store.writer import FeatureWriter, pack_record
+from featstore.system import libc
 from featstore.system.processes import join_parent, receive, send
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from multiprocessing.connection import Connection
-    from pathlib import Path
 
     from featstore.system.processes import Slots
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def main() -> None:
     """Serve the parent; tell it of any error, and end."""
     connection, first, slots = join_parent(die_with_parent=False)
-    _keep_freed_memory()
-    locks.tell = lambda sentence: _tell(connection, {"kind": "said", "sentence": sentence})
+    # LMDB allocates the room for each record anew, and glibc has the kernel map and clear so much memory each time:
+    # 80 to 100 ms for 66 MB in a virtual machine, 12 to 15 if it keeps what was freed.
+    libc.keep_freed_memory()
+    report_waiting_to(lambda sentence: _tell(connection, {"kind": "said", "sentence": sentence}))
     try:
         _serve(connection, first, slots)
     except FeatstoreError as exc:
@@ -55,19 +50,12 @@ def _serve(connection: Connection, first: dict[str, Any], slots: Slots) -> None:
     make_folder(folder)
     limits = {"min_free": first["min_free"], "max_size": first["max_size"]}
     with (
-        _ingest_lock(folder, first["lock_wait"]),
+        ingest_lock(folder, wait=first["lock_wait"]),
         FeatureWriter(cache_dir, dataset, **limits) as writer,
     ):
         writer.add_set(spec, first["origin"])
         _tell(connection, {"kind": "ready"})
         _Session(connection, writer, spec, slots).run()
-
-
-@contextlib.contextmanager
-def _ingest_lock(folder: Path, wait: float) -> Iterator[None]:
-    with ingest_lock(folder, wait=wait):
-        clear_leftovers(folder)  # a killed compaction's: its room is wanted
-        yield
 
 
 @dataclass(frozen=True)
@@ -173,15 +161,6 @@ class _Session:
             },
         )
         self._used, self._waiting, self._busy = [], 0, 0.0
-
-
-def _keep_freed_memory() -> None:
-    # LMDB allocates the room for each record anew, and glibc has the kernel map and clear so much memory each time:
-    # 80 to 100 ms for 66 MB in a virtual machine, 12 to 15 where it keeps what was freed.
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _tell(connection: Connection, message: dict[str, Any]) -> None:

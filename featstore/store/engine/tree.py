@@ -10,7 +10,7 @@ import functools
 import struct
 from bisect import bisect_right
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from featstore.store.engine.pages import (
     BIG_VALUE,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from featstore.errors import StoreDamaged
-    from featstore.system.file_map import Mapping
+    from featstore.system.file_map import FileMap
 
 # Branches kept by a snapshot, some 10 KB each; those of a million records are a few hundred.
 MAX_BRANCHES = 1024
@@ -64,15 +64,13 @@ class _Branch(NamedTuple):
 class Tree:
     """The tree of the commit `txn_id` in `mapping`, for as long as its pages do not change.
 
-    That is while a read transaction on it is held, or no later commit was made. learnt: for its users to note what they
-    found; goes with the tree.
+    That is while a read transaction on it is held, or no later commit was made.
     """
 
-    def __init__(self, mapping: Mapping, meta: Meta, path: Path) -> None:
+    def __init__(self, mapping: FileMap, meta: Meta, path: Path) -> None:
         """Take the map of the file and the meta page of the commit; read nothing yet."""
         self.mapping = mapping
         self.txn_id = meta.txn_id
-        self.learnt: dict[bytes, Any] = {}
         self._meta = meta
         self._path = path
         self._branches: dict[int, _Branch] = {}

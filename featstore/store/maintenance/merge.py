@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 from featstore.errors import FeatstoreError, RecordError, StoreError, StoreFull, StoreMismatch
 from featstore.records.record import parse
 from featstore.store.catalog import Entry, read_entry, read_manifest, read_sets, set_key, video_key
-from featstore.store.engine.environment import open_environment
+from featstore.store.engine.environment import open_snapshot
 from featstore.store.engine.locks import ingest_lock
-from featstore.store.maintenance.compact import clear_leftovers
 from featstore.store.paths import dataset_path, make_folder
 from featstore.store.writer import MIN_FREE_BYTES, FeatureWriter
 from featstore.system.filesystems import refuse_network
@@ -70,21 +69,22 @@ def merge_dataset(
     target, and StoreError where it cannot be written.
     """
     there, here = dataset_path(source, dataset), dataset_path(cache_dir, dataset)
-    snapshot = open_environment(there).snapshot()
+    snapshot = open_snapshot(there)
     read_manifest(snapshot, dataset)
     refuse_network(here)
     make_folder(here)
     if os.path.samefile(there, here):
         raise StoreMismatch(f"{source} and {cache_dir} are one cache; merge another one")
-    with ingest_lock(here, wait=lock_wait):
-        clear_leftovers(here)
-        with FeatureWriter(cache_dir, dataset, min_free=min_free, max_size=max_size) as writer:
-            merge = _Merge(snapshot, writer, MergeSummary(dataset), on_progress)
-            try:
-                merge.run(stop)
-            except StoreFull as exc:
-                merge.commit()  # what was put before fits
-                merge.summary.full = str(exc)
+    with (
+        ingest_lock(here, wait=lock_wait),
+        FeatureWriter(cache_dir, dataset, min_free=min_free, max_size=max_size) as writer,
+    ):
+        merge = _Merge(snapshot, writer, MergeSummary(dataset), on_progress)
+        try:
+            merge.run(stop)
+        except StoreFull as exc:
+            merge.commit()  # what was put before fits
+            merge.summary.full = str(exc)
     return merge.summary
 
 
@@ -161,5 +161,5 @@ class _Merge:
         header = parse(record).header
         if video_key(spec, self.summary.dataset, header.video_id) != key:
             raise StoreError(f"its record is that of {header.video_id!r}, which has another key")
-        wait(self._snapshot.read_in(record))  # faults alone read a cold disk at half its speed
+        wait(self._snapshot.prefault(record))  # faults alone read a cold disk at half its speed
         return record

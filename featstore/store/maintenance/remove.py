@@ -18,13 +18,12 @@ from featstore.store.catalog import (
     video_key,
 )
 from featstore.store.describe import write_cache_meta
-from featstore.store.engine.environment import open_environment
+from featstore.store.engine.environment import open_environment, open_snapshot
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.engine.transaction import WriteTransaction
-from featstore.store.maintenance.compact import clear_leftovers
-from featstore.store.maintenance.lost import listed_datasets, lost_datasets
+from featstore.store.lost import listed_datasets, lost_datasets
 from featstore.store.paths import DATA_FILE, dataset_path
-from featstore.system.fsync import sync_folder
+from featstore.system.fsync import sync_dir
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -72,15 +71,12 @@ def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
             _forget(cache_dir, dataset)
             return 0
     with ingest_lock(path):
-        clear_leftovers(path)
         taken = 0 if lost or path.is_symlink() else (path / DATA_FILE).stat().st_blocks * 512
         _clear(gone)
         _forget(cache_dir, dataset)
         try:
             os.rename(path, gone)
-            sync_folder(
-                path.parent
-            )  # or a power loss could bring back a folder with half its files
+            sync_dir(path.parent)  # or a power loss could bring back a folder with half its files
         except OSError as exc:
             raise StoreError(f"{path} cannot be removed: {exc.strerror}") from exc
     _clear(gone)
@@ -157,7 +153,7 @@ def _opened(cache_dir: str | os.PathLike[str], dataset: str) -> Iterator[tuple[P
     path = dataset_path(cache_dir, dataset)
     open_environment(path)  # makes no folder, nor a lock file, where there is no dataset
     with ingest_lock(path):
-        snapshot = open_environment(path).snapshot()
+        snapshot = open_snapshot(path)
         read_manifest(snapshot, dataset)
         yield path, snapshot
 

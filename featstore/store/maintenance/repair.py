@@ -23,7 +23,7 @@ from featstore.store.catalog import (
     unpack_entry,
     video_key,
 )
-from featstore.store.engine.environment import open_environment
+from featstore.store.engine.environment import open_environment, open_snapshot
 from featstore.store.engine.file_state import refuse_damaged_pages
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.engine.transaction import WriteTransaction
@@ -77,7 +77,7 @@ def repair_dataset(
     with ingest_lock(path):
         with WriteTransaction(path):
             refuse_damaged_pages(path)
-        snapshot = open_environment(path).snapshot()
+        snapshot = open_snapshot(path)
         found = list(find_problems(snapshot, report, on_video))
         del snapshot
         report.problems = [problem.sentence for problem in found if not problem.table]

@@ -9,12 +9,12 @@ import os
 
 from featstore.errors import StoreError
 from featstore.store.catalog import read_manifest
-from featstore.store.engine.environment import open_environment
+from featstore.store.engine.environment import open_snapshot
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.engine.transaction import WriteTransaction
 from featstore.store.maintenance.compact import rewrite
 from featstore.store.paths import SEAL_FILE, dataset_path, is_sealed
-from featstore.system.fsync import sync_folder
+from featstore.system.fsync import sync_dir
 
 
 def seal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
@@ -24,14 +24,14 @@ def seal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
     its pages are damaged.
     """
     path = dataset_path(cache_dir, dataset)
-    read_manifest(open_environment(path).snapshot(), dataset)  # refuses what is no dataset
+    read_manifest(open_snapshot(path), dataset)  # refuses what is no dataset
     with ingest_lock(path):
         if is_sealed(path):
             return
         txn = WriteTransaction(path)
         try:
             os.close(os.open(path / SEAL_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-            sync_folder(path)
+            sync_dir(path)
         except OSError as exc:
             raise StoreError(f"{path} cannot be sealed: {exc.strerror}") from exc
         finally:
@@ -45,7 +45,7 @@ def unseal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
     nobody would keep a writer from the pages they see. Raises as `compact_dataset` does.
     """
     path = dataset_path(cache_dir, dataset)
-    read_manifest(open_environment(path).snapshot(), dataset)
+    read_manifest(open_snapshot(path), dataset)
     with ingest_lock(path):
         if is_sealed(path):
             rewrite(path, unseal=True)

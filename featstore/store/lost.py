@@ -7,18 +7,18 @@ import os
 import stat
 from pathlib import Path
 
-from featstore.store.engine.locks import WRITE_FILE
 from featstore.store.paths import (
     DATA_FILE,
     LMDB_LOCK_FILE,
     META_FILE,
     SEAL_FILE,
+    WRITE_LOCK_FILE,
     dataset_names,
     is_dataset_name,
 )
 
 # Made beside a data file and never before it; an ingest that was killed early leaves other locks.
-_TRACES = (LMDB_LOCK_FILE, WRITE_FILE, SEAL_FILE)
+_TRACES = (LMDB_LOCK_FILE, WRITE_LOCK_FILE, SEAL_FILE)
 _MAX_META_BYTES = 64 << 20
 
 

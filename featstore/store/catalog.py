@@ -120,7 +120,7 @@ def pack_row(row: Manifest | FeatureSet | Entry | Failure) -> bytes:
 
 
 def read_manifest(snapshot: Snapshot, dataset: str | None = None) -> Manifest:
-    """Return the manifest; StoreMismatch where it is missing, of a newer format or another dataset's than `dataset`."""
+    """Return the manifest; StoreMismatch if it is missing, of a newer format or another dataset's than `dataset`."""
     data = snapshot.read("manifest", MANIFEST_KEY)
     if data is None:
         raise StoreMismatch(
@@ -195,12 +195,12 @@ def read_failure(snapshot: Snapshot, key: bytes) -> Failure | None:
 
 
 def unpack_failure(data: bytes) -> Failure:
-    """Return a failed video's row; StoreMismatch where it cannot be one."""
+    """Return a failed video's row; StoreMismatch if it cannot be one."""
     return _build_failure(_unpack(data))
 
 
 def unpack_entry(data: bytes) -> Entry:
-    """Return a finished video's row; StoreMismatch where it cannot be one."""
+    """Return a finished video's row; StoreMismatch if it cannot be one."""
     return _build_entry(_unpack(data))
 
 
@@ -209,12 +209,12 @@ Row = TypeVar("Row", Manifest, FeatureSet, Entry, Failure, SourceFingerprint, Qu
 
 @lru_cache(maxsize=256)
 def unpack_set(key: bytes, data: bytes) -> FeatureSet:
-    """Return the feature set whose row lies under `key`; StoreMismatch where it cannot be one, or is another's."""
+    """Return the feature set whose row is under `key`; StoreMismatch if it cannot be one, or is another's."""
     found = _build_set(_unpack(data))
     if set_key(found.spec.digest) != key:
         raise StoreMismatch(
             f"the feature set {key.decode(errors='replace')} describes {found.spec.digest}; its row is damaged: "
-            "featstore check --repair removes this set alone, then ingest its videos again"
+            "featstore check --repair removes only this set, then ingest its videos again"
         )
     return found
 
@@ -257,7 +257,7 @@ def _unpack(data: bytes) -> dict[str, Any]:
         raise _unreadable(f"{checksum.hex()} is not the checksum of what follows")
     try:
         plain = msgpack.unpackb(packed, unicode_errors="surrogatepass", strict_map_key=True)
-    except Exception as exc:  # msgpack raises a dozen unrelated types on what is no msgpack
+    except Exception as exc:  # msgpack raises a dozen unrelated types on what is not msgpack
         raise _unreadable(exc) from exc
     if not isinstance(plain, dict):
         raise _unreadable(f"a {type(plain).__name__}")

@@ -227,7 +227,10 @@ class Dataset(Mapping[str, Features]):
             )
         what, remedy = "failed to be ingested into", "mend the file and ingest again"
         if failure.damaged:
-            what, remedy = "was found damaged and removed from", "ingest again, which makes it anew"
+            what, remedy = (
+                "was found damaged and removed from",
+                "ingest again, which makes it again",
+            )
         return FeatureNotFound(
             f"video {video!r} {what} {place} ({plain_line(failure.reason)}); {remedy}"
         )

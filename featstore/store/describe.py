@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def describe_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> dict[str, Any]:
-    """Return manifest, counts, bytes and feature sets of a dataset, read from its catalog alone."""
+    """Return manifest, counts, bytes and feature sets of a dataset, read only from its catalog."""
     path = dataset_path(cache_dir, dataset)
     snapshot = open_snapshot(path)
     manifest = read_manifest(snapshot)
@@ -63,7 +63,7 @@ def describe_store(cache_dir: str | os.PathLike[str]) -> dict[str, Any]:
 def write_cache_meta(cache_dir: str | os.PathLike[str], *, forget: str | None = None) -> None:
     """Rewrite cache_meta.json at once, so that no reader sees half of it.
 
-    It is for people and scripts; featstore itself learns from it only which datasets were lost, so a disk too full for
+    It is for people and scripts; featstore itself reads from it only which datasets were lost, so a disk too full for
     it costs nothing else. forget: a dataset that is to be removed.
     """
     target = Path(cache_dir) / META_FILE

@@ -1,4 +1,4 @@
-"""Datasets whose data file is gone: what else they left tells of them, so that a loss is no clean cache."""
+"""Datasets whose data file is gone: found by what else they left, so that a loss does not pass for a clean cache."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_META_BYTES = 64 << 20
 def lost_datasets(cache_dir: str | os.PathLike[str]) -> dict[str, str]:
     """Return, by name, a sentence for each dataset that was in `cache_dir` and has no data file any more.
 
-    Was there: its folder has what is made beside the file, or cache_meta.json lists it. StoreNotFound where there is
+    Was there: its folder has what is made beside the file, or cache_meta.json lists it. StoreNotFound if there is
     no `cache_dir`.
     """
     there, root = dataset_names(cache_dir), Path(cache_dir)
@@ -37,7 +37,7 @@ def lost_datasets(cache_dir: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def listed_datasets(cache_dir: str | os.PathLike[str]) -> set[str]:
-    """Return the datasets that cache_meta.json lists, whatever became of them; none where it cannot be read."""
+    """Return the datasets that cache_meta.json lists, whatever became of them; none if it cannot be read."""
     meta = os.path.join(cache_dir, META_FILE)
     try:
         with open(os.open(meta, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:

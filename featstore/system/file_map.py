@@ -120,7 +120,7 @@ def prefault(path: str | os.PathLike[str], offset: int, length: int) -> list[Fut
     not read again: its futures are returned, which do not wait behind what was asked for later.
 
     Args:
-        path: The file. One that cannot be read is not an error here: whoever needs it will meet the error.
+        path: The file. One that cannot be read is not an error here: its reader will meet the error.
         offset: Where the part starts, in bytes.
         length: Bytes to read.
 

@@ -156,7 +156,7 @@ def _unescape(name: str) -> str:
 def _warn(path: str, kind: str) -> None:
     warnings.warn(
         f"{path} is on a network file system ({kind}): reading is slow there, and a file changed on another machine "
-        "meanwhile can end this process; copy the dataset to a local disk, or seal it",
+        "in the meantime can end this process; copy the dataset to a local disk, or seal it",
         RuntimeWarning,
         stacklevel=2,
     )

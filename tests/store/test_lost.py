@@ -86,7 +86,7 @@ def test_a_lost_dataset_is_listed_with_the_reason(lost):
     for command in ("ls", "info"):
         assert GONE in run(command, lost).stdout
     assert list(featstore.open(lost)) == ["other"]
-    remedy = f"{GONE}.* featstore rm --cache-dir .* forgets it|is no file; put a dataset's own"
+    remedy = f"{GONE}.* featstore rm --cache-dir .* forgets it|is not a file; put a dataset's own"
     with pytest.raises((DatasetNotFound, StoreMismatch), match=remedy):
         featstore.get(lost, "demo", "a")
 

@@ -63,7 +63,7 @@ class Environment:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the environment in folder `path`, for reading alone where the file may not be written."""
+        """Open the environment in folder `path`, only for reading if the file may not be written."""
         self.path = path
         self.name_synced = False  # whether this process made its name durable
         self._cache = Cache()
@@ -82,7 +82,7 @@ class Environment:
 
     @property
     def lmdb(self) -> lmdb.Environment:
-        """Return liblmdb's environment; raise StoreError where the dataset is sealed, so that there is none."""
+        """Return liblmdb's environment; raise StoreError if the dataset is sealed, so that there is none."""
         if self._handle is None:
             raise StoreError(
                 f"{self.path} is sealed, nothing is written to it; lift the seal with featstore seal --undo"
@@ -91,7 +91,7 @@ class Environment:
 
     @property
     def reads_alone(self) -> bool:
-        """Return whether it reads without liblmdb, the dataset being sealed."""
+        """Return whether it reads without liblmdb, because the dataset is sealed."""
         return self._handle is None
 
     @property
@@ -126,7 +126,7 @@ class Environment:
         """See that all find what was just committed in the folder `path`; raise StoreError if it is not there."""
         if self.is_current(path):
             return
-        remove_lock_file(path)  # who opened it meanwhile may have missed the commit
+        remove_lock_file(path)  # a process that opened it just now may have missed the commit
         if identify(path / DATA_FILE) != self._data_file:
             raise StoreError(
                 f"{path / DATA_FILE} was removed or replaced while it was written, and what was written last is "
@@ -178,7 +178,7 @@ class Environment:
 def make_file(path: Path, table: str, key: bytes, value: bytes) -> None:
     """Make the LMDB file in the folder `path` with one first row, unless a file is there.
 
-    It is made aside and linked into place: whoever looks, whenever the maker is killed, sees it whole or not at all.
+    It is made aside and linked into place: readers see it whole or not at all, whenever its maker is killed.
     """
     try:
         with tempfile.TemporaryDirectory(prefix=".making-", dir=path) as aside, translated(path):
@@ -198,11 +198,11 @@ def make_file(path: Path, table: str, key: bytes, value: bytes) -> None:
 
 
 def open_environment(path: Path) -> Environment:
-    """Return this process's environment for the folder `path`, opening it where it is not open yet.
+    """Return this process's environment for the folder `path`, opening it if it is not open yet.
 
     Follows the files, not their names: after a dataset was removed and made again, or its data file or lock file was
-    replaced, the new ones are opened beside the old ones, whose views stay good. So ask for each look-up. Raises
-    StoreNotFound where there is none.
+    replaced, the new ones are opened beside the old ones, whose views stay valid. So ask for each lookup. Raises
+    StoreNotFound if there is none.
     """
     environment = None
     while environment is None:  # its file was replaced while it was opened
@@ -240,7 +240,7 @@ def open_snapshot(path: Path) -> Snapshot:
 
 
 class Keeper:
-    """Keeps the environment of a folder open from one look-up to the next.
+    """Keeps the environment of a folder open from one lookup to the next.
 
     Of all keepers in a process the `KEPT_ENVIRONMENTS` used last do; what views use stays open besides.
     """
@@ -281,11 +281,11 @@ def _open_file(path: Path) -> int:
         raise StoreError(f"{path / DATA_FILE} cannot be opened: {exc.strerror}") from exc
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise StoreMismatch(f"{path / DATA_FILE} is no file; put a dataset's own there")
+        raise StoreMismatch(f"{path / DATA_FILE} is not a file; put a dataset's own there")
     return fd
 
 
-def _leave_inherited_alone() -> None:
+def _keep_inherited() -> None:
     # In a forked child: keep the parent's environments as they are, for good, and open our own from now on.
     _inherited.extend(_environments.values())
     _environments.clear()
@@ -295,5 +295,5 @@ def _leave_inherited_alone() -> None:
 
 # Nobody opens or closes while the process forks: the child would have half of it.
 os.register_at_fork(
-    before=lock.acquire, after_in_parent=lock.release, after_in_child=_leave_inherited_alone
+    before=lock.acquire, after_in_parent=lock.release, after_in_child=_keep_inherited
 )

@@ -165,7 +165,7 @@ def hold(
 
 
 def _take(file: LockFile, path: Path, lock: Callable[[int], None], patience: Patience) -> bool:
-    """Lock the file; return False where it is not the one at `path` any more."""
+    """Lock the file; return False if it is not the one at `path` any more."""
     while _is_current(file.fd, path):
         try:
             lock(file.fd)
@@ -191,7 +191,7 @@ def lock_byte(fd: int, offset: int) -> None:
 
 
 def _open(path: Path, *, readable: bool) -> int:
-    """Open a lock file, making it where it is not there; `readable`: for reading where it may not be written."""
+    """Open a lock file, making it if it is missing; `readable`: for reading if it may not be written."""
     # A link in a folder that came from elsewhere would have us write through it, a FIFO wait for ever.
     flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
@@ -211,7 +211,7 @@ def _open(path: Path, *, readable: bool) -> int:
     mode = os.fstat(fd).st_mode
     if not stat.S_ISREG(mode):
         os.close(fd)
-        raise StoreError(f"{path} cannot be locked: it is no file; remove it")
+        raise StoreError(f"{path} cannot be locked: it is not a file; remove it")
     _keep_from_readers(fd, stat.S_IMODE(mode))
     return fd
 

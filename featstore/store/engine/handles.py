@@ -152,7 +152,7 @@ def _let_go(handle: Handle) -> None:
 
 
 def _open_once(folder: Path, data: int, owner: object) -> Handle | None:
-    """Open it; return None if the lock file was replaced meanwhile, or was not this data file's and is removed."""
+    """Open it; return None if the lock file was replaced since, or was not this data file's and is removed."""
     allocate_table(folder)
     lock_file = identify(folder / LMDB_LOCK_FILE)
     handle = None
@@ -205,7 +205,7 @@ def _refuse_what_liblmdb_would_not(folder: Path) -> None:
     if os.statvfs(folder).f_flag & os.ST_RDONLY and not is_read_only_disk(folder):
         # liblmdb would read it without a slot in the reader table, and a writer elsewhere use its pages again.
         raise StoreError(
-            f"{folder} is mounted read-only here: whoever writes to it elsewhere cannot see who reads, and could "
-            "change what is being read; mount it writable, or seal it where it may be written: "
+            f"{folder} is mounted read-only here: programs that write to it elsewhere cannot see who reads, and could "
+            "change what is being read; mount it writable, or seal it on a machine that may write it: "
             f"featstore seal --dataset {folder.name} --cache-dir ..."
         )

@@ -1,4 +1,4 @@
-"""What liblmdb's errors mean for whoever uses a store, and what to do about each."""
+"""What liblmdb's errors mean for users of a store, and what to do about each."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _METAS = 2  # pages
 
 
 def refuse_sealed(path: Path) -> None:
-    """Raise StoreError where the dataset in the folder `path` is sealed."""
+    """Raise StoreError if the dataset in the folder `path` is sealed."""
     if is_sealed(path):
         raise StoreError(
             f"{path} is sealed: it is read without locks, so nothing is written into it; undo that with featstore seal "
@@ -35,7 +35,7 @@ def refuse_sealed(path: Path) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Raise StoreError where the data file in the folder `path` is a link; reading through one is fine."""
+    """Raise StoreError if the data file in the folder `path` is a link; reading through one is fine."""
     if os.path.islink(path / DATA_FILE):
         raise StoreError(
             f"{path / DATA_FILE} is a link, and no link is written through; put the file itself there"
@@ -46,11 +46,11 @@ class WriteTransaction:
     """One write transaction on the dataset in a folder; ends with `commit` or `abort`, or the last reference.
 
     Usable in `with`: leaving commits, an exception inside drops what was put. Commit in the thread that began it.
-    Every method raises StoreError where LMDB refuses; the transaction is over then.
+    Every method raises StoreError if LMDB refuses; the transaction is over then.
     """
 
     def __init__(self, path: Path) -> None:
-        """Wait for other writers and begin; raise StoreNotFound or StoreError where the file may not be written."""
+        """Wait for other writers and begin; raise StoreNotFound or StoreError if the file may not be written."""
         refuse_network(path)
         self._path = path
         self._lock = WriteLock(path)
@@ -113,7 +113,7 @@ class WriteTransaction:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        """Commit, or abort where an exception leaves the block."""
+        """Commit, or abort if an exception leaves the block."""
         if kind is None:
             self.commit()
         else:
@@ -138,7 +138,7 @@ class WriteTransaction:
 
 
 class StillFile:
-    """A dataset's file that nobody writes to meanwhile, to be copied.
+    """A dataset's file to be copied while nobody writes to it.
 
     Attributes:
         live_bytes: Bytes of the pages in use: what a compacted copy takes.

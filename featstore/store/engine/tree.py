@@ -1,6 +1,6 @@
-"""Finds keys in the pages of one snapshot without believing them.
+"""Finds keys in the pages of one snapshot without trusting them.
 
-A walk follows a page number only where it lies in the file and the page there carries it; nodes must lie in their page,
+A walk follows a page number only if it is in the file and the page there carries it; nodes must be within their page,
 leaves at the depth the tree states, keys in order. What does not hold raises StoreDamaged. Values are not touched.
 """
 
@@ -39,7 +39,7 @@ _U64 = struct.Struct("=Q")
 
 
 class Place(NamedTuple):
-    """Where a value lies: its offset in the file and its length in bytes."""
+    """The place of a value: its offset in the file and its length in bytes."""
 
     offset: int
     length: int
@@ -76,7 +76,7 @@ class Tree:
         self._branches: dict[int, _Branch] = {}
 
     def find(self, key: bytes) -> Place | None:
-        """Return where the value of `key` lies, None where there is no such key."""
+        """Return the place of the value of `key`, None if there is no such key."""
         number = self._meta.root
         if number is None:
             return None

@@ -1,8 +1,8 @@
-"""Compact a dataset: its file is written anew without the space of what was removed, and takes the old one's place.
+"""Compact a dataset: its file is written again without the space of what was removed, and takes the old one's place.
 
 The new file is made in a folder aside and the two folders are exchanged in one step of the file system, so a kill at
 any moment leaves the old dataset or the new one, whole. A folder, not a file: the new file needs a lock file of its
-own, for the readers in the old one's table follow the old file, whose views stay good.
+own, for the readers in the old one's table follow the old file, whose views stay valid.
 """
 
 from __future__ import annotations
@@ -49,12 +49,20 @@ class Compacted:
 def compact_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> Compacted:
     """Give the space of removed and replaced records back to the disk.
 
-    Readers go on undisturbed; writers wait. Raises StoreNotFound, StoreLocked while an ingest is at work, StoreFull
-    where the disk has no room for the second file beside the first, and StoreError where the dataset is sealed or
-    damaged. The dataset is then as it was.
+    Readers go on undisturbed; writers wait. If it raises, the dataset is as it was.
+
+    Args:
+        cache_dir: The cache directory.
+        dataset: The dataset's name.
+
+    Raises:
+        StoreNotFound: There is no such dataset.
+        StoreLocked: An ingest is at work.
+        StoreFull: The disk has no room for the second file beside the first.
+        StoreError: The dataset is sealed or damaged.
     """
     path = dataset_path(cache_dir, dataset)
-    read_manifest(open_snapshot(path), dataset)  # refuses what is no dataset
+    read_manifest(open_snapshot(path), dataset)  # refuses what is not a dataset
     with ingest_lock(path):
         return rewrite(path)
 
@@ -64,7 +72,7 @@ def rewrite(path: Path, *, unseal: bool = False) -> Compacted:
     path = Path(os.path.realpath(path))  # a link is followed: its target is exchanged
     if (path / DATA_FILE).is_symlink():
         raise StoreError(
-            f"{path / DATA_FILE} is a link, and its copy would lie here; make the folder the link, not the file in it"
+            f"{path / DATA_FILE} is a link, and its copy would be here; make the folder the link, not the file in it"
         )
     aside = compacting_path(path)
     if aside.exists():
@@ -126,7 +134,7 @@ def _copy(source: StillFile, path: Path, aside: Path) -> None:
 
 
 def _finish(source: StillFile, path: Path, aside: Path) -> None:
-    """Prove the copy in `aside`, and give its folder all else that the dataset's has."""
+    """Verify the copy in `aside`, and give its folder all else that the dataset's has."""
     problems = find_page_problems(aside)
     copy = open_environment(aside)  # makes its lock.mdb; let go of before the folder is renamed
     found, wanted = StillFile(copy.lmdb, aside).rows, source.rows
@@ -162,7 +170,7 @@ def _take_along(path: Path, aside: Path) -> None:
 def _folder_mode(path: Path) -> int:
     """Return the mode of the folder `path`, closed to those who may not read its file: a copy has another at first.
 
-    Open to the others from the start, or what a kill leaves could be removed by its maker alone.
+    Open to the others from the start, or what a kill leaves could be removed by its maker only.
     """
     readers = stat.S_IMODE(os.stat(path / DATA_FILE).st_mode) & 0o044
     return stat.S_IMODE(os.stat(path).st_mode) & (0o7700 | readers | readers >> 1 | readers >> 2)
@@ -172,7 +180,7 @@ def _look_alike(old: Path, new: Path) -> None:
     """Give `new` the owner, permissions and access list of `old`, as far as this user may."""
     with contextlib.suppress(FileNotFoundError, PermissionError):
         found = os.stat(old)
-        for uid in (-1, found.st_uid):  # the group may be given where the owner may not
+        for uid in (-1, found.st_uid):  # the group may be given if the owner may not
             with contextlib.suppress(PermissionError):
                 os.chown(new, uid, found.st_gid)
         shutil.copystat(old, new)

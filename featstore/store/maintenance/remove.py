@@ -1,4 +1,4 @@
-"""Remove a dataset, a feature set or single videos: gone for whoever looks, views good for whoever still holds them."""
+"""Remove a dataset, a feature set or single videos: gone for all who look, while views already taken stay valid."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class Removed:
 
 
 def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
-    """Remove `dataset` and return the bytes it took on disk; of one that is a link, the link alone is removed.
+    """Remove `dataset` and return the bytes it took on disk; of one that is a link, only the link is removed.
 
-    What is left of one whose file is gone is removed too. Raises StoreNotFound where it never was, StoreLocked while an
+    What is left of one whose file is gone is removed too. Raises StoreNotFound if it never was, StoreLocked while an
     ingest is at work. A run killed halfway leaves a folder whose name begins with a dot, which no one reads and the
     next removal of the dataset clears.
     """
@@ -103,10 +103,10 @@ def remove_videos(
     *,
     spec: FeatureSpec | None = None,
 ) -> Removed:
-    """Remove what is stored of `videos`, failures too, from one feature set, or from all where `spec` is None.
+    """Remove what is stored of `videos`, failures too, from one feature set, or from all if `spec` is None.
 
     Videos that are not there are named in the result. The file keeps its size: the space is used by later ingests, or
-    given back by `compact_dataset`. Raises StoreNotFound, StoreLocked while an ingest is at work, and StoreError where
+    given back by `compact_dataset`. Raises StoreNotFound, StoreLocked while an ingest is at work, and StoreError if
     the dataset is sealed. A run killed halfway has removed some of the videos, each wholly.
     """
     with _opened(cache_dir, dataset) as (path, snapshot):
@@ -151,7 +151,7 @@ def remove_set(cache_dir: str | os.PathLike[str], dataset: str, spec: FeatureSpe
 @contextlib.contextmanager
 def _opened(cache_dir: str | os.PathLike[str], dataset: str) -> Iterator[tuple[Path, Snapshot]]:
     path = dataset_path(cache_dir, dataset)
-    open_environment(path)  # makes no folder, nor a lock file, where there is no dataset
+    open_environment(path)  # makes no folder, nor a lock file, if there is no dataset
     with ingest_lock(path):
         snapshot = open_snapshot(path)
         read_manifest(snapshot, dataset)

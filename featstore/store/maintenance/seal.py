@@ -18,13 +18,13 @@ from featstore.system.fsync import sync_dir
 
 
 def seal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
-    """Refuse all writes to `dataset` from now on; nothing happens where it is sealed.
+    """Refuse all writes to `dataset` from now on; nothing happens if it is sealed.
 
-    Raises StoreNotFound, StoreLocked while an ingest is at work, and StoreError where the file may not be written or
+    Raises StoreNotFound, StoreLocked while an ingest is at work, and StoreError if the file may not be written or
     its pages are damaged.
     """
     path = dataset_path(cache_dir, dataset)
-    read_manifest(open_snapshot(path), dataset)  # refuses what is no dataset
+    read_manifest(open_snapshot(path), dataset)  # refuses what is not a dataset
     with ingest_lock(path):
         if is_sealed(path):
             return
@@ -39,7 +39,7 @@ def seal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
 
 
 def unseal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
-    """Let `dataset` be written again; nothing happens where it is not sealed.
+    """Let `dataset` be written again; nothing happens if it is not sealed.
 
     A copy takes the place of its file, as in a compaction: readers without locks may be at work on the file itself, and
     nobody would keep a writer from the pages they see. Raises as `compact_dataset` does.

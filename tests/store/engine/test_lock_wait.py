@@ -195,6 +195,8 @@ def test_a_lock_file_of_an_older_release_is_closed_to_readers(tmp_path):
 @pytest.mark.parametrize("name", LOCK_FILES)
 def test_a_fifo_in_place_of_a_lock_file_is_refused(tmp_path, name):
     os.mkfifo(tmp_path / name)
-    refused = pytest.raises(StoreError, match=f"{name} cannot be locked: it is no file; remove it")
+    refused = pytest.raises(
+        StoreError, match=f"{name} cannot be locked: it is not a file; remove it"
+    )
     with refused, taken(tmp_path, name):
         pass

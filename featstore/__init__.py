@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from featstore.records.header import Header
     from featstore.sampling import Sampling
     from featstore.spec import EncoderIdentity, FeatureSpec
-    from featstore.store.reader import Dataset, FeatureStore, get
+    from featstore.store.dataset import Dataset
+    from featstore.store.reader import FeatureStore, get
     from featstore.store.reader import FeatureStore as open
 
 __version__ = "0.1.0"
@@ -74,7 +75,7 @@ __all__ = [
 
 # Modules of the public names, imported at first use, so that `import featstore` loads nothing heavy.
 _HOMES = {
-    "Dataset": "featstore.store.reader",
+    "Dataset": "featstore.store.dataset",
     "EncoderIdentity": "featstore.spec",
     "FeatureSpec": "featstore.spec",
     "FeatureStore": "featstore.store.reader",

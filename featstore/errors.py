@@ -134,15 +134,6 @@ def retold(kind: str, message: str) -> FeatstoreError:
     return error
 
 
-def gib(size: float) -> str:
-    """Return a number of bytes for people: `63.0 MiB`, `1.20 GiB`."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.2f} GiB"
-
-
 def plain(text: str) -> str:
     """Return `text` for printing: its lines, with control characters escaped.
 

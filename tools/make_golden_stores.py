@@ -13,7 +13,7 @@ import shutil
 import struct
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import click
@@ -26,8 +26,11 @@ from featstore.records.record import FORMAT
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.catalog import STORE_FORMAT, Failure
-from featstore.store.reader import Dataset, FeatureStore
+from featstore.store.reader import FeatureStore
 from featstore.store.writer import FeatureWriter
+
+if TYPE_CHECKING:
+    from featstore.store.dataset import Dataset
 
 DATASET = "golden"
 TIME = 1_700_000_000.0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from featstore.cli._printing import clock
 from featstore.cli._streams import say
-from featstore.errors import gib
+from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,5 +73,5 @@ def _line(progress: Progress) -> str:
     left = clock((progress.total - ended) / rate) if rate else "?"
     return (
         f"{ended}/{progress.total} videos, {progress.skipped} skipped, {progress.failed} failed, "
-        f"{rate:.2f} videos/s, {gib(progress.record_bytes)} written, {left} left"
+        f"{rate:.2f} videos/s, {format_bytes(progress.record_bytes)} written, {left} left"
     )

@@ -9,7 +9,8 @@ import click
 
 from featstore.cli._options import cache_dir_option, json_option, one_dataset_option
 from featstore.cli._printing import print_json
-from featstore.errors import StoreError, StoreNotFound, gib, plain_line
+from featstore.errors import StoreError, StoreNotFound, plain_line
+from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
     from featstore.store.maintenance.check import CheckReport
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 @json_option
 def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> None:
     """Read every record, verify every checksum and report damage; exit code 1 if there is any."""
+    from featstore.store.lost import lost_datasets
     from featstore.store.maintenance.check import CheckReport, check_dataset
-    from featstore.store.maintenance.lost import lost_datasets
     from featstore.store.maintenance.repair import repair_dataset
     from featstore.store.paths import dataset_names
 
@@ -66,7 +67,7 @@ def _print_report(report: CheckReport) -> None:
             verdict if report.problems else "none left"
         )
     click.echo(
-        f"{report.dataset}: {report.videos} videos, {gib(report.record_bytes)} read, "
+        f"{report.dataset}: {report.videos} videos, {format_bytes(report.record_bytes)} read, "
         f"{report.failures} failures on record: {verdict}"
     )
     for problem in [*repaired, *report.problems]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from featstore.cli._options import cache_dir_option, dataset_option
-from featstore.errors import gib
+from featstore.system.filesystems import format_bytes
 
 
 @click.command()
@@ -18,6 +18,8 @@ def compact(cache_dir: str, dataset: str) -> None:
 
     done = compact_dataset(cache_dir, dataset)
     write_cache_meta(cache_dir)
+    given_back = format_bytes(done.before - done.after)
     click.echo(
-        f"{dataset}: {gib(done.before)} before, {gib(done.after)} after, {gib(done.before - done.after)} given back"
+        f"{dataset}: {format_bytes(done.before)} before, {format_bytes(done.after)} after, "
+        f"{given_back} given back"
     )

@@ -15,8 +15,9 @@ from featstore.cli._options import (
 )
 from featstore.cli._printing import date, print_facts, print_json
 from featstore.cli._streams import say
-from featstore.errors import FeatstoreError, gib, plain_line
+from featstore.errors import FeatstoreError, plain_line
 from featstore.fields import to_plain
+from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -85,7 +86,7 @@ def get(
     facts["error"] = _error_text(
         header.error.cosine, header.error.relative_l2, header.error.max_abs
     )
-    facts["source"] = f"{gib(header.source.size)}, xxh3-128 {header.source.xxh3_128}"
+    facts["source"] = f"{format_bytes(header.source.size)}, xxh3-128 {header.source.xxh3_128}"
     print_facts(facts)
     if out:
         say(f"written to {plain_line(out)}")

@@ -8,7 +8,8 @@ import click
 
 from featstore.cli._options import cache_dir_option, json_option, one_dataset_option
 from featstore.cli._printing import date, print_facts, print_json
-from featstore.errors import gib, plain_line
+from featstore.errors import plain_line
+from featstore.system.filesystems import format_bytes
 
 
 @click.command()
@@ -36,8 +37,8 @@ def _print_dataset(row: dict[str, Any]) -> None:
         click.echo(f"{row['dataset']}: {plain_line(row['error'])}")
         return
     click.echo(
-        f"{row['dataset']}: {row['videos']} videos, {gib(row['record_bytes'])} of records in a file of "
-        f"{gib(row['file_bytes'])}, {row['failures']} failures, format {row['format']}, {row['engine']}, "
+        f"{row['dataset']}: {row['videos']} videos, {format_bytes(row['record_bytes'])} of records in a file of "
+        f"{format_bytes(row['file_bytes'])}, {row['failures']} failures, format {row['format']}, {row['engine']}, "
         f"made {date(row['created'])}{', sealed' if row['sealed'] else ''}"
     )
     for found in row["feature_sets"]:

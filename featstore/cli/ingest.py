@@ -30,7 +30,8 @@ from featstore.cli._printing import clock, print_json
 from featstore.cli._progress import show_progress
 from featstore.cli._sources import Source, choose_sources
 from featstore.cli._streams import say
-from featstore.errors import gib, plain, plain_line
+from featstore.errors import plain, plain_line
+from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
     import threading
@@ -239,7 +240,7 @@ def _recipe(options: dict[str, Any], device: str) -> EncoderRecipe:
 
 
 def _plan_line(plan: IngestSummary, cache_dir: str) -> str:
-    from featstore.store.paths import free_bytes
+    from featstore.system.filesystems import free_bytes
 
     there = Path(cache_dir).absolute()
     while not there.exists():
@@ -249,7 +250,7 @@ def _plan_line(plan: IngestSummary, cache_dir: str) -> str:
         parts.append(f"{plan.replaced} replaced since")
     if plan.failed_before:
         parts.append(f"{len(plan.failed_before)} failed before (try again: --retry-failed)")
-    need = f"{gib(plan.needed_bytes)} needed, {gib(free_bytes(there))} free"
+    need = f"{format_bytes(plan.needed_bytes)} needed, {format_bytes(free_bytes(there))} free"
     return f"{plan.dataset}: {', '.join(parts)}; {need}"
 
 
@@ -260,7 +261,7 @@ def _shares(counts: Mapping[str, int]) -> str:
 def _print_summary(summary: IngestSummary) -> None:
     click.echo(
         f"{summary.dataset}: {summary.stored} stored, {summary.skipped} skipped, {len(summary.failures)} failed, "
-        f"{gib(summary.record_bytes)} in {clock(summary.seconds)}"
+        f"{format_bytes(summary.record_bytes)} in {clock(summary.seconds)}"
     )
     click.echo(f"  {plain_line(summary.spec.describe())}")
     if summary.stored:

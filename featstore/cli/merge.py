@@ -18,7 +18,8 @@ from featstore.cli._options import (
 )
 from featstore.cli._printing import print_json
 from featstore.cli._progress import show_progress
-from featstore.errors import gib, plain, plain_line
+from featstore.errors import plain, plain_line
+from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
     from featstore.pipeline.summary import Progress
@@ -61,7 +62,7 @@ def merge(
     else:
         click.echo(
             f"{dataset}: {done.stored} copied, {done.skipped} there before, {len(done.failures)} failed, "
-            f"{gib(done.record_bytes)}"
+            f"{format_bytes(done.record_bytes)}"
         )
         for name, reason in done.failures:
             click.echo(f"  failed: {plain_line(f'{name}: {reason}')}")

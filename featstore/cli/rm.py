@@ -12,7 +12,8 @@ from featstore.cli._options import (
     dataset_option,
     digest_prefix,
 )
-from featstore.errors import StoreError, gib, plain_line
+from featstore.errors import StoreError, plain_line
+from featstore.system.filesystems import format_bytes
 
 
 @click.command()
@@ -42,12 +43,13 @@ def rm(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None, 
         removed = remove_set(cache_dir, dataset, chosen)
     else:
         taken = remove_dataset(cache_dir, dataset)
-        click.echo(f"removed {dataset}, {gib(taken)}")
+        click.echo(f"removed {dataset}, {format_bytes(taken)}")
         return
     write_cache_meta(cache_dir)
     click.echo(
-        f"removed {removed.videos} videos and {removed.failures} failures of {dataset}, {gib(removed.record_bytes)}; "
-        f"the space is used by later ingests, or given back by featstore compact --dataset {dataset}"
+        f"removed {removed.videos} videos and {removed.failures} failures of {dataset}, "
+        f"{format_bytes(removed.record_bytes)}; the space is used by later ingests, or given back by "
+        f"featstore compact --dataset {dataset}"
     )
     for video in removed.missing:
         click.echo(f"  not there: {plain_line(video)}")
@@ -56,7 +58,7 @@ def rm(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None, 
 
 
 def _ask(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None) -> None:
-    from featstore.store.maintenance.lost import lost_datasets
+    from featstore.store.lost import lost_datasets
     from featstore.store.paths import dataset_names, dataset_path, is_sealed
     from featstore.store.reader import FeatureStore
 

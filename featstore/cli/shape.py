@@ -6,7 +6,7 @@ import click
 
 from featstore.cli._options import json_option, model_option, nframe_option, tower_option
 from featstore.cli._printing import print_facts, print_json, print_table
-from featstore.errors import gib
+from featstore.system.filesystems import format_bytes
 
 
 @click.command()
@@ -34,7 +34,7 @@ def shape(model_path: str | None, vision_tower: str | None, nframe: int, as_json
     )
     click.echo("bytes a video:")
     rows = [
-        {"stored as": name, "bytes": size, "": gib(size)}
+        {"stored as": name, "bytes": size, "": format_bytes(size)}
         for name, size in found.stored_bytes().items()
     ]
     print_table(rows, as_json=False)

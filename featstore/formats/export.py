@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from featstore.system.fsync import open_draft, replace_durably
+from featstore.system.fsync import write_atomically
 
 if TYPE_CHECKING:
+    import os
+
     from featstore.records.features import Features
 
 FORMATS = (".safetensors", ".npy")
@@ -34,15 +34,8 @@ def save_features(features: Features, path: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"{target} ends in {target.suffix!r}; features are written as {' or '.join(FORMATS)}"
         )
-    fd, draft = open_draft(target.parent, ".export-", target.suffix)
-    try:
-        with open(fd, "wb") as file:
-            _write(features, file, target.suffix)
-        replace_durably(draft, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        raise
+    with write_atomically(target) as file:
+        _write(features, file, target.suffix)
 
 
 def _write(features: Features, file: IO[bytes], suffix: str) -> None:

@@ -23,8 +23,7 @@ from featstore.fields import to_plain
 from featstore.models.lookup import serves
 from featstore.pipeline.on_demand import OnDemandEncoder
 from featstore.spec import FeatureSpec
-from featstore.store.reader import fits
-from featstore.store.selection import describe_mismatch
+from featstore.store.selection import describe_mismatch, fits
 from featstore.torch import measure_error, to_tensor
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from featstore.records.features import Features
     from featstore.records.quantization import QuantError
     from featstore.store.catalog import Entry, FeatureSet
-    from featstore.store.reader import Dataset
+    from featstore.store.dataset import Dataset
 
 NO_SCALE = torch.empty((0, 0))
 
@@ -227,7 +226,7 @@ def _choose(
         wanted = FeatureSpec(
             encoder.identity, made.sampling, DECODER, made.quantization, made.scale
         )
-        raise StoreMismatch(describe_mismatch(dataset, fitting, wanted, encoder.origin))
+        raise StoreMismatch(describe_mismatch(fitting, dataset.path, wanted, encoder.origin))
     listed = "".join(f"\n  {found.spec.describe()}" for found in serving)
     raise StoreMismatch(
         f"{len(serving)} feature sets of dataset {dataset.name!r} are of this encoder; name one with --spec or "

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from featstore.errors import FeatureNotFound, StoreError, StoreMismatch, StoreNotFound
 from featstore.store.catalog import has_entry, read_sets, video_key
+from featstore.store.dataset import Dataset
 from featstore.store.paths import absolute
-from featstore.store.reader import Dataset
 from featstore.store.selection import describe_mismatch
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Lookup:
             return ""
         if not sets or any(serves(found.spec, request.spec) for found in sets):
             return ""
-        return describe_mismatch(dataset, sets, request.spec, origin)
+        return describe_mismatch(sets, dataset.path, request.spec, origin)
 
     def close(self) -> None:
         """Let go of the datasets; a later lookup opens them again."""
@@ -123,7 +123,7 @@ def find_features(dataset: Dataset, video: str, wanted: FeatureSpec) -> Features
     ]
     if not specs:
         return None
-    return dataset.lookup(video, spec=_prefer(specs, video, wanted), snapshot=snapshot)
+    return dataset.load(snapshot, video, _prefer(specs, video, wanted))
 
 
 def refuse(dataset: Dataset, video: str, wanted: FeatureSpec, origin: str) -> NoReturn:
@@ -142,7 +142,7 @@ def refuse(dataset: Dataset, video: str, wanted: FeatureSpec, origin: str) -> No
     sets = dataset.sets()
     serving = [found.spec for found in sets if serves(found.spec, wanted)]
     if not serving and sets:
-        raise StoreMismatch(describe_mismatch(dataset, sets, wanted, origin))
+        raise StoreMismatch(describe_mismatch(sets, dataset.path, wanted, origin))
     dataset.lookup(video, spec=min(serving, key=lambda spec: spec != wanted, default=wanted))
     raise FeatureNotFound(f"video {video!r} was stored only now; ask again")
 

@@ -28,8 +28,8 @@ from featstore.errors import (
 )
 from featstore.models.lookup import Lookup
 from featstore.pipeline.on_demand import EncodedVideo, OnDemandEncoder, check_finite, store_features
+from featstore.store import single_flight_lock
 from featstore.store.describe import write_cache_meta
-from featstore.store.engine.locks import flight_lock
 from featstore.store.paths import dataset_path, make_folder
 from featstore.system.forks import tell_of_forks
 from featstore.torch import to_tensor
@@ -194,7 +194,7 @@ class FeatureSource:
             return False
         try:
             make_folder(folder)
-            lock.enter_context(flight_lock(folder, key))
+            lock.enter_context(single_flight_lock(folder, key))
         except StoreError as exc:
             self._give_up(exc, request.dataset)
             return False

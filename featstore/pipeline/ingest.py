@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from featstore.decoding.video_file import DECODER, Video
-from featstore.errors import StoreFull, gib
+from featstore.errors import StoreFull
 from featstore.pipeline.listing import Listing, list_videos
 from featstore.pipeline.options import IngestOptions
 from featstore.pipeline.plan import decode_order, plan_ingest
@@ -18,9 +18,9 @@ from featstore.records.codecs import require
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.describe import write_cache_meta
-from featstore.store.paths import absolute, dataset_path, free_bytes, make_folder, stored_bytes
+from featstore.store.paths import absolute, dataset_path, make_folder, stored_bytes
 from featstore.system.cpus import default_workers
-from featstore.system.filesystems import refuse_network
+from featstore.system.filesystems import format_bytes, free_bytes, refuse_network
 from featstore.system.processes import enough_descriptors
 
 if TYPE_CHECKING:
@@ -133,12 +133,14 @@ def _check_space(cache_dir: str | os.PathLike[str], need: int, options: IngestOp
     free, min_free, max_size = free_bytes(cache_dir), options.min_free, options.max_size
     if free - need < min_free:
         raise StoreFull(
-            f"the videos need {gib(need)}, {gib(free)} are free in {cache_dir} and {gib(min_free)} are to stay free; "
+            f"the videos need {format_bytes(need)}, {format_bytes(free)} are free in {cache_dir} and "
+            f"{format_bytes(min_free)} are to stay free; "
             "make room, take fewer with --limit, or lower --min-free"
         )
     taken = stored_bytes(cache_dir)
     if max_size is not None and taken + need > max_size:
         raise StoreFull(
-            f"the videos need {gib(need)}, {cache_dir} takes {gib(taken)} already and may take {gib(max_size)}; "
+            f"the videos need {format_bytes(need)}, {cache_dir} takes {format_bytes(taken)} already and may take "
+            f"{format_bytes(max_size)}; "
             "raise --max-size, or take fewer with --limit"
         )

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from featstore.pipeline.listing import Listing
     from featstore.pipeline.options import IngestOptions
     from featstore.spec import FeatureSpec
+    from featstore.store import Snapshot
     from featstore.store.catalog import Entry, Failure
-    from featstore.store.engine.snapshot import Snapshot
 
 LARGEST_EVERY = 4
 

@@ -18,6 +18,7 @@ from featstore.fields import build, to_plain
 from featstore.records.header import Header, SourceFingerprint
 from featstore.records.quantization import QuantError
 from featstore.spec import FeatureSpec
+from featstore.store.engine.settings import ENGINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +38,7 @@ class Manifest:
     dataset: str
     created: float
     format: int = STORE_FORMAT
-    engine: str = "lmdb-0.9"
+    engine: str = ENGINE
 
 
 @dataclass(frozen=True)
@@ -142,20 +143,20 @@ def read_manifest(snapshot: Snapshot, dataset: str | None = None) -> Manifest:
     data = snapshot.read("manifest", MANIFEST_KEY)
     if data is None:
         raise StoreMismatch(
-            f"{snapshot.environment.path} holds an LMDB file but no featstore dataset",
+            f"{snapshot.path} holds an LMDB file but no featstore dataset",
             remedy="ingest into another --cache-dir",
         )
     plain = _unpack(data)
     if plain.get("format") != STORE_FORMAT:
         raise StoreMismatch(
-            f"{snapshot.environment.path} has store format {plain.get('format')!r}, this featstore reads format "
+            f"{snapshot.path} has store format {plain.get('format')!r}, this featstore reads format "
             f"{STORE_FORMAT}",
             remedy="update featstore, or ingest into another --cache-dir",
         )
     manifest = _build(Manifest, plain)
     if dataset is not None and manifest.dataset != dataset:
         raise StoreMismatch(
-            f"{snapshot.environment.path} holds the dataset {manifest.dataset!r}; its folder must have that name",
+            f"{snapshot.path} holds the dataset {manifest.dataset!r}; its folder must have that name",
             remedy="rename it back",
         )
     return manifest
@@ -173,8 +174,7 @@ def stored_spec(snapshot: Snapshot, spec: FeatureSpec) -> FeatureSpec | None:
 
 def read_sets(snapshot: Snapshot) -> dict[str, FeatureSet]:
     """Return the dataset's feature sets by digest, oldest first; read once per snapshot."""
-    environment = snapshot.environment
-    as_of, known = environment.sets
+    as_of, known = snapshot.cache.sets
     if as_of == snapshot.txn_id:
         return known
     sets: dict[str, FeatureSet] = {}
@@ -182,7 +182,7 @@ def read_sets(snapshot: Snapshot) -> dict[str, FeatureSet]:
         found = unpack_set(key, data)
         sets[found.spec.digest] = found
     sets = dict(sorted(sets.items(), key=lambda item: item[1].created))
-    environment.sets = snapshot.txn_id, sets
+    snapshot.cache.sets = snapshot.txn_id, sets
     return sets
 
 

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import FeatstoreError
 from featstore.store.catalog import read_entries, read_failures, read_manifest, read_sets
-from featstore.store.engine.environment import open_environment
-from featstore.store.maintenance.lost import lost_datasets
+from featstore.store.engine.environment import open_snapshot
+from featstore.store.lost import lost_datasets
 from featstore.store.paths import META_FILE, dataset_names, dataset_path, is_sealed
-from featstore.system.fsync import open_draft
+from featstore.system.fsync import write_atomically
 
 if TYPE_CHECKING:
+    import os
+
     from featstore.store.catalog import FeatureSet
     from featstore.store.engine.snapshot import Snapshot
 
 
 def describe_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> dict[str, Any]:
-    """Return manifest, counts, bytes and feature sets of a dataset, read from its catalog alone."""
+    """Return manifest, counts, bytes and feature sets of a dataset, read only from its catalog."""
     path = dataset_path(cache_dir, dataset)
-    snapshot = open_environment(path).snapshot()
+    snapshot = open_snapshot(path)
     manifest = read_manifest(snapshot)
     sets = [_describe_set(snapshot, found) for found in read_sets(snapshot).values()]
     return {
@@ -62,24 +63,15 @@ def describe_store(cache_dir: str | os.PathLike[str]) -> dict[str, Any]:
 def write_cache_meta(cache_dir: str | os.PathLike[str], *, forget: str | None = None) -> None:
     """Rewrite cache_meta.json at once, so that no reader sees half of it.
 
-    It is for people and scripts; featstore itself learns from it only which datasets were lost, so a disk too full for
+    It is for people and scripts; featstore itself reads from it only which datasets were lost, so a disk too full for
     it costs nothing else. forget: a dataset that is to be removed.
     """
     target = Path(cache_dir) / META_FILE
     described = describe_store(cache_dir)
     described["datasets"].pop(forget, None)
     text = json.dumps(described, indent=2) + "\n"
-    with contextlib.suppress(OSError):
-        fd, draft = open_draft(cache_dir, f".{META_FILE}.")
-        try:
-            with open(fd, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(fd)
-            os.replace(draft, target)
-        except OSError:
-            os.unlink(draft)
-            raise
+    with contextlib.suppress(OSError), write_atomically(target) as file:
+        file.write(text.encode())
 
 
 def _describe_set(snapshot: Snapshot, found: FeatureSet) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where things lie in a cache directory, and which names may become folders."""
+"""Where things are in a cache directory, and which names may become folders."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from typing import TYPE_CHECKING
 
 from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
 from featstore.records.sizes import MAX_ID_BYTES
-from featstore.system.fsync import make_durable_folder, sync_folder
+from featstore.system.fsync import make_durable_folder, sync_dir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DATA_FILE = "data.mdb"
 LMDB_LOCK_FILE = "lock.mdb"
+INGEST_LOCK_FILE = "ingest.lock"
+FLIGHT_LOCK_FILE = "flight.lock"
+WRITE_LOCK_FILE = "write.lock"
 SEAL_FILE = "sealed"
 META_FILE = "cache_meta.json"
 _DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def dataset_path(cache_dir: str | os.PathLike[str], dataset: str) -> Path:
-    """Return the folder of `dataset`; StoreMismatch where its name cannot be a folder's."""
+    """Return the folder of `dataset`; StoreMismatch if its name cannot be a folder's."""
     if not is_dataset_name(dataset):
         raise StoreMismatch(
             f"a dataset cannot be called {dataset!r:.200}; use letters, digits, '.', '_' and '-', at most 128 of them, "
@@ -49,7 +52,7 @@ def is_dataset_name(name: str) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder `path` and those above it; raise StoreError where that cannot be."""
+    """Make the folder `path` and those above it; raise StoreError if that cannot be."""
     try:
         make_durable_folder(path)
     except OSError as exc:
@@ -66,7 +69,7 @@ def is_sealed(path: str | os.PathLike[str]) -> bool:
 
 @contextlib.contextmanager
 def lmdb_name(path: Path) -> Iterator[str]:
-    """Give a name under which py-lmdb can open the folder `path`: it takes no bytes, and no names that are no UTF-8."""
+    """Give a name under which py-lmdb can open the folder `path`: it takes no bytes, only UTF-8."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -79,20 +82,25 @@ def lmdb_name(path: Path) -> Iterator[str]:
         yield str(path)
 
 
-def keep_name(path: Path) -> None:
-    """Make durable that the dataset in the folder `path` is there; raise StoreError where the disk fails."""
+def compacting_path(path: Path) -> Path:
+    """Return the folder in which the dataset in `path`, not a link, is compacted; a killed compaction leaves it."""
+    return path.with_name(f".compacting-{path.name}")
+
+
+def sync_dataset(path: Path) -> None:
+    """Make durable that the dataset in the folder `path` exists; raise StoreError if the disk fails."""
     try:
         for folder in (path, path.parent):
-            sync_folder(folder)
+            sync_dir(folder)
     except OSError as exc:
         raise StoreError(f"{path} cannot be synced: {exc.strerror}; mend the disk") from exc
 
 
 def dataset_names(cache_dir: str | os.PathLike[str]) -> list[str]:
-    """Return the datasets in `cache_dir` that this user may enter, sorted; StoreNotFound where it is not there."""
+    """Return the datasets in `cache_dir` that this user may enter, sorted; StoreNotFound if it is not there."""
     root = Path(cache_dir)
     try:
-        os.stat(os.path.join(root, os.curdir))  # raises where no folder in it may be entered
+        os.stat(os.path.join(root, os.curdir))  # raises if no folder in it may be entered
         return sorted(
             path.name for path in root.iterdir() if is_dataset_name(path.name) and _has_data(path)
         )
@@ -120,19 +128,10 @@ def stored_bytes(cache_dir: str | os.PathLike[str]) -> int:
     return taken
 
 
-def free_bytes(path: str | os.PathLike[str]) -> int:
-    """Return the bytes that this user may still write to the disk under `path`."""
-    try:
-        stat = os.statvfs(path)
-    except OSError as exc:
-        raise StoreError(f"{path} cannot be looked into: {exc.strerror}") from exc
-    return stat.f_bavail * stat.f_frsize
-
-
 def check_video_id(video_id: str) -> None:
     """Raise ValueError unless `video_id` can name a video: 1 to 4,096 bytes, no control characters.
 
-    Surrogates may stand only where Python puts them: for bytes of a file name that are no UTF-8.
+    Surrogates are allowed only as Python uses them: for bytes of a file name that are not UTF-8.
     """
     size = len(video_id.encode("utf-8", "surrogatepass"))
     control = any(ord(c) < 32 or ord(c) == 127 for c in video_id)

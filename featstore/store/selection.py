@@ -1,26 +1,62 @@
-"""How a store says that it has other features than the ones asked for."""
+"""Which feature set of a dataset is meant, and what a store says that does not have the one asked for."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featstore.errors import plain_line
+from featstore.errors import StoreMismatch, plain_line
+from featstore.spec import FeatureSpec
 
 if TYPE_CHECKING:
-    from featstore.spec import FeatureSpec
-    from featstore.store.catalog import FeatureSet
-    from featstore.store.reader import Dataset
+    from collections.abc import Collection
+    from pathlib import Path
 
+    from featstore.store.catalog import FeatureSet
+
+MIN_DIGITS = 4  # of a digest that name a feature set
 _SHOWN = 40  # characters of a value
 _BEFORE = 20  # of them before the first that differs, so that one sees what it is
 
 
+def select(
+    sets: Collection[FeatureSet], path: Path, nframe: int | None, spec: FeatureSpec | str | None
+) -> FeatureSet:
+    """Return the one feature set that is asked for.
+
+    Args:
+        sets: The feature sets of a dataset.
+        path: The dataset's folder, for messages.
+        nframe: Frames per video of the set, if it matters.
+        spec: The set's FeatureSpec, or at least `MIN_DIGITS` first digits of its digest, if it matters.
+
+    Raises:
+        StoreMismatch: No set fits, or several do; the message lists them.
+    """
+    fitting = [found for found in sets if fits(found.spec, nframe, spec)]
+    if len(fitting) == 1:
+        return fitting[0]
+    raise StoreMismatch(_refuse(sets, fitting, path, nframe, spec))
+
+
+def fits(found: FeatureSpec, nframe: int | None, spec: FeatureSpec | str | None) -> bool:
+    """Return whether a feature set is one of those that `nframe` and `spec` ask for, if they are given."""
+    if nframe is not None and found.sampling.nframe != nframe:
+        return False
+    if isinstance(spec, FeatureSpec):
+        return found.digest == spec.digest
+    return spec is None or (len(spec) >= MIN_DIGITS and found.digest.startswith(spec))
+
+
 def describe_mismatch(
-    dataset: Dataset, sets: list[FeatureSet], wanted: FeatureSpec, origin: str = "CHECKPOINT"
+    sets: Collection[FeatureSet], path: Path, wanted: FeatureSpec, origin: str = "CHECKPOINT"
 ) -> str:
     """Return the sentence that refuses `wanted`: the nearest feature set, the fields that differ, the remedy.
 
-    origin: the checkpoint that makes the wanted features, as the command in the remedy names it.
+    Args:
+        sets: The feature sets there are, at least one.
+        path: The dataset's folder.
+        wanted: What was asked for.
+        origin: The checkpoint that makes the wanted features, as the command in the remedy names it.
     """
     nearest = min(sets, key=lambda found: len(found.spec.diff(wanted)))
     lines = []
@@ -28,10 +64,41 @@ def describe_mismatch(
         stored, asked = _around_difference(here, there)
         lines.append("\n  " + plain_line(f"{field}: stored {stored}, asked for {asked}"))
     return (
-        f"dataset {dataset.name!r} in {dataset.path.parent} holds no such features; the nearest set, "
+        f"dataset {path.name!r} in {path.parent} holds no such features; the nearest set, "
         f"{nearest.spec.digest[:8]} ingested from {plain_line(nearest.origin)}, differs in:{''.join(lines)}\n"
-        f"make them beside it: featstore ingest --videos VIDEOS --dataset {dataset.name} --model-path {origin} "
-        f"--cache-dir {dataset.path.parent} {wanted.ingest_options()}"
+        f"make them beside it: featstore ingest --videos VIDEOS --dataset {path.name} --model-path {origin} "
+        f"--cache-dir {path.parent} {wanted.ingest_options()}"
+    )
+
+
+def _refuse(
+    sets: Collection[FeatureSet],
+    fitting: Collection[FeatureSet],
+    path: Path,
+    nframe: int | None,
+    spec: FeatureSpec | str | None,
+) -> str:
+    if isinstance(spec, FeatureSpec) and sets:
+        return describe_mismatch(sets, path, spec)
+    listed = "".join(
+        f"\n  {found.spec.describe()}  from {plain_line(found.origin)}" for found in fitting or sets
+    )
+    if fitting:
+        return (
+            f"{len(fitting)} feature sets of dataset {path.name!r} fit; name one with spec= (on the command line "
+            f"--spec), its first digits will do:{listed}"
+        )
+    if isinstance(spec, FeatureSpec):
+        spec = spec.describe()
+    wanted = ", ".join(
+        f"{name}={value!r}" for name, value in (("nframe", nframe), ("spec", spec)) if value
+    )
+    remedy = "ask for one of them, or ingest with other options"
+    if sets and isinstance(spec, str) and len(spec) < MIN_DIGITS:
+        remedy = f"name one of them by at least {MIN_DIGITS} first digits"
+    return (
+        f"no feature set of dataset {path.name!r} fits {wanted or 'the request'}, it has {len(sets)}:"
+        f"{listed or ' none'}\n{remedy}"
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import xxhash
 
 from featstore import defaults
-from featstore.errors import StoreError, StoreFull, StoreMismatch, gib
+from featstore.errors import StoreError, StoreFull, StoreMismatch
 from featstore.records.codecs import compress
 from featstore.records.record import pack_prefix, parse
 from featstore.records.sizes import PAGE
@@ -33,12 +33,11 @@ from featstore.store.paths import (
     DATA_FILE,
     check_video_id,
     dataset_path,
-    free_bytes,
-    keep_name,
     make_folder,
     stored_bytes,
+    sync_dataset,
 )
-from featstore.system.filesystems import refuse_network
+from featstore.system.filesystems import format_bytes, free_bytes, refuse_network
 
 if TYPE_CHECKING:
     import os
@@ -59,7 +58,7 @@ def pack_record(
     """Return the header, completed with codec and checksum, and the record of the payload in `buffer[payload]`.
 
     Of all that a put takes, this needs no transaction: it may be done in another thread, ahead of time. Raises
-    ValueError where too little room lies before the payload for the prefix.
+    ValueError if too little room precedes the payload for the prefix.
     """
     codec, stored = compress(buffer[payload], codec)
     header = replace(header, codec=codec, payload_xxh3=xxhash.xxh3_64_intdigest(stored))
@@ -69,7 +68,7 @@ def pack_record(
     start = payload.start - len(prefix)
     if start < 0:
         raise ValueError(
-            f"{payload.start} bytes lie before the payload, the record's prefix needs {len(prefix)}"
+            f"{payload.start} bytes precede the payload, the record's prefix needs {len(prefix)}"
         )
     buffer[start : payload.start] = prefix
     return header, buffer[start : payload.stop]
@@ -91,7 +90,7 @@ class FeatureWriter:
         max_size: int | None = None,
         commit_bytes: int = defaults.COMMIT_BYTES,
     ) -> None:
-        """Open the dataset, making it where it is not there yet; raise StoreError where it may not be written."""
+        """Open the dataset, making it if it is missing; raise StoreError if it may not be written."""
         self.dataset = dataset
         self.path = dataset_path(cache_dir, dataset)
         refuse_network(self.path)
@@ -107,9 +106,9 @@ class FeatureWriter:
             make_file(self.path, "manifest", MANIFEST_KEY, manifest)
         self._keeper = Keeper(self.path)
         environment = self._keeper.open()
-        if not environment.name_kept:  # also where its maker was killed before
-            keep_name(self.path)
-            environment.name_kept = True
+        if not environment.name_synced:  # also if its maker was killed before that
+            sync_dataset(self.path)
+            environment.name_synced = True
         self._txn: WriteTransaction | None = None
         self._added: set[str] = set()  # digests of the sets that `add_set` found or made
         self._pending: list[Entry | Failure] = []
@@ -124,7 +123,7 @@ class FeatureWriter:
     def add_set(self, spec: FeatureSpec, origin: str) -> None:
         """Make the feature set of `spec`, first ingested from `origin`, unless it is there.
 
-        Visible at once, or with the next commit where something waits for one.
+        Visible at once, or with the next commit if something waits for one.
         """
         snapshot = self._keeper.open().snapshot()
         if self._txn is not None or stored_spec(snapshot, spec) is None:
@@ -145,11 +144,11 @@ class FeatureWriter:
         *,
         codec: str = defaults.CODEC,
     ) -> Entry:
-        """Put a record whose payload lies in `buffer[payload]`; visible after the next `commit`.
+        """Put a record whose payload is `buffer[payload]`; visible after the next `commit`.
 
         The prefix is written before the payload, into the same buffer, so that LMDB's copy is the only one. `header`
         is completed: codec, checksum. Raises StoreFull, leaving what was put before ready to be committed,
-        StoreMismatch where the header is not of a record of `spec` in this dataset, and ValueError where header and
+        StoreMismatch if the header is not of a record of `spec` in this dataset, and ValueError if header and
         payload do not belong together.
         """
         return self.put_packed(spec, *pack_record(header, scale, buffer, payload, codec=codec))
@@ -168,7 +167,7 @@ class FeatureWriter:
     def put_whole(self, spec: FeatureSpec, record: memoryview) -> Entry:
         """Put a record as it was stored elsewhere; visible after the next `commit`.
 
-        Raises RecordError where it is damaged, StoreMismatch where it is not of this dataset and `spec`, and StoreFull.
+        Raises RecordError if it is damaged, StoreMismatch if it is not of this dataset and `spec`, and StoreFull.
         """
         parsed = parse(record)
         parsed.verify()
@@ -213,7 +212,7 @@ class FeatureWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        """Commit, or drop what waits where an exception leaves the block."""
+        """Commit, or drop what waits if an exception leaves the block."""
         if kind is None:
             self.commit()
         else:
@@ -255,7 +254,7 @@ class FeatureWriter:
             self.abort()  # others wait for it
         if added:
             raise StoreError(
-                f"the feature set {spec.digest[:8]} was removed from {self.path} meanwhile; run the command again"
+                f"the feature set {spec.digest[:8]} was removed from {self.path} in the meantime; run the command again"
             )
         raise ValueError(
             f"{self.path} has no feature set {spec.digest[:8]}; call add_set before put and fail"
@@ -273,15 +272,15 @@ class FeatureWriter:
         free = free_bytes(self.path)
         if free - need < self._min_free:
             raise StoreFull(
-                f"{self.path}: {gib(free)} are free, the next record needs {gib(need)} and "
-                f"{gib(self._min_free)} are to stay free; make room, or lower --min-free: "
+                f"{self.path}: {format_bytes(free)} are free, the next record needs {format_bytes(need)} and "
+                f"{format_bytes(self._min_free)} are to stay free; make room, or lower --min-free: "
                 "what featstore rm freed inside the file is used first, and does not count here"
             )
         if self._max_size is not None:
             taken = stored_bytes(self._cache_dir)
             if taken + need > self._max_size:
                 raise StoreFull(
-                    f"{self._cache_dir} takes {gib(taken)}, the next record needs {gib(need)}, the limit is "
-                    f"{gib(self._max_size)}; raise --max-size, "
-                    "or give back with featstore compact what featstore rm freed"
+                    f"{self._cache_dir} takes {format_bytes(taken)}, the next record needs {format_bytes(need)}, "
+                    f"the limit is {format_bytes(self._max_size)}; raise --max-size, or give back with featstore "
+                    "compact what featstore rm freed"
                 )

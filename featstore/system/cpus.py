@@ -19,11 +19,11 @@ def default_workers(cgroups: Path = _CGROUPS) -> int:
 
 
 def _quota(cgroups: Path) -> float:
-    """Return the cores' worth of time that a control group allows, 0 where it sets no limit."""
+    """Return the cores' worth of time that a control group allows, 0 if it sets no limit."""
     with suppress(OSError, ValueError):  # version 2: "400000 100000", or "max 100000"
         allowed, period = (cgroups / "cpu.max").read_text().split()
         return 0.0 if allowed == "max" else int(allowed) / int(period)
-    with suppress(OSError, ValueError):  # version 1: -1 where there is no limit
+    with suppress(OSError, ValueError):  # version 1: -1 if there is no limit
         allowed, period = (
             (cgroups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
         )

@@ -1,53 +1,184 @@
-"""A read-only map of a store's file that lives as long as anything refers to it."""
+"""A file in memory: its map, which of the map's pages are in the page cache, and how they get there before use.
+
+Faults on a cold map read a disk at half its speed or less: the kernel looks a few pages ahead, no further. Positioned
+reads into a scratch buffer, several at once, keep the disk's queue filled; what they leave behind is the page cache.
+For some files the system does not say which pages are there: it is asked to read those ahead, which costs little if
+they are.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import os
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from featstore.errors import StoreError
-from featstore.system.page_cache import MAP_FAILED, libc, note_map
+from featstore.system import libc
 
-# Address space, not memory: the file may grow so far before it is mapped anew.
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+# Address space, not memory: the file may grow this far before it is mapped again.
 MIN_BYTES = 64 << 30
 GROWTH = 4
 MORE_FILES = "close some files, or raise the limit on open ones (ulimit -n)"
+THREADS = 4
+PIECE_BYTES = 2 << 20
+# Asked for more at once, Linux reads no more than read_ahead_kb, 128 by default, or the disk's largest transfer.
+ADVICE_BYTES = 128 << 10
+
+_PAST_END = 1 << 50  # of any file
+_RESIDENT = bytes(range(1, 256, 2))  # what mincore says of a page in memory: the lowest bit is set
+_scratch = threading.local()
+_hidden: dict[int, int] = {}  # maps of files that hide their pages: their first and last address
 
 
-class Mapping:
-    """A map of the open file `fd`, larger than the file, so that it need not move when the file grows.
+class FileMap:
+    """A read-only map of an open file that lives as long as anything refers to it.
 
-    address: where it begins. Only bytes within `file_bytes()` may be touched; the system ends a process that touches
-    those beyond.
+    The map is larger than the file, so that it need not move when the file grows. Only bytes within `file_bytes()` may
+    be touched: the system ends a process that touches those beyond.
+
+    Attributes:
+        address: The address of the file's first byte.
+        length: The bytes of address space that the map takes.
     """
 
     def __init__(self, fd: int) -> None:
-        """Map the file; raise StoreError where the process may not take the address space."""
+        """Map the file open as `fd`.
+
+        Raises:
+            StoreError: The process may not take the address space, or open another file.
+        """
         try:
             self._fd = os.dup(fd)
         except OSError as exc:
             raise StoreError(f"a store cannot be mapped: {exc.strerror}; {MORE_FILES}") from exc
         weakref.finalize(self, os.close, self._fd).atexit = False  # as the map below
         self.length = max(MIN_BYTES, GROWTH * self.file_bytes())
-        address = libc().mmap(None, self.length, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
-        if address == MAP_FAILED:
-            reason = os.strerror(ctypes.get_errno())
+        try:
+            self.address = libc.map_file(fd, self.length)
+        except OSError as exc:
             raise StoreError(
-                f"{self.length >> 30} GiB of address space for a store's map cannot be had: {reason}; lift the limit "
-                "(ulimit -v), or have fewer datasets open"
-            )
-        self.address: int = address
-        # Whoever registers the map elsewhere adds a finalizer later, and the latest runs first: the map goes last.
-        unmap = weakref.finalize(self, libc().munmap, address, self.length)
+                f"{self.length >> 30} GiB of address space for a store's map are not available: {exc.strerror}; lift "
+                "the limit (ulimit -v), or have fewer datasets open"
+            ) from exc
+        # Code that registers the map elsewhere adds a finalizer later, and the latest runs first: the map goes last.
+        unmap = weakref.finalize(self, libc.unmap, self.address, self.length)
         unmap.atexit = False  # views may be read to the very end
-        note_map(self, fd, address, self.length)
+        if hides_pages(fd):
+            _hidden[self.address] = self.address + self.length
+            weakref.finalize(self, _hidden.pop, self.address, None).atexit = False
 
     def file_bytes(self) -> int:
-        """Return how long the file is now."""
+        """Return the file's current length in bytes."""
         return os.fstat(self._fd).st_size
 
     def read(self, offset: int, length: int) -> bytes:
         """Return a copy of `length` bytes at `offset`, which the caller knows to be within the file."""
         return ctypes.string_at(self.address + offset, length)
+
+
+def is_resident(address: int, length: int) -> bool:
+    """Return whether every page of the mapped memory is in the page cache; False if the system does not say."""
+    if not shows_pages(address):
+        return False
+    start = address - address % mmap.PAGESIZE
+    found = libc.resident_pages(start, address + length - start)
+    return found is not None and not found.translate(None, _RESIDENT)
+
+
+def shows_pages(address: int) -> bool:
+    """Return whether the system says which pages of the map at `address` are in memory."""
+    return not any(start <= address < end for start, end in [*_hidden.items()])
+
+
+def hides_pages(fd: int) -> bool:
+    """Return whether the system calls every page of the open file resident, whether it is or not.
+
+    Linux does for a user who neither owns the file nor may write it (can_do_mincore in its mm/mincore.c); another
+    kernel may do so for all. A page past the file's end shows it, since it cannot be in memory.
+    """
+    try:
+        page = libc.map_file(fd, mmap.PAGESIZE, _PAST_END)
+    except OSError:
+        return True
+    found = libc.resident_pages(page, mmap.PAGESIZE)
+    libc.unmap(page, mmap.PAGESIZE)
+    return found is None or found in _RESIDENT
+
+
+def prefault(path: str | os.PathLike[str], offset: int, length: int) -> list[Future[None]]:
+    """Start to read a part of a file into the page cache, so that touching its map waits for no disk.
+
+    Pages of a file that hides them are only asked for; touching one waits for it. A part that is already being read is
+    not read again: its futures are returned, which do not wait behind what was asked for later.
+
+    Args:
+        path: The file. One that cannot be read is not an error here: its reader will meet the error.
+        offset: Where the part starts, in bytes.
+        length: Bytes to read.
+
+    Returns:
+        Futures to wait for, one per piece of `PIECE_BYTES`.
+    """
+    return _reader(os.getpid()).read(os.fspath(path), offset, length)
+
+
+class _Reader:
+    """A few threads and their unfinished reads; each process has one, since threads do not survive a fork."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(THREADS, "featstore-read")
+        self._lock = threading.Lock()
+        self._reading: dict[tuple[str, int, int], list[Future[None]]] = {}
+
+    def read(self, path: str, offset: int, length: int) -> list[Future[None]]:
+        part, end = (path, offset, length), offset + length
+        with self._lock:
+            self._reading = {
+                key: pieces
+                for key, pieces in self._reading.items()
+                if not all(piece.done() for piece in pieces)
+            }
+            if part not in self._reading:
+                self._reading[part] = [
+                    self._pool.submit(_read_piece, path, start, min(PIECE_BYTES, end - start))
+                    for start in range(offset, end, PIECE_BYTES)
+                ]
+            return self._reading[part]
+
+
+def _read_piece(path: str, offset: int, length: int) -> None:
+    buffer = getattr(_scratch, "buffer", None)
+    if buffer is None:
+        buffer = _scratch.buffer = memoryview(bytearray(PIECE_BYTES))
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        if hides_pages(fd) and hasattr(os, "posix_fadvise"):
+            _advise(fd, offset, offset + length)
+        else:
+            os.preadv(fd, [buffer[:length]], offset)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def _advise(fd: int, offset: int, end: int) -> None:
+    # 66 MB that are in memory take 3 ms this way, 80 ms if copied: measured on 2 cores.
+    for start in range(offset, end, ADVICE_BYTES):
+        os.posix_fadvise(fd, start, min(ADVICE_BYTES, end - start), os.POSIX_FADV_WILLNEED)
+
+
+@functools.lru_cache(maxsize=1)
+def _reader(pid: int) -> _Reader:
+    return _Reader()

@@ -1,14 +1,17 @@
-"""Which file system a store lies on: LMDB and shared maps do not belong on those that reach over a network.
+"""What is asked of the file system under a store: whether it is a network's, read-only or full, and its free bytes.
 
-Two machines each have a page cache and, often, locks of their own: what one writes the other sees late or by halves,
-and a map of a file that is cut short elsewhere ends the process. So such a store is not written, and read with a
-warning.
+LMDB and shared maps do not belong on file systems that reach over a network. Two machines each have a page cache and,
+often, locks of their own: what one writes the other sees late or in part, and a map of a file that is cut short
+elsewhere ends the process. So nothing is written to such a store, and it is read with a warning.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import resource
+import tempfile
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +19,10 @@ from typing import NamedTuple
 
 from featstore.errors import StoreError
 
-# Set to 1 by whoever knows that one machine at a time uses the store, and that its locks and maps work.
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What a commit may need beyond its records; a disk that has less is full.
+_PROBE_BYTES = 1 << 20
+# Set to 1 by users who know that one machine at a time uses the store, and that its locks and maps work.
 OVERRIDE = "FEATSTORE_NETWORK_STORE"
 MOUNTS = Path("/proc/self/mountinfo")
 # As Linux names them in mountinfo.
@@ -27,9 +33,45 @@ NETWORK = frozenset(f"{_CLUSTER} {_SHARE}".split())
 LOCAL_FUSE = frozenset({"fuse.fuse-overlayfs", "fuse.ntfs-3g", "fuse.mergerfs", "fuse.bindfs"})
 
 
+def free_bytes(path: str | os.PathLike[str]) -> int:
+    """Return the bytes that this user may still write to the disk under `path`; raise StoreError."""
+    try:
+        stat = os.statvfs(path)
+    except OSError as exc:
+        raise StoreError(f"{path} cannot be looked into: {exc.strerror}") from exc
+    return stat.f_bavail * stat.f_frsize
+
+
+def is_full(file: Path) -> bool:
+    """Return whether the disk, a quota or the limit on the size of files keeps `file` from growing.
+
+    LMDB calls a write that was cut short an input/output error, whatever cut it. So this tries to write.
+    """
+    try:
+        limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if limit != resource.RLIM_INFINITY and os.stat(file).st_size + _PROBE_BYTES > limit:
+            return True
+        with tempfile.TemporaryFile(dir=file.parent) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as exc:
+        return exc.errno in DISK_FULL_ERRNOS
+    return False
+
+
+def format_bytes(size: float) -> str:
+    """Return `size` in bytes as messages to people show it: `63.0 MiB`, `1.20 GiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
+
+
 def refuse_network(path: str | os.PathLike[str]) -> None:
-    """Raise StoreError where `path`, which need not exist, lies on a network file system."""
-    kind = network_kind(path)
+    """Raise StoreError if `path`, which need not exist, is on a network file system."""
+    kind = _network_kind(os.path.realpath(path), MOUNTS)
     if kind is not None and os.environ.get(OVERRIDE) != "1":
         raise StoreError(
             f"{path} is on a network file system ({kind}), where LMDB's locks and maps cannot be relied upon, so "
@@ -39,16 +81,19 @@ def refuse_network(path: str | os.PathLike[str]) -> None:
 
 
 def warn_of_network(path: str | os.PathLike[str]) -> None:
-    """Warn, once a process and path, where `path` lies on a network file system."""
-    kind = network_kind(path)
+    """Warn, once per process and path, if `path` is on a network file system."""
+    real = os.path.realpath(path)
+    kind = _network_kind(real, MOUNTS)
     if kind is not None and os.environ.get(OVERRIDE) != "1":
-        _warn(os.path.realpath(path), kind)
+        _warn(real, kind)
 
 
 def network_kind(path: str | os.PathLike[str], mounts: Path | None = None) -> str | None:
-    """Return the kind of network file system that `path` is on, as `mounts` has it, or None where it is on none.
+    """Return the kind of network file system that holds `path`, or None if it is a local one.
 
-    mounts: a file as /proc/self/mountinfo; where there is none, as on other systems than Linux, nothing is known.
+    Args:
+        path: A file or folder, which need not exist.
+        mounts: A file like /proc/self/mountinfo. Without one, as on systems other than Linux, nothing is known.
     """
     found = _mount_of(path, mounts or MOUNTS)
     if found is None:
@@ -59,17 +104,21 @@ def network_kind(path: str | os.PathLike[str], mounts: Path | None = None) -> st
     return found.kind if network else None
 
 
-def is_read_only_disk(path: str | os.PathLike[str], mounts: Path | None = None) -> bool:
-    """Return whether nobody on this machine can write where `path` lies: the file system is mounted read-only.
+# Asked for at each commit; a store does not move to another file system while a process uses it.
+_network_kind = lru_cache(maxsize=1024)(network_kind)
 
-    Not so where this mount of it alone is: others may write through theirs, as the host of a container does.
+
+def is_read_only_disk(path: str | os.PathLike[str], mounts: Path | None = None) -> bool:
+    """Return whether nobody on this machine can write at `path`: its file system is mounted read-only.
+
+    If only this mount of it is read-only, others may write through theirs, as the host of a container does.
     """
     found = _mount_of(path, mounts or MOUNTS)
     return found is not None and found.read_only
 
 
 class _Mount(NamedTuple):
-    """A mounted file system: its kind, and whether it is read-only by whatever mount."""
+    """A mounted file system: its kind, and whether it is read-only through every mount."""
 
     kind: str
     read_only: bool
@@ -107,7 +156,7 @@ def _unescape(name: str) -> str:
 def _warn(path: str, kind: str) -> None:
     warnings.warn(
         f"{path} is on a network file system ({kind}): reading is slow there, and a file changed on another machine "
-        "meanwhile can end this process; copy the dataset to a local disk, or seal it",
+        "in the meantime can end this process; copy the dataset to a local disk, or seal it",
         RuntimeWarning,
         stacklevel=2,
     )

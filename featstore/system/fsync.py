@@ -1,30 +1,28 @@
-"""Names that outlive a power loss: a file's content is on the disk when it is synced, its name when its folder is."""
+"""Names that outlive a power loss: a file's content is on disk once it is synced, its name once its folder is."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
-# What file systems answer that cannot sync a folder, and what a folder answers that may be passed but not read.
+# The answers of file systems that cannot sync a folder, and of a folder that may be entered but not read.
 _CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)
 
 
-def sync_folder(path: str | os.PathLike[str]) -> None:
-    """Make durable which names the folder `path` holds: those made, moved and removed before.
+def sync_dir(path: str | os.PathLike[str]) -> None:
+    """Make durable which names the folder `path` holds; raise OSError if the disk fails.
 
-    Does nothing where the file system has no such thing. Raises OSError where the disk fails.
+    Does nothing on file systems that cannot do that.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        _sync(path, os.O_DIRECTORY)
     except OSError as exc:
         if exc.errno not in _CANNOT:
             raise
@@ -32,11 +30,7 @@ def sync_folder(path: str | os.PathLike[str]) -> None:
 
 def sync_file(path: str | os.PathLike[str]) -> None:
     """Make durable what the file `path` holds; raise OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    _sync(path, 0)
 
 
 def make_durable_folder(path: Path) -> None:
@@ -44,20 +38,41 @@ def make_durable_folder(path: Path) -> None:
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in reversed(missing):
-        sync_folder(folder.parent)
+        sync_dir(folder.parent)
 
 
-def open_draft(folder: str | os.PathLike[str], prefix: str, suffix: str = "") -> tuple[int, str]:
-    """Make a file in `folder` that nobody has, and return its descriptor and path; who may read it is the umask's say.
+@contextlib.contextmanager
+def write_atomically(target: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Yield a file that takes the place of `target` when the block ends, and leaves nothing if it raises.
 
-    tempfile's are their maker's alone, also once they have taken the place of a file that others read.
+    Others see the old file or the new one, whole, also after a power loss. The umask decides who may read it, unlike
+    tempfile's, which only their maker may read, also once they have taken the place of a file that others read.
+
+    Args:
+        target: The file to write, in a folder that exists.
+
+    Raises:
+        OSError: The file cannot be written.
     """
-    path = os.path.join(folder, f"{prefix}{secrets.token_hex(8)}{suffix}")
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), path
+    folder = Path(target).absolute().parent
+    draft = folder / f".writing-{secrets.token_hex(8)}"
+    fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        with open(fd, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(fd)
+        os.replace(draft, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+        raise
+    sync_dir(folder)
 
 
-def replace_durably(draft: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Give the file `draft` the name `target`: after a power loss that is the old file or the new one, whole."""
-    sync_file(draft)
-    os.replace(draft, target)
-    sync_folder(os.path.dirname(os.path.abspath(target)))
+def _sync(path: str | os.PathLike[str], flags: int) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -8,7 +8,6 @@ frames and features are in anonymous shared memory that is gone with the last pr
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import functools
 import mmap
@@ -31,13 +30,13 @@ import msgpack
 
 from featstore.errors import FeatstoreError, retold
 from featstore.fields import build, to_plain
+from featstore.system import libc
 from featstore.system.forks import no_fork, tell_of_forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 MAX_MESSAGE_BYTES = 256 << 20  # a token scale of some million tokens fits
-_PR_SET_PDEATHSIG = 1
 
 Message = TypeVar("Message")
 
@@ -257,7 +256,7 @@ def join_parent(setup: type[Message], *, die_with_parent: bool) -> tuple[Connect
         signal.signal(number, signal.SIG_IGN)
     fd, parent = map(int, sys.argv[1:3])
     if die_with_parent and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.die_with_parent()
         if os.getppid() != parent:  # it died before prctl
             raise SystemExit(1)
     connection = Connection(fd)

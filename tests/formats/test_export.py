@@ -18,7 +18,7 @@ def half(features, file, suffix):
     file.flush()
     killed()
 if sys.argv[3] == "before the rename":
-    export.replace_durably = killed
+    os.replace = killed
 else:
     export._write = half
 export.save_features(featstore.get(sys.argv[1], "demo", "a"), sys.argv[2])

@@ -196,9 +196,9 @@ def test_a_fifo_or_folder_in_place_of_the_data_file_is_refused_at_once(tmp_path)
         folder.mkdir()
         make(folder / "data.mdb")
         assert dataset_names(tmp_path) == []
-        with pytest.raises(StoreError, match="is no file"):
+        with pytest.raises(StoreError, match="is not a file"):
             FeatureStore(tmp_path)[folder.name]
-        with pytest.raises(StoreError, match="is no file"):
+        with pytest.raises(StoreError, match="is not a file"):
             FeatureWriter(tmp_path, folder.name, min_free=0)
 
 
@@ -210,7 +210,7 @@ def test_what_is_no_file_in_place_of_liblmdbs_lock_is_refused_at_once(tmp_path, 
     assert run_python(program, tmp_path).returncode == 0
     (tmp_path / "demo" / "lock.mdb").unlink()
     make(tmp_path / "demo" / "lock.mdb")
-    with pytest.raises(StoreError, match=r"lock\.mdb is no file; remove it"):
+    with pytest.raises(StoreError, match=r"lock\.mdb is not a file; remove it"):
         featstore.get(tmp_path, "demo", "a")
 
 

@@ -15,8 +15,8 @@ from featstore.models import CachedLongVA
 from featstore.models.compare import Limits, compare
 from featstore.pipeline.ingest import ingest
 from featstore.sampling import Sampling
+from featstore.store.dataset import Dataset
 from featstore.store.maintenance.remove import remove_set, remove_videos
-from featstore.store.reader import Dataset
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,9 @@ from toys import expected, store_videos, toy_features, toy_spec
 
 from featstore.errors import FeatureNotFound, StoreMismatch
 from featstore.models.lookup import FeatureRequest, Lookup, find_features
-from featstore.store import reader
 from featstore.store.catalog import video_key
+from featstore.store.dataset import Dataset
 from featstore.store.maintenance.remove import remove_set, remove_videos
-from featstore.store.reader import Dataset
 from featstore.store.writer import FeatureWriter
 
 A, B = toy_features(1), toy_features(2)
@@ -53,7 +52,7 @@ def test_what_is_removed_during_a_look_up_is_found_as_it_was_or_not_at_all(
     """Each look-up goes by one commit: nothing is found by one and missed by the next."""
     store_videos(cache, "demo", {"a": A, "b": B})
     dataset = Dataset(cache, "demo")
-    real = reader.Dataset.snapshot
+    real = Dataset.snapshot
 
     def then_remove(self):
         snapshot = real(self)
@@ -64,7 +63,7 @@ def test_what_is_removed_during_a_look_up_is_found_as_it_was_or_not_at_all(
             remove_videos(cache, "demo", ["a"])
         return snapshot
 
-    monkeypatch.setattr(reader.Dataset, "snapshot", then_remove)
+    monkeypatch.setattr(Dataset, "snapshot", then_remove)
     found = find_features(dataset, "a", SPEC)
     assert found is not None
     np.testing.assert_array_equal(found.data, expected(A, SPEC))

@@ -14,7 +14,8 @@ import pytest
 from toys import python_env
 
 from featstore.errors import StoreError, StoreNotFound
-from featstore.store.engine.locks import FLIGHT_FILE, flight_lock
+from featstore.store.engine.locks import single_flight_lock
+from featstore.store.paths import FLIGHT_LOCK_FILE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,9 +27,9 @@ WAIT = 60.0
 HOLD = """
 import sys, time
 from pathlib import Path
-from featstore.store.engine.locks import flight_lock
+from featstore.store.engine.locks import single_flight_lock
 folder, key, mark = sys.argv[1:]
-with flight_lock(Path(folder), key.encode()):
+with single_flight_lock(Path(folder), key.encode()):
     Path(mark).touch()
     time.sleep(600)
 """
@@ -119,10 +120,10 @@ def test_threads_of_one_process_wait_for_each_other(tmp_path):
     inside, order = threading.Event(), []
 
     def second():
-        with flight_lock(tmp_path, b"video"):
+        with single_flight_lock(tmp_path, b"video"):
             order.append("second")
 
-    with flight_lock(tmp_path, b"video"):
+    with single_flight_lock(tmp_path, b"video"):
         thread = threading.Thread(target=second)
         thread.start()
         inside.wait(0.2)
@@ -132,15 +133,15 @@ def test_threads_of_one_process_wait_for_each_other(tmp_path):
 
 
 def test_nothing_is_written_to_the_locks_file(tmp_path):
-    with flight_lock(tmp_path, b"video"), flight_lock(tmp_path, b"another video"):
-        assert (tmp_path / FLIGHT_FILE).stat().st_size == 0
+    with single_flight_lock(tmp_path, b"video"), single_flight_lock(tmp_path, b"another video"):
+        assert (tmp_path / FLIGHT_LOCK_FILE).stat().st_size == 0
 
 
 def test_systems_without_such_locks_lock_the_file(tmp_path, monkeypatch):
     monkeypatch.delattr("fcntl.F_OFD_SETLKW")
-    with flight_lock(tmp_path, b"video"):
+    with single_flight_lock(tmp_path, b"video"):
         pass
-    with flight_lock(tmp_path, b"video"):  # released
+    with single_flight_lock(tmp_path, b"video"):  # released
         pass
 
 
@@ -150,24 +151,27 @@ def test_a_folder_that_was_removed_meanwhile_is_made_again(tmp_path):
     entered = threading.Event()
 
     def wait_inside():
-        with flight_lock(folder, b"video"):
+        with single_flight_lock(folder, b"video"):
             entered.set()
 
-    with flight_lock(folder, b"video"):
+    with single_flight_lock(folder, b"video"):
         thread = threading.Thread(target=wait_inside)
         thread.start()
         time.sleep(0.2)
         folder.rename(gone)
     thread.join()
     assert entered.is_set()
-    assert (folder / FLIGHT_FILE).exists()
+    assert (folder / FLIGHT_LOCK_FILE).exists()
 
 
 def test_a_lock_that_cannot_be_had_says_so(tmp_path):
-    with pytest.raises(StoreNotFound), flight_lock(tmp_path / "nowhere", b"video"):
+    with pytest.raises(StoreNotFound), single_flight_lock(tmp_path / "nowhere", b"video"):
         pass
-    (tmp_path / FLIGHT_FILE).mkdir()
-    with pytest.raises(StoreError, match="cannot be locked"), flight_lock(tmp_path, b"video"):
+    (tmp_path / FLIGHT_LOCK_FILE).mkdir()
+    with (
+        pytest.raises(StoreError, match="cannot be locked"),
+        single_flight_lock(tmp_path, b"video"),
+    ):
         pass
 
 

@@ -26,7 +26,7 @@ import os, pwd, sys, traceback
 from pathlib import Path
 import numpy as np
 import featstore
-from featstore.store.engine.locks import WriteLock, flight_lock, ingest_lock
+from featstore.store.engine.locks import WriteLock, single_flight_lock, ingest_lock
 from featstore.store import describe
 from featstore.store.maintenance import check, compact, merge, remove, repair, seal
 from toys import store_videos, toy_features, toy_spec, expected
@@ -39,8 +39,7 @@ X = {name: toy_features(ord(name)) for name in "abcdef"}
 def ingest(*names):
     cache.mkdir(exist_ok=True)
     (cache / "demo").mkdir(exist_ok=True)
-    with ingest_lock(cache / "demo"), flight_lock(cache / "demo", b"video"):
-        compact.clear_leftovers(cache / "demo")
+    with ingest_lock(cache / "demo"), single_flight_lock(cache / "demo", b"video"):
         store_videos(cache, "demo", {name: X[name] for name in names})
     describe.write_cache_meta(cache)
 

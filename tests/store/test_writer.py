@@ -216,7 +216,7 @@ def test_a_record_that_cannot_be_of_its_set_is_refused(cache, writer, misfit):
 def test_a_buffer_without_room_before_the_payload_is_refused(cache, writer):
     stored, scale = quantize(A, "int8", "channel")
     buffer = memoryview(bytearray(100) + stored.tobytes())
-    with pytest.raises(ValueError, match=r"100 bytes lie before the payload, .* needs 4080"):
+    with pytest.raises(ValueError, match=r"100 bytes precede the payload, .* needs 4080"):
         writer.put(
             SPEC,
             toy_header(SPEC, "demo", "a", A),

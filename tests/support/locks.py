@@ -5,30 +5,24 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from featstore.store.engine.locks import (
-    FLIGHT_FILE,
-    LOCK_FILE,
-    WRITE_FILE,
-    WriteLock,
-    flight_lock,
-    ingest_lock,
-)
+from featstore.store.engine.locks import WriteLock, ingest_lock, single_flight_lock
+from featstore.store.paths import FLIGHT_LOCK_FILE, INGEST_LOCK_FILE, WRITE_LOCK_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-LOCK_FILES = [LOCK_FILE, FLIGHT_FILE, WRITE_FILE]
+LOCK_FILES = [INGEST_LOCK_FILE, FLIGHT_LOCK_FILE, WRITE_LOCK_FILE]
 
 
 @contextlib.contextmanager
 def taken(folder: Path, name: str) -> Iterator[None]:
     """Hold the lock whose file in `folder` is called `name`."""
     with contextlib.ExitStack() as stack:
-        if name == LOCK_FILE:
+        if name == INGEST_LOCK_FILE:
             stack.enter_context(ingest_lock(folder, wait=60))
-        elif name == FLIGHT_FILE:
-            stack.enter_context(flight_lock(folder, b"video"))
+        elif name == FLIGHT_LOCK_FILE:
+            stack.enter_context(single_flight_lock(folder, b"video"))
         else:
             stack.callback(WriteLock(folder).release)
         yield

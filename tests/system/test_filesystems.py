@@ -28,6 +28,7 @@ def table(tmp_path, monkeypatch):
 
     def write(*lines: str) -> None:
         file.write_text("\n".join([line("/", "ext4"), *lines]) + "\n", errors="surrogateescape")
+        filesystems._network_kind.cache_clear()
 
     write()
     return write

@@ -14,7 +14,7 @@ from featstore.errors import RecordError
 from featstore.records.codecs import CODECS
 from featstore.records.features import Features
 from featstore.records.record import Record
-from featstore.system.page_cache import is_told
+from featstore.system.file_map import shows_pages
 from featstore.torch import FeatureDataset, explain, prefetch, to_tensor
 from featstore.torch.upload import cudart, registered
 from featstore.torch.upload.staged import SLOT_BYTES, SLOTS, shared_ring
@@ -97,7 +97,7 @@ def test_a_record_is_registered_when_it_is_asked_for_again(tmp_path):
     store_videos(tmp_path / "cache", "d", videos, spec=toy_spec(40_000))
     features = featstore.open(tmp_path / "cache")["d"]["v"]
     assert explain(features).startswith("staged")
-    if not is_told(features.owner.address):
+    if not shows_pages(features.owner.address):
         pytest.skip("this system does not tell what lies in memory")
     to_tensor(features, device="cuda")
     assert explain(features).startswith("registered")

@@ -17,7 +17,7 @@ import torch
 from toys import store_videos, toy_features, toy_spec
 
 import featstore
-from featstore.system import page_cache
+from featstore.system import file_map
 from featstore.torch import conversion, explain, to_tensor
 from featstore.torch.kernels.quantize import TORCH_DTYPES
 from featstore.torch.upload import cudart, registered, staged, transfer
@@ -270,7 +270,7 @@ def test_auto_registers_nothing_of_a_file_that_hides_what_lies_in_memory(
 ):
     """A cold record was taken for a hot one, registered and read page by page."""
     store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
-    monkeypatch.setattr(page_cache, "hides_pages", lambda fd: True)
+    monkeypatch.setattr(file_map, "hides_pages", lambda fd: True)
     features = featstore.open(tmp_path / "cache")["d"]["v"]
     for _ in range(4):
         assert explain(features).startswith("staged: the system tells only who may write the file")

@@ -14,7 +14,7 @@ from featstore.pipeline.write.writer_process import (
     WriterReady,
     WriterSetup,
 )
-from featstore.store.engine.locks import tell
+from featstore.store import report_waiting
 from featstore.system.processes import ErrorMessage, WorkerProcess
 
 if TYPE_CHECKING:
@@ -97,5 +97,5 @@ class WriterProcess:
             self.close()
             raise message.exception()
         if isinstance(message, WaitNotice):
-            tell(message.sentence)
+            report_waiting(message.sentence)
         return message

@@ -9,7 +9,6 @@ to say: what was put is committed first. When the parent dies it commits what it
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import queue
 import threading
 import time
@@ -19,19 +18,17 @@ from typing import TYPE_CHECKING
 from featstore.errors import FeatstoreError, StoreFull
 from featstore.records.header import Header
 from featstore.spec import FeatureSpec
+from featstore.store import ingest_lock, report_waiting_to
 from featstore.store.catalog import Entry, Failure
-from featstore.store.engine import locks
-from featstore.store.engine.locks import ingest_lock
-from featstore.store.maintenance.compact import clear_leftovers
 from featstore.store.paths import dataset_path, make_folder
 from featstore.store.writer import FeatureWriter, pack_record
+from featstore.system import libc
 from featstore.system.processes import ErrorMessage, Slots, join_parent, receive, send
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 MODULE = "featstore.pipeline.write.writer_process"
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 @dataclass(frozen=True)
@@ -99,8 +96,10 @@ class Committed:
 def main() -> None:
     """Serve the parent; report any error to it, and end."""
     connection, setup = join_parent(WriterSetup, die_with_parent=False)
-    _keep_freed_memory()
-    locks.tell = lambda sentence: _tell(connection, WaitNotice(sentence))
+    # LMDB allocates the memory for each record again, and glibc has the kernel map and clear so much each time:
+    # 80 to 100 ms for 66 MB in a virtual machine, 12 to 15 if it keeps what was freed.
+    libc.keep_freed_memory()
+    report_waiting_to(lambda sentence: _tell(connection, WaitNotice(sentence)))
     try:
         _serve(connection, setup)
     except FeatstoreError as exc:
@@ -111,14 +110,15 @@ def _serve(connection: Connection, setup: WriterSetup) -> None:
     cache_dir, dataset = setup.cache_dir, setup.dataset
     folder = dataset_path(cache_dir, dataset)
     make_folder(folder)
-    with ingest_lock(folder, wait=setup.lock_wait):
-        clear_leftovers(folder)  # of a killed compaction: their space is needed
-        with FeatureWriter(
+    with (
+        ingest_lock(folder, wait=setup.lock_wait),
+        FeatureWriter(
             cache_dir, dataset, min_free=setup.min_free, max_size=setup.max_size
-        ) as writer:
-            writer.add_set(setup.spec, setup.origin)
-            _tell(connection, WriterReady())
-            _Session(connection, writer, setup).run()
+        ) as writer,
+    ):
+        writer.add_set(setup.spec, setup.origin)
+        _tell(connection, WriterReady())
+        _Session(connection, writer, setup).run()
 
 
 @dataclass(frozen=True)
@@ -196,15 +196,6 @@ class _Session:
         failed = tuple(row.video_id for row in rows if isinstance(row, Failure))
         _tell(self._connection, Committed(stored, failed, tuple(self._used), busy))
         self._used, self._waiting, self._busy = [], 0, 0.0
-
-
-def _keep_freed_memory() -> None:
-    # LMDB allocates the memory for each record again, and glibc has the kernel map and clear so much each time:
-    # 80 to 100 ms for 66 MB in a virtual machine, 12 to 15 if it keeps what was freed.
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _tell(connection: Connection, message: object) -> None:

@@ -15,7 +15,8 @@ import time
 import weakref
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import lmdb
 
 from featstore.errors import StoreError, StoreFull, StoreLocked, StoreMismatch, StoreNotFound
 from featstore.store.engine.handles import (
@@ -27,24 +28,23 @@ from featstore.store.engine.handles import (
     open_liblmdb,
     sweep,
 )
-from featstore.store.engine.lmdb_errors import translated
-from featstore.store.engine.lock_file import identify, is_marked_by_others, remove_lock_file
+from featstore.store.engine.lmdb_errors import store_error, translated
 from featstore.store.engine.pages import read_metas
-from featstore.store.engine.reader_table import allocate_table
-from featstore.store.engine.snapshot import TABLES, Snapshot
+from featstore.store.engine.reader_table import (
+    allocate_table,
+    identify,
+    is_marked_by_others,
+    remove_lock_file,
+)
+from featstore.store.engine.settings import KEPT_ENVIRONMENTS
+from featstore.store.engine.snapshot import TABLES, Cache, Snapshot
 from featstore.store.engine.tree import Tree
 from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, is_sealed
-from featstore.store.room import NO_ROOM
-from featstore.system.file_map import Mapping
-from featstore.system.filesystems import warn_of_network
-
-if TYPE_CHECKING:
-    import lmdb
+from featstore.system.file_map import FileMap
+from featstore.system.filesystems import DISK_FULL_ERRNOS, warn_of_network
 
 _Files = tuple[tuple[int, int], "tuple[int, int] | None"]
 
-# Environments that keepers hold: each takes 4 TiB of address space, of which there are 128, and five descriptors.
-KEPT = 16
 OTHERS_WAIT = 2.0  # seconds
 _PAUSE = 0.05
 _BEGINS = 100
@@ -63,21 +63,17 @@ class Environment:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the environment in folder `path`, for reading alone where the file may not be written."""
+        """Open the environment in folder `path`, only for reading if the file may not be written."""
         self.path = path
-        self.verified: set[tuple[bytes, int]] = set()  # (record key, checksum) proved once
-        self.sets: tuple[int, dict[str, Any]] = (
-            -1,
-            {},
-        )  # a snapshot's number, the feature sets as of it
-        self.name_kept = False  # whether its name was made durable by this process
+        self.name_synced = False  # whether this process made its name durable
+        self._cache = Cache()
         self._snapshot: weakref.ref[Snapshot] | None = None
         self._snapshot_lock = threading.Lock()
         self._file = _open_file(path)
         # Others may still read while the process ends.
         weakref.finalize(self, os.close, self._file).atexit = False
         found = os.fstat(self._file)
-        self._mapping: Mapping | None = None
+        self._mapping: FileMap | None = None
         self._tree: Tree | None = None
         read_metas(self._file, path)  # liblmdb would take them as they are
         self._handle = None if is_sealed(path) else open_handle(path, self._file, self)
@@ -86,7 +82,7 @@ class Environment:
 
     @property
     def lmdb(self) -> lmdb.Environment:
-        """Return liblmdb's environment; raise StoreError where the dataset is sealed, so that there is none."""
+        """Return liblmdb's environment; raise StoreError if the dataset is sealed, so that there is none."""
         if self._handle is None:
             raise StoreError(
                 f"{self.path} is sealed, nothing is written to it; lift the seal with featstore seal --undo"
@@ -95,7 +91,7 @@ class Environment:
 
     @property
     def reads_alone(self) -> bool:
-        """Return whether it reads without liblmdb, the dataset being sealed."""
+        """Return whether it reads without liblmdb, because the dataset is sealed."""
         return self._handle is None
 
     @property
@@ -130,7 +126,7 @@ class Environment:
         """See that all find what was just committed in the folder `path`; raise StoreError if it is not there."""
         if self.is_current(path):
             return
-        remove_lock_file(path)  # who opened it meanwhile may have missed the commit
+        remove_lock_file(path)  # a process that opened it just now may have missed the commit
         if identify(path / DATA_FILE) != self._data_file:
             raise StoreError(
                 f"{path / DATA_FILE} was removed or replaced while it was written, and what was written last is "
@@ -139,13 +135,16 @@ class Environment:
 
     def snapshot(self) -> Snapshot:
         """Return the newest snapshot; the one in use is shared for as long as nothing was committed since."""
-        with self._snapshot_lock, translated(self.path):
+        with self._snapshot_lock:
             shared = self._snapshot() if self._snapshot else None
-            if shared is None or (
-                not self.reads_alone and shared.txn_id != self.lmdb.info()["last_txnid"]
-            ):
-                shared = self._begin()
-                self._snapshot = weakref.ref(shared)
+            try:
+                if shared is None or (
+                    not self.reads_alone and shared.txn_id != self.lmdb.info()["last_txnid"]
+                ):
+                    shared = self._begin()
+                    self._snapshot = weakref.ref(shared)
+            except lmdb.Error as exc:
+                raise store_error(exc, self.path) from exc
             return shared
 
     def _begin(self) -> Snapshot:
@@ -153,7 +152,7 @@ class Environment:
             if self._tree is None:
                 newest = max(read_metas(self._file, self.path), key=lambda meta: meta.txn_id)
                 self._tree = Tree(self._map(), newest, self.path)
-            return Snapshot(self, None, self._tree)
+            return Snapshot(self, self.path, self._cache, None, self._tree)
         for _ in range(_BEGINS):
             txn = begin_reading(self.lmdb)
             tree = self._tree
@@ -161,8 +160,8 @@ class Environment:
                 metas = read_metas(self._file, self.path)
                 tree = Tree(self._map(), metas[txn.id() & 1], self.path)
             if tree.txn_id == txn.id():
-                self._tree = tree  # what it learns serves until the next commit
-                return Snapshot(self, txn, tree)
+                self._tree = tree  # its branches serve until the next commit
+                return Snapshot(self, self.path, self._cache, txn, tree)
             txn.abort()  # two commits came in between, and the second wrote over the page
         remove_lock_file(self.path)
         raise StoreError(
@@ -170,16 +169,16 @@ class Environment:
             f"{LMDB_LOCK_FILE}, which was removed; run the command again"
         )
 
-    def _map(self) -> Mapping:
+    def _map(self) -> FileMap:
         if self._mapping is None or self._mapping.file_bytes() > self._mapping.length:
-            self._mapping = Mapping(self._file)
+            self._mapping = FileMap(self._file)
         return self._mapping
 
 
 def make_file(path: Path, table: str, key: bytes, value: bytes) -> None:
     """Make the LMDB file in the folder `path` with one first row, unless a file is there.
 
-    It is made aside and linked into place: whoever looks, whenever the maker is killed, sees it whole or not at all.
+    It is made aside and linked into place: readers see it whole or not at all, whenever its maker is killed.
     """
     try:
         with tempfile.TemporaryDirectory(prefix=".making-", dir=path) as aside, translated(path):
@@ -193,17 +192,17 @@ def make_file(path: Path, table: str, key: bytes, value: bytes) -> None:
     except StoreError:
         raise
     except OSError as exc:
-        raise (StoreFull if exc.errno in NO_ROOM else StoreError)(
+        raise (StoreFull if exc.errno in DISK_FULL_ERRNOS else StoreError)(
             f"no dataset can be made in {path}: {exc}; choose another --cache-dir"
         ) from exc
 
 
 def open_environment(path: Path) -> Environment:
-    """Return this process's environment for the folder `path`, opening it where it is not open yet.
+    """Return this process's environment for the folder `path`, opening it if it is not open yet.
 
     Follows the files, not their names: after a dataset was removed and made again, or its data file or lock file was
-    replaced, the new ones are opened beside the old ones, whose views stay good. So ask for each look-up. Raises
-    StoreNotFound where there is none.
+    replaced, the new ones are opened beside the old ones, whose views stay valid. So ask for each lookup. Raises
+    StoreNotFound if there is none.
     """
     environment = None
     while environment is None:  # its file was replaced while it was opened
@@ -235,10 +234,15 @@ def _opened(path: Path) -> Environment | None:
     return None
 
 
-class Keeper:
-    """Keeps the environment of a folder open from one look-up to the next.
+def open_snapshot(path: Path) -> Snapshot:
+    """Return the newest snapshot of the dataset in the folder `path`; raise as `open_environment` does."""
+    return open_environment(path).snapshot()
 
-    Of all keepers in a process the `KEPT` used last do; what is in use otherwise, as by views, stays open besides.
+
+class Keeper:
+    """Keeps the environment of a folder open from one lookup to the next.
+
+    Of all keepers in a process the `KEPT_ENVIRONMENTS` used last do; what views use stays open besides.
     """
 
     def __init__(self, path: Path) -> None:
@@ -256,7 +260,7 @@ class Keeper:
                 self.environment = environment
                 _keepers.add(self)
                 keeping = [keeper for keeper in _keepers if keeper.environment is not None]
-                for keeper in sorted(keeping, key=_last_use)[:-KEPT]:
+                for keeper in sorted(keeping, key=_last_use)[:-KEPT_ENVIRONMENTS]:
                     keeper.environment = None
             sweep()
         return environment
@@ -277,11 +281,11 @@ def _open_file(path: Path) -> int:
         raise StoreError(f"{path / DATA_FILE} cannot be opened: {exc.strerror}") from exc
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise StoreMismatch(f"{path / DATA_FILE} is no file; put a dataset's own there")
+        raise StoreMismatch(f"{path / DATA_FILE} is not a file; put a dataset's own there")
     return fd
 
 
-def _leave_inherited_alone() -> None:
+def _keep_inherited() -> None:
     # In a forked child: keep the parent's environments as they are, for good, and open our own from now on.
     _inherited.extend(_environments.values())
     _environments.clear()
@@ -291,5 +295,5 @@ def _leave_inherited_alone() -> None:
 
 # Nobody opens or closes while the process forks: the child would have half of it.
 os.register_at_fork(
-    before=lock.acquire, after_in_parent=lock.release, after_in_child=_leave_inherited_alone
+    before=lock.acquire, after_in_parent=lock.release, after_in_child=_keep_inherited
 )

@@ -1,6 +1,6 @@
-"""Whether a dataset's file is as a writer of ours left it, and whether LMDB may write into it where it is not.
+"""Whether a dataset's file is as a writer of ours left it, and whether LMDB may write into it if it is not.
 
-LMDB believes what a page says. To write into a file that was copied by halves, restored over another or made to harm
+LMDB trusts what a page says. To write into a file that was copied in part, restored over another or made to harm
 can end the process, or spoil what is good in it. Each writer therefore leaves a note: device, inode, change time and
 last transaction of the file. A file that fits its note is written to at once. Any other, a copy is one, is first read
 by py-lmdb's offline verifier, which never hands a page to LMDB.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from featstore.store.engine.environment import Environment
     from featstore.store.engine.locks import WriteLock
 
-# What this process knows, where the note may not be written.
+# What this process knows, if the note may not be written.
 _left: weakref.WeakKeyDictionary[Environment, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
@@ -53,7 +53,7 @@ def check_trust(lock: WriteLock, environment: Environment) -> None:
 
 
 def refuse_damaged_pages(folder: Path) -> None:
-    """Raise StoreError where the verifier finds something; nobody writes meanwhile."""
+    """Raise StoreError if the verifier finds something; nobody writes during that."""
     problems = find_page_problems(folder)
     if problems:
         raise StoreError(
@@ -64,7 +64,7 @@ def refuse_damaged_pages(folder: Path) -> None:
 
 
 def find_page_problems(folder: Path) -> list[str]:
-    """Return what is wrong with the pages of the LMDB file in `folder`, to which no one writes meanwhile."""
+    """Return what is wrong with the pages of the LMDB file in `folder`, to which nobody writes during that."""
     try:
         problems: list[str] = verify(os.fspath(folder), subdir=True)  # type: ignore[no-untyped-call]
     except VerifyError as exc:

@@ -17,10 +17,16 @@ import lmdb
 import lmdb._envid
 
 from featstore.errors import StoreError
-from featstore.store.engine.lmdb_errors import MAP_BYTES, MAX_READERS, translated
-from featstore.store.engine.lock_file import identify, is_being_written, mark, remove_lock_file
+from featstore.store.engine.lmdb_errors import store_error
 from featstore.store.engine.pages import read_metas
-from featstore.store.engine.reader_table import allocate_table
+from featstore.store.engine.reader_table import (
+    allocate_table,
+    identify,
+    is_being_written,
+    mark,
+    remove_lock_file,
+)
+from featstore.store.engine.settings import MAP_BYTES, MAX_READERS
 from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, lmdb_name
 from featstore.system.filesystems import is_read_only_disk
 
@@ -146,23 +152,26 @@ def _let_go(handle: Handle) -> None:
 
 
 def _open_once(folder: Path, data: int, owner: object) -> Handle | None:
-    """Open it; return None if the lock file was replaced meanwhile, or was not this data file's and is removed."""
+    """Open it; return None if the lock file was replaced since, or was not this data file's and is removed."""
     allocate_table(folder)
     lock_file = identify(folder / LMDB_LOCK_FILE)
-    with translated(folder):
+    handle = None
+    try:
         readonly = not os.access(folder / DATA_FILE, os.W_OK)
         handle = Handle(open_liblmdb(folder, readonly=readonly), lock_file, owner)
-        try:
-            if lock_file is not None:
-                mark(data, lock_file[1])
-            if identify(folder / LMDB_LOCK_FILE) == lock_file:  # since it was marked
-                handle.lmdb.reader_check()  # clears the slots of readers that were killed
-                if _is_in_step(handle.lmdb, data, folder):
-                    return handle
-                _part(folder, data)
-        except BaseException:
+        if lock_file is not None:
+            mark(data, lock_file[1])
+        if identify(folder / LMDB_LOCK_FILE) == lock_file:  # since it was marked
+            handle.lmdb.reader_check()  # clears the slots of readers that were killed
+            if _is_in_step(handle.lmdb, data, folder):
+                return handle
+            _part(folder, data)
+    except BaseException as exc:
+        if handle is not None:
             handle.close()
-            raise
+        if isinstance(exc, lmdb.Error):
+            raise store_error(exc, folder) from exc
+        raise
     handle.close()
     return None
 
@@ -196,7 +205,7 @@ def _refuse_what_liblmdb_would_not(folder: Path) -> None:
     if os.statvfs(folder).f_flag & os.ST_RDONLY and not is_read_only_disk(folder):
         # liblmdb would read it without a slot in the reader table, and a writer elsewhere use its pages again.
         raise StoreError(
-            f"{folder} is mounted read-only here: whoever writes to it elsewhere cannot see who reads, and could "
-            "change what is being read; mount it writable, or seal it where it may be written: "
+            f"{folder} is mounted read-only here: programs that write to it elsewhere cannot see who reads, and could "
+            "change what is being read; mount it writable, or seal it on a machine that may write it: "
             f"featstore seal --dataset {folder.name} --cache-dir ..."
         )

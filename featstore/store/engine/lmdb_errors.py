@@ -1,4 +1,4 @@
-"""What liblmdb's errors mean for whoever uses a store, and what to do about each."""
+"""What liblmdb's errors mean for users of a store, and what to do about each."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ import lmdb
 
 from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreMismatch
 from featstore.store.engine.pages import FOREIGN
-from featstore.store.room import is_full
+from featstore.store.engine.settings import MAP_BYTES, MAX_READERS
+from featstore.store.paths import DATA_FILE
 from featstore.system.file_map import MORE_FILES
+from featstore.system.filesystems import is_full
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-# Virtual address space, not disk: the file is as large as its records. Growing a map would kill its views.
-MAP_BYTES = 4 << 40
-MAX_READERS = 1022
 
 
 @contextlib.contextmanager
@@ -43,7 +41,7 @@ def store_error(exc: lmdb.Error, path: Path) -> StoreError:
         return StoreError(f"{path}: {MORE_FILES} ({exc})")
     # A full disk reaches us as a plain "Input/output error" or a short write as often as by its name.
     named = isinstance(exc, lmdb.DiskError) or any(words in str(exc) for words in _FULL)
-    if named or is_full(path):
+    if named or is_full(path / DATA_FILE):
         return StoreFull(
             f"{path}: the disk, the quota or the limit on a file's size is full ({exc}); free some space and run the "
             "command again"

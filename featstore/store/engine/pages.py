@@ -1,4 +1,4 @@
-"""The pages of an LMDB 0.9 file, believed only as far as they were checked.
+"""The pages of an LMDB 0.9 file, trusted only as far as they were checked.
 
 liblmdb trusts its file: one flipped bit in a page number sends it outside the map, and the process ends. Readers here
 walk the file themselves (tree.py), and every number they follow is looked at in this file first.
@@ -35,7 +35,7 @@ FOREIGN = (
     "the file is not of LMDB engine 0.9 as featstore's are: of engine 1.0, of another program, or damaged; put a copy "
     "of the right one there, or ingest into another --cache-dir"
 )
-_READS = 20  # of two pages that a writer may be changing meanwhile
+_READS = 20  # of two pages that a writer may be changing at the same time
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Meta:
     """What one of the two first pages says: where the tree of a commit begins.
 
     root: None for an empty tree. depth: levels of the tree. pages: how many there are, all numbers are below; the last
-    ones need not be in the file, where a commit took them and gave them back.
+    ones need not be in the file, if a commit took them and gave them back.
     """
 
     txn_id: int
@@ -65,7 +65,7 @@ def damaged(path: Path, found: str) -> StoreDamaged:
 def read_metas(fd: int, path: Path) -> tuple[Meta, Meta]:
     """Return what the two meta pages of the file say, checked against each other.
 
-    Raises StoreMismatch where it is no file of LMDB 0.9, StoreDamaged where they cannot both be right. After that
+    Raises StoreMismatch if it is no file of LMDB 0.9, StoreDamaged if they cannot both be right. After that
     liblmdb, which divides by their page size, may open the file.
     """
     for attempt in range(_READS):
@@ -90,14 +90,14 @@ def parse_meta(page: bytes, number: int, path: Path) -> Meta:
     """Return what the meta page `number` (0 or 1) says, each field within its bounds."""
     if len(page) < HEADER.size + _META.size:
         raise _foreign(path)
-    where, _, kind, _, _ = HEADER.unpack_from(page)
+    found, _, kind, _, _ = HEADER.unpack_from(page)
     magic, version, _, _, *dbs, last_page, txn_id = _META.unpack_from(page, HEADER.size)
     page_bytes = dbs[0]
     if magic != _MAGIC or version != _VERSION:
         raise _foreign(path)
     flags, depth, root = dbs[9], dbs[10], dbs[15]
     facts = {
-        "page number": where == number,
+        "page number": found == number,
         "kind": kind == META,
         "page size": 256 <= page_bytes <= 1 << 15 and page_bytes & (page_bytes - 1) == 0,
         "tree's flags": flags == 0,

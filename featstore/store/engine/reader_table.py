@@ -1,40 +1,50 @@
-"""Room on the disk for LMDB's reader table, before LMDB maps it.
+"""LMDB's lock file, lock.mdb: its space on disk, whether it is still the one opened, who reads through another.
 
-lock.mdb is a file with holes that processes write to through memory. Where the disk is full, the first to need a page
-of it is ended by a bus error: measured for a reader that opened a store, and for the 65th reader of one.
+It holds the reader table, by which writers spare the pages that are being read, and the number of the last commit. It
+looks like litter: cleaners of stale locks delete it, and so does `rsync --delete`. Processes that have the old one open
+and those that make the next then know nothing of each other. So each environment marks the data file it has open, by a
+shared lock on the byte whose number is the inode of its lock file. A writer that finds another byte marked does not
+write. That makes it safe to remove lock.mdb, which is how it is parted from a data file that is not its own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import fcntl
 import os
 import stat
+import struct
 from typing import TYPE_CHECKING
 
 from featstore.errors import StoreError, StoreFull
-from featstore.store.paths import LMDB_LOCK_FILE
-from featstore.store.room import NO_ROOM
+from featstore.store.engine.settings import TABLE_BYTES
+from featstore.store.paths import LMDB_LOCK_FILE, WRITE_LOCK_FILE
+from featstore.system import libc
+from featstore.system.filesystems import DISK_FULL_ERRNOS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-# What LMDB 0.9 makes it for 1,022 readers: 64 bytes each, and 192 of its own for one of them less.
-TABLE_BYTES = 64 << 10
+# struct flock on 64-bit Linux: type, whence, start, length, pid (0, as such locks want it), padding to 8 bytes.
+_FLOCK = "hhqqi0q"
+_TO_THE_END = 0
+_INODES = 1 << 62  # what off_t can say; some file systems set the highest bits
 
 
 def allocate_table(folder: Path) -> None:
-    """Give the reader table in `folder` its room on the disk, making it where it is not there; or raise StoreFull.
+    """Give the reader table in `folder` its space on disk, making it if it is missing; raise StoreFull or StoreError.
 
-    For a file that this process does not have open in LMDB: closing it lets go of all locks that the process has on it.
-    Nothing happens where this user may not write it; whether that is in order is LMDB's to say. StoreError where it is
-    no file.
+    lock.mdb is a file with holes that processes write to through memory. On a full disk the first to need a page of it
+    is ended by a bus error: measured for a reader that opened a store, and for the 65th reader of one.
+
+    Only for a file that this process does not have open in LMDB: closing it lets go of all locks the process has on it.
+    Does nothing if this user may not write it; whether that is in order is LMDB's to say.
     """
     path = folder / LMDB_LOCK_FILE
     with contextlib.suppress(FileNotFoundError):
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
-            raise StoreError(f"{path} is no file; remove it")
+            raise StoreError(f"{path} is not a file; remove it")
         if found.st_size and found.st_blocks * 512 >= found.st_size:
             return
     try:
@@ -42,23 +52,88 @@ def allocate_table(folder: Path) -> None:
     except OSError:
         return
     try:
-        code = _allocate(fd, os.fstat(fd).st_size or TABLE_BYTES)
+        libc.fallocate(fd, os.fstat(fd).st_size or TABLE_BYTES)
+    except OSError as exc:
+        if exc.errno in DISK_FULL_ERRNOS:
+            raise StoreFull(
+                f"{folder}: the disk has no room for the {TABLE_BYTES >> 10} KiB of {LMDB_LOCK_FILE} ({exc.strerror}), "
+                "without which a store can neither be read nor written; free some space"
+            ) from exc
     finally:
         os.close(fd)
-    if code in NO_ROOM:
-        raise StoreFull(
-            f"{folder}: the disk has no room for the {TABLE_BYTES >> 10} KiB of {LMDB_LOCK_FILE} "
-            f"({os.strerror(code)}), without which a store can neither be read nor written; free some space"
-        )
 
 
-def _allocate(fd: int, size: int) -> int:
-    """Allocate and return 0, or what the system says.
+def identify(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Return device and inode of a file, None if there is none; raise StoreError if it cannot be looked at."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        folder = os.path.dirname(path)
+        raise StoreError(f"{folder} cannot be looked into: {exc.strerror}") from exc
+    return found.st_dev, found.st_ino
 
-    Not os.posix_fallocate: where a file system cannot allocate, that writes zeros, over what readers write meanwhile.
+
+def mark(data: int, inode: int) -> None:
+    """Mark the data file, by its descriptor, as open through the lock file `inode` and through no other.
+
+    The mark goes with the last descriptor made from this one. Nothing happens on systems and file systems without such
+    locks.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "fallocate"):
-        return 0
-    done = libc.fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(size))
-    return 0 if done == 0 else ctypes.get_errno()
+    if hasattr(fcntl, "F_OFD_SETLK"):
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(data, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, 0, _TO_THE_END))
+            fcntl.fcntl(data, fcntl.F_OFD_SETLK, _flock(fcntl.F_RDLCK, inode % _INODES, 1))
+
+
+def is_marked_by_others(data: int, inode: int) -> bool:
+    """Return whether somebody, in this process too, has the data file open through another lock file than `inode`."""
+    if not hasattr(fcntl, "F_OFD_GETLK"):
+        return False
+    byte = inode % _INODES
+    for start, length in ((0, byte), (byte + 1, _TO_THE_END)):
+        asked = _flock(fcntl.F_WRLCK, start, length)
+        found = fcntl.fcntl(data, fcntl.F_OFD_GETLK, asked)
+        if struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK:
+            return True
+    return False
+
+
+def remove_lock_file(folder: Path) -> None:
+    """Remove lock.mdb, which is another data file's or missed a commit: all that have it open notice, and make another.
+
+    Raises StoreError if this user may not.
+    """
+    try:
+        os.unlink(folder / LMDB_LOCK_FILE)
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        raise StoreError(
+            f"{folder / LMDB_LOCK_FILE} does not belong to the data.mdb beside it, which was replaced while it was in "
+            f"use, and cannot be removed: {exc.strerror}; ask its owner to remove that one file"
+        ) from exc
+
+
+def is_being_written(folder: Path) -> bool:
+    """Return whether a writer is at work in `folder`, or may be: its lock cannot be tried."""
+    try:
+        fd = os.open(
+            folder / WRITE_LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        )
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _flock(kind: int, start: int, length: int) -> bytes:
+    return struct.pack(_FLOCK, kind, os.SEEK_SET, start, length, 0)

@@ -5,45 +5,103 @@ A bare LMDB view outlives its transaction without any error, and shows other byt
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from featstore.store.engine.pages import damaged
+from featstore.store.engine.settings import CACHED_RECORDS
 from featstore.store.engine.tree import Place
 from featstore.store.paths import DATA_FILE
-from featstore.system.page_cache import is_resident, read_in
+from featstore.system.file_map import is_resident, prefault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Future
+    from pathlib import Path
 
     import lmdb
 
-    from featstore.store.engine.environment import Environment
+    from featstore.records.header import Header
     from featstore.store.engine.tree import Tree
 
-# All keys lie in one database, behind the name of their table: to open a database of its own for each, py-lmdb would
-# begin a write transaction, so a reader would wait for whoever is writing, and hold the interpreter lock meanwhile.
+# All keys are in one database, behind the name of their table: to open a database for each, py-lmdb would start a write
+# transaction, so a reader would wait for any writer, and hold the interpreter lock while it waits.
 TABLES = {
     name: f"{name}/".encode() for name in ("manifest", "specs", "catalog", "failures", "records")
 }
 MAX_ROW_BYTES = 1 << 20
 
 
+class CachedRecord(NamedTuple):
+    """What a process knows of a record: its parsed header, where its parts are, whether its payload was verified."""
+
+    txn_id: int
+    header: Header
+    scale: Place
+    payload: Place
+    verified: bool
+
+
+class Cache:
+    """What a process keeps of an environment from one lookup to the next; shared by all its snapshots and threads.
+
+    What it says of a record holds for the commit `txn_id`. At a later one the record is read again, and only its
+    verified payload is trusted if the checksum is still the same.
+
+    Attributes:
+        sets: The number of a commit, and the dataset's feature sets as of it.
+    """
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.sets: tuple[int, dict[str, Any]] = (-1, {})
+        self._records: OrderedDict[bytes, CachedRecord] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes) -> CachedRecord | None:
+        """Return what is known of the record under `key`, or None."""
+        with self._lock:
+            found = self._records.get(key)
+            if found is not None:
+                self._records.move_to_end(key)
+            return found
+
+    def put(self, key: bytes, record: CachedRecord) -> None:
+        """Keep `record`; the one used longest ago goes if there are more than `CACHED_RECORDS`."""
+        with self._lock:
+            self._records[key] = record
+            self._records.move_to_end(key)
+            if len(self._records) > CACHED_RECORDS:
+                self._records.popitem(last=False)
+
+
 class Snapshot:
     """One read transaction and all views taken from it; it ends when the last of them is gone.
 
-    mapping: the map that the views lie in. learnt: what readers note of this commit's values, by key; kept until the
-    next one.
+    Attributes:
+        path: The dataset's folder.
+        txn_id: The number of the commit.
+        mapping: The map that the views are in.
+        cache: What the process knows of the environment.
     """
 
-    def __init__(self, environment: Environment, txn: lmdb.Transaction | None, tree: Tree) -> None:
-        """Take over the transaction, None where nobody writes, and the tree of its commit."""
-        self.environment = environment
-        self.mapping = tree.mapping
+    def __init__(
+        self,
+        owner: object,
+        path: Path,
+        cache: Cache,
+        txn: lmdb.Transaction | None,
+        tree: Tree,
+    ) -> None:
+        """Keep `owner`, the environment, alive; take over its transaction, None if sealed, and the commit's tree."""
+        self.path = path
         self.txn_id = tree.txn_id
-        self.learnt = tree.learnt
+        self.mapping = tree.mapping
+        self.cache = cache
+        self._owner = owner  # held, never asked
         self._txn = txn  # held, never asked
         self._tree = tree
 
@@ -56,20 +114,20 @@ class Snapshot:
         return None if place is None else self.view(place)
 
     def view(self, place: Place) -> memoryview:
-        """Return what lies at `place`, where this commit has a value, as a read-only view that keeps this snapshot."""
+        """Return the bytes at `place`, where this commit has a value, as a read-only view that keeps this snapshot."""
         if place.offset + place.length > self.mapping.file_bytes():
-            raise damaged(self.environment.path, f"{place.length} bytes at {place.offset} are gone")
+            raise damaged(self.path, f"{place.length} bytes at {place.offset} are gone")
         return _View(self, place).memory()
 
     def place(self, view: memoryview) -> Place:
-        """Return where a view lies, or a part of one, that `get` or `view` gave."""
+        """Return the place of a view, or of a part of one, that `get` or `view` gave."""
         return Place(_address(view) - self.mapping.address, len(view))
 
-    def read_in(self, value: memoryview) -> list[Future[None]]:
-        """Begin to read the pages of `value`, which `get` gave, from disk; nothing where they are in memory."""
+    def prefault(self, value: memoryview) -> list[Future[None]]:
+        """Start to read the pages of `value`, which `get` gave, from disk; nothing if they are in memory."""
         if is_resident(_address(value), len(value)):
             return []
-        return read_in(self.environment.path / DATA_FILE, *self.place(value))
+        return prefault(self.path / DATA_FILE, *self.place(value))
 
     def read(self, table: str, key: bytes) -> bytes | None:
         """Return a copy of the value of `key`, or None; for small rows."""
@@ -99,7 +157,7 @@ class Snapshot:
 
     def _row(self, place: Place) -> bytes:
         if place.length > MAX_ROW_BYTES:  # before memory is taken for it
-            raise damaged(self.environment.path, f"a row of {place.length} bytes cannot be")
+            raise damaged(self.path, f"a row of {place.length} bytes cannot be")
         return self.mapping.read(*place)
 
 

@@ -10,21 +10,23 @@ import lmdb
 
 from featstore.errors import StoreError
 from featstore.store.engine.environment import open_environment
-from featstore.store.engine.file_state import check_trust, leave_note
+from featstore.store.engine.file_state import check_trust, leave_note, refuse_damaged_pages
 from featstore.store.engine.lmdb_errors import store_error, translated
-from featstore.store.engine.lock_file import remove_lock_file
 from featstore.store.engine.locks import WriteLock
+from featstore.store.engine.reader_table import remove_lock_file
 from featstore.store.engine.snapshot import TABLES
-from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, is_sealed
+from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, is_sealed, lmdb_name
 from featstore.system.filesystems import refuse_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+_METAS = 2  # pages
+
 
 def refuse_sealed(path: Path) -> None:
-    """Raise StoreError where the dataset in the folder `path` is sealed."""
+    """Raise StoreError if the dataset in the folder `path` is sealed."""
     if is_sealed(path):
         raise StoreError(
             f"{path} is sealed: it is read without locks, so nothing is written into it; undo that with featstore seal "
@@ -33,7 +35,7 @@ def refuse_sealed(path: Path) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Raise StoreError where the data file in the folder `path` is a link; reading through one is fine."""
+    """Raise StoreError if the data file in the folder `path` is a link; reading through one is fine."""
     if os.path.islink(path / DATA_FILE):
         raise StoreError(
             f"{path / DATA_FILE} is a link, and no link is written through; put the file itself there"
@@ -44,11 +46,11 @@ class WriteTransaction:
     """One write transaction on the dataset in a folder; ends with `commit` or `abort`, or the last reference.
 
     Usable in `with`: leaving commits, an exception inside drops what was put. Commit in the thread that began it.
-    Every method raises StoreError where LMDB refuses; the transaction is over then.
+    Every method raises StoreError if LMDB refuses; the transaction is over then.
     """
 
     def __init__(self, path: Path) -> None:
-        """Wait for other writers and begin; raise StoreNotFound or StoreError where the file may not be written."""
+        """Wait for other writers and begin; raise StoreNotFound or StoreError if the file may not be written."""
         refuse_network(path)
         self._path = path
         self._lock = WriteLock(path)
@@ -111,7 +113,7 @@ class WriteTransaction:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        """Commit, or abort where an exception leaves the block."""
+        """Commit, or abort if an exception leaves the block."""
         if kind is None:
             self.commit()
         else:
@@ -133,3 +135,52 @@ class WriteTransaction:
         except lmdb.Error as exc:
             self.abort()
             raise store_error(exc, self.environment.path) from exc
+
+
+class StillFile:
+    """A dataset's file to be copied while nobody writes to it.
+
+    Attributes:
+        live_bytes: Bytes of the pages in use: what a compacted copy takes.
+        rows: Keys in all tables.
+    """
+
+    def __init__(self, environment: lmdb.Environment, path: Path) -> None:
+        """Take liblmdb's environment for the folder `path`."""
+        with translated(path):
+            found = environment.stat()
+        pages = found["branch_pages"] + found["leaf_pages"] + found["overflow_pages"]
+        self.live_bytes: int = (pages + _METAS) * found["psize"]
+        self.rows: int = found["entries"]
+        self._environment = environment
+        self._path = path
+
+    def copy_compacted(self, folder: Path) -> None:
+        """Copy the pages in use to a new data file in `folder`; raise StoreError."""
+        with translated(self._path), lmdb_name(folder) as name:
+            self._environment.copy(name, compact=True)
+
+
+@contextlib.contextmanager
+def hold_still(path: Path, *, sealed: bool) -> Iterator[StillFile]:
+    """Keep every writer out of the dataset in `path`, those of older releases by LMDB's own lock."""
+    if not sealed:
+        txn = WriteTransaction(path)
+        try:
+            yield StillFile(txn.environment.lmdb, path)
+        finally:
+            txn.abort()
+        return
+    lock = WriteLock(path)
+    try:
+        refuse_damaged_pages(path)
+        environment = open_environment(path)
+        if not environment.reads_alone:  # opened before it was sealed
+            yield StillFile(environment.lmdb, path)
+            return
+        with translated(path), lmdb_name(path) as name:
+            opened = lmdb.open(name, readonly=True, lock=False, create=False, lib_version=0)
+        with opened:
+            yield StillFile(opened, path)
+    finally:
+        lock.release()

@@ -1,6 +1,6 @@
-"""Finds keys in the pages of one snapshot without believing them.
+"""Finds keys in the pages of one snapshot without trusting them.
 
-A walk follows a page number only where it lies in the file and the page there carries it; nodes must lie in their page,
+A walk follows a page number only if it is in the file and the page there carries it; nodes must be within their page,
 leaves at the depth the tree states, keys in order. What does not hold raises StoreDamaged. Values are not touched.
 """
 
@@ -10,7 +10,7 @@ import functools
 import struct
 from bisect import bisect_right
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from featstore.store.engine.pages import (
     BIG_VALUE,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from featstore.errors import StoreDamaged
-    from featstore.system.file_map import Mapping
+    from featstore.system.file_map import FileMap
 
 # Branches kept by a snapshot, some 10 KB each; those of a million records are a few hundred.
 MAX_BRANCHES = 1024
@@ -39,7 +39,7 @@ _U64 = struct.Struct("=Q")
 
 
 class Place(NamedTuple):
-    """Where a value lies: its offset in the file and its length in bytes."""
+    """The place of a value: its offset in the file and its length in bytes."""
 
     offset: int
     length: int
@@ -64,21 +64,19 @@ class _Branch(NamedTuple):
 class Tree:
     """The tree of the commit `txn_id` in `mapping`, for as long as its pages do not change.
 
-    That is while a read transaction on it is held, or no later commit was made. learnt: for its users to note what they
-    found; goes with the tree.
+    That is while a read transaction on it is held, or no later commit was made.
     """
 
-    def __init__(self, mapping: Mapping, meta: Meta, path: Path) -> None:
+    def __init__(self, mapping: FileMap, meta: Meta, path: Path) -> None:
         """Take the map of the file and the meta page of the commit; read nothing yet."""
         self.mapping = mapping
         self.txn_id = meta.txn_id
-        self.learnt: dict[bytes, Any] = {}
         self._meta = meta
         self._path = path
         self._branches: dict[int, _Branch] = {}
 
     def find(self, key: bytes) -> Place | None:
-        """Return where the value of `key` lies, None where there is no such key."""
+        """Return the place of the value of `key`, None if there is no such key."""
         number = self._meta.root
         if number is None:
             return None

@@ -16,7 +16,7 @@ from featstore.store.catalog import (
     unpack_set,
     video_key,
 )
-from featstore.store.engine.environment import open_environment
+from featstore.store.engine.environment import open_snapshot
 from featstore.store.paths import dataset_path
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def check_dataset(
     """
     report = CheckReport(dataset)
     try:
-        snapshot = open_environment(dataset_path(cache_dir, dataset)).snapshot()
+        snapshot = open_snapshot(dataset_path(cache_dir, dataset))
     except StoreDamaged as exc:
         report.problems.append(str(exc))
     else:
@@ -99,7 +99,7 @@ def whole_entry(
 ) -> Entry:
     """Return the row that the record under `key` should have.
 
-    Raises RecordError or StoreError where there is no record, or it is damaged, or not the one that belongs there.
+    Raises RecordError or StoreError if there is no record, or it is damaged, or not the one that belongs there.
     """
     value = snapshot.get("records", key)
     if value is None:
@@ -116,7 +116,7 @@ def whole_entry(
     misfit = header.misfit(spec, dataset) if spec is not None else ""
     if misfit:
         raise StoreError(f"its record is not of its feature set: {misfit}; ingest it again")
-    wait(snapshot.read_in(record.payload))  # faults alone read a cold disk at half its speed
+    wait(snapshot.prefault(record.payload))  # faults read a cold disk at half its speed
     record.verify()
     return Entry.of(header, len(value))
 

@@ -1,6 +1,6 @@
 """Copy the videos of a dataset from another cache: several machines ingest, one store serves.
 
-Records are put as the other store has them, once their checksums are proved, so nothing is encoded or quantized again.
+Records are put as the other store has them, their checksums verified, so nothing is encoded or quantized again.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from featstore import defaults
 from featstore.errors import FeatstoreError, RecordError, StoreError, StoreFull, StoreMismatch
 from featstore.records.record import parse
 from featstore.store.catalog import Entry, read_entry, read_manifest, read_sets, set_key, video_key
-from featstore.store.engine.environment import open_environment
+from featstore.store.engine.environment import open_snapshot
 from featstore.store.engine.locks import ingest_lock
-from featstore.store.maintenance.compact import clear_leftovers
 from featstore.store.paths import dataset_path, make_folder
 from featstore.store.writer import FeatureWriter
 from featstore.system.filesystems import refuse_network
@@ -61,29 +60,42 @@ def merge_dataset(
 ) -> MergeSummary:
     """Copy into `cache_dir/dataset` the videos that `source/dataset` has and it lacks, feature set by feature set.
 
-    Keys hold the dataset's name, so it is the same in both. A video that is stored already is left as it is. One that
-    is damaged in the source is named in the summary. min_free, max_size: bytes, of the disk and of `cache_dir`. stop:
-    set it to end early. Whenever it ends or is killed, what was committed stays, and the same call goes on.
+    A video that is stored already is left as it is. Whenever a merge ends or is killed, what was committed stays, and
+    the same call goes on.
 
-    Raises StoreNotFound or StoreMismatch where there is no such source, StoreLocked while an ingest is at work on the
-    target, and StoreError where it cannot be written.
+    Args:
+        source: The cache directory to copy from.
+        cache_dir: The cache directory to copy to.
+        dataset: The dataset's name, the same in both since keys hold it.
+        min_free: Bytes that stay free on the disk.
+        max_size: Bytes that `cache_dir` may take, None for no limit.
+        lock_wait: Seconds to wait for an ingest into the target.
+        stop: Set it to end early.
+        on_progress: Called after each commit.
+
+    Returns:
+        What was copied, and which videos are damaged in the source.
+
+    Raises StoreNotFound or StoreMismatch if there is no such source, StoreLocked while an ingest is at work on the
+    target, and StoreError if it cannot be written.
     """
     there, here = dataset_path(source, dataset), dataset_path(cache_dir, dataset)
-    snapshot = open_environment(there).snapshot()
+    snapshot = open_snapshot(there)
     read_manifest(snapshot, dataset)
     refuse_network(here)
     make_folder(here)
     if os.path.samefile(there, here):
         raise StoreMismatch(f"{source} and {cache_dir} are one cache; merge another one")
-    with ingest_lock(here, wait=lock_wait):
-        clear_leftovers(here)
-        with FeatureWriter(cache_dir, dataset, min_free=min_free, max_size=max_size) as writer:
-            merge = _Merge(snapshot, writer, MergeSummary(dataset), on_progress)
-            try:
-                merge.run(stop)
-            except StoreFull as exc:
-                merge.commit()  # what was put before fits
-                merge.summary.full = str(exc)
+    with (
+        ingest_lock(here, wait=lock_wait),
+        FeatureWriter(cache_dir, dataset, min_free=min_free, max_size=max_size) as writer,
+    ):
+        merge = _Merge(snapshot, writer, MergeSummary(dataset), on_progress)
+        try:
+            merge.run(stop)
+        except StoreFull as exc:
+            merge.commit()  # what was put before fits
+            merge.summary.full = str(exc)
     return merge.summary
 
 
@@ -140,7 +152,7 @@ class _Merge:
             return
         if entry is not None:
             name = entry.video_id
-            if self._writer.has(spec, name):  # what the target raises is no damage in the source
+            if self._writer.has(spec, name):  # what the target raises is not damage in the source
                 self.summary.skipped += 1
                 return
         try:
@@ -160,5 +172,5 @@ class _Merge:
         header = parse(record).header
         if video_key(spec, self.summary.dataset, header.video_id) != key:
             raise StoreError(f"its record is that of {header.video_id!r}, which has another key")
-        wait(self._snapshot.read_in(record))  # faults alone read a cold disk at half its speed
+        wait(self._snapshot.prefault(record))  # faults read a cold disk at half its speed
         return record

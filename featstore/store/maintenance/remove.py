@@ -1,4 +1,4 @@
-"""Remove a dataset, a feature set or single videos: gone for whoever looks, views good for whoever still holds them."""
+"""Remove a dataset, a feature set or single videos: gone for all who look, while views already taken stay valid."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from featstore.store.catalog import (
     video_key,
 )
 from featstore.store.describe import write_cache_meta
-from featstore.store.engine.environment import open_environment
+from featstore.store.engine.environment import open_environment, open_snapshot
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.engine.transaction import WriteTransaction
-from featstore.store.maintenance.compact import clear_leftovers
-from featstore.store.maintenance.lost import listed_datasets, lost_datasets
+from featstore.store.lost import listed_datasets, lost_datasets
 from featstore.store.paths import DATA_FILE, dataset_path
-from featstore.system.fsync import sync_folder
+from featstore.system.fsync import sync_dir
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -53,9 +52,9 @@ class Removed:
 
 
 def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
-    """Remove `dataset` and return the bytes it took on disk; of one that is a link, the link alone is removed.
+    """Remove `dataset` and return the bytes it took on disk; of one that is a link, only the link is removed.
 
-    What is left of one whose file is gone is removed too. Raises StoreNotFound where it never was, StoreLocked while an
+    What is left of one whose file is gone is removed too. Raises StoreNotFound if it never was, StoreLocked while an
     ingest is at work. A run killed halfway leaves a folder whose name begins with a dot, which no one reads and the
     next removal of the dataset clears.
     """
@@ -72,15 +71,12 @@ def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
             _forget(cache_dir, dataset)
             return 0
     with ingest_lock(path):
-        clear_leftovers(path)
         taken = 0 if lost or path.is_symlink() else (path / DATA_FILE).stat().st_blocks * 512
         _clear(gone)
         _forget(cache_dir, dataset)
         try:
             os.rename(path, gone)
-            sync_folder(
-                path.parent
-            )  # or a power loss could bring back a folder with half its files
+            sync_dir(path.parent)  # or a power loss could bring back a folder with half its files
         except OSError as exc:
             raise StoreError(f"{path} cannot be removed: {exc.strerror}") from exc
     _clear(gone)
@@ -107,10 +103,10 @@ def remove_videos(
     *,
     spec: FeatureSpec | None = None,
 ) -> Removed:
-    """Remove what is stored of `videos`, failures too, from one feature set, or from all where `spec` is None.
+    """Remove what is stored of `videos`, failures too, from one feature set, or from all if `spec` is None.
 
     Videos that are not there are named in the result. The file keeps its size: the space is used by later ingests, or
-    given back by `compact_dataset`. Raises StoreNotFound, StoreLocked while an ingest is at work, and StoreError where
+    given back by `compact_dataset`. Raises StoreNotFound, StoreLocked while an ingest is at work, and StoreError if
     the dataset is sealed. A run killed halfway has removed some of the videos, each wholly.
     """
     with _opened(cache_dir, dataset) as (path, snapshot):
@@ -155,9 +151,9 @@ def remove_set(cache_dir: str | os.PathLike[str], dataset: str, spec: FeatureSpe
 @contextlib.contextmanager
 def _opened(cache_dir: str | os.PathLike[str], dataset: str) -> Iterator[tuple[Path, Snapshot]]:
     path = dataset_path(cache_dir, dataset)
-    open_environment(path)  # makes no folder, nor a lock file, where there is no dataset
+    open_environment(path)  # makes no folder, nor a lock file, if there is no dataset
     with ingest_lock(path):
-        snapshot = open_environment(path).snapshot()
+        snapshot = open_snapshot(path)
         read_manifest(snapshot, dataset)
         yield path, snapshot
 

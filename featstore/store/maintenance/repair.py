@@ -1,6 +1,6 @@
 """Mend what a check finds: what can be told from the records is, the rest becomes work for the next ingest.
 
-A record is proved by its checksums and by its key, so a row that is missing, damaged or another's is written again from
+A record is verified by its checksums and its key, so a row that is missing, damaged or another's is written again from
 its record. A record that is damaged is removed with its row, and the video put among the failures with a reason that
 begins "damaged: ": the next ingest makes it again without being told to retry failed videos.
 """
@@ -23,7 +23,7 @@ from featstore.store.catalog import (
     unpack_entry,
     video_key,
 )
-from featstore.store.engine.environment import open_environment
+from featstore.store.engine.environment import open_environment, open_snapshot
 from featstore.store.engine.file_state import refuse_damaged_pages
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.engine.transaction import WriteTransaction
@@ -52,7 +52,7 @@ DIGEST_BYTES = 32  # of a key: the feature set it is in
 
 @dataclass
 class RepairReport(CheckReport):
-    """What a repair saw and did: problems are those that are left, repaired those that are no more, with what was done.
+    """What a repair saw and did: problems are those that are left, repaired those that are gone, with what was done.
 
     again: how many videos the next ingest makes again.
     """
@@ -69,15 +69,15 @@ def repair_dataset(
     """Check `dataset` as `check_dataset` does and mend what it finds; afterwards a check finds what `problems` says.
 
     A feature set whose row is damaged takes its videos with it. Raises StoreLocked while an ingest is at work, and
-    StoreError where the pages of the file are damaged: then nothing may be written into it.
+    StoreError if the pages of the file are damaged: then nothing may be written into it.
     """
     path = dataset_path(cache_dir, dataset)
-    open_environment(path)  # makes no lock file where there is no dataset
+    open_environment(path)  # makes no lock file if there is no dataset
     report = RepairReport(dataset)
     with ingest_lock(path):
         with WriteTransaction(path):
             refuse_damaged_pages(path)
-        snapshot = open_environment(path).snapshot()
+        snapshot = open_snapshot(path)
         found = list(find_problems(snapshot, report, on_video))
         del snapshot
         report.problems = [problem.sentence for problem in found if not problem.table]
@@ -89,20 +89,20 @@ def repair_dataset(
 
 def _mend(path: Path, problems: list[Problem], report: RepairReport) -> None:
     with WriteTransaction(path) as txn:
-        # Nobody commits meanwhile, so this is what the transaction changes.
+        # Nobody else commits now, so this is what the transaction changes.
         mending = _Mending(txn, report)
         for problem in problems:
             done = mending.mend(problem)
             if done is None:
                 report.problems.append(
-                    f"{problem.sentence}; left alone, for it is whole: update featstore"
+                    f"{problem.sentence}; left as it is, for it is whole: update featstore"
                 )
             else:
                 report.repaired.append(f"{problem.sentence}; {done}")
 
 
 class _Mending:
-    """A transaction that mends; each key is looked at again, for it may have been put anew since it was found."""
+    """A transaction that mends; each key is looked at again, for it may have been put again since it was found."""
 
     def __init__(self, txn: WriteTransaction, report: RepairReport) -> None:
         self._txn = txn
@@ -113,7 +113,7 @@ class _Mending:
         list(check_sets(self._snapshot, self._known))
 
     def mend(self, problem: Problem) -> str | None:
-        """Mend it, and return what was done; None where nothing was, row or record being of a newer release."""
+        """Mend it, and return what was done; None if nothing was, row or record being of a newer release."""
         if problem.table != "records":
             row = self._snapshot.read(problem.table, problem.key)
             if row is not None and is_newer_row(problem.table, row):
@@ -166,7 +166,7 @@ class _Mending:
         return "removed; the next ingest makes it again"
 
     def _identity(self, key: bytes) -> tuple[str, str] | None:
-        """Return id and path of the video under `key`, as its row or else its record has them, where that is proved."""
+        """Return id and path of the video under `key`, as its row or else its record has them, if that is verified."""
         for look in (self._row, self._header):
             with contextlib.suppress(FeatstoreError):
                 found = look(key)

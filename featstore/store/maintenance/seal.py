@@ -9,29 +9,29 @@ import os
 
 from featstore.errors import StoreError
 from featstore.store.catalog import read_manifest
-from featstore.store.engine.environment import open_environment
+from featstore.store.engine.environment import open_snapshot
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.engine.transaction import WriteTransaction
 from featstore.store.maintenance.compact import rewrite
 from featstore.store.paths import SEAL_FILE, dataset_path, is_sealed
-from featstore.system.fsync import sync_folder
+from featstore.system.fsync import sync_dir
 
 
 def seal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
-    """Refuse all writes to `dataset` from now on; nothing happens where it is sealed.
+    """Refuse all writes to `dataset` from now on; nothing happens if it is sealed.
 
-    Raises StoreNotFound, StoreLocked while an ingest is at work, and StoreError where the file may not be written or
+    Raises StoreNotFound, StoreLocked while an ingest is at work, and StoreError if the file may not be written or
     its pages are damaged.
     """
     path = dataset_path(cache_dir, dataset)
-    read_manifest(open_environment(path).snapshot(), dataset)  # refuses what is no dataset
+    read_manifest(open_snapshot(path), dataset)  # refuses what is not a dataset
     with ingest_lock(path):
         if is_sealed(path):
             return
         txn = WriteTransaction(path)
         try:
             os.close(os.open(path / SEAL_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-            sync_folder(path)
+            sync_dir(path)
         except OSError as exc:
             raise StoreError(f"{path} cannot be sealed: {exc.strerror}") from exc
         finally:
@@ -39,13 +39,13 @@ def seal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
 
 
 def unseal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
-    """Let `dataset` be written again; nothing happens where it is not sealed.
+    """Let `dataset` be written again; nothing happens if it is not sealed.
 
     A copy takes the place of its file, as in a compaction: readers without locks may be at work on the file itself, and
     nobody would keep a writer from the pages they see. Raises as `compact_dataset` does.
     """
     path = dataset_path(cache_dir, dataset)
-    read_manifest(open_environment(path).snapshot(), dataset)
+    read_manifest(open_snapshot(path), dataset)
     with ingest_lock(path):
         if is_sealed(path):
             rewrite(path, unseal=True)

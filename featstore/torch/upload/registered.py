@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from featstore.system.file_map import is_resident, shows_pages
 from featstore.system.memory import memory_bytes
-from featstore.system.page_cache import is_resident, is_told
 from featstore.torch.upload.cudart import READ_ONLY, register, unregister
 
 log = logging.getLogger("featstore.torch")
@@ -104,7 +104,7 @@ def _why_not(known: _Map, start: int, size: int, at_once: bool) -> str:
         return known.refused
     if size < SMALLEST:
         return f"a record below {SMALLEST >> 10} KiB is copied as fast"
-    told = is_told(start)
+    told = shows_pages(start)
     if not at_once and not told:
         return "the system tells only who may write the file what of it is in memory"
     if not at_once and start not in known.asked:

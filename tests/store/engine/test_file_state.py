@@ -8,12 +8,14 @@ from toys import run_python, start_python, store_videos, toy_features
 
 from featstore.errors import StoreError
 from featstore.store.engine import file_state
-from featstore.store.engine.locks import LOCK_FILE, WRITE_FILE, WriteLock, ingest_lock
+from featstore.store.engine.environment import open_environment
+from featstore.store.engine.locks import WriteLock, ingest_lock
 from featstore.store.engine.transaction import WriteTransaction
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.compact import compact_dataset
 from featstore.store.maintenance.remove import remove_videos
 from featstore.store.maintenance.repair import repair_dataset
+from featstore.store.paths import INGEST_LOCK_FILE, WRITE_LOCK_FILE
 from featstore.store.reader import FeatureStore
 
 A = toy_features(1)
@@ -151,7 +153,7 @@ store_videos(sys.argv[1], "demo", {"b": toy_features(1)})
 @pytest.mark.parametrize("note", [b"", b"null", b"{}", b"\xff", b"[" * 4000])
 def test_a_note_that_cannot_be_read_is_none(cache, proofs, note):
     store_videos(cache, "demo", {"a": A})
-    (cache / "demo" / WRITE_FILE).write_bytes(note)
+    (cache / "demo" / WRITE_LOCK_FILE).write_bytes(note)
     del proofs[:]
     remove_videos(cache, "demo", ["a"])
     assert len(proofs) == 1
@@ -160,14 +162,14 @@ def test_a_note_that_cannot_be_read_is_none(cache, proofs, note):
 def test_a_note_that_cannot_be_written_costs_a_long_ingest_one_proof(cache, proofs, monkeypatch):
     monkeypatch.setattr(WriteLock, "write", lambda lock, note: None)
     store_videos(cache, "demo", {"a": A})
-    environment = FeatureStore(cache)["demo"].snapshot().environment
+    environment = open_environment(cache / "demo")
     del proofs[:]
     store_videos(cache, "demo", MANY)
     assert len(proofs) <= 1
     del environment
 
 
-@pytest.mark.parametrize("name", [WRITE_FILE, LOCK_FILE])
+@pytest.mark.parametrize("name", [WRITE_LOCK_FILE, INGEST_LOCK_FILE])
 def test_a_lock_that_is_a_link_is_not_written_through(cache, tmp_path, name):
     """A folder from elsewhere may hold one that leads to a file of this user's."""
     store_videos(cache, "demo", {"a": A})

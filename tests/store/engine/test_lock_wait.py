@@ -11,8 +11,9 @@ from toys import run_python, start_python, store_videos, toy_features
 
 from featstore.errors import StoreError, StoreLocked
 from featstore.store.engine import locks
-from featstore.store.engine.locks import FLIGHT_FILE, WRITE_FILE, WriteLock, flight_lock
+from featstore.store.engine.locks import WriteLock, single_flight_lock
 from featstore.store.engine.transaction import WriteTransaction
+from featstore.store.paths import FLIGHT_LOCK_FILE, WRITE_LOCK_FILE
 from featstore.store.reader import FeatureStore
 
 A = toy_features(1)
@@ -114,7 +115,7 @@ def impatient(monkeypatch):
 def test_a_stopped_writer_is_named_while_it_is_waited_for_and_at_the_end(
     tmp_path, impatient, capsys
 ):
-    with start_python(HOLD, tmp_path, WRITE_FILE) as holder:
+    with start_python(HOLD, tmp_path, WRITE_LOCK_FILE) as holder:
         holder.stdout.readline()
         holder.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, holder.pid, os.WSTOPPED | os.WNOWAIT)
@@ -131,11 +132,11 @@ def test_a_stopped_writer_is_named_while_it_is_waited_for_and_at_the_end(
 
 
 def test_the_features_of_a_video_are_not_waited_for_for_ever(tmp_path, impatient, capsys):
-    with start_python(HOLD, tmp_path, FLIGHT_FILE) as holder:
+    with start_python(HOLD, tmp_path, FLIGHT_LOCK_FILE) as holder:
         holder.stdout.readline()
         with (
             pytest.raises(StoreLocked, match="is making the features of a video for"),
-            flight_lock(tmp_path, b"video"),
+            single_flight_lock(tmp_path, b"video"),
         ):
             pass
         assert "waiting for a process that cannot be seen" in capsys.readouterr().err
@@ -144,7 +145,10 @@ def test_the_features_of_a_video_are_not_waited_for_for_ever(tmp_path, impatient
 
 def test_a_transaction_that_has_waited_in_vain_leaves_all_as_it_was(cache, impatient):
     store_videos(cache, "demo", {"a": A})
-    with taken(cache / "demo", WRITE_FILE), pytest.raises(StoreLocked, match="is writing into"):
+    with (
+        taken(cache / "demo", WRITE_LOCK_FILE),
+        pytest.raises(StoreLocked, match="is writing into"),
+    ):
         WriteTransaction(cache / "demo")
     store_videos(cache, "demo", {"b": A})
 
@@ -182,15 +186,17 @@ def test_a_lock_file_can_be_read_by_those_alone_that_may_write_it(tmp_path, umas
 
 
 def test_a_lock_file_of_an_older_release_is_closed_to_readers(tmp_path):
-    (tmp_path / WRITE_FILE).touch(0o644)
-    (tmp_path / WRITE_FILE).chmod(0o644)
+    (tmp_path / WRITE_LOCK_FILE).touch(0o644)
+    (tmp_path / WRITE_LOCK_FILE).chmod(0o644)
     WriteLock(tmp_path).release()
-    assert stat.S_IMODE((tmp_path / WRITE_FILE).stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / WRITE_LOCK_FILE).stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("name", LOCK_FILES)
 def test_a_fifo_in_place_of_a_lock_file_is_refused(tmp_path, name):
     os.mkfifo(tmp_path / name)
-    refused = pytest.raises(StoreError, match=f"{name} cannot be locked: it is no file; remove it")
+    refused = pytest.raises(
+        StoreError, match=f"{name} cannot be locked: it is not a file; remove it"
+    )
     with refused, taken(tmp_path, name):
         pass

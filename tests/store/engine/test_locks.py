@@ -7,7 +7,8 @@ import pytest
 from toys import run_python, start_python
 
 from featstore.errors import StoreError, StoreLocked, StoreNotFound
-from featstore.store.engine.locks import LOCK_FILE, ingest_lock
+from featstore.store.engine.locks import ingest_lock
+from featstore.store.paths import INGEST_LOCK_FILE
 
 HOLD = """
 import sys
@@ -37,7 +38,7 @@ def test_a_lock_dies_with_its_holder(tmp_path):
         holder.stdout.readline()
         holder.kill()
     with ingest_lock(tmp_path):
-        note = json.loads((tmp_path / LOCK_FILE).read_text())
+        note = json.loads((tmp_path / INGEST_LOCK_FILE).read_text())
     assert note["pid"] == os.getpid()
 
 
@@ -88,7 +89,7 @@ def test_a_lock_on_a_folder_that_was_replaced_meanwhile_counts_for_nothing(tmp_p
             folder.mkdir()
 
     with ingest_lock(folder), ingest_lock(folder, wait=30):
-        assert (folder / LOCK_FILE).exists()
+        assert (folder / INGEST_LOCK_FILE).exists()
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_a_lock_on_a_folder_that_was_replaced_meanwhile_counts_for_nothing(tmp_p
 )
 def test_the_holder_is_named_whatever_the_note_says(tmp_path, note):
     with ingest_lock(tmp_path):
-        (tmp_path / LOCK_FILE).write_bytes(note)
+        (tmp_path / INGEST_LOCK_FILE).write_bytes(note)
         holder_named = pytest.raises(StoreLocked, match=rf"process {os.getpid()} \(.*\) is at work")
         with holder_named, ingest_lock(tmp_path):
             pass
@@ -109,7 +110,7 @@ def test_a_folder_that_is_not_there_is_not_made(tmp_path):
 
 
 def test_a_lock_file_that_cannot_be_opened_is_a_store_error(tmp_path):
-    (tmp_path / LOCK_FILE).mkdir()
+    (tmp_path / INGEST_LOCK_FILE).mkdir()
     with pytest.raises(StoreError, match="cannot be locked"), ingest_lock(tmp_path):
         pass
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from featstore.errors import StoreDamaged, StoreError, StoreMismatch
 from featstore.store.engine.pages import BRANCH, HEADER, NODE, read_metas
 from featstore.store.engine.tree import Tree
-from featstore.system.file_map import Mapping
+from featstore.system.file_map import FileMap
 
 PAGE = 4096
 KEYS = st.binary(min_size=1, max_size=511)
@@ -36,7 +36,7 @@ def open_tree(file: Path) -> Tree:
     fd = os.open(file, os.O_RDONLY)
     try:
         newest = max(read_metas(fd, file.parent), key=lambda meta: meta.txn_id)
-        return Tree(Mapping(fd), newest, file.parent)
+        return Tree(FileMap(fd), newest, file.parent)
     finally:
         os.close(fd)
 

@@ -20,13 +20,15 @@ from featstore.errors import StoreError, StoreFull, StoreLocked, StoreNotFound
 from featstore.store.engine import file_state
 from featstore.store.engine.environment import open_environment
 from featstore.store.engine.file_state import find_page_problems
-from featstore.store.engine.locks import flight_lock, ingest_lock
+from featstore.store.engine.locks import ingest_lock, single_flight_lock
+from featstore.store.engine.transaction import StillFile
 from featstore.store.maintenance import compact
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.compact import compact_dataset
 from featstore.store.maintenance.remove import remove_dataset, remove_videos
 from featstore.store.reader import FeatureStore, get
 from featstore.store.writer import FeatureWriter
+from featstore.system import libc
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +67,7 @@ def test_compacting_gives_back_what_was_removed_and_keeps_the_rest(hollow):
 
 def test_the_estimate_is_what_the_compacted_file_takes(hollow):
     environment = open_environment(hollow / "demo")
-    estimate = compact.live_bytes(environment.lmdb)
+    estimate = StillFile(environment.lmdb, environment.path).live_bytes
     compact_dataset(hollow, "demo")
     assert estimate - 4096 <= (hollow / "demo" / "data.mdb").stat().st_size <= estimate + 4096
 
@@ -151,9 +153,11 @@ def test_a_commit_under_way_is_waited_for(hollow):
 
 
 def test_locks_that_are_held_stay_held(hollow):
-    with flight_lock(hollow / "demo", b"key"):
+    with single_flight_lock(hollow / "demo", b"key"):
         compact_dataset(hollow, "demo")
-        waiting = threading.Thread(target=lambda: flight_lock(hollow / "demo", b"key").__enter__())
+        waiting = threading.Thread(
+            target=lambda: single_flight_lock(hollow / "demo", b"key").__enter__()
+        )
         waiting.daemon = True
         waiting.start()
         waiting.join(0.2)
@@ -179,7 +183,7 @@ def test_a_disk_without_room_is_said_before_anything_is_written(hollow, monkeypa
 
 
 def test_where_folders_cannot_be_exchanged_all_is_as_before(hollow, monkeypatch):
-    monkeypatch.setattr(compact, "_RENAME_EXCHANGE", 1 << 20)
+    monkeypatch.setattr(libc, "_RENAME_EXCHANGE", 1 << 20)
     before = (hollow / "demo" / "data.mdb").stat()
     with pytest.raises(
         StoreError, match="cannot be exchanged for another folder: Invalid argument"
@@ -245,13 +249,14 @@ def test_no_file_is_made_through_a_link(hollow, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "moment", ["_copy", "_finish", "exchange", "sync_file", "sync_folder", "_take_along"]
+    "moment", ["_copy", "_finish", "exchange", "sync_file", "sync_dir", "_take_along"]
 )
 @pytest.mark.parametrize("after", [False, True])
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new(hollow, moment, after):
     program = f"""
 import os, signal, sys
 from featstore.store.engine import file_state as trust
+from featstore.store.engine.transaction import StillFile
 from featstore.store.maintenance import compact
 real = compact.{moment}
 def killed(*words):

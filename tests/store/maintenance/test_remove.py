@@ -231,7 +231,9 @@ def test_a_writer_whose_set_was_removed_says_so_and_lets_others_write(two_sets):
     writer = FeatureWriter(two_sets, "demo", min_free=0)
     writer.add_set(WIDE, "toy")
     remove_set(two_sets, "demo", WIDE)
-    with pytest.raises(StoreError, match=r"was removed from .* meanwhile; run the command again"):
+    with pytest.raises(
+        StoreError, match=r"was removed from .* in the meantime; run the command again"
+    ):
         put_video(writer, WIDE, "a", A)
     store_videos(two_sets, "demo", {"e": A})
 

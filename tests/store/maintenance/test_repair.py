@@ -164,7 +164,7 @@ def test_a_record_of_a_newer_release_is_left_alone(damaged):
     report = repair_dataset(damaged, "demo")
     [problem] = report.problems
     assert "codec = 'new'" in problem
-    assert problem.endswith("left alone, for it is whole: update featstore")
+    assert problem.endswith("left as it is, for it is whole: update featstore")
     assert (report.repaired, report.again) == ([], 0)
     assert read_raw(damaged, "records", KEY_A) == bytes(record)
 
@@ -184,7 +184,7 @@ def test_a_row_of_a_newer_release_is_left_alone_with_all_it_stands_for(damaged, 
     put_raw(damaged, table, key, b"\x92\xc4\x08" + xxhash.xxh3_64_digest(packed) + packed)
     report = repair_dataset(damaged, "demo")
     assert (report.repaired, report.again) == ([], 0)
-    assert report.problems[0].endswith("left alone, for it is whole: update featstore")
+    assert report.problems[0].endswith("left as it is, for it is whole: update featstore")
     assert read_raw(damaged, "records", KEY_A) is not None
     assert msgpack.unpackb(read_raw(damaged, table, key)[11:])["of the future"] == 1
 

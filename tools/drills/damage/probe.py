@@ -13,7 +13,7 @@ from drills.damage.stores import DATASET, Journal, toy_features, toy_spec
 from featstore.errors import FeatstoreError, FeatureNotFound
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.paths import DATA_FILE
-from featstore.store.reader import Dataset, FeatureStore
+from featstore.store.reader import FeatureStore
 from featstore.store.writer import FeatureWriter
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from drills.damage.stores import Put, Store
+
+    from featstore.store.dataset import Dataset
 
 
 class Verdict(enum.IntEnum):

@@ -1,4 +1,4 @@
-"""Datasets whose data file is gone: what else they left tells of them, so that a loss is no clean cache."""
+"""Datasets whose data file is gone: found by what else they left, so that a loss does not pass for a clean cache."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import os
 import stat
 from pathlib import Path
 
-from featstore.store.engine.locks import WRITE_FILE
 from featstore.store.paths import (
     DATA_FILE,
     LMDB_LOCK_FILE,
     META_FILE,
     SEAL_FILE,
+    WRITE_LOCK_FILE,
     dataset_names,
     is_dataset_name,
 )
 
 # Made beside a data file and never before it; an ingest that was killed early leaves other locks.
-_TRACES = (LMDB_LOCK_FILE, WRITE_FILE, SEAL_FILE)
+_TRACES = (LMDB_LOCK_FILE, WRITE_LOCK_FILE, SEAL_FILE)
 _MAX_META_BYTES = 64 << 20
 
 
 def lost_datasets(cache_dir: str | os.PathLike[str]) -> dict[str, str]:
     """Return, by name, a sentence for each dataset that was in `cache_dir` and has no data file any more.
 
-    Was there: its folder has what is made beside the file, or cache_meta.json lists it. StoreNotFound where there is
+    Was there: its folder has what is made beside the file, or cache_meta.json lists it. StoreNotFound if there is
     no `cache_dir`.
     """
     there, root = dataset_names(cache_dir), Path(cache_dir)
@@ -37,7 +37,7 @@ def lost_datasets(cache_dir: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def listed_datasets(cache_dir: str | os.PathLike[str]) -> set[str]:
-    """Return the datasets that cache_meta.json lists, whatever became of them; none where it cannot be read."""
+    """Return the datasets that cache_meta.json lists, whatever became of them; none if it cannot be read."""
     meta = os.path.join(cache_dir, META_FILE)
     try:
         with open(os.open(meta, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:

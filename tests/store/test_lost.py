@@ -12,8 +12,8 @@ import featstore
 from featstore.cli import main
 from featstore.errors import DatasetNotFound, StoreMismatch, StoreNotFound
 from featstore.store.describe import write_cache_meta
-from featstore.store.engine.locks import flight_lock, ingest_lock
-from featstore.store.maintenance.lost import lost_datasets
+from featstore.store.engine.locks import ingest_lock, single_flight_lock
+from featstore.store.lost import lost_datasets
 from featstore.store.maintenance.remove import remove_dataset
 from featstore.store.maintenance.seal import seal_dataset
 
@@ -86,7 +86,7 @@ def test_a_lost_dataset_is_listed_with_the_reason(lost):
     for command in ("ls", "info"):
         assert GONE in run(command, lost).stdout
     assert list(featstore.open(lost)) == ["other"]
-    remedy = f"{GONE}.* featstore rm --cache-dir .* forgets it|is no file; put a dataset's own"
+    remedy = f"{GONE}.* featstore rm --cache-dir .* forgets it|is not a file; put a dataset's own"
     with pytest.raises((DatasetNotFound, StoreMismatch), match=remedy):
         featstore.get(lost, "demo", "a")
 
@@ -120,7 +120,7 @@ def test_one_that_is_ingested_again_is_lost_no_more(cache):
 def test_one_that_never_was_is_not_lost(cache):
     """An ingest that ends early, or a model that cannot store, leaves locks and no file."""
     (cache / "demo").mkdir(parents=True)
-    with ingest_lock(cache / "demo"), flight_lock(cache / "demo", b"video"):
+    with ingest_lock(cache / "demo"), single_flight_lock(cache / "demo", b"video"):
         pass
     store_videos(cache, "other", {"a": A})
     assert lost_datasets(cache) == {}
@@ -134,7 +134,7 @@ def test_a_removal_that_is_killed_makes_no_lost_dataset(cache):
     program = """
 import os, signal, sys
 from featstore.store.maintenance import remove
-remove.sync_folder = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+remove.sync_dir = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 remove.remove_dataset(sys.argv[1], "demo")
 """
     assert run_python(program, cache).returncode == -9

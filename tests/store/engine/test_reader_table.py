@@ -18,6 +18,7 @@ from toys import expected, put_video, run_python, start_python, store_videos, to
 from featstore.errors import StoreError, StoreLocked
 from featstore.store.engine import environment as environment_module
 from featstore.store.engine import handles
+from featstore.store.engine.settings import KEPT_ENVIRONMENTS
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.reader import FeatureStore, get
 from featstore.store.writer import FeatureWriter
@@ -327,8 +328,8 @@ def test_a_process_reads_all_datasets_of_a_store_within_a_number_of_maps_and_des
     store = FeatureStore(cache)
     assert all(len(list(dataset)) == 1 for dataset in store.values())
     assert len(store.specs) == len(many)
-    assert len(handles._handles) - opened == environment_module.KEPT
-    assert len(os.listdir("/proc/self/fd")) - before <= 5 * environment_module.KEPT
+    assert len(handles._handles) - opened == KEPT_ENVIRONMENTS
+    assert len(os.listdir("/proc/self/fd")) - before <= 5 * KEPT_ENVIRONMENTS
 
 
 @pytest.mark.slow
@@ -337,7 +338,7 @@ def test_a_process_reads_a_thousand_datasets(cache, tmp_path, opened):
     for i in range(1000):
         shutil.copytree(cache, tmp_path / f"copy{i}")
         assert is_of(get(tmp_path / f"copy{i}", "demo", "a"), A)
-    assert len(handles._handles) - opened == environment_module.KEPT
+    assert len(handles._handles) - opened == KEPT_ENVIRONMENTS
     assert all(is_of(get(tmp_path / f"copy{i}", "demo", "a"), A) for i in range(1000))
 
 
@@ -345,7 +346,7 @@ def test_views_keep_their_datasets_open_beyond_those_used_last(cache, many, open
     held = {name: get(cache, name, "a") for name in many[:8]}
     for name in many[8:]:
         get(cache, name, "a")
-    assert len(handles._handles) - opened == environment_module.KEPT + len(held)
+    assert len(handles._handles) - opened == KEPT_ENVIRONMENTS + len(held)
     for name in many[:8]:
         store_videos(cache, name, {"a": B})
     assert all(is_of(features, A) for features in held.values())

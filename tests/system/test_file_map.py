@@ -12,14 +12,14 @@ from toys import run_python, store_videos, toy_features
 
 import featstore
 from featstore.store.maintenance.seal import seal_dataset
-from featstore.system import page_cache
-from featstore.system.page_cache import (
+from featstore.system import file_map
+from featstore.system.file_map import (
     ADVICE_BYTES,
     PIECE_BYTES,
     hides_pages,
     is_resident,
-    is_told,
-    read_in,
+    prefault,
+    shows_pages,
 )
 
 
@@ -47,11 +47,11 @@ def pages_of(memory: mmap.mmap) -> int:
 
 
 @pytest.mark.parametrize("hidden", [False, True])
-def test_what_was_dropped_from_the_page_cache_is_there_again(tmp_path, monkeypatch, hidden):
+def test_what_was_dropped_from_the_file_map_is_there_again(tmp_path, monkeypatch, hidden):
     """Most of it: a busy system may take pages away again meanwhile."""
     memory = dropped(tmp_path / "file")
-    monkeypatch.setattr(page_cache, "hides_pages", lambda fd: hidden)
-    for future in read_in(tmp_path / "file", 0, len(memory)):
+    monkeypatch.setattr(file_map, "hides_pages", lambda fd: hidden)
+    for future in prefault(tmp_path / "file", 0, len(memory)):
         future.result()
     memory[:]  # waits for what is on its way
     assert resident_pages(memory) > pages_of(memory) // 2
@@ -62,10 +62,10 @@ def test_a_file_that_hides_its_pages_is_asked_for_and_not_copied(tmp_path, monke
     path = tmp_path / "file"
     path.write_bytes(bytes(PIECE_BYTES + 7))
     asked = []
-    monkeypatch.setattr(page_cache, "hides_pages", lambda fd: True)
+    monkeypatch.setattr(file_map, "hides_pages", lambda fd: True)
     monkeypatch.setattr(os, "preadv", lambda *a: pytest.fail("read again"))
     monkeypatch.setattr(os, "posix_fadvise", lambda fd, *words: asked.append(words))
-    for future in read_in(path, 3, PIECE_BYTES + 4):
+    for future in prefault(path, 3, PIECE_BYTES + 4):
         future.result()
     starts = [*range(3, PIECE_BYTES, ADVICE_BYTES), PIECE_BYTES + 3]
     assert [start for start, _, _ in sorted(asked)] == starts
@@ -75,7 +75,7 @@ def test_a_file_that_hides_its_pages_is_asked_for_and_not_copied(tmp_path, monke
 
 AS_NOBODY = """
 import os, sys, time, featstore
-from featstore.system.page_cache import *
+from featstore.system.file_map import *
 [getattr(featstore, name) for name in featstore.__all__]
 os.setgroups([])
 os.setgid(65534)
@@ -85,11 +85,11 @@ for name in ("cold", "writable"):
     fd = os.open(path, os.O_RDONLY)
     print(hides_pages(fd))
     if name == "cold":
-        for future in read_in(path, 0, os.fstat(fd).st_size):
+        for future in prefault(path, 0, os.fstat(fd).st_size):
             future.result()
 time.sleep(1)
 features = featstore.get(os.path.join(sys.argv[1], "cache"), "demo", "a")
-print(is_told(features.owner.address), is_resident(features.data.ctypes.data, 1))
+print(shows_pages(features.owner.address), is_resident(features.data.ctypes.data, 1))
 """
 
 
@@ -109,15 +109,15 @@ def test_of_a_file_that_is_only_read_no_page_is_called_resident():
 
 
 def test_a_map_is_doubted_while_it_is_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(page_cache, "hides_pages", lambda fd: True)
+    monkeypatch.setattr(file_map, "hides_pages", lambda fd: True)
     store_videos(tmp_path, "demo", {"a": toy_features(1)})
     features = featstore.open(tmp_path)["demo"]["a"]
     address = features.data.ctypes.data
-    assert not is_told(address)
+    assert not shows_pages(address)
     assert not is_resident(address, 1)
     del features
     gc.collect()
-    assert is_told(address)
+    assert shows_pages(address)
 
 
 def test_a_file_of_ones_own_hides_no_page(tmp_path):
@@ -135,7 +135,7 @@ def test_memory_in_use_is_resident():
 
 
 def test_a_file_that_is_gone_is_no_error(tmp_path):
-    for future in read_in(tmp_path / "nowhere", 0, 100):
+    for future in prefault(tmp_path / "nowhere", 0, 100):
         assert future.result() is None
 
 
@@ -148,15 +148,15 @@ def test_what_is_being_read_is_not_read_again(tmp_path, monkeypatch):
         if offset:
             go.wait(10)
 
-    monkeypatch.setattr(page_cache, "_read_piece", read_piece)
-    first = read_in(tmp_path / "file", 0, PIECE_BYTES + 7)
+    monkeypatch.setattr(file_map, "_read_piece", read_piece)
+    first = prefault(tmp_path / "file", 0, PIECE_BYTES + 7)
     first[0].result(10)  # also where a part of it is there
-    again = read_in(tmp_path / "file", 0, PIECE_BYTES + 7)
+    again = prefault(tmp_path / "file", 0, PIECE_BYTES + 7)
     assert again == first
     go.set()
     for future in first:
         future.result(10)
     assert sorted(read) == [(0, PIECE_BYTES), (PIECE_BYTES, 7)]
-    for future in read_in(tmp_path / "file", 0, 1):
+    for future in prefault(tmp_path / "file", 0, 1):
         future.result(10)
     assert len(read) == 3

@@ -46,8 +46,8 @@ featstore.get({cache!r}, "demo", {video!r})
 _INGEST = """
 import featstore
 from featstore.encoders.toy import ToyEncoder
-featstore.ingest({clip!r}, {cache!r}, "demo", encoder=ToyEncoder(), sampling=featstore.Sampling(8), workers=1,
-                 min_free=0)
+featstore.ingest({clip!r}, {cache!r}, "demo", encoder=ToyEncoder(), sampling=featstore.Sampling(8),
+                 options=featstore.IngestOptions(workers=1, min_free=0))
 """
 
 
@@ -73,7 +73,7 @@ def walk(program: str, function: str) -> list[str]:
 
 def walk_of_a_video(clip: Path, cache: Path) -> list[str]:
     """Return the files that one video crosses from its path to the disk; it is stored in `cache`."""
-    return walk(_INGEST.format(clip=str(clip), cache=str(cache)), "Stages.go")
+    return walk(_INGEST.format(clip=str(clip), cache=str(cache)), "Scheduler.run")
 
 
 def walk_of_a_first_get(cache: Path, video: str) -> list[str]:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from featstore.decoding.video_file import was_replaced
 from featstore.errors import ListingError, StoreNotFound
 from featstore.records.sizes import record_bytes
+from featstore.store import open_snapshot
 from featstore.store.catalog import read_entry, read_failure, stored_spec, video_key
-from featstore.store.engine.environment import open_environment
 from featstore.store.paths import dataset_path
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def plan_ingest(
 ) -> Plan:
     """Return the work that `videos` are for the dataset as it is now, which need not exist; see `make_plan`."""
     try:
-        snapshot = open_environment(dataset_path(cache_dir, dataset)).snapshot()
+        snapshot = open_snapshot(dataset_path(cache_dir, dataset))
     except StoreNotFound:
         snapshot = None
     return make_plan(

@@ -1,4 +1,4 @@
-"""A few dozen questions in CI, hundreds in the drill; and it can say no."""
+"""A few dozen questions in CI, hundreds in the drill."""
 
 import pytest
 from drill_runner import run_drill

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from featstore.decoding.video_file import was_replaced
 from featstore.errors import ListingError, StoreNotFound
+from featstore.pipeline.options import IngestOptions
 from featstore.records.sizes import record_bytes
 from featstore.store import open_snapshot
 from featstore.store.catalog import read_entry, read_failure, stored_spec, video_key
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from featstore.decoding.video_file import Video
     from featstore.pipeline.listing import Listing
-    from featstore.pipeline.options import IngestOptions
     from featstore.spec import FeatureSpec
     from featstore.store import Snapshot
     from featstore.store.catalog import Entry, Failure
@@ -64,15 +64,7 @@ def plan_ingest(
         snapshot = open_snapshot(dataset_path(cache_dir, dataset))
     except StoreNotFound:
         snapshot = None
-    return make_plan(
-        videos,
-        snapshot,
-        dataset,
-        spec,
-        retry_failed=options.retry_failed,
-        resume=options.resume,
-        limit=options.limit,
-    )
+    return make_plan(videos, snapshot, dataset, spec, options)
 
 
 def make_plan(
@@ -80,10 +72,7 @@ def make_plan(
     snapshot: Snapshot | None,
     dataset: str,
     spec: FeatureSpec,
-    *,
-    retry_failed: bool = False,
-    resume: bool = True,
-    limit: int | None = None,
+    options: IngestOptions | None = None,
 ) -> Plan:
     """Return the work that `videos` are, minus what `snapshot` holds under `spec`; nothing is decoded.
 
@@ -96,13 +85,13 @@ def make_plan(
         snapshot: of the dataset, None if there is none yet.
         dataset: its name.
         spec: the feature set.
-        retry_failed: failed videos are work again.
-        resume: leave out what is stored or failed.
-        limit: at most so many videos.
+        options: `resume`, `retry_failed` and `limit` of them.
 
     Raises:
         ListingError: if an id names a file that is stored, and still exists, and now another one too.
     """
+    options = options or IngestOptions()
+    before = snapshot if options.resume else None
     todo: list[Video] = []
     stored: list[Video] = []
     failed_before: list[Failure] = []
@@ -112,11 +101,13 @@ def make_plan(
         spec = stored_spec(snapshot, spec) or spec
     for video in videos:
         key = video_key(spec, dataset, video.video_id)
-        entry = read_entry(snapshot, key) if snapshot and resume else None
-        failure = read_failure(snapshot, key) if snapshot and resume else None
+        entry = read_entry(before, key) if before else None
+        failure = read_failure(before, key) if before else None
         if entry is not None and not was_replaced(entry.source, video.path):
             stored.append(video)
-        elif failure is not None and not (retry_failed or _is_worth_again(failure, video.path)):
+        elif failure is not None and not (
+            options.retry_failed or _is_worth_again(failure, video.path)
+        ):
             failed_before.append(failure)
         else:
             if entry is not None:
@@ -130,7 +121,9 @@ def make_plan(
             "manifest (--manifest, columns video_id and path), take another --dataset, or remove what is stored with "
             f"featstore rm --video:{''.join(clashes[:5])}"
         )
-    return Plan(tuple(todo[:limit]), tuple(stored), tuple(failed_before), frozenset(replaced))
+    return Plan(
+        tuple(todo[: options.limit]), tuple(stored), tuple(failed_before), frozenset(replaced)
+    )
 
 
 def decode_order(videos: Sequence[Video]) -> list[Video]:

@@ -200,11 +200,8 @@ class Scheduler:
 
     def _give(self, state: _WorkerState, decoded: Decoded) -> None:
         assert decoded.clip is not None
-        number, record, count = (
-            next(self._numbers),
-            self._records.popleft(),
-            len(decoded.clip.indices),
-        )
+        number, record = next(self._numbers), self._records.popleft()
+        count = len(decoded.clip.indices)
         state.videos[number] = decoded, record
         state.unread[decoded.slot] = count
         state.worker.give(EncodeTask(number, decoded.slot, count, record))

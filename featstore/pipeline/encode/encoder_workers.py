@@ -12,7 +12,7 @@ import dataclasses
 import tempfile
 import threading
 from multiprocessing.connection import Pipe
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, TypeAlias
 
 from featstore.errors import FeatstoreError, StoreMismatch
 from featstore.pipeline.encode.base import (
@@ -40,27 +40,7 @@ if TYPE_CHECKING:
 MODULE = "featstore.pipeline.encode.encoder_process"
 
 
-class EncoderWorker(Protocol):
-    """A running encoder; its `connection` is readable when it has answered, or died."""
-
-    connection: Connection
-
-    @property
-    def ready(self) -> bool:
-        """Return whether its features are known to be those of the spec."""
-        ...
-
-    def give(self, task: EncodeTask) -> None:
-        """Have a video encoded."""
-        ...
-
-    def collect(self) -> Iterator[EncoderAnswer]:
-        """Yield the answers since the last call, without waiting; raise what ended the encoder."""
-        ...
-
-    def close(self) -> None:
-        """End it; what it is encoding is lost."""
-        ...
+EncoderWorker: TypeAlias = "EncoderThread | EncoderProcess"
 
 
 def start_encoders(
@@ -81,7 +61,7 @@ def start_encoders(
 
 
 class EncoderThread:
-    """An encoder object in a thread of this process."""
+    """An encoder object in a thread of this process; its `connection` is readable when it has answered, or died."""
 
     ready = True
 
@@ -100,7 +80,7 @@ class EncoderThread:
             send(self.connection, task)
 
     def collect(self) -> Iterator[EncoderAnswer]:
-        """Yield the answers; raise what the encoder raised."""
+        """Yield the answers since the last call, without waiting; raise what the encoder raised."""
         while self.connection.poll():
             try:
                 answer: EncoderAnswer = receive(
@@ -131,7 +111,7 @@ class EncoderThread:
 
 
 class EncoderProcess:
-    """An encoder in a process of its own."""
+    """An encoder in a process of its own; its `connection` is readable when it has answered, or died."""
 
     def __init__(
         self, recipe: EncoderRecipe, memory: Memory, *, batch_frames: int, log: IO[bytes]
@@ -151,7 +131,7 @@ class EncoderProcess:
         self._process.send(task)
 
     def collect(self) -> Iterator[EncoderAnswer]:
-        """Yield the answers; raise what ended the process."""
+        """Yield the answers since the last call, without waiting; raise what ended the process."""
         while self.connection.poll():
             answer = self._receive()
             if isinstance(answer, ErrorMessage):
@@ -177,7 +157,7 @@ class EncoderProcess:
         return answer
 
     def close(self) -> None:
-        """Kill it."""
+        """Kill it; what it is encoding is lost."""
         self._process.kill()
 
     def _check(self, identity: EncoderIdentity) -> None:

@@ -100,7 +100,7 @@ def test_a_damaged_record_becomes_work_for_the_next_ingest(damaged, damage):
     assert get(damaged, "demo", "b").shape == (16, 8)
     assert [video.video_id for video in plan(damaged).todo] == ["a"], "without --retry-failed"
     store_videos(damaged, "demo", {"a": A})
-    assert plan(damaged).todo == []
+    assert plan(damaged).todo == ()
     assert list(FeatureStore(damaged)["demo"].failures()) == []
 
 
@@ -112,7 +112,7 @@ def test_a_damaged_row_is_written_again_from_its_record(damaged, damage):
     assert (report.problems, report.again, len(report.repaired)) == ([], 0, 1)
     assert read_raw(damaged, "catalog", KEY_A) == row
     assert check_dataset(damaged, "demo").problems == []
-    assert plan(damaged).todo == []
+    assert plan(damaged).todo == ()
 
 
 @pytest.mark.parametrize("damage", [bad_row_and_prefix, no_row_and_bad_prefix])
@@ -149,7 +149,7 @@ def test_a_feature_set_without_its_row_takes_its_videos_with_it(damaged, kind):
     assert [found.spec for found in FeatureStore(damaged)["demo"].sets()] == [other]
     assert [video.video_id for video in plan(damaged).todo] == ["a", "b"]
     store_videos(damaged, "demo", {"a": A, "b": B})
-    assert plan(damaged).todo == []
+    assert plan(damaged).todo == ()
 
 
 def test_a_record_of_a_newer_release_is_left_alone(damaged):

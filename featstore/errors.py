@@ -7,7 +7,7 @@ FeatstoreError
 │   ├── StoreNotFound      also FileNotFoundError
 │   │   └── DatasetNotFound    also KeyError
 │   ├── StoreLocked        another writer is at work
-│   ├── StoreDamaged       the file's pages cannot be what they say, or its end is missing
+│   ├── StoreDamaged       the file's pages are invalid, or its end is missing
 │   ├── StoreFull          also OSError; the map, the disk or a stated limit
 │   └── StoreMismatch      also ValueError; made with another encoder, sampling or format
 ├── FeatureNotFound        also KeyError
@@ -17,7 +17,7 @@ FeatstoreError
 ├── VideoError             cannot be decoded; carries the path
 └── MissingExtra           also ImportError; names the pip command
 
-Each message says what was found, what was expected and what to do.
+Each message says what was found and what was expected; the remedy, printed after it, what to do.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ class StoreError(FeatstoreError):
 
 
 class StoreNotFound(StoreError, FileNotFoundError):
-    """No store, or no such dataset in it."""
+    """There is no store, or no such dataset in it."""
 
     errno = errno.ENOENT
 
 
 class DatasetNotFound(StoreNotFound, KeyError):
-    """The store is there and has no such dataset; the message names those it has."""
+    """The store has no such dataset; the message names those it has."""
 
 
 class StoreLocked(StoreError):
@@ -82,7 +82,7 @@ class StoreDamaged(StoreError):
 
 
 class StoreFull(StoreError, OSError):
-    """The disk, the map or a limit the user set leaves no room for the next record."""
+    """The disk, the map or a limit set by the user has no room for the next record."""
 
     errno = errno.ENOSPC
 
@@ -92,7 +92,7 @@ class StoreMismatch(StoreError, ValueError):
 
 
 class FeatureNotFound(FeatstoreError, KeyError):
-    """The video's features were never finished in this feature set."""
+    """The video has no finished features in this feature set."""
 
 
 class RecordError(FeatstoreError, ValueError):
@@ -102,15 +102,20 @@ class RecordError(FeatstoreError, ValueError):
 
 
 class QuantizeError(FeatstoreError, ValueError):
-    """Features that cannot be stored as asked: beyond the numbers of what they are stored as."""
+    """Features that cannot be stored as asked: beyond the range of the stored dtype."""
 
 
 class NotFinite(QuantizeError):
-    """Features that are NaN or infinite; they are neither stored nor answered from."""
+    """Features that are NaN or infinite; they are neither stored nor used for answers."""
 
 
 class VideoError(FeatstoreError):
-    """A video cannot be decoded; `path` names the file."""
+    """A video cannot be decoded.
+
+    Args:
+        message: what was found.
+        path: the file.
+    """
 
     def __init__(self, message: str, path: str = "") -> None:
         """Keep the path beside the message."""
@@ -119,7 +124,7 @@ class VideoError(FeatstoreError):
 
 
 class MissingExtra(FeatstoreError, ImportError):
-    """An optional library is not installed; the message holds the pip command."""
+    """An optional library is not installed; the message has the pip command."""
 
 
 def retold(kind: str, message: str) -> FeatstoreError:
@@ -130,7 +135,7 @@ def retold(kind: str, message: str) -> FeatstoreError:
 
 
 def gib(size: float) -> str:
-    """Return bytes as messages to people have them: `63.0 MiB`, `1.20 GiB`."""
+    """Return a number of bytes for people: `63.0 MiB`, `1.20 GiB`."""
     for unit in ("B", "KiB", "MiB"):
         if abs(size) < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -139,9 +144,9 @@ def gib(size: float) -> str:
 
 
 def plain(text: str) -> str:
-    """Return `text` as it may be printed: its lines, with what would steer a terminal escaped.
+    """Return `text` for printing: its lines, with control characters escaped.
 
-    Names and reasons in a store may be anybody's: an escape sequence in one could rewrite what the screen says.
+    Names and reasons in a store may come from anyone: an escape sequence in one could rewrite the screen.
     """
     return "\n".join(map(plain_line, text.split("\n")))
 

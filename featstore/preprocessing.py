@@ -1,7 +1,7 @@
 """What happens to a decoded frame before an encoder sees it, bit for bit as CLIP's PIL image processor does it.
 
-Resizing and cropping work on bytes and run in the decode worker; normalising is a look-up in a table of 256 values
-a channel, which the encoder applies on its own device.
+Resizing and cropping work on bytes and run in the decode worker. Normalising is a look-up in a table of 256 values per
+channel, which the encoder does on its own device.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 class Preprocessing:
     """The parameters of a CLIP image processor.
 
-    shortest_edge: pixels the shorter side is resized to; 0 leaves the frame's size alone.
-    crop_height, crop_width: pixels kept around the centre.
-    resample: Pillow's number of the filter; 3 is bicubic.
-    rescale: factor from bytes to floats.
-    mean, std: one value a channel, in RGB order.
+    Args:
+        shortest_edge: pixels the shorter side is resized to; 0 does not resize.
+        crop_height: rows kept around the centre.
+        crop_width: columns kept around the centre.
+        resample: Pillow's number of the filter; 3 is bicubic.
+        rescale: factor from bytes to floats.
+        mean: one value per channel, in RGB order.
+        std: likewise.
     """
 
     shortest_edge: int
@@ -73,7 +76,7 @@ def resize_and_crop(frame: NDArray[np.uint8], pre: Preprocessing) -> NDArray[np.
 def normalization_table(pre: Preprocessing) -> NDArray[np.float32]:
     """Return (256, 3) float32: the pixel value of each byte in each channel.
 
-    `(float32(byte * rescale) - mean) / std`: the product in float64, the rest in float32, as the processor has it.
+    `(float32(byte * rescale) - mean) / std`: the product in float64, the rest in float32, as the processor does it.
     """
     import numpy as np
 

@@ -1,6 +1,6 @@
-"""Which frames of a clip are taken: pure arithmetic on frame counts.
+"""Which frames of a clip are taken: arithmetic on frame counts.
 
-`128 frames` means different frames to different programs, so the policy is part of what identifies features.
+Programs take different frames for `128 frames`, so the policy is part of what identifies features.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ POLICIES = ("linspace", "midpoint", "vlmevalkit", "fps")
 class Sampling:
     """A rule that picks frame indices from a clip of any length.
 
-    nframe: frames taken; for the policy `fps` the most that are taken.
-    policy: one of `POLICIES`.
-    rate: frames a second of playing time, for the policy `fps` alone.
+    Args:
+        nframe: number of frames taken, 1 to 65536; for the policy `fps` the maximum.
+        policy: one of `POLICIES`, see `indices`.
+        rate: frames per second of playing time, for the policy `fps` only.
+
+    Raises:
+        ValueError: an argument is invalid.
 
     >>> Sampling(4).indices(total_frames=100, fps=25.0)
     [0, 33, 66, 99]
@@ -30,9 +34,9 @@ class Sampling:
     rate: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse rules that pick nothing."""
+        """Check the arguments."""
         if not 1 <= self.nframe <= 65_536:
-            raise ValueError(f"nframe is {self.nframe}; it must lie between 1 and 65536")
+            raise ValueError(f"nframe is {self.nframe}; it must be between 1 and 65536")
         if self.policy not in POLICIES:
             raise ValueError(
                 f"sampling policy is {self.policy!r}; it must be one of {', '.join(POLICIES)}"
@@ -40,13 +44,21 @@ class Sampling:
         if (self.policy == "fps") != (self.rate is not None):
             raise ValueError("a rate belongs to the policy fps, and fps needs one: write fps:1")
         if self.rate is not None and not 0 < self.rate <= 1_000:
-            raise ValueError(f"the rate is {self.rate} frames a second; it must lie in (0, 1000]")
+            raise ValueError(f"the rate is {self.rate} frames a second; it must be in (0, 1000]")
         if self.rate is not None:  # 1 and 1.0 are one rule and must have one digest
             object.__setattr__(self, "rate", float(self.rate))
 
     @classmethod
     def parse(cls, text: str, nframe: int = 128) -> Sampling:
-        """Read `linspace`, `midpoint`, `vlmevalkit` or `fps:R` as the command line writes them."""
+        """Return the rule that the command line writes as `linspace`, `midpoint`, `vlmevalkit` or `fps:R`.
+
+        Args:
+            text: policy, and rate after a colon.
+            nframe: number of frames.
+
+        Raises:
+            ValueError: there is no such rule.
+        """
         policy, _, rate = text.partition(":")
         try:
             return cls(nframe, policy, float(rate) if rate else None)
@@ -54,25 +66,31 @@ class Sampling:
             raise ValueError(f"sampling {text!r} cannot be used: {exc}") from None
 
     def indices(self, total_frames: int, fps: float) -> list[int]:
-        """Return the indices to decode, ascending, with repeats where the clip is too short.
+        """Return the indices to decode, ascending, with repeats if the clip is too short.
 
         linspace: `numpy.linspace(0, n - 1, nframe, dtype=int)`, as LongVA and lmms-eval sample.
-        midpoint: the middle frame of each of nframe equal stretches, `int((i + 0.5) * n / nframe)`.
+        midpoint: the middle frame of each of nframe equal parts, `int((i + 0.5) * n / nframe)`.
         vlmevalkit: `int(i * (n / (nframe + 1)))` for i = 1..nframe, as VLMEvalKit's frame mode samples.
-        fps: every `1 / rate` seconds from the first frame on (VLMEvalKit's `_1fps` sets); where that gives
-        more than nframe, those thinned evenly with both ends kept.
+        fps: every `1 / rate` seconds from the first frame on (VLMEvalKit's `_1fps` sets); if that gives
+        more than nframe, those are thinned evenly and both ends kept.
+
+        Args:
+            total_frames: number of frames of the clip.
+            fps: frames per second of the clip.
+
+        Raises:
+            ValueError: the clip has no frames, or no frame rate for a policy that needs one.
         """
         n, k = total_frames, self.nframe
         if n < 1:
-            raise ValueError(f"the clip has {n} frames; there is none to take")
+            raise ValueError(f"the clip has {n} frames; at least 1 is needed")
         if self.policy == "linspace":
             return _linspace(n, k)
         if self.policy == "midpoint":
             return [int((i + 0.5) * n / k) for i in range(k)]
         if self.policy == "vlmevalkit":
-            step = n / (
-                k + 1
-            )  # rounded once here: int(i * n / (k + 1)) differs on 1.5 % of lengths
+            # Rounded once here: int(i * n / (k + 1)) differs for 1.5 % of lengths.
+            step = n / (k + 1)
             return [int(i * step) for i in range(1, k + 1)]
         return self._by_rate(n, fps)
 
@@ -95,12 +113,12 @@ class Sampling:
         return f"fps:{self.rate!r}".removesuffix(".0")  # every digit: the rule must parse back
 
     def __str__(self) -> str:
-        """Return count and rule, for people."""
+        """Return number of frames and rule, for people."""
         return f"{self.nframe} frames, {self.rule}"
 
 
 def _linspace(n: int, k: int) -> list[int]:
-    # numpy's own steps (arange * step, last one set to stop), so that rounding falls the same way.
+    # numpy's own steps (arange * step, the last one set to stop), so that rounding is the same.
     if k == 1:
         return [0]
     step = (n - 1) / (k - 1)

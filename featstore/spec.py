@@ -1,7 +1,7 @@
 """What determines features: the spec, its digest, signature and record keys.
 
-Two runs whose specs have one digest make the same numbers, up to the float noise of batch sizes and devices; features
-made under one spec are never served for another. Names of checkpoints play no part: their weights do.
+Two runs whose specs have the same digest make the same numbers, up to the float noise of batch sizes and devices;
+features made under one spec are never served for another. Weights identify a checkpoint, its name does not.
 """
 
 from __future__ import annotations
@@ -33,14 +33,19 @@ STORAGES = tuple(
 class EncoderIdentity:
     """Everything about an encoder that determines its features.
 
-    name: the encoder's name in featstore.encoders, as `longva`.
-    weights: sha256 of the values of the tensors that are used, 64 hex digits.
-    vision_tower: the name its config gives the tower; it enters the model signature, not the digest.
-    select_layer, select_feature: which hidden state is taken, and whether with the class token (`cls_patch`).
-    projector, pooling: `mlp2x_gelu`, and `average:2` for 2 x 2 averages; `none` where absent.
-    architecture: the tower's remaining numbers as one sorted line, as `heads=16 hidden=1024`.
-    dtype: what it computes in, one of DTYPES.
-    tokens_per_frame, hidden_dim: the last two axes of its features, (F, T, D).
+    Args:
+        name: the encoder's name in featstore.encoders, as `longva`.
+        weights: sha256 of the values of the tensors that are used, 64 hex digits.
+        vision_tower: the tower's name in the config; part of the model signature, not of the digest.
+        select_layer: number of the hidden state that is taken.
+        select_feature: `patch`, or `cls_patch` to keep the class token.
+        projector: as `mlp2x_gelu`, or `none`.
+        pooling: as `average:2` for averages of 2 x 2 tokens, or `none`.
+        architecture: the tower's other numbers as one sorted line, as `heads=16 hidden=1024`.
+        preprocessing: what happens to a frame before.
+        dtype: what it computes in, one of DTYPES.
+        tokens_per_frame: T of its features (F, T, D).
+        hidden_dim: D of its features (F, T, D).
     """
 
     name: str
@@ -58,7 +63,7 @@ class EncoderIdentity:
 
     @cached_property
     def model_signature(self) -> str:
-        """Return `MD5(f"{vision_tower}:layer{select_layer}")[:8]`: a name for people, not an identity."""
+        """Return `MD5(f"{vision_tower}:layer{select_layer}")[:8]`: a name for people, which does not identify."""
         return _md5(f"{self.vision_tower}:layer{self.select_layer}")[:8]
 
 
@@ -66,11 +71,15 @@ class EncoderIdentity:
 class FeatureSpec:
     """What determines a video's stored features.
 
-    encoder: the encoder's identity.
-    sampling: which frames it saw.
-    decoder: who turned the file into frames; decoders proved byte-identical share one identity.
-    quantization: how values are stored, one of STORED_DTYPES.
-    scale: granularity of the int8 scale, one of GRANULARITIES; `none` for floats.
+    Args:
+        encoder: the encoder's identity.
+        sampling: which frames it sees.
+        decoder: what turns a file into frames; decoders that were verified to be byte-identical share a name.
+        quantization: how values are stored, one of STORED_DTYPES.
+        scale: granularity of the int8 scale, one of GRANULARITIES; `none` for floats.
+
+    Raises:
+        ValueError: values cannot be stored so.
     """
 
     encoder: EncoderIdentity
@@ -80,7 +89,7 @@ class FeatureSpec:
     scale: str
 
     def __post_init__(self) -> None:
-        """Refuse combinations that name no storage."""
+        """Check that values can be stored so."""
         if self.quantization not in STORED_DTYPES:
             raise ValueError(
                 f"quantization is {self.quantization!r}; use one of {', '.join(STORED_DTYPES)}"
@@ -93,20 +102,25 @@ class FeatureSpec:
 
     @cached_property
     def digest(self) -> str:
-        """Return 32 hex digits that name the feature set: sha256 over the canonical JSON of all but names."""
+        """Return 32 hex digits that name the feature set: sha256 of canonical JSON, without the tower's name."""
         row = self.to_dict()
         del row["encoder"]["vision_tower"]
         text = json.dumps(row, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def record_key(self, dataset: str, video_id: str) -> str:
-        """Return `MD5(f"{dataset}:{video_id}:nframe{nframe}:model{model_signature}")`, 32 hex digits."""
+        """Return `MD5(f"{dataset}:{video_id}:nframe{nframe}:model{model_signature}")`, 32 hex digits.
+
+        Args:
+            dataset: name of the dataset.
+            video_id: the video's id in it.
+        """
         return _md5(
             f"{dataset}:{video_id}:nframe{self.sampling.nframe}:model{self.encoder.model_signature}"
         )
 
     def diff(self, other: FeatureSpec) -> list[tuple[str, str, str]]:
-        """Return `(field, here, there)` for each field that determines features and differs."""
+        """Return `(field, value here, value in other)` for each field that determines features and differs."""
         mine, theirs = _flat(self.to_dict()), _flat(other.to_dict())
         return [
             (name, str(mine[name]), str(theirs[name]))
@@ -115,7 +129,7 @@ class FeatureSpec:
         ]
 
     def describe(self) -> str:
-        """Return one line for people."""
+        """Return a line for people."""
         stored = self.quantization if self.scale == "none" else f"{self.quantization}/{self.scale}"
         return plain_line(
             f"{self.digest[:8]}  {self.encoder.name} weights {self.encoder.weights[:8]}  "
@@ -123,7 +137,7 @@ class FeatureSpec:
         )
 
     def ingest_options(self) -> str:
-        """Return the options of `featstore ingest` that make such features with the right checkpoint."""
+        """Return the options of `featstore ingest` that make such features, given the checkpoint."""
         rule = self.sampling.rule
         scale = "" if self.scale == "none" else f" --scale {self.scale}"
         return (
@@ -132,13 +146,20 @@ class FeatureSpec:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a feature set's row."""
+        """Return the spec as plain values, as a feature set's row has it."""
         row: dict[str, Any] = to_plain(self)
         return row
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> FeatureSpec:
-        """Rebuild from `to_dict`; raise StoreMismatch if the row is not one of this version's."""
+        """Return the spec that `to_dict` described.
+
+        Args:
+            row: plain values, from msgpack or JSON.
+
+        Raises:
+            StoreMismatch: the values are not those of a spec of this version.
+        """
         try:
             return build(cls, row)
         except ValueError as exc:
@@ -160,6 +181,6 @@ def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _md5(text: str) -> str:
-    # A key, not a safeguard: any string has one, also one that holds the surrogates of an undecodable file name.
+    # Not for security. Any string has one, also one with the surrogates of an undecodable file name.
     data = text.encode("utf-8", "surrogatepass")
     return hashlib.md5(data, usedforsecurity=False).hexdigest()

@@ -70,7 +70,7 @@ def test_fps_refuses_a_clip_without_a_rate(fps):
 
 @pytest.mark.parametrize("total", [0, -1])
 def test_an_empty_clip_is_refused(total):
-    with pytest.raises(ValueError, match="there is none to take"):
+    with pytest.raises(ValueError, match="at least 1 is needed"):
         Sampling(4).indices(total, 25.0)
 
 

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 class Features:
     """One video's stored features.
 
-    header: what is known of them. owner: the object whose life is that of the map they lie in, if they lie in one.
-    The arrays are read-only and stay valid as long as they are referenced, whatever happens to the store they came
-    from.
+    The arrays are read-only and stay valid as long as they are referenced, whatever happens to the store.
+
+    Args:
+        header: what the record says about them.
+        owner: the object that keeps their memory map open, None if they are not in one.
     """
 
     header: Header
@@ -40,9 +42,12 @@ class Features:
 
     @cached_property
     def data(self) -> NDArray[Any]:
-        """The stored values, (num_tokens, hidden_dim): int8, float16, float32, or bf16's bits as uint16.
+        """The stored values, (num_tokens, hidden_dim): int8, float16, float32, or the bits of bfloat16 as uint16.
 
-        A view on the memory map for the codec raw; decompressed at the first call for others.
+        A view of the memory map for the codec raw; for other codecs a copy, decompressed on first access.
+
+        Raises:
+            RecordError: a compressed payload is damaged.
         """
         payload = CODECS[self.header.codec].decompress(self._record.payload, self.header.raw_bytes)
         values = np.frombuffer(payload, dtype=STORED_DTYPES[self.header.quantization])
@@ -50,10 +55,14 @@ class Features:
 
     @cached_property
     def scale(self) -> NDArray[np.float32]:
-        """The float32 scale: (1, hidden_dim), (num_tokens, 1) or (1, 1); (0, 0) where floats are stored."""
+        """The float32 scale: (1, hidden_dim), (num_tokens, 1) or (1, 1); (0, 0) if floats are stored."""
         values = np.frombuffer(bytes(self._record.scale), dtype="<f4")
         return values.reshape(scale_shape(self.header.scale, *self.header.shape))
 
     def dequantize(self, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-        """Return the features as float32 (num_tokens, hidden_dim), in `out` where given."""
+        """Return the features as float32.
+
+        Args:
+            out: float32 array (num_tokens, hidden_dim) to fill and return instead of a new one.
+        """
         return dequantize(self.data, self.scale, self.header.quantization, out)

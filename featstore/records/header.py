@@ -1,4 +1,4 @@
-"""What a record says about its features, and what of it is checked."""
+"""What a record says about its features, checked when it is packed and when it is read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ _SOURCE = ("size", "mtime_ns", "xxh3_128")  # a record has their values only
 
 @dataclass(frozen=True)
 class SourceFingerprint:
-    """Which bytes a video's features were made from: size, modification time, xxh3-128 of the content."""
+    """Identifies the file that a video's features were made from.
+
+    Args:
+        size: bytes.
+        mtime_ns: modification time, nanoseconds since 1970.
+        xxh3_128: checksum of the content, 32 hex digits.
+    """
 
     size: int
     mtime_ns: int
@@ -32,10 +38,26 @@ class SourceFingerprint:
 class Header:
     """What a record says about its features.
 
-    frame_indices: little-endian uint32, one a frame, packed; `frames` reads them.
-    shape: (num_tokens, hidden_dim). dtype: what the encoder computed in, before quantization.
-    spec: the feature set's digest. payload_xxh3: xxh3-64 of the payload as stored.
-    total_frames, fps: of the clip, as its decoder tells them. created: seconds since 1970.
+    Args:
+        video_id: the video's id in the dataset.
+        video_path: path of the file when it was ingested.
+        dataset: name of the dataset.
+        nframe: number of frames asked for.
+        frame_indices: indices of the frames taken, packed as little-endian uint32; `frames` unpacks them.
+        total_frames: number of frames of the clip, as its decoder reports it.
+        fps: frames per second of the clip, likewise.
+        shape: (num_tokens, hidden_dim).
+        tokens_per_frame: number of tokens of one frame.
+        quantization: how values are stored, one of featstore.spec.STORED_DTYPES.
+        scale: granularity of the int8 scale, one of featstore.spec.GRANULARITIES.
+        dtype: what the encoder computed in, one of featstore.spec.DTYPES.
+        model_signature: as EncoderIdentity.model_signature.
+        spec: digest of the feature set.
+        source: the file that was encoded.
+        error: how far stored values are from the encoder's.
+        created: seconds since 1970.
+        codec: how the payload is compressed, one of featstore.records.codecs.CODECS.
+        payload_xxh3: xxh3-64 of the payload as stored.
     """
 
     video_id: str
@@ -60,7 +82,7 @@ class Header:
 
     @property
     def frames(self) -> list[int]:
-        """Return the indices of the frames that were encoded."""
+        """Return the indices of the encoded frames."""
         return [i for (i,) in struct.iter_unpack("<I", self.frame_indices)]
 
     @property
@@ -74,9 +96,9 @@ class Header:
         return scale_bytes(self.scale, self.shape)
 
     def misfit(self, spec: FeatureSpec, dataset: str) -> str:
-        """Return what keeps a record with this header out of the set of `spec` in `dataset`; nothing if it belongs.
+        """Return why a record with this header does not belong to `spec` in `dataset`; nothing if it does.
 
-        A digest is only what the header says: the encoder, the sampling and the storage behind it must be seen too.
+        The digest is only what the header claims, so encoder, sampling and storage are compared too.
         """
         encoder = spec.encoder
         facts = (

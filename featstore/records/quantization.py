@@ -1,8 +1,8 @@
 """Floats to stored values and back, in numpy: the reference that the torch implementation must equal.
 
-int8 is symmetric: `scale = abs_max / 127`, values rounded half to even and clamped to [-127, 127]. One scale serves a
-channel over the whole video, a token, or the whole tensor. Where channels differ in size, as CLIP's do, one scale a
-channel measured 26 dB better than one for all (docs/format.md).
+int8 is symmetric: `scale = abs_max / 127`, values rounded half to even and clamped to [-127, 127]. The granularity says
+how many scales there are: one per channel over the whole video, one per token, or one for the whole tensor. If channels
+differ in size, as CLIP's do, one per channel is 26 dB better than one for all (docs/format.md).
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 INT8_MAX = 127
-# The smallest normal float32: a channel of zeros, or of values next to nothing, divides by this and not by 0.
+# The smallest normal float32: a channel of zeros, or of tiny values, is divided by this and not by 0.
 MIN_SCALE = float(np.finfo(np.float32).tiny)
-# Rows worked on at once: a few dozen rows of 3,584 channels stay in a core's cache.
+# Rows processed at once: a few dozen rows of 3,584 channels stay in a core's cache.
 BLOCK_ROWS = 64
 
 
 @dataclass(frozen=True)
 class QuantError:
-    """How far the stored values are from the encoder's: measured when they were stored.
+    """How far stored values are from the encoder's, measured when they were stored.
 
-    cosine: between the two flattened tensors; relative_l2: norm of the difference over norm of the original;
-    max_abs: the largest difference of one value.
+    Args:
+        cosine: cosine between the two flattened tensors.
+        relative_l2: norm of the difference over the norm of the original.
+        max_abs: the largest difference of one value.
     """
 
     cosine: float
@@ -53,12 +55,21 @@ class QuantError:
 def quantize(
     features: NDArray[Any], quantization: str, granularity: str
 ) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """Return `(stored, scale)` of `features` (num_tokens, hidden_dim), floats of any width.
+    """Return `(stored, scale)` of features.
 
-    stored: the dtype of STORED_DTYPES, same shape. scale: float32 of `scale_shape`, all > 0; empty for floats.
-    Raises QuantizeError where a value is not finite, or too large for fp16.
+    Args:
+        features: (num_tokens, hidden_dim), floats of any width.
+        quantization: how values are stored, one of STORED_DTYPES.
+        granularity: how many scales, one of featstore.spec.GRANULARITIES.
+
+    Returns:
+        stored (num_tokens, hidden_dim) of the dtype in STORED_DTYPES, and scale: float32 of
+        featstore.records.sizes.scale_shape, all > 0; empty for floats.
+
+    Raises:
+        QuantizeError: a value is not finite, or too large to be stored so.
     """
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, and refused below
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite, and are refused below
         x = np.asarray(features, dtype=np.float32)
     if quantization == "int8":
         scale = _scale(x, granularity)
@@ -86,7 +97,7 @@ def dequantize(
     quantization: str,
     out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """Return float32 (num_tokens, hidden_dim) of what `quantize` returned, into `out` where given."""
+    """Return float32 (num_tokens, hidden_dim) of what `quantize` returned, in `out` if given."""
     if out is None:
         out = np.empty(stored.shape, dtype=np.float32)
     if out.shape != stored.shape or out.dtype != np.float32:
@@ -131,14 +142,14 @@ def refuse_non_finite(count: int, total: int) -> None:
 
 
 def in_words(exc: QuantizeError, dtype: str) -> str:
-    """Return what is wrong with features that an encoder computed in `dtype`, and what to do."""
+    """Return what is wrong with features that an encoder computed in `dtype`, and what to do about it."""
     if not isinstance(exc, NotFinite):
         return str(exc)
-    damaged = "the checkpoint's weights are damaged or none of such a model: fetch them again"
+    damaged = "the checkpoint's weights are damaged or not of such a model: fetch them again"
     remedy = {
         "fp16": "whose largest number is 65504: compute in bf16 or fp32, with --dtype, in Python dtype=",
-        "bf16": f"compute in fp32, with --dtype, in Python dtype=; if they are so there too, {damaged}",
-    }.get(dtype, f"which has room for them: {damaged}")
+        "bf16": f"compute in fp32, with --dtype, in Python dtype=; if they are not finite there either, {damaged}",
+    }.get(dtype, f"which can hold them: {damaged}")
     return f"{exc}; they were computed in {dtype}, {remedy}"
 
 

@@ -2,7 +2,7 @@
 
 A record is a msgpack array: a header map, the scale and the payload as bin32. Any msgpack reader can open it; ours
 verifies the prefix (all before the payload) by its checksum, parses the header and slices the payload, so a lookup
-copies nothing. The prefix is padded so that the payload begins on a page of the memory map. docs/format.md has it all.
+copies nothing. The prefix is padded so that the payload starts on a page of the memory map. docs/format.md has it all.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ class Record:
 def pack_prefix(header: Header, scale: bytes, payload_bytes: int) -> bytes:
     """Return all of a record before its payload, `len % PAGE == PAGE - LMDB_VALUE_OFFSET` bytes long.
 
-    Raises RecordError where `parse` would refuse the header, ValueError where scale or payload have another length
-    than it says.
+    Raises:
+        RecordError: `parse` would refuse the header.
+        ValueError: scale or payload have another length than the header says.
     """
     fields = to_map(header)
     if len(scale) != header.scale_bytes:
@@ -90,15 +91,17 @@ def pack_prefix(header: Header, scale: bytes, payload_bytes: int) -> bytes:
 
 
 def pack(header: Header, scale: bytes, payload: bytes) -> bytes:
-    """Return a whole record; `payload` is stored as it is, `header` says with what codec it was made."""
+    """Return a whole record; `payload` is already compressed by the codec that `header` names."""
     return pack_prefix(header, scale, len(payload)) + payload
 
 
 def parse(record: memoryview) -> Record:
     """Return the record in `record` without touching its payload.
 
-    Raises RecordError where it is truncated, damaged before the payload, of a newer format, or says something that
-    cannot be: every length and shape is checked before it is believed.
+    Every length and shape is checked before it is used.
+
+    Raises:
+        RecordError: it is truncated, damaged before the payload, of a newer format, or has an invalid value.
     """
     prefix_bytes = _checked_prefix(record)
     header, scale_at = _parse_header(record, prefix_bytes)
@@ -112,7 +115,7 @@ def parse(record: memoryview) -> Record:
 
 
 def has_whole_prefix(record: memoryview) -> bool:
-    """Return whether all before the payload is as it was packed; `parse` may still refuse a newer release's."""
+    """Return whether all before the payload is undamaged; `parse` may still refuse that of a newer release."""
     try:
         _checked_prefix(record)
     except RecordError:
@@ -121,7 +124,7 @@ def has_whole_prefix(record: memoryview) -> bool:
 
 
 def _parse_header(record: memoryview, prefix_bytes: int) -> tuple[Header, int]:
-    """Return the header, checked, and where it ends."""
+    """Return the checked header and the offset of its end."""
     unpacker = msgpack.Unpacker(
         strict_map_key=True,
         unicode_errors="surrogatepass",
@@ -149,7 +152,7 @@ def _checked_prefix(record: memoryview) -> int:
         raise RecordError(f"a record of {len(record)} bytes is too short to be one")
     head = bytes(record[: _CHECKSUM_AT + 8])
     if head[:2] != _START or head[4:11] != b"\xa6format":
-        raise RecordError(f"a record begins with {head[:12].hex()}, not as featstore's do")
+        raise RecordError(f"a record starts with {head[:12].hex()}, unlike those of featstore")
     if head[11] != FORMAT:
         raise RecordError(
             f"a record has format {head[11]}, this featstore reads format {FORMAT}",
@@ -158,7 +161,7 @@ def _checked_prefix(record: memoryview) -> int:
     prefix_bytes: int = struct.unpack_from(">I", head, _LENGTH_AT)[0]
     if not _CHECKSUM_AT + 8 <= prefix_bytes <= min(len(record), MAX_PREFIX_BYTES):
         raise RecordError(
-            f"a record of {len(record)} bytes says its payload begins at {prefix_bytes}"
+            f"a record of {len(record)} bytes says its payload starts at {prefix_bytes}"
         )
     checksum = xxhash.xxh3_64(head[:_CHECKSUM_AT] + _NO_CHECKSUM)
     checksum.update(record[_CHECKSUM_AT + 8 : prefix_bytes])
@@ -171,7 +174,7 @@ def _checked_prefix(record: memoryview) -> int:
 
 def _bin32(record: memoryview, start: int, what: str) -> memoryview:
     if len(record) < start + 5 or record[start : start + 1] != _BIN32:
-        raise RecordError(f"a record has no {what} where its header ends")
+        raise RecordError(f"a record has no {what} after its header")
     (length,) = struct.unpack_from(">I", record, start + 1)
     if start + 5 + length > len(record):
         raise RecordError(
@@ -182,7 +185,7 @@ def _bin32(record: memoryview, start: int, what: str) -> memoryview:
 
 def _check_sizes(header: Header, scale: memoryview, payload: memoryview, whole: bool) -> None:
     if not whole:
-        raise RecordError("a record's parts do not end where its prefix and its value end")
+        raise RecordError("the parts of a record do not end with its prefix and its value")
     if len(scale) != header.scale_bytes:
         raise RecordError(
             f"the scale of {header.video_id!r} holds {len(scale)} bytes, its shape needs {header.scale_bytes}"

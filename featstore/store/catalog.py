@@ -1,7 +1,7 @@
 """What a dataset holds, without touching a payload: its manifest, feature sets, finished videos and failures.
 
-A row is a msgpack array of two: xxh3-64 of all that follows, and a map. The rows of one feature set share a key prefix,
-the spec's digest; a video's row and its record share a key.
+A row is a msgpack array of two: xxh3-64 of what follows, and a map. The rows of a feature set share a key prefix, the
+spec's digest; a video's row and its record share a key.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DAMAGED = "damaged: "
 
 @dataclass(frozen=True)
 class Manifest:
-    """What kind of store a dataset's file is."""
+    """Identifies a dataset's file: name, seconds since 1970 when it was made, store format and engine."""
 
     dataset: str
     created: float
@@ -42,7 +42,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """One spec in a dataset, and the checkpoint it was first ingested from."""
+    """A spec in a dataset, the checkpoint it was first ingested from, and when, in seconds since 1970."""
 
     spec: FeatureSpec
     origin: str
@@ -51,7 +51,21 @@ class FeatureSet:
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished video's row: enough to list, count and compare it."""
+    """A finished video's row: enough to list, count and compare it.
+
+    Args:
+        video_id: the video's id.
+        video_path: path of the file when it was ingested.
+        spec: digest of the feature set.
+        shape: (num_tokens, hidden_dim).
+        frames: number of frames encoded.
+        codec: how the payload is compressed.
+        record_bytes: bytes of the record.
+        raw_bytes: bytes of the payload before compression.
+        source: the file that was encoded.
+        error: how far stored values are from the encoder's.
+        created: seconds since 1970.
+    """
 
     video_id: str
     video_path: str
@@ -95,7 +109,7 @@ class Failure:
 
     @property
     def damaged(self) -> bool:
-        """Return whether it was stored, and then found damaged: the next ingest makes it again."""
+        """Return whether it was stored and then found damaged: the next ingest makes it again."""
         return self.reason.startswith(DAMAGED)
 
 
@@ -124,23 +138,25 @@ def pack_row(row: Manifest | FeatureSet | Entry | Failure) -> bytes:
 
 
 def read_manifest(snapshot: Snapshot, dataset: str | None = None) -> Manifest:
-    """Return the manifest; StoreMismatch where it is missing, of a newer format or another dataset's than `dataset`."""
+    """Return the manifest; StoreMismatch if it is missing, of another format or not of `dataset`."""
     data = snapshot.read("manifest", MANIFEST_KEY)
     if data is None:
         raise StoreMismatch(
-            f"{snapshot.environment.path} holds an LMDB file but no featstore dataset; ingest into another --cache-dir"
+            f"{snapshot.environment.path} holds an LMDB file but no featstore dataset",
+            remedy="ingest into another --cache-dir",
         )
     plain = _unpack(data)
     if plain.get("format") != STORE_FORMAT:
         raise StoreMismatch(
             f"{snapshot.environment.path} has store format {plain.get('format')!r}, this featstore reads format "
-            f"{STORE_FORMAT}; update featstore, or ingest into another --cache-dir"
+            f"{STORE_FORMAT}",
+            remedy="update featstore, or ingest into another --cache-dir",
         )
     manifest = _build(Manifest, plain)
     if dataset is not None and manifest.dataset != dataset:
         raise StoreMismatch(
-            f"{snapshot.environment.path} holds the dataset {manifest.dataset!r}; its folder must have that name: "
-            "rename it back"
+            f"{snapshot.environment.path} holds the dataset {manifest.dataset!r}; its folder must have that name",
+            remedy="rename it back",
         )
     return manifest
 
@@ -148,7 +164,7 @@ def read_manifest(snapshot: Snapshot, dataset: str | None = None) -> Manifest:
 def stored_spec(snapshot: Snapshot, spec: FeatureSpec) -> FeatureSpec | None:
     """Return the spec of the feature set that `spec` belongs to, as it was first ingested, or None.
 
-    The two may name the vision tower differently, and with it the record keys; the stored name is the one to use.
+    The two may name the vision tower differently, which changes the record keys: use those of the stored one.
     """
     key = set_key(spec.digest)
     data = snapshot.read("specs", key)
@@ -156,7 +172,7 @@ def stored_spec(snapshot: Snapshot, spec: FeatureSpec) -> FeatureSpec | None:
 
 
 def read_sets(snapshot: Snapshot) -> dict[str, FeatureSet]:
-    """Return the dataset's feature sets by digest, oldest first; read once a snapshot."""
+    """Return the dataset's feature sets by digest, oldest first; read once per snapshot."""
     environment = snapshot.environment
     as_of, known = environment.sets
     if as_of == snapshot.txn_id:
@@ -171,7 +187,7 @@ def read_sets(snapshot: Snapshot) -> dict[str, FeatureSet]:
 
 
 def has_entry(snapshot: Snapshot, key: bytes) -> bool:
-    """Return whether there is a row of a finished video with `key`, whatever it says."""
+    """Return whether there is a row of a finished video with `key`, perhaps a damaged one."""
     return snapshot.read("catalog", key) is not None
 
 
@@ -200,29 +216,29 @@ def read_failure(snapshot: Snapshot, key: bytes) -> Failure | None:
 
 
 def unpack_failure(data: bytes) -> Failure:
-    """Return a failed video's row; StoreMismatch where it cannot be one."""
+    """Return a failed video's row; StoreMismatch if it is invalid."""
     return _build(Failure, _unpack(data))
 
 
 def unpack_entry(data: bytes) -> Entry:
-    """Return a finished video's row; StoreMismatch where it cannot be one."""
+    """Return a finished video's row; StoreMismatch if it is invalid."""
     return _build(Entry, _unpack(data))
 
 
 @lru_cache(maxsize=256)
 def unpack_set(key: bytes, data: bytes) -> FeatureSet:
-    """Return the feature set whose row lies under `key`; StoreMismatch where it cannot be one, or is another's."""
+    """Return the feature set whose row has `key`; StoreMismatch if it is invalid or has another key."""
     found = _build(FeatureSet, _unpack(data))
     if set_key(found.spec.digest) != key:
         raise StoreMismatch(
-            f"the feature set {key.decode(errors='replace')} describes {found.spec.digest}; its row is damaged: "
-            "featstore check --repair removes this set alone, then ingest its videos again"
+            f"the feature set {key.decode(errors='replace')} describes {found.spec.digest}; its row is damaged",
+            remedy="featstore check --repair removes this set only, then ingest its videos again",
         )
     return found
 
 
 def is_newer_row(table: str, data: bytes) -> bool:
-    """Return whether a row is whole and yet none of this release's: its checksum holds, what it says is unknown."""
+    """Return whether a row is undamaged and unknown to this release: its checksum is right, its content is not."""
     try:
         plain = _unpack(data)
     except StoreMismatch:
@@ -240,7 +256,7 @@ def _unpack(data: bytes) -> dict[str, Any]:
         raise _unreadable(f"{checksum.hex()} is not the checksum of what follows")
     try:
         plain = msgpack.unpackb(packed, unicode_errors="surrogatepass", strict_map_key=True)
-    except Exception as exc:  # msgpack raises a dozen unrelated types on what is no msgpack
+    except Exception as exc:  # msgpack raises a dozen unrelated types on invalid input
         raise _unreadable(exc) from exc
     if not isinstance(plain, dict):
         raise _unreadable(f"a {type(plain).__name__}")

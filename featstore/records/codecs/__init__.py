@@ -1,6 +1,6 @@
 """Payload bytes to smaller payload bytes and back, losing nothing.
 
-A codec is chosen record by record and plays no part in what identifies features. All but raw work in blocks
+The codec is chosen per record and does not identify features. All but raw work in blocks
 (featstore.records.codecs.blocks).
 """
 
@@ -14,14 +14,14 @@ from featstore.records.codecs.zstd import Zstd
 
 
 class Codec(Protocol):
-    """Two functions that undo each other."""
+    """A lossless compression of payload bytes."""
 
     def compress(self, payload: memoryview) -> bytes | bytearray | memoryview:
-        """Return `payload` (bytes, contiguous) in fewer bytes, if it can be had."""
+        """Return `payload` (bytes, contiguous) compressed; perhaps not in fewer bytes."""
         ...
 
     def decompress(self, stored: memoryview, raw_bytes: int) -> memoryview:
-        """Return the `raw_bytes` bytes that were compressed; RecordError if they cannot be had."""
+        """Return the `raw_bytes` bytes that were compressed; RecordError if `stored` is damaged."""
         ...
 
 
@@ -35,6 +35,6 @@ def require(codec: str) -> None:
 
 
 def compress(payload: memoryview, codec: str) -> tuple[str, bytes | bytearray | memoryview]:
-    """Return `(codec used, stored bytes)`: raw where `codec` does not shrink the payload."""
+    """Return `(codec used, stored bytes)`: raw if `codec` does not shrink the payload."""
     stored = CODECS[codec].compress(payload)
     return (codec, stored) if len(stored) < len(payload) else ("raw", payload)

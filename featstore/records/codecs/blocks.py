@@ -1,7 +1,6 @@
 """A payload in blocks: a table of compressed lengths, then the blocks.
 
-A block holds 64 KiB of the payload, the last one what is left: so memory stays bounded, and threads work on some
-blocks each.
+A block holds 64 KiB of the payload, the last one the rest, so memory stays bounded and threads share the blocks.
 """
 
 from __future__ import annotations
@@ -23,16 +22,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 BLOCK_BYTES = 64 << 10
-# Payloads below it are not worth waking threads for.
-_ALONE_BYTES = 2 << 20
+# For smaller payloads threads do not pay.
+_THREADED_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
 class Layout:
     """How a codec lays out its blocks.
 
-    name: the codec's. alignment: of each block, from the beginning of the stored payload. max_ratio: no block expands
-    further, so a larger claim is a lie about memory.
+    Args:
+        name: the codec's name.
+        alignment: of each block, in bytes from the start of the stored payload.
+        max_ratio: bytes that a stored byte expands to at most; a larger claim is refused before memory is allocated.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Layout:
         return out
 
     def spans(self, stored: memoryview, raw_bytes: int) -> list[tuple[int, int]]:
-        """Return start and length of each block in `stored`; RecordError where they cannot be what it says."""
+        """Return start and length of each block in `stored`; RecordError if its table is invalid."""
         count = -(-raw_bytes // BLOCK_BYTES)
         if len(stored) < 4 * count:
             raise RecordError(
@@ -65,7 +66,7 @@ class Layout:
         end = int(starts[-1] + lengths[-1]) if count else 0
         if end != len(stored):
             raise RecordError(
-                f"the {self.name} payload holds {len(stored)} bytes, its table speaks of {end}"
+                f"the {self.name} payload holds {len(stored)} bytes, its table describes {end}"
             )
         return list(zip(starts.tolist(), lengths.tolist(), strict=True))
 
@@ -76,12 +77,12 @@ def raw_blocks(payload: memoryview) -> list[memoryview]:
 
 
 def side_by_side(work: Callable[[int], None], count: int, raw_bytes: int) -> None:
-    """Call `work` with each of `count` numbers, on several threads where `raw_bytes` make it worth while.
+    """Call `work` with each of `count` numbers, on several threads if `raw_bytes` are enough to pay.
 
-    The work must let go of the interpreter lock to gain from it. What one call raises is raised here.
+    The work must release the interpreter lock to gain from it. What one call raises is raised here.
     """
     pool = _pool(os.getpid())
-    if raw_bytes < _ALONE_BYTES or pool is None:
+    if raw_bytes < _THREADED_BYTES or pool is None:
         for number in range(count):
             work(number)
         return
@@ -107,5 +108,5 @@ def _threads() -> int:
 
 @functools.lru_cache(maxsize=1)
 def _pool(pid: int) -> ThreadPoolExecutor | None:
-    """Return this process's threads: they do not survive a fork."""
+    """Return the threads of this process: they do not survive a fork."""
     return ThreadPoolExecutor(_threads(), "featstore-codec") if _threads() > 1 else None

@@ -1,4 +1,4 @@
-"""LZ4 in blocks: cheap to read back, small gain on features."""
+"""LZ4 in blocks: fast to decompress, with a small gain on features."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LAYOUT = Layout("lz4", alignment=1, max_ratio=255)
 
 
 class Lz4:
-    """Each block an LZ4 block without a size before it."""
+    """LZ4 blocks without a size before them."""
 
     def compress(self, payload: memoryview) -> bytearray:
         """Return the table and the blocks."""
@@ -20,7 +20,7 @@ class Lz4:
         )
 
     def decompress(self, stored: memoryview, raw_bytes: int) -> memoryview:
-        """Return the payload, each block in its place; every length is checked before it is used."""
+        """Return the payload; every length is checked before it is used."""
         spans = LAYOUT.spans(stored, raw_bytes)
         out = memoryview(bytearray(raw_bytes))
 

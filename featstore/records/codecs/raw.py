@@ -6,7 +6,7 @@ from featstore.errors import RecordError
 
 
 class Raw:
-    """The one codec that can be read without a copy."""
+    """The only codec that is read without a copy."""
 
     def compress(self, payload: memoryview) -> memoryview:
         """Return `payload` itself."""

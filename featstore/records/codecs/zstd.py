@@ -1,4 +1,4 @@
-"""Zstandard in blocks: near what the entropy of features allows, on any machine."""
+"""Zstandard in blocks: close to the entropy of features."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import zstandard
 from featstore.errors import RecordError
 from featstore.records.codecs.blocks import BLOCK_BYTES, Layout, raw_blocks, side_by_side
 
-# Features hold no repetitions worth a search; what zstd gains it gains by its entropy stage, which level 1 has too.
+# Features have hardly any repetitions to search for: the gain is that of the entropy stage, which level 1 has too.
 LEVEL = 1
-# A block of one byte repeated takes some 20 bytes; with its four in the table nothing expands further.
+# A block of one repeated byte takes some 20 bytes, and 4 in the table: no block expands further.
 LAYOUT = Layout("zstd", alignment=16, max_ratio=BLOCK_BYTES // 16)
 
 _thread = threading.local()
 
 
 class Zstd:
-    """Each block a frame of its own, which says how much it holds."""
+    """Zstandard frames, one per block, with their content size."""
 
     def compress(self, payload: memoryview) -> bytearray:
         """Return the table and the frames."""
@@ -32,7 +32,7 @@ class Zstd:
         return LAYOUT.pack(frames)
 
     def decompress(self, stored: memoryview, raw_bytes: int) -> memoryview:
-        """Return the payload; what a frame says it holds is checked before memory is taken for it."""
+        """Return the payload; the size of each frame is checked before it is decompressed."""
         spans = LAYOUT.spans(stored, raw_bytes)
         out = memoryview(bytearray(raw_bytes))
 
@@ -57,7 +57,7 @@ class Zstd:
 
 
 def _compressor() -> zstandard.ZstdCompressor:
-    # One a thread: neither may be used by two at once.
+    # One per thread: neither is thread-safe.
     if not hasattr(_thread, "compressor"):
         _thread.compressor = zstandard.ZstdCompressor(
             LEVEL, write_content_size=True, write_checksum=False

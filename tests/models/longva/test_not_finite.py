@@ -18,7 +18,7 @@ QUESTION = "What color is the ball?"
 DTYPES = {
     "fp16": "computed in fp16, whose largest number is 65504: compute in bf16 or fp32",
     "bf16": "computed in bf16, compute in fp32",
-    "fp32": "computed in fp32, which has room for them: the checkpoint's weights are damaged",
+    "fp32": "computed in fp32, which can hold them: the checkpoint's weights are damaged",
 }
 
 

@@ -173,7 +173,7 @@ def test_a_set_whose_row_describes_another_is_found(damaged):
     put_raw(damaged, "specs", SPEC.digest.encode(), pack_row(FeatureSet(other, "toy", 0.0)))
     [problem] = check_dataset(damaged, "demo").problems
     assert f"the feature set {SPEC.digest} describes" in problem
-    with pytest.raises(StoreMismatch, match="its row is damaged: featstore check --repair removes"):
+    with pytest.raises(StoreMismatch, match="its row is damaged; featstore check --repair removes"):
         get(damaged, "demo", "a")
     store_videos(damaged, "demo", {"a": A}, spec=WIDE)
     assert len(repair_dataset(damaged, "demo").repaired) >= 1

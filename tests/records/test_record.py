@@ -166,7 +166,7 @@ def test_every_flipped_byte_of_a_record_raises_record_error():
 
 
 def test_bytes_after_a_record_raise_record_error():
-    with pytest.raises(RecordError, match="end where"):
+    with pytest.raises(RecordError, match="do not end with"):
         read(whole_record()[1] + b"\0")
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Source:
+class IngestSource:
     """The videos of one dataset, and which of their frames to take."""
 
     dataset: str
@@ -24,7 +24,7 @@ class Source:
     sampling: Sampling
 
 
-def choose_sources(options: dict[str, Any]) -> list[Source]:
+def choose_sources(options: dict[str, Any]) -> list[IngestSource]:
     """Return what the options of `featstore ingest` name; everything is listed before any video is read."""
     ways = [name for name in ("videos", "manifest", "datasets") if options[name]]
     if len(ways) != 1:
@@ -42,10 +42,10 @@ def choose_sources(options: dict[str, Any]) -> list[Source]:
     sampling = _sampling(options["rule"], options["nframe"])
     manifest = options["manifest"]
     videos = read_listing(manifest) if manifest else list_videos(options["videos"])
-    return [Source(options["dataset"], videos, sampling)]
+    return [IngestSource(options["dataset"], videos, sampling)]
 
 
-def _benchmark(config: str, options: dict[str, Any]) -> Source:
+def _benchmark(config: str, options: dict[str, Any]) -> IngestSource:
     from featstore.integrations.vlmevalkit.datasets import list_videos
 
     # VLMEvalKit reports on stdout, which is for results.
@@ -56,7 +56,7 @@ def _benchmark(config: str, options: dict[str, Any]) -> Source:
         raise click.UsageError(
             f"{config} takes {found.nframe} frames, --nframe says {options['nframe']}: leave out --nframe"
         )
-    return Source(found.dataset, found.videos, _sampling(options["rule"], found.nframe))
+    return IngestSource(found.dataset, found.videos, _sampling(options["rule"], found.nframe))
 
 
 def _sampling(rule: str, nframe: int) -> Sampling:

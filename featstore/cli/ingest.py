@@ -28,7 +28,7 @@ from featstore.cli._options import (
 )
 from featstore.cli._printing import clock, print_json
 from featstore.cli._progress import show_progress
-from featstore.cli._sources import Source, choose_sources
+from featstore.cli._sources import IngestSource, choose_sources
 from featstore.cli._streams import say
 from featstore.errors import plain, plain_line
 from featstore.system.filesystems import format_bytes
@@ -174,7 +174,7 @@ def ingest(**options: Any) -> None:
 
 
 def _ingest(
-    source: Source,
+    source: IngestSource,
     encoder: Encoder | list[EncoderRecipe],
     stop: threading.Event,
     options: dict[str, Any],

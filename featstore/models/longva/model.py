@@ -12,10 +12,11 @@ from PIL import Image
 from featstore import defaults
 from featstore.decoding.video_file import DECODER
 from featstore.encoders.longva.encoder import LongVAEncoder
-from featstore.models.longva.generation import Answerer, read_options
+from featstore.models.longva.generation import Answerer
 from featstore.models.longva.images import Tiling, read_tiling
 from featstore.models.longva.language import load_language
 from featstore.models.longva.prompt import build_prompt, split, tokenize
+from featstore.models.longva.settings import read_options
 from featstore.models.lookup import FeatureRequest
 from featstore.models.source import FeatureSource, VisualInput
 from featstore.models.statistics import CacheStatistics, report_at_exit

@@ -21,7 +21,7 @@ from featstore.models.lookup import FeatureRequest
 from featstore.models.source import FeatureSource, VisualInput
 from featstore.models.statistics import CacheStatistics, report_at_exit
 from featstore.pipeline.on_demand import check_finite
-from featstore.sampling import Sampling
+from featstore.sampling import Sampling, check_nframe
 from featstore.spec import FeatureSpec
 from featstore.store.paths import check_video_id
 from featstore.torch.forked import about_to_compute
@@ -242,7 +242,7 @@ class CachedLongVA:
                     f"no dataset is named for video {video!r}; pass dataset=, here or to CachedLongVA"
                 )
         spec = self._spec
-        if nframe is not None and nframe != spec.sampling.nframe:
+        if nframe is not None and check_nframe(nframe) != spec.sampling.nframe:
             spec = replace(spec, sampling=replace(spec.sampling, nframe=nframe))
         return FeatureRequest(
             dataset or "", video, None if path is None else os.path.abspath(path), spec

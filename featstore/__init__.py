@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from featstore.system.forks import import_attribute, no_fork
+
 if TYPE_CHECKING:
     from featstore.errors import (
         CheckpointError,
@@ -93,11 +95,12 @@ _FOLDERS = ("encoders", "models", "torch")
 
 def __getattr__(name: str) -> object:
     if name in _FOLDERS:
-        return import_module(f"featstore.{name}")
+        with no_fork():
+            return import_module(f"featstore.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'featstore' has no attribute {name!r}")
-    home = import_module(_HOMES.get(name, "featstore.errors"))
-    value = getattr(home, "FeatureStore" if name == "open" else name)
+    home = _HOMES.get(name, "featstore.errors")
+    value: object = import_attribute(home, "FeatureStore" if name == "open" else name)
     globals()[name] = value
     return value
 

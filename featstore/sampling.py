@@ -7,10 +7,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import index
+from typing import Any
 
 from featstore import defaults
 
 POLICIES = ("linspace", "midpoint", "vlmevalkit", "fps")
+
+
+def check_nframe(nframe: Any) -> int:
+    """Return the number of frames as an int; numpy's integers are integers, too.
+
+    Raises:
+        ValueError: it is not an integer between 1 and 65536.
+    """
+    whole = hasattr(type(nframe), "__index__") and not isinstance(nframe, bool)
+    if not whole or not 1 <= nframe <= 65_536:
+        raise ValueError(f"nframe is {nframe!r}; it must be an integer between 1 and 65536")
+    return index(nframe)
 
 
 @dataclass(frozen=True)
@@ -37,8 +51,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        if not 1 <= self.nframe <= 65_536:
-            raise ValueError(f"nframe is {self.nframe}; it must be between 1 and 65536")
+        object.__setattr__(self, "nframe", check_nframe(self.nframe))
         if self.policy not in POLICIES:
             raise ValueError(
                 f"sampling policy is {self.policy!r}; it must be one of {', '.join(POLICIES)}"

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from featstore.errors import StoreMismatch, plain_line
 from featstore.fields import build, to_plain
 from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
+from featstore.system.forks import cached_property
 
 DTYPES = ("fp16", "bf16", "fp32")  # what encoders compute in
 # How values can be stored, and numpy's name for it; bf16, which numpy lacks, as its raw bits.

@@ -90,6 +90,10 @@ def test_a_rule_parses_back_to_its_sampling(sampling):
     assert build(Sampling, to_plain(sampling)) == sampling
 
 
+def test_numpys_integers_are_numbers_of_frames():
+    assert type(Sampling(np.int64(4)).nframe) is int
+
+
 def test_a_rule_is_short_where_it_can_be():
     assert Sampling(8, "fps", 1).rule == "fps:1"
     assert Sampling(8, "fps", 0.5).rule == "fps:0.5"
@@ -103,6 +107,11 @@ def test_a_rule_is_short_where_it_can_be():
         ((0,), "nframe is 0"),
         ((-1,), "nframe is -1"),
         ((65_537,), "nframe is 65537"),
+        (("4",), "nframe is '4'; it must be an integer between 1 and 65536"),
+        ((1.5,), "nframe is 1.5; it must be an integer"),
+        ((4.0,), "nframe is 4.0; it must be an integer"),
+        ((True,), "nframe is True; it must be an integer"),
+        ((None,), "nframe is None; it must be an integer"),
         ((8, "random"), "sampling policy is 'random'; it must be one of linspace"),
         ((8, "fps"), "fps needs one"),
         ((8, "linspace", 1.0), "a rate belongs to the policy fps"),

@@ -11,11 +11,11 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from featstore.checkpoints.tensors import check_tensor, open_tensors
 from featstore.errors import CheckpointError
+from featstore.system.forks import cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -106,7 +106,7 @@ nframe_option = click.option(
 )
 which_nframe_option = click.option(
     "--nframe",
-    type=int,
+    type=click.IntRange(1, 65536),
     help="Number of frames per video, to choose between feature sets that differ in it.",
 )
 spec_option = click.option(

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from featstore.system.forks import cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

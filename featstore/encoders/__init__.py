@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from featstore.system.forks import import_attribute
 
 if TYPE_CHECKING:
     from featstore.encoders.base import Encoder, GpuEncoder
@@ -29,7 +30,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return import_attribute(_HOMES[name], name)
 
 
 def __dir__() -> list[str]:

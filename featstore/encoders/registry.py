@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from featstore.system.forks import import_attribute
 
 if TYPE_CHECKING:
     from featstore.encoders.base import Encoder
@@ -32,7 +33,7 @@ def get_encoder(name: str, **options: Any) -> Encoder:
             f"no encoder is called {name!r}; there are {', '.join(ENCODERS)}"
         ) from None
     module, _, cls = target.partition(":")
-    encoder: Encoder = getattr(import_module(module), cls)(**options)
+    encoder: Encoder = import_attribute(module, cls)(**options)
     return encoder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from featstore.records.codecs import CODECS
 from featstore.records.quantization import dequantize
 from featstore.records.sizes import scale_shape
 from featstore.spec import STORED_DTYPES
+from featstore.system.forks import cached_property
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -5,8 +5,9 @@ Besides these, other folders import from the files of this one and of `maintenan
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from featstore.system.forks import import_attribute
 
 if TYPE_CHECKING:
     from featstore.store.dataset import Dataset
@@ -48,6 +49,6 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value: object = import_attribute(f"{__name__}.{_HOMES[name]}", name)
     globals()[name] = value
     return value

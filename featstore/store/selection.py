@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from featstore.errors import StoreMismatch, plain_line
+from featstore.sampling import check_nframe
 from featstore.spec import FeatureSpec
 
 if TYPE_CHECKING:
@@ -31,7 +32,10 @@ def select(
 
     Raises:
         StoreMismatch: No set fits, or several do; the message lists them.
+        ValueError: `nframe` is not a number of frames.
     """
+    if nframe is not None:
+        nframe = check_nframe(nframe)
     fitting = [found for found in sets if fits(found.spec, nframe, spec)]
     if len(fitting) == 1:
         return fitting[0]

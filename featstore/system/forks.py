@@ -10,12 +10,15 @@ import os
 import threading
 import weakref
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 LONGEST_WAIT = 60.0  # seconds
+
+Value = TypeVar("Value")
 
 
 class Forked(Protocol):
@@ -56,6 +59,35 @@ def no_fork() -> Iterator[None]:
         with _turn:
             _inside -= 1
             _turn.notify_all()
+
+
+def import_attribute(module: str, name: str) -> Any:
+    """Return an attribute of a module; no fork copies the lock that the module is imported under."""
+    with no_fork():
+        return getattr(import_module(module), name)
+
+
+class cached_property(Generic[Value]):
+    """functools' without its lock: until Python 3.12 that is one for all instances, and a fork copies it locked.
+
+    Threads may compute a value at once; all get the one that was first.
+    """
+
+    def __init__(self, compute: Callable[[Any], Value]) -> None:
+        """Decorate the method `compute`."""
+        self._compute = compute
+        self.__doc__ = compute.__doc__
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> cached_property[Value]: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> Value: ...
+    def __get__(self, instance: object, owner: type) -> cached_property[Value] | Value:
+        """Return the value, which later accesses find in the instance itself."""
+        if instance is None:
+            return self
+        found: Value = vars(instance).setdefault(self._compute.__name__, self._compute(instance))
+        return found
 
 
 def _own() -> int:

@@ -20,7 +20,6 @@ import tempfile
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cached_property
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from queue import SimpleQueue
@@ -31,7 +30,7 @@ import msgpack
 from featstore.errors import FeatstoreError, retold
 from featstore.fields import build, to_plain
 from featstore.system import libc
-from featstore.system.forks import no_fork, tell_of_forks
+from featstore.system.forks import cached_property, no_fork, tell_of_forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -172,6 +172,13 @@ def test_no_id_is_too_strange_to_ask_for(cache, video):
         dataset[video]
 
 
+@pytest.mark.parametrize("nframe", ["4", 4.0, True, 0])
+def test_a_number_of_frames_that_is_none_is_refused(cache, nframe):
+    store_videos(cache, "demo", {"a": A})
+    with pytest.raises(ValueError, match=f"nframe is {nframe!r}; it must be an integer"):
+        get(cache, "demo", "a", nframe=nframe)
+
+
 def test_one_set_of_several_is_chosen_by_nframe_spec_or_digest(cache):
     four = store_videos(cache, "demo", {"a": A}, spec=toy_spec(4))
     eight = store_videos(cache, "demo", {"a": B}, spec=toy_spec(8))

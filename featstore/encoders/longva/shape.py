@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from featstore.encoders.longva.checkpoint import read_checkpoint
 from featstore.records.sizes import payload_bytes, scale_bytes
+from featstore.sampling import check_nframe
 from featstore.spec import STORAGES
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ def feature_shape(
     checkpoint: str | Path, nframe: int, *, vision_tower: str | Path | None = None
 ) -> FeatureShape:
     """Return the shape of the features of `nframe` frames; CheckpointError as `read_checkpoint` raises it."""
-    if nframe < 1:
-        raise ValueError(f"nframe is {nframe}; it must be at least 1")
+    nframe = check_nframe(nframe)
     found = read_checkpoint(checkpoint, vision_tower=vision_tower)
     found.clip.preprocessing()  # what an ingest would refuse has no shape
     vision = found.vision

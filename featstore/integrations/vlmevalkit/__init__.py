@@ -5,8 +5,9 @@ VLMEvalKit itself is loaded only when LongVA_Cached or `register` is used, so it
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from featstore.system.forks import import_attribute
 
 if TYPE_CHECKING:
     from featstore.integrations.benchmarks import canonical_dataset, video_id
@@ -34,11 +35,9 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "LongVA_Cached":
-        from featstore.integrations.vlmevalkit.model import longva_cached
-
-        value: Any = longva_cached()
+        value = import_attribute("featstore.integrations.vlmevalkit.model", "longva_cached")()
     elif name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
+        value = import_attribute(_HOMES[name], name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -1,4 +1,4 @@
-"""Generating: the checkpoint's settings, what the caller changes, and one prompt's way to its answer.
+"""Generating: one prompt's way to its answer.
 
 An answer starts from the keys and values of a cached prefix if there is one for its video.
 """
@@ -10,112 +10,29 @@ import re
 import threading
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig
 
-from featstore.defaults import MAX_NEW_TOKENS
-from featstore.models.longva.language import config_fields
 from featstore.models.longva.prefix import CACHE, PrefixCache
 from featstore.models.longva.prompt import splice
 from featstore.system.forks import tell_of_forks
 from featstore.torch.forked import computing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from transformers import DynamicCache
 
     from featstore.models.longva.language import Language
+    from featstore.models.longva.settings import GenerationSettings
     from featstore.models.source import VisualInput
     from featstore.models.statistics import CacheStatistics
 
-# Options that only mean something when tokens are sampled; transformers warns of them beside do_sample=False.
-_SAMPLING = {
-    "temperature",
-    "top_k",
-    "top_p",
-    "top_h",
-    "min_p",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-}
-# Arguments of transformers' generate that are not part of its config and useful here.
-_HOOKS = {"logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer"}
-_FROM_THE_HUB = "transformers fetches code from the Hub for it, and no code is fetched here"
-_FROM_IDS = "it works on a prompt's token ids, and a video has none"
-# Options that would change the model for all questions that follow, or end in an error that explains nothing.
-_REFUSED = {
-    "assistant_early_exit": "it takes layers off the model, for later questions too",
-    "is_assistant": "the model answers, and assists no other",
-    "use_mtp": "LongVA has no layers that predict several tokens",
-    "guidance_scale": _FROM_IDS,
-    "token_healing": _FROM_IDS,
-    "constraints": _FROM_THE_HUB,
-    "diversity_penalty": _FROM_THE_HUB,
-    "dola_layers": _FROM_THE_HUB,
-    "force_words_ids": _FROM_THE_HUB,
-    "num_beam_groups": _FROM_THE_HUB,
-    "penalty_alpha": _FROM_THE_HUB,
-    "return_dict_in_generate": "an answer is only its text or its ids",
-}
 # transformers' warning about these options beside a prompt of embeddings; the original ignores it, too.
 _EXPECTED = re.compile(
     "Passing `(repetition_penalty|no_repeat_ngram_size)` with `inputs_embeds`", re.IGNORECASE
 )
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """How to generate.
-
-    Attributes:
-        config: transformers' config.
-        hooks: objects that take part in generating, by the name of their argument.
-    """
-
-    config: GenerationConfig
-    hooks: dict[str, Any]
-
-
-def read_options(stated: Mapping[str, Any], options: Mapping[str, Any]) -> GenerationSettings:
-    """Return the settings of one answer: greedy unless an option says otherwise.
-
-    Without do_sample=True, options of sampling such as the temperature are left out, whether they come from the
-    checkpoint or the caller.
-
-    Args:
-        stated: the checkpoint's settings, fields of GenerationConfig.
-        options: the caller's, which take precedence.
-
-    Raises:
-        TypeError: transformers does not know an option.
-        ValueError: an option cannot be used here.
-    """
-    unknown = sorted(options.keys() - config_fields() - _HOOKS)
-    if unknown:
-        raise TypeError(
-            f"{unknown[0]!r} is not an option of generate; it takes those of transformers' GenerationConfig, "
-            f"{', '.join(sorted(_HOOKS))}"
-        )
-    for name in sorted(options.keys() & _REFUSED.keys()):
-        if options[name] not in (None, False):
-            raise ValueError(
-                f"{name}={options[name]!r} cannot be used: {_REFUSED[name]}; leave it out"
-            )
-    values = {**stated, "do_sample": False, "max_new_tokens": MAX_NEW_TOKENS, **options}
-    hooks = {name: values.pop(name) for name in _HOOKS & values.keys()}
-    if not values["do_sample"]:
-        values = {name: value for name, value in values.items() if name not in _SAMPLING}
-    if values["max_new_tokens"] is not None:
-        values.pop("max_length", None)
-    if values.get("pad_token_id") is None:
-        ends = values.get("eos_token_id")
-        values["pad_token_id"] = ends[0] if isinstance(ends, list) else ends
-    return GenerationSettings(GenerationConfig(**values), hooks)  # type: ignore[no-untyped-call]
 
 
 class Answerer:

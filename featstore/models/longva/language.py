@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from featstore import defaults
 from featstore.checkpoints.config_fields import ConfigFields, read_json
 from featstore.encoders.longva.checkpoint import Checkpoint, read_checkpoint
 from featstore.errors import CheckpointError, FeatstoreError
+from featstore.models.longva.settings import IDS, plain_config, read_stated
 from featstore.models.longva.weights import load_weights
 
 if TYPE_CHECKING:
@@ -117,17 +118,6 @@ def load_language(
     )
 
 
-def config_fields() -> set[str]:
-    """Return the names of the fields of transformers' GenerationConfig."""
-    return {name for name in vars(plain_config()) if not name.startswith("_")}
-
-
-def plain_config() -> GenerationConfig:
-    """Return transformers' defaults."""
-    config: GenerationConfig = GenerationConfig()  # type: ignore[no-untyped-call]
-    return config
-
-
 def _tokenizer(files: Files, config: ConfigFields) -> Any:
     found = [path for name in _TOKENIZER_FILES if (path := files.find(name)) is not None]
     if not {path.name for path in found} & {"tokenizer.json", "vocab.json"}:
@@ -180,7 +170,5 @@ def _model(config: ConfigFields, vocabulary: int, attn_implementation: str) -> A
 
 def _generation(files: Files, config: ConfigFields) -> dict[str, Any]:
     stated = read_json(files, "generation_config.json")
-    known = config_fields()
-    ends = ("bos_token_id", "eos_token_id", "pad_token_id")  # what transformers takes from a config
-    values = stated.values if stated else {name: config.get(name) for name in ends}
-    return {name: value for name, value in values.items() if name in known and value is not None}
+    ends = {name: config.get(name) for name in IDS}  # what transformers takes from a config
+    return read_stated(stated or ConfigFields(ends, config.origin))

@@ -12,15 +12,16 @@ from PIL import Image
 from featstore import defaults
 from featstore.decoding.video_file import DECODER
 from featstore.encoders.longva.encoder import LongVAEncoder
-from featstore.models.longva.generation import Answerer, read_options
+from featstore.models.longva.generation import Answerer
 from featstore.models.longva.images import Tiling, read_tiling
 from featstore.models.longva.language import load_language
 from featstore.models.longva.prompt import build_prompt, split, tokenize
+from featstore.models.longva.settings import read_options
 from featstore.models.lookup import FeatureRequest
 from featstore.models.source import FeatureSource, VisualInput
 from featstore.models.statistics import CacheStatistics, report_at_exit
 from featstore.pipeline.on_demand import check_finite
-from featstore.sampling import Sampling
+from featstore.sampling import Sampling, check_nframe
 from featstore.spec import FeatureSpec
 from featstore.store.paths import check_video_id
 from featstore.torch.forked import about_to_compute
@@ -241,7 +242,7 @@ class CachedLongVA:
                     f"no dataset is named for video {video!r}; pass dataset=, here or to CachedLongVA"
                 )
         spec = self._spec
-        if nframe is not None and nframe != spec.sampling.nframe:
+        if nframe is not None and check_nframe(nframe) != spec.sampling.nframe:
             spec = replace(spec, sampling=replace(spec.sampling, nframe=nframe))
         return FeatureRequest(
             dataset or "", video, None if path is None else os.path.abspath(path), spec

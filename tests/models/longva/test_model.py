@@ -177,6 +177,9 @@ def test_frames_are_the_models_or_the_questions(model, clips, cache):
         asked.generate(ASK, "blink", path=clips / "blink.mp4", nframe=nframe, **NEW)
     assert (asked.statistics.hits, asked.statistics.misses) == (1, 2)
     assert [found.spec.sampling.nframe for found in sets(cache)] == [2, 3]
+    for nframe in ("2", 2.0, True):
+        with pytest.raises(ValueError, match=f"nframe is {nframe!r}; it must be an integer"):
+            asked.generate(ASK, "blink", path=clips / "blink.mp4", nframe=nframe, **NEW)
 
 
 def test_the_dataset_is_the_models_or_the_questions(model, clips, cache):

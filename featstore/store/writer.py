@@ -25,6 +25,7 @@ from featstore.store.catalog import (
     read_manifest,
     set_key,
     stored_spec,
+    unpack_manifest,
     unpack_set,
     video_key,
 )
@@ -249,6 +250,8 @@ class FeatureWriter:
         if self._txn is None:
             self._txn = WriteTransaction(self.path)
             self._keeper.open()  # keeps it, also if its files were replaced since
+            found = self._do(self._txn.get, "manifest", MANIFEST_KEY)
+            self._do(unpack_manifest, found, self.path, self.dataset)
         return self._txn
 
     def _at(self, spec: FeatureSpec, video_id: str) -> tuple[WriteTransaction, bytes]:

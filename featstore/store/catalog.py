@@ -22,6 +22,7 @@ from featstore.store.engine.settings import ENGINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from featstore.store.engine.snapshot import Snapshot
 
@@ -140,23 +141,27 @@ def pack_row(row: Manifest | FeatureSet | Entry | Failure) -> bytes:
 
 def read_manifest(snapshot: Snapshot, dataset: str | None = None) -> Manifest:
     """Return the manifest; StoreMismatch if it is missing, of another format or not of `dataset`."""
-    data = snapshot.read("manifest", MANIFEST_KEY)
+    return unpack_manifest(snapshot.read("manifest", MANIFEST_KEY), snapshot.path, dataset)
+
+
+def unpack_manifest(data: bytes | None, path: Path, dataset: str | None = None) -> Manifest:
+    """Return the manifest found in the folder `path`; StoreMismatch as `read_manifest`."""
     if data is None:
         raise StoreMismatch(
-            f"{snapshot.path} holds an LMDB file but no featstore dataset",
+            f"{path} holds an LMDB file but no featstore dataset",
             remedy="ingest into another --cache-dir",
         )
     plain = _unpack(data)
     if plain.get("format") != STORE_FORMAT:
         raise StoreMismatch(
-            f"{snapshot.path} has store format {plain.get('format')!r}, this featstore reads format "
+            f"{path} has store format {plain.get('format')!r}, this featstore reads format "
             f"{STORE_FORMAT}",
             remedy="update featstore, or ingest into another --cache-dir",
         )
     manifest = _build(Manifest, plain)
     if dataset is not None and manifest.dataset != dataset:
         raise StoreMismatch(
-            f"{snapshot.path} holds the dataset {manifest.dataset!r}; its folder must have that name",
+            f"{path} holds the dataset {manifest.dataset!r}; its folder must have that name",
             remedy="rename it back",
         )
     return manifest

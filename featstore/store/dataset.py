@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping
 from concurrent.futures import wait
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from featstore.errors import FeatureNotFound, RecordError, plain_line
 from featstore.records.features import Features
 from featstore.records.record import Record, parse
 from featstore.store.catalog import (
+    MANIFEST_KEY,
     Entry,
     Failure,
     FeatureSet,
@@ -18,9 +20,9 @@ from featstore.store.catalog import (
     read_entry,
     read_failure,
     read_failures,
-    read_manifest,
     read_sets,
     stored_spec,
+    unpack_manifest,
     video_key,
 )
 from featstore.store.engine.environment import Keeper
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     import os
 
     from featstore.spec import FeatureSpec
+    from featstore.store.engine.environment import Environment
     from featstore.store.engine.snapshot import Snapshot
 
 
@@ -61,11 +64,18 @@ class Dataset(Mapping[str, Features]):
         self.path = dataset_path(cache_dir, name)
         self._verify = verify
         self._keeper = Keeper(self.path)
-        read_manifest(self.snapshot(), name)
+        self._checked: weakref.ref[Environment] | None = None  # whose manifest has this name
+        self.snapshot()
 
     def snapshot(self) -> Snapshot:
-        """Return the newest snapshot of the dataset."""
-        return self._keeper.open().snapshot()
+        """Return the newest snapshot of the dataset; raise StoreMismatch if another took its folder."""
+        environment = self._keeper.open()
+        snapshot = environment.snapshot()
+        if self._checked is None or self._checked() is not environment:
+            manifest = snapshot.read("manifest", MANIFEST_KEY)
+            unpack_manifest(manifest, self.path, self.name)
+            self._checked = weakref.ref(environment)
+        return snapshot
 
     def __getitem__(self, video: str) -> Features:
         """Return the features of `video` from the only feature set there is; see `lookup`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,11 +25,17 @@ from featstore.store.catalog import (
     read_manifest,
     set_key,
     stored_spec,
+    unpack_manifest,
     unpack_set,
     video_key,
 )
 from featstore.store.engine.environment import Keeper, make_file
-from featstore.store.engine.transaction import WriteTransaction, refuse_link, refuse_sealed
+from featstore.store.engine.transaction import (
+    WriteTransaction,
+    refuse_inherited,
+    refuse_link,
+    refuse_sealed,
+)
 from featstore.store.paths import (
     DATA_FILE,
     check_video_id,
@@ -40,7 +47,6 @@ from featstore.store.paths import (
 from featstore.system.filesystems import format_bytes, free_bytes, refuse_network
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
     from featstore.records.header import Header
@@ -78,7 +84,8 @@ class FeatureWriter:
     """Puts records into one dataset and commits them by bytes; made durable with each commit.
 
     min_free: bytes that stay free on the disk. max_size: bytes the whole cache directory may take, None for no limit.
-    Usable in `with`: leaving commits, an exception inside drops what was not committed.
+    Usable in `with`: leaving commits, an exception inside drops what was not committed. Of the process that made it: a
+    forked child is refused, and leaving the block there commits nothing.
     """
 
     def __init__(
@@ -91,6 +98,7 @@ class FeatureWriter:
         commit_bytes: int = defaults.COMMIT_BYTES,
     ) -> None:
         """Open the dataset, making it if it is missing; raise StoreError if it may not be written."""
+        self._pid = os.getpid()
         self.dataset = dataset
         self.path = dataset_path(cache_dir, dataset)
         refuse_network(self.path)
@@ -125,6 +133,7 @@ class FeatureWriter:
 
         Visible at once, or with the next commit if something waits for one.
         """
+        refuse_inherited(self._pid)
         snapshot = self._keeper.open().snapshot()
         if self._txn is not None or stored_spec(snapshot, spec) is None:
             key, txn = set_key(spec.digest), self._transaction()
@@ -189,6 +198,7 @@ class FeatureWriter:
 
     def commit(self) -> list[Entry | Failure]:
         """Make durable what was put, and return its rows; on an error nothing of it is visible."""
+        refuse_inherited(self._pid)
         txn, self._txn = self._txn, None
         done, self._pending, self._pending_bytes = self._pending, [], 0
         if txn is not None:
@@ -212,8 +222,8 @@ class FeatureWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        """Commit, or drop what waits if an exception leaves the block."""
-        if kind is None:
+        """Commit, or drop what waits if an exception leaves the block, or a forked child does."""
+        if kind is None and os.getpid() == self._pid:
             self.commit()
         else:
             self.abort()
@@ -236,9 +246,12 @@ class FeatureWriter:
         return entry
 
     def _transaction(self) -> WriteTransaction:
+        refuse_inherited(self._pid)
         if self._txn is None:
             self._txn = WriteTransaction(self.path)
             self._keeper.open()  # keeps it, also if its files were replaced since
+            found = self._do(self._txn.get, "manifest", MANIFEST_KEY)
+            self._do(unpack_manifest, found, self.path, self.dataset)
         return self._txn
 
     def _at(self, spec: FeatureSpec, video_id: str) -> tuple[WriteTransaction, bytes]:

@@ -350,3 +350,69 @@ def test_threads_share_a_store_and_its_views_while_it_is_closed_and_written(run_
         writer.join()
         assert wrong == []
     """)
+
+
+@pytest.mark.parametrize("ending", ["os._exit(0)", "sys.exit(0)"])
+@pytest.mark.parametrize("dropping", ["pass", "writer.abort()", "del writer; gc.collect()"])
+def test_a_forked_child_is_refused_its_parents_writer_and_leaves_its_transaction_alone(
+    run_with_store, ending, dropping
+):
+    """Its commit was acknowledged, then lost, and another process's view showed another video's bytes."""
+    run_with_store(f"""
+        from featstore.errors import StoreError
+        from featstore.store.catalog import Failure
+        from featstore.store.writer import FeatureWriter
+
+        def refused(act, *arguments):
+            try:
+                act(*arguments)
+            except StoreError as exc:
+                return "the process that forked this one; open a FeatureWriter here" in str(exc)
+
+        writer = FeatureWriter(cache, "demo", min_free=0)
+        writer.add_set(spec, "toy")
+        for waiting in (False, True):
+            if waiting:
+                put_video(writer, spec, "d", toy_features(9))
+            child = os.fork()
+            if child == 0:
+                assert refused(put_video, writer, spec, "e", toy_features(8))
+                assert refused(writer.fail, spec, Failure("f", "/f.mp4", spec.digest, "none", 0.0))
+                assert refused(writer.add_set, spec, "toy")
+                assert refused(writer.commit)
+                if waiting:
+                    txn = writer._txn
+                    assert refused(txn.get, "specs", b"x") and refused(txn.delete, "specs", b"x")
+                    assert refused(txn.put, "failures", b"x", b"y") and refused(txn.commit)
+                    txn.abort()
+                    del txn
+                {dropping}
+                {ending}
+            wait_for(child)
+        assert [row.video_id for row in writer.commit()] == ["d"]
+        assert set(store["demo"]) == set("abcd")
+        replace_all_elsewhere()
+        assert np.array_equal(store["demo"]["f"].data, expected(toy_features(14), spec))
+    """)
+
+
+@pytest.mark.parametrize("raising", [True, False])
+def test_a_forked_child_that_leaves_its_parents_block_commits_nothing(run_with_store, raising):
+    run_with_store(f"""
+        from featstore.store.writer import FeatureWriter
+        child = None
+        try:
+            with FeatureWriter(cache, "demo", min_free=0) as writer:
+                put_video(writer, spec, "d", toy_features(9))
+                child = os.fork()
+                if child == 0 and {raising}:
+                    raise KeyError
+                if child:
+                    wait_for(child)
+        except KeyError:
+            pass
+        if child == 0:
+            assert set(store["demo"]) == set("abc")
+            sys.exit(0)
+        assert set(store["demo"]) == set("abcd")
+    """)

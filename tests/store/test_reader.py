@@ -16,6 +16,7 @@ from featstore.errors import (
     StoreMismatch,
     StoreNotFound,
 )
+from featstore.store import dataset as dataset_module
 from featstore.store.catalog import Failure
 from featstore.store.reader import FeatureStore, get
 from featstore.store.writer import FeatureWriter
@@ -386,3 +387,32 @@ def test_what_was_looked_up_is_refused_once_the_file_lost_it(cache):
     os.truncate(cache / "aside" / "demo" / "data.mdb", 8192)
     with pytest.raises(StoreDamaged):
         dataset["a"]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_reader_whose_dataset_was_swapped_for_another_says_so(cache, known):
+    """It said that the feature set or the video was not stored."""
+    for name in ("demo", "other"):
+        store_videos(cache, name, {"a": A})
+    store = FeatureStore(cache)
+    datasets = [store[name] for name in ("demo", "other")[: 1 + known]]
+    for old, new in (("demo", "aside"), ("other", "demo"), ("aside", "other")):
+        (cache / old).rename(cache / new)
+    for act in (lambda: store["demo"]["a"], lambda: "a" in datasets[0], lambda: list(datasets[0])):
+        with pytest.raises(
+            StoreMismatch, match=r"cache/demo holds the dataset 'other'; .* rename it back"
+        ):
+            act()
+    for old, new in (("demo", "aside"), ("other", "demo"), ("aside", "other")):
+        (cache / old).rename(cache / new)
+    assert [list(dataset) for dataset in datasets] == [["a"]] * len(datasets)
+
+
+def test_a_datasets_name_is_checked_once_for_each_file(cache, monkeypatch):
+    store_videos(cache, "demo", {"a": A})
+    dataset = FeatureStore(cache)["demo"]
+    dataset["a"]
+    monkeypatch.setattr(dataset_module, "unpack_manifest", None)
+    dataset["a"]
+    store_videos(cache, "demo", {"b": A})
+    assert set(dataset) == {"a", "b"}

@@ -396,3 +396,29 @@ def test_a_reader_that_was_killed_keeps_no_pages_from_the_writer(cache, writer):
     put_video(writer, SPEC, "b", B)
     assert environment.lmdb.readers() != dead
     writer.commit()
+
+
+def swap(cache, one, other):
+    os.rename(cache / one, cache / "aside")
+    os.rename(cache / other, cache / one)
+    os.rename(cache / "aside", cache / other)
+
+
+def test_a_writer_whose_dataset_was_swapped_for_another_puts_nothing_into_it(cache, writer):
+    """Its commits went into the other dataset."""
+    store_videos(cache, "other", {"b": B})
+    swap(cache, "demo", "other")
+    for act in (
+        lambda: put_video(writer, SPEC, "a", A),
+        lambda: writer.fail(SPEC, failure("a")),
+        lambda: writer.add_set(toy_spec(8), "toy"),
+    ):
+        with pytest.raises(
+            StoreMismatch, match=r"cache/demo holds the dataset 'other'; .* rename it back"
+        ):
+            act()
+    assert writer.commit() == []
+    swap(cache, "demo", "other")
+    put_video(writer, SPEC, "a", A)
+    writer.commit()
+    assert [list(FeatureStore(cache)[name]) for name in ("demo", "other")] == [["a"], ["b"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from typing import TYPE_CHECKING
 
 import lmdb
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _METAS = 2  # pages
+_open: weakref.WeakSet[WriteTransaction] = weakref.WeakSet()
+_inherited: list[lmdb.Transaction] = []
 
 
 def refuse_sealed(path: Path) -> None:
@@ -42,16 +45,26 @@ def refuse_link(path: Path) -> None:
         )
 
 
+def refuse_inherited(pid: int) -> None:
+    """Raise StoreError in any process but `pid`: what a child commits in its parent's place is lost."""
+    if os.getpid() != pid:
+        raise StoreError(
+            "this writer belongs to the process that forked this one; open a FeatureWriter here"
+        )
+
+
 class WriteTransaction:
     """One write transaction on the dataset in a folder; ends with `commit` or `abort`, or the last reference.
 
     Usable in `with`: leaving commits, an exception inside drops what was put. Commit in the thread that began it.
-    Every method raises StoreError if LMDB refuses; the transaction is over then.
+    Every method raises StoreError if LMDB refuses; the transaction is over then. In a forked child, its parent's is
+    refused, and to abort it does nothing.
     """
 
     def __init__(self, path: Path) -> None:
         """Wait for other writers and begin; raise StoreNotFound or StoreError if the file may not be written."""
         refuse_network(path)
+        self._pid = os.getpid()
         self._path = path
         self._lock = WriteLock(path)
         try:
@@ -64,6 +77,7 @@ class WriteTransaction:
                 self.environment.lmdb.reader_check()
                 self._txn = self.environment.lmdb.begin(write=True)
             try:
+                _open.add(self)
                 self._refuse_out_of_step()
                 self.environment.wait_for_others()
                 check_trust(self._lock, self.environment)
@@ -95,6 +109,7 @@ class WriteTransaction:
 
     def commit(self) -> None:
         """Make durable what was put; on an error nothing of it is visible."""
+        refuse_inherited(self._pid)
         try:
             with translated(self.environment.path):
                 self._txn.commit()
@@ -105,16 +120,17 @@ class WriteTransaction:
 
     def abort(self) -> None:
         """Drop what was put; after an end of any kind nothing happens."""
-        self._txn.abort()
-        self._lock.release()
+        if os.getpid() == self._pid:
+            self._txn.abort()
+            self._lock.release()
 
     def __enter__(self) -> WriteTransaction:
         """Return the transaction itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        """Commit, or abort if an exception leaves the block."""
-        if kind is None:
+        """Commit, or abort if an exception leaves the block, or a forked child does."""
+        if kind is None and os.getpid() == self._pid:
             self.commit()
         else:
             self.abort()
@@ -130,6 +146,7 @@ class WriteTransaction:
 
     @contextlib.contextmanager
     def _ending(self) -> Iterator[None]:
+        refuse_inherited(self._pid)
         try:
             yield
         except lmdb.Error as exc:
@@ -184,3 +201,12 @@ def hold_still(path: Path, *, sealed: bool) -> Iterator[StillFile]:
             yield StillFile(opened, path)
     finally:
         lock.release()
+
+
+def _keep_inherited() -> None:
+    # In a forked child: LMDB would end the parent's transactions with their last references.
+    _inherited.extend(txn._txn for txn in _open)
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_keep_inherited)

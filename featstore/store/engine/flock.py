@@ -17,6 +17,7 @@ import struct
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,9 @@ def report_waiting_to(report: Callable[[str], None]) -> None:
 
 
 class LockFile:
-    """A lock file, open until `close`, or in a forked child until it is forked."""
+    """A lock file, open until `close` or its last reference, or in a forked child until it is forked."""
+
+    fd = -1
 
     def __init__(self, path: Path, *, readable: bool = False) -> None:
         """Open it, making it if it is missing; `readable`: for reading if it may not be written."""
@@ -84,8 +87,12 @@ class LockFile:
             if fd >= 0:
                 os.close(fd)
 
+    def __del__(self) -> None:
+        """Close it."""
+        self.close()
 
-_open_files: set[LockFile] = set()
+
+_open_files: weakref.WeakSet[LockFile] = weakref.WeakSet()
 _descriptors = threading.RLock()
 
 

@@ -37,9 +37,9 @@ from featstore.store.engine.transaction import (
     refuse_sealed,
 )
 from featstore.store.paths import (
-    DATA_FILE,
     check_video_id,
     dataset_path,
+    has_data,
     make_folder,
     stored_bytes,
     sync_dataset,
@@ -109,7 +109,7 @@ class FeatureWriter:
         self._min_free = min_free
         self._max_size = max_size
         self._commit_bytes = commit_bytes
-        if not (self.path / DATA_FILE).exists():
+        if not has_data(self.path):
             manifest = pack_row(Manifest(dataset, time.time()))
             make_file(self.path, "manifest", MANIFEST_KEY, manifest)
         self._keeper = Keeper(self.path)

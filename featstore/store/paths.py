@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
 from featstore.records.sizes import MAX_ID_BYTES
+from featstore.system.file_map import MORE_FILES
 from featstore.system.fsync import make_durable_folder, sync_dir
 
 if TYPE_CHECKING:
@@ -51,6 +52,14 @@ def is_dataset_name(name: str) -> bool:
     return _DATASET.fullmatch(name) is not None
 
 
+def because(exc: OSError, remedy: str = "") -> str:
+    """Return what the system said and what to do about it: `remedy`, unless too many files are open."""
+    if exc.errno in (errno.EMFILE, errno.ENFILE):
+        remedy = MORE_FILES
+    said = exc.strerror or str(exc)
+    return f"{said}; {remedy}" if remedy else said
+
+
 def make_folder(path: Path) -> None:
     """Make the folder `path` and those above it; raise StoreError if that cannot be."""
     try:
@@ -58,7 +67,7 @@ def make_folder(path: Path) -> None:
     except OSError as exc:
         full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
         raise (StoreFull if full else StoreError)(
-            f"the folder {path} cannot be made: {exc.strerror}; choose another --cache-dir"
+            f"the folder {path} cannot be made: {because(exc, 'choose another --cache-dir')}"
         ) from exc
 
 
@@ -93,7 +102,7 @@ def sync_dataset(path: Path) -> None:
         for folder in (path, path.parent):
             sync_dir(folder)
     except OSError as exc:
-        raise StoreError(f"{path} cannot be synced: {exc.strerror}; mend the disk") from exc
+        raise StoreError(f"{path} cannot be synced: {because(exc, 'mend the disk')}") from exc
 
 
 def dataset_names(cache_dir: str | os.PathLike[str]) -> list[str]:
@@ -108,8 +117,18 @@ def dataset_names(cache_dir: str | os.PathLike[str]) -> list[str]:
         raise StoreNotFound(
             f"there is no store in {root}: {exc.strerror}; make one with featstore ingest"
         ) from exc
-    except (OSError, ValueError) as exc:  # ValueError: a null byte in the path
+    except OSError as exc:
+        raise StoreError(f"the store in {root} cannot be looked into: {because(exc)}") from exc
+    except ValueError as exc:  # a null byte in the path
         raise StoreError(f"the store in {root} cannot be looked into: {exc}") from exc
+
+
+def has_data(path: Path) -> bool:
+    """Return whether the folder `path` has a data file; raise StoreError if it may not be looked into."""
+    try:
+        return (path / DATA_FILE).is_file()
+    except OSError as exc:
+        raise StoreError(f"{path} cannot be looked into: {because(exc)}") from exc
 
 
 def _has_data(path: Path) -> bool:
@@ -133,6 +152,8 @@ def check_video_id(video_id: str) -> None:
 
     Surrogates are allowed only as Python uses them: for bytes of a file name that are not UTF-8.
     """
+    if not isinstance(video_id, str):
+        raise ValueError(f"a video id is text, not {video_id!r:.200}")
     size = len(video_id.encode("utf-8", "surrogatepass"))
     control = any(ord(c) < 32 or ord(c) == 127 for c in video_id)
     if not 0 < size <= MAX_ID_BYTES or control or not _survives(video_id):

@@ -37,9 +37,9 @@ from featstore.store.engine.transaction import (
     refuse_sealed,
 )
 from featstore.store.paths import (
-    DATA_FILE,
     check_video_id,
     dataset_path,
+    has_data,
     make_folder,
     stored_bytes,
     sync_dataset,
@@ -109,7 +109,7 @@ class FeatureWriter:
         self._min_free = min_free
         self._max_size = max_size
         self._commit_bytes = commit_bytes
-        if not (self.path / DATA_FILE).exists():
+        if not has_data(self.path):
             manifest = pack_row(Manifest(dataset, time.time()))
             make_file(self.path, "manifest", MANIFEST_KEY, manifest)
         self._keeper = Keeper(self.path)
@@ -199,23 +199,22 @@ class FeatureWriter:
     def commit(self) -> list[Entry | Failure]:
         """Make durable what was put, and return its rows; on an error nothing of it is visible."""
         refuse_inherited(self._pid)
-        txn, self._txn = self._txn, None
-        done, self._pending, self._pending_bytes = self._pending, [], 0
-        if txn is not None:
-            try:
-                txn.commit()
-            except StoreError:
-                self._added.clear()
-                raise
+        done = self._pending
+        try:
+            if self._txn is not None:
+                self._txn.commit()
+            self._txn, self._pending, self._pending_bytes = None, [], 0
+        except BaseException:
+            self.abort()
+            raise
         return done
 
     def abort(self) -> None:
         """Drop what was not committed."""
-        txn, self._txn = self._txn, None
-        self._pending, self._pending_bytes = [], 0
+        if self._txn is not None:
+            self._txn.abort()
+        self._txn, self._pending, self._pending_bytes = None, [], 0
         self._added.clear()
-        if txn is not None:
-            txn.abort()
 
     def __enter__(self) -> FeatureWriter:
         """Return the writer itself."""
@@ -223,9 +222,10 @@ class FeatureWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         """Commit, or drop what waits if an exception leaves the block, or a forked child does."""
-        if kind is None and os.getpid() == self._pid:
-            self.commit()
-        else:
+        try:
+            if kind is None and os.getpid() == self._pid:
+                self.commit()
+        finally:
             self.abort()
 
     def _put_record(self, spec: FeatureSpec, header: Header, record: memoryview) -> Entry:

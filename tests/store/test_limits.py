@@ -28,7 +28,7 @@ def attempt(act):
     try:
         act()
     except FeatstoreError as exc:
-        assert "Too many open files" in str(exc), exc
+        assert "Too many open files" in str(exc) and "ulimit -n" in str(exc), exc
         print("refused")
 
 A = toy_features(1)

@@ -422,3 +422,23 @@ def test_a_writer_whose_dataset_was_swapped_for_another_puts_nothing_into_it(cac
     put_video(writer, SPEC, "a", A)
     writer.commit()
     assert [list(FeatureStore(cache)[name]) for name in ("demo", "other")] == [["a"], ["b"]]
+
+
+@pytest.mark.parametrize("video", [b"x", 5, None])
+def test_an_id_that_is_no_text_is_refused(video):
+    with pytest.raises(ValueError, match=r"a video id is text, not (b'x'|5|None)"):
+        paths.check_video_id(video)
+
+
+def test_a_dataset_whose_folder_may_not_be_entered_is_a_store_error(cache, writer, monkeypatch):
+    """As another user's of mode 600."""
+    stat = os.stat
+
+    def refuse(path, *arguments, **options):
+        if not isinstance(path, int) and os.fspath(path).endswith("demo/data.mdb"):
+            raise PermissionError(13, "Permission denied")
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(StoreError, match=r"demo cannot be looked into: Permission denied"):
+        FeatureWriter(cache, "demo")

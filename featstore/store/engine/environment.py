@@ -39,7 +39,7 @@ from featstore.store.engine.reader_table import (
 from featstore.store.engine.settings import KEPT_ENVIRONMENTS
 from featstore.store.engine.snapshot import TABLES, Cache, Snapshot
 from featstore.store.engine.tree import Tree
-from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, is_sealed
+from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, because, is_sealed
 from featstore.system.file_map import FileMap
 from featstore.system.filesystems import DISK_FULL_ERRNOS, warn_of_network
 
@@ -193,7 +193,7 @@ def make_file(path: Path, table: str, key: bytes, value: bytes) -> None:
         raise
     except OSError as exc:
         raise (StoreFull if exc.errno in DISK_FULL_ERRNOS else StoreError)(
-            f"no dataset can be made in {path}: {exc}; choose another --cache-dir"
+            f"no dataset can be made in {path}: {because(exc, 'choose another --cache-dir')}"
         ) from exc
 
 
@@ -278,7 +278,7 @@ def _open_file(path: Path) -> int:
             f"there is no dataset in {path}; make it with featstore ingest"
         ) from exc
     except OSError as exc:
-        raise StoreError(f"{path / DATA_FILE} cannot be opened: {exc.strerror}") from exc
+        raise StoreError(f"{path / DATA_FILE} cannot be opened: {because(exc)}") from exc
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise StoreMismatch(f"{path / DATA_FILE} is not a file; put a dataset's own there")

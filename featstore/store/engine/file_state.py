@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lmdb.verify import VerifyError, verify
 
 from featstore.errors import StoreError
-from featstore.store.paths import DATA_FILE
+from featstore.store.paths import DATA_FILE, because
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +44,7 @@ def check_trust(lock: WriteLock, environment: Environment) -> None:
         found = _describe(environment)
     except OSError as exc:
         raise StoreError(
-            f"{environment.path} cannot be looked into: {exc.strerror}; was it removed?"
+            f"{environment.path} cannot be looked into: {because(exc, 'was it removed?')}"
         ) from exc
     if found in (_left.get(environment), _read(lock.read())):
         return
@@ -70,7 +70,7 @@ def find_page_problems(folder: Path) -> list[str]:
     except VerifyError as exc:
         return [str(exc)]
     except OSError as exc:
-        raise StoreError(f"{folder / DATA_FILE} cannot be read: {exc.strerror}") from exc
+        raise StoreError(f"{folder / DATA_FILE} cannot be read: {because(exc)}") from exc
     return problems
 
 

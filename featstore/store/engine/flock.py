@@ -8,6 +8,7 @@ parent was given later. Nobody waits for ever, or in silence: a holder may be st
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -17,18 +18,19 @@ import struct
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featstore.errors import StoreError, StoreLocked, StoreNotFound, plain_line
-from featstore.store.paths import make_folder
+from featstore.store.paths import because, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _MAX_NOTE_BYTES = 4096
 _PERMISSION = (
-    "; to write into a dataset takes write permission on its folder and the files in it, which users of one group have "
+    "to write into a dataset takes write permission on its folder and the files in it, which users of one group have "
     "under umask 002 in a folder with the group's setgid bit (chmod g+s)"
 )
 # struct flock on 64-bit Linux: type, whence, start, length, pid (0, as such locks want it), padding to 8 bytes.
@@ -58,7 +60,9 @@ def report_waiting_to(report: Callable[[str], None]) -> None:
 
 
 class LockFile:
-    """A lock file, open until `close`, or in a forked child until it is forked."""
+    """A lock file, open until `close` or its last reference, or in a forked child until it is forked."""
+
+    fd = -1
 
     def __init__(self, path: Path, *, readable: bool = False) -> None:
         """Open it, making it if it is missing; `readable`: for reading if it may not be written."""
@@ -84,8 +88,12 @@ class LockFile:
             if fd >= 0:
                 os.close(fd)
 
+    def __del__(self) -> None:
+        """Close it."""
+        self.close()
 
-_open_files: set[LockFile] = set()
+
+_open_files: weakref.WeakSet[LockFile] = weakref.WeakSet()
 _descriptors = threading.RLock()
 
 
@@ -155,7 +163,7 @@ def hold(
             file.close()
             if isinstance(exc, StoreError):
                 raise
-            raise StoreError(f"{path} cannot be locked: {exc.strerror}") from exc
+            raise StoreError(f"{path} cannot be locked: {because(exc)}") from exc
         except BaseException:
             file.close()
             raise
@@ -206,14 +214,20 @@ def _open(path: Path, *, readable: bool) -> int:
             f"there is no dataset in {path.parent}; make it with featstore ingest"
         ) from exc
     except OSError as exc:
+        if exc.errno in (errno.ELOOP, errno.EISDIR):
+            raise _no_file(path) from exc
         remedy = _PERMISSION if isinstance(exc, PermissionError) else ""
-        raise StoreError(f"{path} cannot be locked: {exc.strerror}{remedy}") from exc
+        raise StoreError(f"{path} cannot be locked: {because(exc, remedy)}") from exc
     mode = os.fstat(fd).st_mode
     if not stat.S_ISREG(mode):
         os.close(fd)
-        raise StoreError(f"{path} cannot be locked: it is not a file; remove it")
+        raise _no_file(path)
     _keep_from_readers(fd, stat.S_IMODE(mode))
     return fd
+
+
+def _no_file(path: Path) -> StoreError:
+    return StoreError(f"{path} cannot be locked: it is not a file; remove it")
 
 
 def _keep_from_readers(fd: int, mode: int) -> None:

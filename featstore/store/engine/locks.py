@@ -97,32 +97,26 @@ class WriteLock:
     """The right to write into a dataset's file, and a note in which each writer says how it left the file.
 
     It is taken before LMDB's own lock, so that the note is never older than the file that the next writer finds. Gone
-    with its holder, SIGKILL included. Waits up to `WRITE_WAIT` seconds for another holder; a signal ends the wait.
+    with its last reference, or its holder, SIGKILL included. Waits up to `WRITE_WAIT` seconds for another holder; a
+    signal ends the wait.
     """
 
     def __init__(self, folder: Path) -> None:
         """Wait for the lock of the dataset in `folder`; raise StoreNotFound if there is none, or StoreLocked."""
-        self._file: LockFile | None = None
         patience = Patience("writing into", WRITE_WAIT, SAY_AFTER)
         self._file = hold(folder / WRITE_LOCK_FILE, lock_whole, patience, readable=True)
 
     def read(self) -> bytes:
         """Return the note of the last writer."""
-        return self._file.read() if self._file else b""
+        return self._file.read()
 
     def write(self, note: bytes) -> None:
         """Leave a note; does nothing if the file is another user's, or the disk is full."""
-        if self._file:
-            self._file.write(note)
+        self._file.write(note)
 
     def release(self) -> None:
         """Let go; a second call does nothing."""
-        if self._file:
-            self._file.close()
-
-    def __del__(self) -> None:
-        """Let go with the last reference."""
-        self.release()
+        self._file.close()
 
 
 def make_lock_file(path: Path) -> None:

@@ -66,8 +66,9 @@ class WriteTransaction:
         refuse_network(path)
         self._pid = os.getpid()
         self._path = path
-        self._lock = WriteLock(path)
+        lock = txn = None
         try:
+            lock = self._lock = WriteLock(path)
             refuse_sealed(path)
             refuse_link(path)
             # Under the lock nobody replaces the file: what is opened now is what is there at the commit.
@@ -75,17 +76,16 @@ class WriteTransaction:
             with translated(path):
                 # A reader that was killed would keep the pages it saw from being used again.
                 self.environment.lmdb.reader_check()
-                self._txn = self.environment.lmdb.begin(write=True)
-            try:
-                _open.add(self)
-                self._refuse_out_of_step()
-                self.environment.wait_for_others()
-                check_trust(self._lock, self.environment)
-            except BaseException:
-                self._txn.abort()
-                raise
-        except BaseException:
-            self._lock.release()
+                txn = self._txn = self.environment.lmdb.begin(write=True)
+            _open.add(self)
+            self._refuse_out_of_step()
+            self.environment.wait_for_others()
+            check_trust(self._lock, self.environment)
+        except BaseException:  # an interrupt may come between any two lines
+            if txn is not None:
+                txn.abort()
+            if lock is not None:
+                lock.release()
             raise
 
     def get(self, table: str, key: bytes) -> bytes | None:
@@ -116,7 +116,7 @@ class WriteTransaction:
             self.environment.settle(self._path)
             leave_note(self._lock, self.environment)
         finally:
-            self._lock.release()
+            self.abort()
 
     def abort(self) -> None:
         """Drop what was put; after an end of any kind nothing happens."""
@@ -130,9 +130,10 @@ class WriteTransaction:
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         """Commit, or abort if an exception leaves the block, or a forked child does."""
-        if kind is None and os.getpid() == self._pid:
-            self.commit()
-        else:
+        try:
+            if kind is None and os.getpid() == self._pid:
+                self.commit()
+        finally:
             self.abort()
 
     def _refuse_out_of_step(self) -> None:

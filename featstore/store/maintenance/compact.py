@@ -26,6 +26,7 @@ from featstore.store.paths import (
     LMDB_LOCK_FILE,
     SEAL_FILE,
     WRITE_LOCK_FILE,
+    because,
     compacting_path,
     dataset_path,
 )
@@ -129,7 +130,7 @@ def _copy(source: StillFile, path: Path, aside: Path) -> None:
             raise
         full = exc.errno in DISK_FULL_ERRNOS
         raise (StoreFull if full else StoreError)(
-            f"{path} cannot be compacted: {exc.strerror or exc}; it is as it was"
+            f"{path} cannot be compacted: {because(exc)}; it is as it was"
         ) from exc
 
 

@@ -22,7 +22,7 @@ from featstore.store.engine.environment import open_environment, open_snapshot
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.engine.transaction import WriteTransaction
 from featstore.store.lost import listed_datasets, lost_datasets
-from featstore.store.paths import DATA_FILE, dataset_path
+from featstore.store.paths import DATA_FILE, because, dataset_path, has_data
 from featstore.system.fsync import sync_dir
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
     """
     path = dataset_path(cache_dir, dataset)
     gone = path.with_name(f".removed-{dataset}")
-    lost = not _is_there(path)
+    lost = not has_data(path)
     if lost:
         _clear(gone)
         if dataset not in lost_datasets(cache_dir):
@@ -78,7 +78,7 @@ def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
             os.rename(path, gone)
             sync_dir(path.parent)  # or a power loss could bring back a folder with half its files
         except OSError as exc:
-            raise StoreError(f"{path} cannot be removed: {exc.strerror}") from exc
+            raise StoreError(f"{path} cannot be removed: {because(exc)}") from exc
     _clear(gone)
     return taken
 
@@ -87,13 +87,6 @@ def _forget(cache_dir: str | os.PathLike[str], dataset: str) -> None:
     # Before it is gone: a kill in between is not to make it a dataset that was lost.
     if dataset in listed_datasets(cache_dir):
         write_cache_meta(cache_dir, forget=dataset)
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return (path / DATA_FILE).is_file()
-    except OSError as exc:
-        raise StoreError(f"{path} cannot be looked into: {exc.strerror}") from exc
 
 
 def remove_videos(

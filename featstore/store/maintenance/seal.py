@@ -13,7 +13,7 @@ from featstore.store.engine.environment import open_snapshot
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.engine.transaction import WriteTransaction
 from featstore.store.maintenance.compact import rewrite
-from featstore.store.paths import SEAL_FILE, dataset_path, is_sealed
+from featstore.store.paths import SEAL_FILE, because, dataset_path, is_sealed
 from featstore.system.fsync import sync_dir
 
 
@@ -33,7 +33,7 @@ def seal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
             os.close(os.open(path / SEAL_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
             sync_dir(path)
         except OSError as exc:
-            raise StoreError(f"{path} cannot be sealed: {exc.strerror}") from exc
+            raise StoreError(f"{path} cannot be sealed: {because(exc)}") from exc
         finally:
             txn.abort()
 

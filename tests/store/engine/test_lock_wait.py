@@ -192,9 +192,10 @@ def test_a_lock_file_of_an_older_release_is_closed_to_readers(tmp_path):
     assert stat.S_IMODE((tmp_path / WRITE_LOCK_FILE).stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("there", path)])
 @pytest.mark.parametrize("name", LOCK_FILES)
-def test_a_fifo_in_place_of_a_lock_file_is_refused(tmp_path, name):
-    os.mkfifo(tmp_path / name)
+def test_what_is_no_file_in_place_of_a_lock_file_is_refused(tmp_path, name, make):
+    make(tmp_path / name)
     refused = pytest.raises(
         StoreError, match=f"{name} cannot be locked: it is not a file; remove it"
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from checkpoints import (  # fixtures
     altered,  # noqa: F401
+    bf16_attention,  # noqa: F401
     make_checkpoint,  # noqa: F401
     no_report_at_the_end,  # noqa: F401
     one_thread,  # noqa: F401

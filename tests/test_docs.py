@@ -57,7 +57,9 @@ def test_every_link_to_a_file_leads_somewhere(page):
 def test_the_tree_in_the_readme_is_that_of_the_package():
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     listed = re.findall(r"^  ([a-z_]+(?:/|\.py)) ", text, re.MULTILINE)
-    there = [path for path in (REPOSITORY / "featstore").iterdir() if path.name[:2] != "__"]
+    package = REPOSITORY / "featstore"
+    folders = [path.parent for path in package.glob("*/__init__.py")]
+    there = folders + [path for path in package.glob("*.py") if path.name[:2] != "__"]
     names = [f"{path.name}/" if path.is_dir() else path.name for path in there]
     assert sorted(listed) == sorted(name for name in names if name != "py.typed")
 

@@ -93,9 +93,10 @@ def answer(task: DecodeTask, setup: DecodeSetup) -> DecodeResult:
         check_is_unchanged(path, before)  # or these are another file's frames
     except VideoError as exc:
         return DecodeResult(task, seconds(), error=str(exc))
-    except MemoryError:
-        return DecodeResult(task, seconds(), out_of_memory=True)
     except Exception as exc:  # whatever a decoder raises ends this video, not the run
+        unmapped = isinstance(exc, ImportError) and not isinstance(exc, ModuleNotFoundError)
+        if isinstance(exc, MemoryError) or unmapped:  # a part of a library that does not fit
+            return DecodeResult(task, seconds(), out_of_memory=True)
         error = f"{path} cannot be decoded: {type(exc).__name__}: {exc}"
         return DecodeResult(task, seconds(), error=error)
     return DecodeResult(task, seconds(), clip, source)

@@ -175,7 +175,7 @@ def test_bad_videos_are_recorded_with_their_reason_and_the_rest_is_stored(clips,
     reasons = {failure.video_id: failure.reason for failure in summary.failures}
     expected = {
         "empty": "0 bytes",
-        "text": "no video",
+        "text": "not a video",
         "folder": "is a folder",
         "fifo": "not a regular file",
         "cut": "cut short",

@@ -252,7 +252,7 @@ def test_a_prefetch_that_the_parent_began_is_refused_in_a_child(model, files, ca
     next(videos)
 
     def in_child():
-        with pytest.raises(FeatstoreError, match="forked after prefetch began"):
+        with pytest.raises(FeatstoreError, match="forked after prefetch started"):
             list(videos)
         return True
 

@@ -94,7 +94,8 @@ def row(data: bytes) -> None:
     """Read a row: 1 byte picks the table, then all behind the checksum."""
     packed = b"\x92\xc4\x08" + xxhash.xxh3_64_digest(data[1:]) + data[1:]
     snapshot: Any = SimpleNamespace(
-        environment=SimpleNamespace(path="store", sets=(-1, {})),
+        path="store",
+        cache=SimpleNamespace(sets=(-1, {})),
         txn_id=0,
         read=lambda table, key: packed,
         rows=lambda table, prefix: [(b"key", packed)],

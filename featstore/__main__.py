@@ -17,6 +17,8 @@ def run() -> None:
     """Run the command line in `sys.argv`, and exit."""
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
+        # The last exit function to run. After it the default is restored, which would end a finished command by the signal.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     from featstore.cli import main
 
     try:

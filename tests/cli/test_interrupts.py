@@ -269,3 +269,23 @@ def test_an_interrupt_in_code_made_of_text_ends_with_the_same_code(start, cache,
     process = start("-m", "program", "check", "--cache-dir", cache, cwd=tmp_path)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (INTERRUPTED, "featstore: interrupted\n")
+
+
+def test_an_interrupt_once_the_command_is_done_changes_nothing(cache):
+    """While the interpreter takes itself apart the signal's default would end it by the signal."""
+    store_videos(cache, "demo", {"a": toy_features(1)})
+    rng = random.Random(0)
+    codes = set()
+    for _ in range(12):
+        with subprocess.Popen(
+            [sys.executable, "-m", "featstore", "ls", "--cache-dir", cache],
+            stdout=subprocess.PIPE,
+            env=python_env(),
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(rng.uniform(0, 0.08))
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+        codes.add(process.returncode)
+    assert codes <= {0, INTERRUPTED}

@@ -17,7 +17,7 @@ def run() -> None:
     """Run the command line in `sys.argv`, and exit."""
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
-        # The last exit function to run. After it the default is restored, which would end a finished command by the signal.
+        # The last exit function to run; after it the default action, which ends even a finished command, is restored.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     from featstore.cli import main
 

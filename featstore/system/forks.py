@@ -43,7 +43,7 @@ def tell_of_forks(thing: Forked) -> None:
 
 @contextmanager
 def no_fork() -> Iterator[None]:
-    """Let no other thread fork this process meanwhile; threads may be inside together."""
+    """Let no other thread fork this process inside the block; several threads may be inside at once."""
     global _inside
     if _own():
         yield

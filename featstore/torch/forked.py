@@ -35,7 +35,7 @@ def about_to_compute(device: torch.device) -> None:
 
 @contextmanager
 def computing(device: torch.device) -> Iterator[None]:
-    """Compute on `device` inside, and let no other thread fork meanwhile."""
+    """Compute on `device` inside the block, in which no other thread can fork."""
     about_to_compute(device)
     if device.type == "cuda":  # a child could do nothing with the parent's GPU
         yield

@@ -10,7 +10,17 @@ from __future__ import annotations
 import dataclasses
 import types
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -27,8 +37,8 @@ def build(kind: type[Built], plain: object) -> Built:
     """Return the `kind` that `plain` describes.
 
     Args:
-        kind: a dataclass whose fields are str, int, float, bool, bytes, None, further dataclasses, or tuples, lists,
-            string dicts and unions of these.
+        kind: a dataclass whose fields are str, int, float, bool, bytes, None, literals, further dataclasses, or
+            tuples, lists, string dicts and unions of these. Dataclasses in a union are told apart by a literal field.
         plain: a dict with exactly its field names; tuples may be lists, a float may be an int.
 
     Raises:
@@ -68,6 +78,8 @@ def _reader(hint: Hashable) -> Reader:
         return _read_float
     if hint in _EXACT:
         return _exact(hint)
+    if origin is Literal:
+        return _literal_reader(inner)
     if origin is tuple and inner[-1] is not ...:
         return _tuple_reader(inner)
     if origin in (tuple, list):
@@ -115,6 +127,15 @@ def _exact(kind: Any) -> Reader:
     def read(plain: Any) -> Any:
         if type(plain) is not kind:
             raise ValueError(f"{plain!r:.80} is not of type {kind.__name__}")
+        return plain
+
+    return read
+
+
+def _literal_reader(values: tuple[Any, ...]) -> Reader:
+    def read(plain: Any) -> Any:
+        if plain not in values:
+            raise ValueError(f"{plain!r:.80} is not one of {values}")
         return plain
 
     return read

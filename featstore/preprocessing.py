@@ -1,25 +1,44 @@
-"""What happens to a decoded frame before an encoder sees it, bit for bit as CLIP's PIL image processor does it.
+"""What happens to a decoded frame before an encoder sees it: one dataclass a family of image processors.
 
-Resizing and cropping work on bytes and run in the decode worker. Normalising is a look-up in a table of 256 values per
-channel, which the encoder does on its own device.
+Resizing and cropping work on bytes, with Pillow, and run in the decode worker. Normalising is a look-up in a table of
+256 values per channel, which the encoder does on its own device.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+MAX_EDGE = 1 << 15  # pixels
+
 
 @dataclass(frozen=True)
-class Preprocessing:
-    """The parameters of a CLIP image processor.
+class _Normalization:
+    """From bytes to the encoder's numbers: `(byte * rescale - mean) / std`, a mean and a std per channel in RGB order."""
+
+    resample: int = 3  # Pillow's number of the filter; 3 is bicubic
+    rescale: float = 1 / 255
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self) -> None:
+        """Make 1 and 1.0 one value, so that they have one digest."""
+        object.__setattr__(self, "rescale", float(self.rescale))
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortestEdgeCrop(_Normalization):
+    """Resize the shorter side, keeping the shape, and crop the centre: CLIP's image processor, bit for bit.
 
     Args:
-        shortest_edge: pixels the shorter side is resized to; 0 does not resize.
+        shortest_edge: pixels of the shorter side; 0 does not resize.
         crop_height: rows kept around the centre.
         crop_width: columns kept around the centre.
         resample: Pillow's number of the filter; 3 is bicubic.
@@ -31,40 +50,135 @@ class Preprocessing:
     shortest_edge: int
     crop_height: int
     crop_width: int
-    resample: int = 3
-    rescale: float = 1 / 255
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-
-    def __post_init__(self) -> None:
-        """Make 1 and 1.0 one value, so that they have one digest."""
-        object.__setattr__(self, "rescale", float(self.rescale))
-        for name in ("mean", "std"):
-            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+    kind: Literal["shortest_edge_crop"] = "shortest_edge_crop"
 
     @property
-    def frame_shape(self) -> tuple[int, int, int]:
-        """Return `(height, width, 3)` of a frame after resizing and cropping."""
-        return self.crop_height, self.crop_width, 3
+    def max_frame(self) -> tuple[int, int]:
+        """Return (height, width) of every frame after it."""
+        return self.crop_height, self.crop_width
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Return (height, width) after resizing, before cropping.
+
+        As transformers' CLIPImageProcessorPil: the longer side becomes `int(shortest_edge * long / short)`.
+        """
+        if not self.shortest_edge:
+            return height, width
+        short, long = sorted((height, width))
+        other = int(self.shortest_edge * long / short)
+        return (other, self.shortest_edge) if width <= height else (self.shortest_edge, other)
 
 
-def resize_and_crop(frame: NDArray[np.uint8], pre: Preprocessing) -> NDArray[np.uint8]:
-    """Return `frame` (H, W, 3) uint8 resized and centre-cropped to `pre.frame_shape`, uint8.
+@dataclass(frozen=True, kw_only=True)
+class ExactResize(_Normalization):
+    """Resize to one size, whatever the frame's shape: SigLIP's and ViT's image processors.
 
-    The same bytes as transformers' CLIPImageProcessorPil: Pillow resizes the shorter side, the longer one becomes
-    `int(shortest_edge * long / short)`; the crop's origin is `(size - crop) // 2`.
+    Args:
+        height: rows of the frame after it.
+        width: columns.
+        resample: as in ShortestEdgeCrop, and so are `rescale`, `mean` and `std`.
+    """
+
+    height: int
+    width: int
+    kind: Literal["exact_resize"] = "exact_resize"
+
+    @property
+    def max_frame(self) -> tuple[int, int]:
+        """Return (height, width) of every frame after it."""
+        return self.height, self.width
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Return (height, width) after resizing."""
+        return self.height, self.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelBudget(_Normalization):
+    """Resize to multiples of a patch within a number of pixels, nearly keeping the shape: Qwen-VL's image processor.
+
+    Args:
+        multiple: what height and width are multiples of, in pixels.
+        min_pixels: pixels of a frame at least.
+        max_pixels: pixels of a frame at most.
+        resample: as in ShortestEdgeCrop, and so are `rescale`, `mean` and `std`.
+    """
+
+    multiple: int
+    min_pixels: int
+    max_pixels: int
+    kind: Literal["pixel_budget"] = "pixel_budget"
+
+    def __post_init__(self) -> None:
+        """Check the numbers, and make equal values one."""
+        super().__post_init__()
+        if not 0 < self.multiple**2 <= self.max_pixels or self.min_pixels > self.max_pixels:
+            raise ValueError(
+                f"a frame is to have {self.min_pixels} to {self.max_pixels} pixels in cells of {self.multiple} x "
+                f"{self.multiple}; at least one cell must fit, and the smallest must not exceed the largest"
+            )
+
+    @property
+    def max_frame(self) -> tuple[int, int]:
+        """Return a (height, width) that holds the pixels of any frame after it."""
+        cells = self.max_pixels // self.multiple**2
+        return self.multiple, cells * self.multiple
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Return (height, width) after resizing, as `smart_resize` of transformers' Qwen2-VL processor.
+
+        Raises:
+            ValueError: the frame is more than 200 times as long as it is wide, which that refuses too.
+        """
+        if max(height, width) > 200 * min(height, width):
+            raise ValueError(
+                f"a frame of {width} x {height} pixels is more than 200 times as long as wide"
+            )
+        unit = self.multiple
+        tall, wide = (max(unit, round(side / unit) * unit) for side in (height, width))
+        if tall * wide > self.max_pixels:
+            shrink = math.sqrt(height * width / self.max_pixels)
+            tall, wide = (
+                max(unit, math.floor(side / shrink / unit) * unit) for side in (height, width)
+            )
+        elif tall * wide < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (height * width))
+            tall, wide = (math.ceil(side * grow / unit) * unit for side in (height, width))
+        if tall * wide > self.max_pixels:
+            raise ValueError(
+                f"a frame of {width} x {height} pixels is too long for {self.max_pixels} pixels in cells of {unit}"
+            )
+        return tall, wide
+
+
+Preprocessing: TypeAlias = ShortestEdgeCrop | ExactResize | PixelBudget
+
+
+def frame_bytes(pre: Preprocessing) -> int:
+    """Return the most bytes that a frame takes after `pre`."""
+    height, width = pre.max_frame
+    return height * width * 3
+
+
+def prepare_frame(frame: NDArray[np.uint8], pre: Preprocessing) -> NDArray[np.uint8]:
+    """Return `frame` (H, W, 3) uint8 resized, and centre-cropped if `pre` says so, uint8.
+
+    The crop's origin is `(size - crop) // 2`, as in transformers' CLIPImageProcessorPil.
+
+    Raises:
+        ValueError: the frame is too small to be cropped, or too long.
     """
     import numpy as np
     from PIL import Image
 
-    height, width = frame.shape[:2]
-    if pre.shortest_edge:
-        short, long = sorted((height, width))
-        other = int(pre.shortest_edge * long / short)
-        size = (pre.shortest_edge, other) if width <= height else (other, pre.shortest_edge)
-        image = Image.fromarray(frame).resize(size, resample=Image.Resampling(pre.resample))
+    height, width = pre.size_of(*frame.shape[:2])
+    if not isinstance(pre, ShortestEdgeCrop) or pre.shortest_edge:
+        image = Image.fromarray(frame).resize(
+            (width, height), resample=Image.Resampling(pre.resample)
+        )
         frame = np.asarray(image)
-        height, width = frame.shape[:2]
+    if not isinstance(pre, ShortestEdgeCrop):
+        return frame
     top, left = (height - pre.crop_height) // 2, (width - pre.crop_width) // 2
     if top < 0 or left < 0:
         raise ValueError(

@@ -1,32 +1,26 @@
-"""What determines features: the spec, its digest, signature and record keys.
+"""What determines features: the spec and its digest, which names the feature set.
 
 Two runs whose specs have the same digest make the same numbers, up to the float noise of batch sizes and devices;
-features made under one spec are never served for another. Weights identify a checkpoint, its name does not.
+features made under one spec are never served for another. How the numbers are stored is not part of it. Weights identify
+a checkpoint, its name does not.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from featstore.errors import StoreMismatch, plain_line
 from featstore.fields import build, to_plain
+from featstore.geometry import Geometry
 from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
 from featstore.system.forks import cached_property
 
 DTYPES = ("fp16", "bf16", "fp32")  # what encoders compute in
-# How values can be stored, and numpy's name for it; bf16, which numpy lacks, as its raw bits.
-STORED_DTYPES = {"int8": "<i1", "bf16": "<u2", "fp16": "<f2", "fp32": "<f4"}
-GRANULARITIES = ("channel", "token", "tensor", "none")  # how many scales: `none` for floats
-STORAGES = tuple(
-    (values, granularity)
-    for values in STORED_DTYPES
-    for granularity in GRANULARITIES
-    if (values == "int8") == (granularity != "none")
-)
+Setting: TypeAlias = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
@@ -34,115 +28,82 @@ class EncoderIdentity:
     """Everything about an encoder that determines its features.
 
     Args:
-        name: the encoder's name in featstore.encoders, as `longva`.
+        family: the encoder's name in featstore.encoders, as `longva`.
         weights: sha256 of the values of the tensors that are used, 64 hex digits.
-        vision_tower: the tower's name in the config; part of the model signature, not of the digest.
-        select_layer: number of the hidden state that is taken.
-        select_feature: `patch`, or `cls_patch` to keep the class token.
-        projector: as `mlp2x_gelu`, or `none`.
-        pooling: as `average:2` for averages of 2 x 2 tokens, or `none`.
-        architecture: the tower's other numbers as one sorted line, as `heads=16 hidden=1024`.
-        preprocessing: what happens to a frame before.
         dtype: what it computes in, one of DTYPES.
-        tokens_per_frame: T of its features (F, T, D).
-        hidden_dim: D of its features (F, T, D).
+        geometry: the rows it makes of frames.
+        settings: every other option that determines its features, by name; options that the family does not know are
+            among them. Kept sorted; do not change it.
+
+    Raises:
+        ValueError: there is no such dtype.
     """
 
-    name: str
+    family: str
     weights: str
-    vision_tower: str
-    select_layer: int
-    select_feature: str
-    projector: str
-    pooling: str
-    architecture: str
-    preprocessing: Preprocessing
     dtype: str
-    tokens_per_frame: int
-    hidden_dim: int
+    geometry: Geometry
+    settings: dict[str, Setting] = field(default_factory=dict)
 
-    @cached_property
-    def model_signature(self) -> str:
-        """Return `MD5(f"{vision_tower}:layer{select_layer}")[:8]`: a name for people, which does not identify."""
-        return _md5(f"{self.vision_tower}:layer{self.select_layer}")[:8]
+    def __post_init__(self) -> None:
+        """Check the dtype and sort the settings."""
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; use one of {', '.join(DTYPES)}")
+        object.__setattr__(self, "settings", dict(sorted(self.settings.items())))
+
+    def __hash__(self) -> int:
+        """Return the hash of the weights: equal encoders have equal ones."""
+        return hash(self.weights)
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """What determines a video's stored features.
+    """What determines a video's features.
 
     Args:
         encoder: the encoder's identity.
         sampling: which frames it sees.
         decoder: what turns a file into frames; decoders that were verified to be byte-identical share a name.
-        quantization: how values are stored, one of STORED_DTYPES.
-        scale: granularity of the int8 scale, one of GRANULARITIES; `none` for floats.
-
-    Raises:
-        ValueError: values cannot be stored so.
+        preprocessing: what happens to a frame before the encoder.
     """
 
     encoder: EncoderIdentity
     sampling: Sampling
     decoder: str
-    quantization: str
-    scale: str
-
-    def __post_init__(self) -> None:
-        """Check that values can be stored so."""
-        if self.quantization not in STORED_DTYPES:
-            raise ValueError(
-                f"quantization is {self.quantization!r}; use one of {', '.join(STORED_DTYPES)}"
-            )
-        if (self.quantization, self.scale) not in STORAGES:
-            raise ValueError(
-                f"scale is {self.scale!r} with quantization {self.quantization!r}; int8 takes channel, token or "
-                "tensor, floats take none"
-            )
+    preprocessing: Preprocessing
 
     @cached_property
     def digest(self) -> str:
-        """Return 32 hex digits that name the feature set: sha256 of canonical JSON, without the tower's name."""
-        row = self.to_dict()
-        del row["encoder"]["vision_tower"]
-        text = json.dumps(row, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        """Return 32 hex digits that name the feature set: the start of sha256 of the spec's canonical JSON."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
-    def record_key(self, dataset: str, video_id: str) -> str:
-        """Return `MD5(f"{dataset}:{video_id}:nframe{nframe}:model{model_signature}")`, 32 hex digits.
-
-        Args:
-            dataset: name of the dataset.
-            video_id: the video's id in it.
-        """
-        return _md5(
-            f"{dataset}:{video_id}:nframe{self.sampling.nframe}:model{self.encoder.model_signature}"
-        )
+    @property
+    def max_rows(self) -> int:
+        """Return the most rows that a video's features have."""
+        return self.encoder.geometry.max_rows(self.sampling.nframe)
 
     def diff(self, other: FeatureSpec) -> list[tuple[str, str, str]]:
-        """Return `(field, value here, value in other)` for each field that determines features and differs."""
+        """Return `(field, value here, value in other)` for each field that differs; `none` if one has no such field."""
         mine, theirs = _flat(self.to_dict()), _flat(other.to_dict())
         return [
-            (name, str(mine[name]), str(theirs[name]))
-            for name in mine
-            if mine[name] != theirs[name] and name != "encoder.vision_tower"
+            (name, str(mine.get(name, "none")), str(theirs.get(name, "none")))
+            for name in dict.fromkeys([*mine, *theirs])
+            if mine.get(name, "none") != theirs.get(name, "none")
         ]
 
     def describe(self) -> str:
         """Return a line for people."""
-        stored = self.quantization if self.scale == "none" else f"{self.quantization}/{self.scale}"
         return plain_line(
-            f"{self.digest[:8]}  {self.encoder.name} weights {self.encoder.weights[:8]}  "
-            f"{self.sampling}  {self.encoder.dtype} -> {stored}"
+            f"{self.digest[:8]}  {self.encoder.family} weights {self.encoder.weights[:8]}  "
+            f"{self.sampling}  {self.encoder.dtype}"
         )
 
     def ingest_options(self) -> str:
         """Return the options of `featstore ingest` that make such features, given the checkpoint."""
-        rule = self.sampling.rule
-        scale = "" if self.scale == "none" else f" --scale {self.scale}"
         return (
-            f"--nframe {self.sampling.nframe} --sampling {rule} --dtype {self.encoder.dtype} "
-            f"--quantize {self.quantization}{scale}"
+            f"--nframe {self.sampling.nframe} --sampling {self.sampling.rule} "
+            f"--dtype {self.encoder.dtype}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -178,9 +139,3 @@ def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def _md5(text: str) -> str:
-    # Not for security. Any string has one, also one with the surrogates of an undecodable file name.
-    data = text.encode("utf-8", "surrogatepass")
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()

@@ -8,33 +8,41 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from featstore.preprocessing import Preprocessing
     from featstore.spec import EncoderIdentity
 
 
 class Encoder(Protocol):
     """Frames in, features out; building one reads configs and weights but computes nothing.
 
-    An ingest calls it from one thread, which is not the caller's. If it has a method `load()`, that is called before
-    the first frames are there. One on a GPU should be a `GpuEncoder`.
+    An ingest calls it from one thread, which is not the caller's. Further methods are called if it has them: `load()`
+    before the first frames are there; `grid(height, width)`, if its geometry is `by_video`, which returns (height,
+    width) of the tokens of a unit of prepared frames of that size; `extra_rows()`, if its geometry has such, which
+    returns (extra_rows, row_width). One on a GPU should be a `GpuEncoder`.
 
     Attributes:
-        identity: what determines its features.
+        identity: what determines its features, beside the frames.
+        preprocessing: what happens to a frame before.
         batch_frames: the number of frames it prefers to encode at once.
         origin: what the user called it, for messages, such as a checkpoint's folder or Hub id.
+        names: further names of its parts, for people, as `{"vision_tower": "openai/clip-vit-large-patch14-336"}`.
     """
 
     identity: EncoderIdentity
+    preprocessing: Preprocessing
     batch_frames: int
     origin: str
+    names: dict[str, str]
 
     def encode(self, frames: NDArray[np.uint8]) -> Any:
-        """Return the features of `frames`.
+        """Return the features of the frames of some units.
 
         Args:
-            frames: (B, H, W, 3) uint8, resized and cropped already.
+            frames: (B, H, W, 3) uint8 if a frame is a unit, else (B, frames_per_unit, H, W, 3), after `preprocessing`;
+                all of one size.
 
         Returns:
-            (B, T, D), an array or a tensor in the encoder's dtype, on the encoder's device.
+            (B, tokens, row_width), an array or a tensor in the encoder's dtype, on the encoder's device.
         """
         ...
 
@@ -52,9 +60,9 @@ class GpuEncoder(Encoder, Protocol):
         """Return the features of a uint8 tensor on `device`, queued on the current stream and not waited for.
 
         Args:
-            frames: (B, H, W, 3), as for `encode`.
+            frames: as for `encode`.
 
         Returns:
-            (B, T, D), a tensor on `device`.
+            (B, tokens, row_width), a tensor on `device`.
         """
         ...

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from featstore.preprocessing import Preprocessing, normalization_table
+from featstore.geometry import Geometry
+from featstore.preprocessing import ShortestEdgeCrop, normalization_table
 from featstore.spec import EncoderIdentity
 
 if TYPE_CHECKING:
@@ -33,25 +34,20 @@ class ToyEncoder:
         """
         import numpy as np
 
-        pre = Preprocessing(size, size, size)
         self._mix = np.random.default_rng(seed).normal(size=(3, hidden_dim)).astype(np.float32)
         self._grid = grid
-        self._table = normalization_table(pre)
+        self.preprocessing = ShortestEdgeCrop(shortest_edge=size, crop_height=size, crop_width=size)
+        self._table = normalization_table(self.preprocessing)
         self.origin = "toy"
+        self.names: dict[str, str] = {}
         self.batch_frames = 32
         self.identity = EncoderIdentity(
-            name="toy",
+            family="toy",
             weights=hashlib.sha256(self._mix.tobytes()).hexdigest(),
-            vision_tower="toy",
-            select_layer=-1,
-            select_feature="patch",
-            projector="linear",
-            pooling="none",
-            architecture=f"grid={grid}",
-            preprocessing=pre,
             dtype="fp32",
-            tokens_per_frame=grid * grid,
-            hidden_dim=hidden_dim,
+            geometry=Geometry(
+                tokens_per_unit=grid * grid, hidden_dim=hidden_dim, grid=(grid, grid)
+            ),
         )
 
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -7,24 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featstore.records.codecs import CODECS
+from featstore.records.codecs import decompress
 from featstore.records.quantization import dequantize
-from featstore.records.sizes import scale_shape
-from featstore.spec import STORED_DTYPES
+from featstore.records.record import Record
+from featstore.records.storage import STORED_DTYPES
 from featstore.system.forks import cached_property
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from featstore.records.header import Header
-    from featstore.records.record import Record
+    from featstore.records.quantization import Scales
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Features:
     """One video's stored features.
 
-    The arrays are read-only and stay valid as long as they are referenced, whatever happens to the store.
+    The arrays are read-only and stay valid as long as they are referenced, whatever happens to the store. `np.asarray`
+    gives the features as float32. A pickle holds a copy of all that is stored of them.
 
     Args:
         header: what the record says about them.
@@ -32,37 +33,85 @@ class Features:
     """
 
     header: Header
-    _record: Record = field(repr=False)
-    owner: object = field(default=None, repr=False)
+    _record: Record
+    owner: object = field(default=None)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Return (num_tokens, hidden_dim)."""
+        """Return (rows, width)."""
         return self.header.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Return the dtype of `data`, the stored values; those of bfloat16 are its bits, uint16."""
+        return np.dtype(STORED_DTYPES[self.header.storage.values])
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of `data` and `scales`."""
+        return self.header.raw_bytes + self.header.scale_bytes
 
     @cached_property
     def data(self) -> NDArray[Any]:
-        """The stored values, (num_tokens, hidden_dim): int8, float16, float32, or the bits of bfloat16 as uint16.
+        """The stored values, (rows, width): int8, float16, float32, or the bits of bfloat16 as uint16.
 
         A view of the memory map for the codec raw; for other codecs a copy, decompressed on first access.
 
         Raises:
             RecordError: a compressed payload is damaged.
         """
-        payload = CODECS[self.header.codec].decompress(self._record.payload, self.header.raw_bytes)
-        values = np.frombuffer(payload, dtype=STORED_DTYPES[self.header.quantization])
-        return values.reshape(self.header.shape)
+        payload = decompress(self._record.payload, self.header.raw_bytes, self.header.storage)
+        return np.frombuffer(payload, dtype=self.dtype).reshape(self.header.shape)
 
     @cached_property
-    def scale(self) -> NDArray[np.float32]:
-        """The float32 scale: (1, hidden_dim), (num_tokens, 1) or (1, 1); (0, 0) if floats are stored."""
-        values = np.frombuffer(bytes(self._record.scale), dtype="<f4")
-        return values.reshape(scale_shape(self.header.scale, *self.header.shape))
+    def scales(self) -> Scales:
+        """The float32 scales, whose product is that of a value: (rows, 1), (1, width) or both, (1, 1), or none."""
+        values, scales = np.frombuffer(bytes(self._record.scales), dtype="<f4"), []
+        for shape in self.header.storage.scale_shapes(*self.shape):
+            part, values = np.split(values, [shape[0] * shape[1]])
+            scales.append(part.reshape(shape))
+        return tuple(scales)
 
     def dequantize(self, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Return the features as float32.
 
         Args:
-            out: float32 array (num_tokens, hidden_dim) to fill and return instead of a new one.
+            out: float32 array (rows, width) to fill and return instead of a new one.
         """
-        return dequantize(self.data, self.scale, self.header.quantization, out)
+        return dequantize(self.data, self.scales, self.header.storage.values, out)
+
+    def numpy(self) -> NDArray[np.float32]:
+        """Return the features as a new float32 array (rows, width)."""
+        return self.dequantize()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return the features as float32, or as `dtype`.
+
+        Raises:
+            ValueError: no copy is allowed, and stored values are always converted.
+        """
+        if copy is False:
+            raise ValueError(
+                "features are stored values with scales; as an array they are a copy: leave copy=False out, or take "
+                "features.data, the stored values themselves"
+            )
+        features = self.dequantize()
+        return features if dtype is None else features.astype(dtype, copy=False)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        """Return video, shape and storage."""
+        rows, width = self.shape
+        return f"<featstore.Features {self.header.video_id!r}: {rows} x {width}, {self.header.storage}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle header, scales and payload by value."""
+        record = self._record
+        return _unpickle, (self.header, bytes(record.scales), bytes(record.payload))
+
+
+def _unpickle(header: Header, scales: bytes, payload: bytes) -> Features:
+    return Features(header, Record(header, memoryview(scales), memoryview(payload)))

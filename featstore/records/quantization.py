@@ -1,26 +1,40 @@
 """Floats to stored values and back, in numpy: the reference that the torch implementation must equal.
 
-int8 is symmetric: `scale = abs_max / 127`, values rounded half to even and clamped to [-127, 127]. The granularity says
-how many scales there are: one per channel over the whole video, one per token, or one for the whole tensor. If channels
-differ in size, as CLIP's do, one per channel is 26 dB better than one for all (docs/format.md).
+int8 is symmetric: each value is divided by its scale, rounded half to even and clamped to [-127, 127]. The granularity
+says how many scales there are. With one per channel, per token or for all, `scale = abs_max / 127` over those values.
+`channel_token` has one per token and one per channel, and a value's scale is their product: `t = RMS of the token;
+c = max over tokens |x| / t; t = max over channels |x| / c / 127`, in this order. Outlier tokens and outlier channels
+then cost the others nothing (docs/format.md).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from featstore.errors import NotFinite, QuantizeError
-from featstore.spec import STORED_DTYPES
+from featstore.records.storage import STORED_DTYPES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from featstore.records.storage import Storage
+
+    # float32 arrays that broadcast over the values: a value's scale is their product.
+    Scales: TypeAlias = tuple[NDArray[np.float32], ...]
+
 INT8_MAX = 127
 # The smallest normal float32: a channel of zeros, or of tiny values, is divided by this and not by 0.
 MIN_SCALE = float(np.finfo(np.float32).tiny)
+# The smallest two scales, whose product is far from the smallest float32: values below are noise beside their token,
+# or beside any feature.
+MIN_CHANNEL_SCALE = 2.0**-40
+MIN_TOKEN_SCALE = 2.0**-80
+BF16_MAX = 2.0**127 * (2 - 2**-7)
+# A token's error is relative to its norm, and to this share of the median token's if it has hardly any.
+NORM_FLOOR = 0.05
 # Rows processed at once: a few dozen rows of 3,584 channels stay in a core's cache.
 BLOCK_ROWS = 64
 
@@ -33,15 +47,27 @@ class QuantError:
         cosine: cosine between the two flattened tensors.
         relative_l2: norm of the difference over the norm of the original.
         max_abs: the largest difference of one value.
+        token_p99: the 99th percentile over tokens of the relative L2 of a token, see `relative_token_errors`.
+        token_max: the largest of them.
     """
 
     cosine: float
     relative_l2: float
     max_abs: float
+    token_p99: float
+    token_max: float
 
     @classmethod
     def from_sums(
-        cls, *, dot: float, original: float, stored: float, difference: float, max_abs: float
+        cls,
+        *,
+        dot: float,
+        original: float,
+        stored: float,
+        difference: float,
+        max_abs: float,
+        token_p99: float,
+        token_max: float,
     ) -> QuantError:
         """Build from sums of squares and the dot product, in float64; two zero tensors are equal."""
         norms = (original * stored) ** 0.5
@@ -49,55 +75,60 @@ class QuantError:
             cosine=dot / norms if norms else float(original == stored),
             relative_l2=(difference / original) ** 0.5 if original else float(difference > 0),
             max_abs=max_abs,
+            token_p99=token_p99,
+            token_max=token_max,
         )
 
 
-def quantize(
-    features: NDArray[Any], quantization: str, granularity: str
-) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """Return `(stored, scale)` of features.
+def quantize(features: NDArray[Any], storage: Storage) -> tuple[NDArray[Any], Scales]:
+    """Return `(stored, scales)` of features.
 
     Args:
-        features: (num_tokens, hidden_dim), floats of any width.
-        quantization: how values are stored, one of STORED_DTYPES.
-        granularity: how many scales, one of featstore.spec.GRANULARITIES.
+        features: (rows, width), floats of any width.
+        storage: how values are stored.
 
     Returns:
-        stored (num_tokens, hidden_dim) of the dtype in STORED_DTYPES, and scale: float32 of
-        featstore.records.sizes.scale_shape, all > 0; empty for floats.
+        stored (rows, width) of the dtype in STORED_DTYPES, and the float32 scales, of `storage.scale_shapes`, all > 0.
 
     Raises:
         QuantizeError: a value is not finite, or too large to be stored so.
     """
     with np.errstate(over="ignore"):  # values beyond float32 become infinite, and are refused below
         x = np.asarray(features, dtype=np.float32)
-    if quantization == "int8":
-        scale = _scale(x, granularity)
+    if storage.values == "int8":
+        scales = _scales(x, storage.granularity)
         stored = np.empty(x.shape, dtype=np.int8)
         for rows in _blocks(len(x)):
-            ratio = x[rows] / _part(scale, rows)
+            ratio = x[rows] / _product(scales, rows)
             stored[rows] = np.clip(np.rint(ratio), -INT8_MAX, INT8_MAX)
-        return stored, scale
+        return stored, scales
     refuse_non_finite(int(x.size - np.isfinite(x).sum()), x.size)
-    if quantization == "bf16":
-        return _to_bf16_bits(x), np.empty((0, 0), np.float32)
+    if storage.values == "bf16":
+        return _to_bf16_bits(x), ()
     with np.errstate(over="ignore"):
-        stored = x.astype(STORED_DTYPES[quantization])
+        stored = x.astype(STORED_DTYPES[storage.values])
     overflowed = int(stored.size - np.isfinite(stored).sum())
     if overflowed:
         raise QuantizeError(
             f"{overflowed} of {x.size} values exceed fp16's 65504; store them as bf16, fp32 or int8"
         )
-    return stored, np.empty((0, 0), np.float32)
+    return stored, ()
 
 
 def dequantize(
     stored: NDArray[Any],
-    scale: NDArray[np.float32],
-    quantization: str,
+    scales: Scales,
+    values: str,
     out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
-    """Return float32 (num_tokens, hidden_dim) of what `quantize` returned, in `out` if given."""
+    """Return float32 (rows, width) of what `quantize` returned, in `out` if given.
+
+    Args:
+        stored: the stored values.
+        scales: their scales; the product of two is rounded to float32 before it is multiplied with a value.
+        values: how they are stored, one of STORED_DTYPES.
+        out: float32 (rows, width) to fill.
+    """
     if out is None:
         out = np.empty(stored.shape, dtype=np.float32)
     if out.shape != stored.shape or out.dtype != np.float32:
@@ -105,9 +136,9 @@ def dequantize(
             f"out is {out.dtype} of shape {out.shape}; it must be float32 of shape {stored.shape}"
         )
     for rows in _blocks(len(stored)):
-        if quantization == "int8":
-            np.multiply(stored[rows], _part(scale, rows), out=out[rows], dtype=np.float32)
-        elif quantization == "bf16":
+        if values == "int8":
+            np.multiply(stored[rows], _product(scales, rows), out=out[rows], dtype=np.float32)
+        elif values == "bf16":
             out[rows] = (stored[rows].astype(np.uint32) << 16).view(np.float32)
         else:
             out[rows] = stored[rows]
@@ -115,22 +146,55 @@ def dequantize(
 
 
 def measure_error(
-    features: NDArray[Any], stored: NDArray[Any], scale: NDArray[np.float32], quantization: str
+    features: NDArray[Any], stored: NDArray[Any], scales: Scales, values: str
 ) -> QuantError:
     """Return how far `stored` is from `features`, summed in float64 block by block."""
     dot = original = kept = difference = max_abs = 0.0
+    norms, gaps = np.empty(len(stored)), np.empty(len(stored))
     for rows in _blocks(len(stored)):
         before = np.asarray(features[rows], dtype=np.float64)
-        after = dequantize(stored[rows], _part(scale, rows), quantization).astype(np.float64)
+        part = tuple(scale[rows] if len(scale) > 1 else scale for scale in scales)
+        after = dequantize(stored[rows], part, values).astype(np.float64)
         gap = before - after
+        norms[rows] = np.einsum("ij,ij->i", before, before)
+        gaps[rows] = np.einsum("ij,ij->i", gap, gap)
         dot += float(np.vdot(before, after))
         original += float(np.vdot(before, before))
         kept += float(np.vdot(after, after))
         difference += float(np.vdot(gap, gap))
         max_abs = max(max_abs, float(np.abs(gap).max(initial=0.0)))
+    errors = np.sort(relative_token_errors(norms**0.5, gaps**0.5))
     return QuantError.from_sums(
-        dot=dot, original=original, stored=kept, difference=difference, max_abs=max_abs
+        dot=dot,
+        original=original,
+        stored=kept,
+        difference=difference,
+        max_abs=max_abs,
+        token_p99=float(errors[percentile_99(len(errors))]),
+        token_max=float(errors[-1]),
     )
+
+
+def relative_token_errors(
+    norms: NDArray[np.float64], gaps: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the error of each token relative to its norm, at least `NORM_FLOOR` of the median token's.
+
+    Args:
+        norms: L2 norm of each token, (rows,).
+        gaps: L2 norm of what is stored of it minus what it was, (rows,).
+    """
+    median = np.sort(norms)[(len(norms) - 1) // 2]
+    floor = np.maximum(norms, NORM_FLOOR * median)
+    errors: NDArray[np.float64] = np.where(
+        floor > 0, gaps / np.where(floor > 0, floor, 1), gaps > 0
+    )
+    return errors
+
+
+def percentile_99(count: int) -> int:
+    """Return which of `count` sorted values is their 99th percentile, by nearest rank."""
+    return -(-99 * count // 100) - 1
 
 
 def refuse_non_finite(count: int, total: int) -> None:
@@ -153,19 +217,50 @@ def in_words(exc: QuantizeError, dtype: str) -> str:
     return f"{exc}; they were computed in {dtype}, {remedy}"
 
 
-def _scale(x: NDArray[np.float32], granularity: str) -> NDArray[np.float32]:
+def _scales(x: NDArray[np.float32], granularity: str) -> Scales:
+    if granularity == "channel_token":
+        return _two_scales(x)
     axis = {"channel": 0, "token": 1, "tensor": None}[granularity]
-    abs_max = np.maximum(
+    abs_max = _abs_max(x, axis)
+    return (np.maximum(abs_max / np.float32(INT8_MAX), np.float32(MIN_SCALE)),)
+
+
+def _two_scales(x: NDArray[np.float32]) -> Scales:
+    """Return the scales of the tokens (rows, 1) and of the channels (1, width).
+
+    The sums of squares are float64 and their roots rounded to bf16: any order of adding them gives the same scales.
+    """
+    _abs_max(x, None)
+    roots = np.empty((len(x), 1), np.float32)
+    for rows in _blocks(len(x)):
+        squares = np.square(x[rows], dtype=np.float64).sum(axis=1, keepdims=True)
+        roots[rows] = np.sqrt(squares / x.shape[1])
+    roots = np.minimum(roots, np.float32(BF16_MAX))
+    t = (_to_bf16_bits(roots).astype(np.uint32) << 16).view(np.float32)
+    t = np.maximum(t, np.float32(MIN_TOKEN_SCALE))
+    c = np.full((1, x.shape[1]), MIN_CHANNEL_SCALE, np.float32)
+    for rows in _blocks(len(x)):
+        np.maximum(c, (np.abs(x[rows]) / t[rows]).max(axis=0, keepdims=True), out=c)
+    for rows in _blocks(len(x)):
+        t[rows] = (np.abs(x[rows]) / c).max(axis=1, keepdims=True) / np.float32(INT8_MAX)
+    return np.maximum(t, np.float32(MIN_TOKEN_SCALE)), c
+
+
+def _abs_max(x: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:
+    abs_max: NDArray[np.float32] = np.maximum(
         x.max(axis=axis, keepdims=True, initial=0), -x.min(axis=axis, keepdims=True, initial=0)
     )
     if not np.isfinite(abs_max).all():  # NaN and infinity both survive max and min
         refuse_non_finite(int(x.size - np.isfinite(x).sum()), x.size)
-    scale: NDArray[np.float32] = np.maximum(abs_max / np.float32(INT8_MAX), np.float32(MIN_SCALE))
-    return scale
+    return abs_max
 
 
-def _part(scale: NDArray[np.float32], rows: slice) -> NDArray[np.float32]:
-    return scale[rows] if len(scale) > 1 else scale
+def _product(scales: Scales, rows: slice) -> NDArray[np.float32]:
+    """Return the scale of each value of `rows`, or what broadcasts to it."""
+    first, *more = (scale[rows] if len(scale) > 1 else scale for scale in scales)
+    for scale in more:
+        first = first * scale
+    return first
 
 
 def _blocks(num_rows: int) -> list[slice]:

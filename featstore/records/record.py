@@ -1,6 +1,6 @@
 """One record and its bytes.
 
-A record is a msgpack array: a header map, the scale and the payload as bin32. Any msgpack reader can open it; ours
+A record is a msgpack array: a header map, the scales and the payload as bin32. Any msgpack reader can open it; ours
 verifies the prefix (all before the payload) by its checksum, parses the header and slices the payload, so a lookup
 copies nothing. The prefix is padded so that the payload starts on a page of the memory map. docs/format.md has it all.
 """
@@ -16,24 +16,24 @@ import xxhash
 
 from featstore.errors import RecordError
 from featstore.records.header import Header, from_map, to_map
-from featstore.records.sizes import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, MAX_PREFIX_BYTES, PAGE
+from featstore.records.storage import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, MAX_PREFIX_BYTES, PAGE
 
-FORMAT = 1
+FORMAT = 2
 LMDB_VALUE_OFFSET = 16  # engine 0.9 puts a large value 16 bytes into its first page
 
 _BIN32 = b"\xc6"
 _START = b"\x93\xde"  # array of 3; map16, its count follows
-_LENGTH_AT = 4 + 7 + 1 + 13 + 1  # count, "format", 1, "prefix_bytes", uint32 marker
+_LENGTH_AT = 4 + 7 + 1 + 13 + 1  # count, "format", 2, "prefix_bytes", uint32 marker
 _CHECKSUM_AT = _LENGTH_AT + 4 + 12 + 2  # "prefix_xxh3", bin8 marker and length
 _NO_CHECKSUM = bytes(8)
 
 
 @dataclass(frozen=True)
 class Record:
-    """A parsed record: header, and views of scale and stored payload that keep their memory alive."""
+    """A parsed record: header, and views of scales and stored payload that keep their memory alive."""
 
     header: Header
-    scale: memoryview
+    scales: memoryview
     payload: memoryview
 
     def verify(self) -> None:
@@ -47,17 +47,17 @@ class Record:
             )
 
 
-def pack_prefix(header: Header, scale: bytes, payload_bytes: int) -> bytes:
+def pack_prefix(header: Header, scales: bytes, payload_bytes: int) -> bytes:
     """Return all of a record before its payload, `len % PAGE == PAGE - LMDB_VALUE_OFFSET` bytes long.
 
     Raises:
         RecordError: `parse` would refuse the header.
-        ValueError: scale or payload have another length than the header says.
+        ValueError: scales or payload have another length than the header says.
     """
     fields = to_map(header)
-    if len(scale) != header.scale_bytes:
-        raise ValueError(f"the scale holds {len(scale)} bytes, expected {header.scale_bytes}")
-    if header.codec == "raw" and payload_bytes != header.raw_bytes:
+    if len(scales) != header.scale_bytes:
+        raise ValueError(f"the scales hold {len(scales)} bytes, expected {header.scale_bytes}")
+    if header.storage.codec == "raw" and payload_bytes != header.raw_bytes:
         raise ValueError(f"the payload holds {payload_bytes} bytes, expected {header.raw_bytes}")
     if payload_bytes > MAX_PAYLOAD_BYTES:
         raise RecordError(
@@ -73,14 +73,14 @@ def pack_prefix(header: Header, scale: bytes, payload_bytes: int) -> bytes:
         except OverflowError:
             raise RecordError(f"a record's {name} = {value!r} has more than 64 bits") from None
     tail = (
-        _BIN32 + struct.pack(">I", len(scale)) + scale + _BIN32 + struct.pack(">I", payload_bytes)
+        _BIN32 + struct.pack(">I", len(scales)) + scales + _BIN32 + struct.pack(">I", payload_bytes)
     )
     length = len(head) + len(b"\xa3pad\xc5..") + len(tail)
     pad = -(length + LMDB_VALUE_OFFSET) % PAGE
     head += b"\xa3pad\xc5" + struct.pack(">H", pad) + bytes(pad)
     if len(head) > MAX_HEADER_BYTES or len(head) + len(tail) > MAX_PREFIX_BYTES:
         raise RecordError(
-            f"the header holds {len(head)} bytes and the scale {len(scale)}; at most {MAX_HEADER_BYTES} and "
+            f"the header holds {len(head)} bytes and the scales {len(scales)}; at most {MAX_HEADER_BYTES} and "
             f"{MAX_PREFIX_BYTES} together fit",
             remedy="",
         )
@@ -90,9 +90,9 @@ def pack_prefix(header: Header, scale: bytes, payload_bytes: int) -> bytes:
     return bytes(head)
 
 
-def pack(header: Header, scale: bytes, payload: bytes) -> bytes:
+def pack(header: Header, scales: bytes, payload: bytes) -> bytes:
     """Return a whole record; `payload` is already compressed by the codec that `header` names."""
-    return pack_prefix(header, scale, len(payload)) + payload
+    return pack_prefix(header, scales, len(payload)) + payload
 
 
 def parse(record: memoryview) -> Record:
@@ -104,14 +104,14 @@ def parse(record: memoryview) -> Record:
         RecordError: it is truncated, damaged before the payload, of a newer format, or has an invalid value.
     """
     prefix_bytes = _checked_prefix(record)
-    header, scale_at = _parse_header(record, prefix_bytes)
-    scale = _bin32(record, scale_at, "scale")
-    payload = _bin32(record, scale_at + 5 + len(scale), "payload")
-    whole = scale_at + 5 + len(scale) + 5 == prefix_bytes
+    header, scales_at = _parse_header(record, prefix_bytes)
+    scales = _bin32(record, scales_at, "scales")
+    payload = _bin32(record, scales_at + 5 + len(scales), "payload")
+    whole = scales_at + 5 + len(scales) + 5 == prefix_bytes
     whole = whole and prefix_bytes + len(payload) == len(record)
-    _check_sizes(header, scale, payload, whole)
-    _check_scale(header, scale)
-    return Record(header, scale, payload)
+    _check_sizes(header, scales, payload, whole)
+    _check_scales(header, scales)
+    return Record(header, scales, payload)
 
 
 def has_whole_prefix(record: memoryview) -> bool:
@@ -154,9 +154,12 @@ def _checked_prefix(record: memoryview) -> int:
     if head[:2] != _START or head[4:11] != b"\xa6format":
         raise RecordError(f"a record starts with {head[:12].hex()}, unlike those of featstore")
     if head[11] != FORMAT:
+        older = head[11] < FORMAT
         raise RecordError(
             f"a record has format {head[11]}, this featstore reads format {FORMAT}",
-            remedy="update featstore",
+            remedy="ingest its video again into another --cache-dir"
+            if older
+            else "update featstore",
         )
     prefix_bytes: int = struct.unpack_from(">I", head, _LENGTH_AT)[0]
     if not _CHECKSUM_AT + 8 <= prefix_bytes <= min(len(record), MAX_PREFIX_BYTES):
@@ -183,20 +186,20 @@ def _bin32(record: memoryview, start: int, what: str) -> memoryview:
     return record[start + 5 : start + 5 + length]
 
 
-def _check_sizes(header: Header, scale: memoryview, payload: memoryview, whole: bool) -> None:
+def _check_sizes(header: Header, scales: memoryview, payload: memoryview, whole: bool) -> None:
     if not whole:
         raise RecordError("the parts of a record do not end with its prefix and its value")
-    if len(scale) != header.scale_bytes:
+    if len(scales) != header.scale_bytes:
         raise RecordError(
-            f"the scale of {header.video_id!r} holds {len(scale)} bytes, its shape needs {header.scale_bytes}"
+            f"the scales of {header.video_id!r} hold {len(scales)} bytes, its shape needs {header.scale_bytes}"
         )
-    if header.codec == "raw" and len(payload) != header.raw_bytes:
+    if header.storage.codec == "raw" and len(payload) != header.raw_bytes:
         raise RecordError(
             f"the payload of {header.video_id!r} holds {len(payload)} bytes, its shape needs {header.raw_bytes}"
         )
 
 
-def _check_scale(header: Header, scale: memoryview) -> None:
-    values = np.frombuffer(scale, dtype="<f4")
+def _check_scales(header: Header, scales: memoryview) -> None:
+    values = np.frombuffer(scales, dtype="<f4")
     if not (np.isfinite(values) & (values > 0)).all():
-        raise RecordError(f"the scale of {header.video_id!r} holds values that are not above zero")
+        raise RecordError(f"the scales of {header.video_id!r} hold values that are not above zero")

@@ -5,30 +5,26 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from concurrent.futures import wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from featstore.errors import FeatureNotFound, RecordError, plain_line
+from featstore.errors import FeatstoreError, FeatureNotFound, RecordError, StoreMismatch, plain_line
 from featstore.records.features import Features
 from featstore.records.record import Record, parse
 from featstore.store.catalog import (
-    MANIFEST_KEY,
-    Entry,
-    Failure,
-    FeatureSet,
     has_entry,
     read_entries,
     read_entry,
     read_failure,
     read_failures,
+    read_manifest,
+    read_set,
     read_sets,
-    stored_spec,
-    unpack_manifest,
-    video_key,
 )
 from featstore.store.engine.environment import Keeper
 from featstore.store.engine.snapshot import CachedRecord
 from featstore.store.paths import dataset_path
-from featstore.store.selection import select
+from featstore.store.rows import Counts, video_key
+from featstore.store.selection import MIN_DIGITS, select
 
 if TYPE_CHECKING:
     import os
@@ -36,10 +32,14 @@ if TYPE_CHECKING:
     from featstore.spec import FeatureSpec
     from featstore.store.engine.environment import Environment
     from featstore.store.engine.snapshot import Snapshot
+    from featstore.store.rows import Entry, Failure, FeatureSet
 
 
 class Dataset(Mapping[str, Features]):
-    """One dataset of a store, a Mapping of video ids to Features; always as of the last commit.
+    """One feature set of a dataset, a Mapping of video ids to Features; always as of the last commit.
+
+    `store["demo"]` is the dataset's default set, the first one until `featstore default` names another; its `sets` are
+    all of them.
 
     Attributes:
         name: The dataset's name.
@@ -47,7 +47,12 @@ class Dataset(Mapping[str, Features]):
     """
 
     def __init__(
-        self, cache_dir: str | os.PathLike[str], name: str, *, verify: str = "first"
+        self,
+        cache_dir: str | os.PathLike[str],
+        name: str,
+        *,
+        verify: str = "first",
+        digest: str = "",
     ) -> None:
         """Open the dataset.
 
@@ -55,6 +60,7 @@ class Dataset(Mapping[str, Features]):
             cache_dir: The cache directory.
             name: The dataset's name.
             verify: When a payload's checksum is verified, see `FeatureStore`.
+            digest: The feature set's; by default, and at each lookup, that of the default set.
 
         Raises:
             StoreNotFound: There is no such dataset.
@@ -63,6 +69,7 @@ class Dataset(Mapping[str, Features]):
         self.name = name
         self.path = dataset_path(cache_dir, name)
         self._verify = verify
+        self._digest = digest
         self._keeper = Keeper(self.path)
         self._checked: weakref.ref[Environment] | None = None  # whose manifest has this name
         self.snapshot()
@@ -72,35 +79,40 @@ class Dataset(Mapping[str, Features]):
         environment = self._keeper.open()
         snapshot = environment.snapshot()
         if self._checked is None or self._checked() is not environment:
-            manifest = snapshot.read("manifest", MANIFEST_KEY)
-            unpack_manifest(manifest, self.path, self.name)
+            read_manifest(snapshot, self.name)
             self._checked = weakref.ref(environment)
         return snapshot
 
     def __getitem__(self, video: str) -> Features:
-        """Return the features of `video` from the only feature set there is; see `lookup`."""
+        """Return the features of `video`; see `lookup`."""
         return self.lookup(video)
 
     def __contains__(self, video: object) -> bool:
-        """Return whether any feature set has the video."""
-        if not isinstance(video, str):
-            return False
+        """Return whether the feature set has the video."""
         snapshot = self.snapshot()
-        return any(
-            has_entry(snapshot, video_key(found.spec, self.name, video))
-            for found in read_sets(snapshot).values()
-        )
+        digest = self._set_of(snapshot)
+        return isinstance(video, str) and has_entry(snapshot, video_key(digest, video))
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the ids of the stored videos, each once."""
-        return iter(dict.fromkeys(entry.video_id for entry in self.entries()))
+        """Yield the ids of the stored videos."""
+        return (entry.video_id for entry in self.entries())
 
     def __len__(self) -> int:
-        """Return the number of stored videos, each counted once."""
-        snapshot = self.snapshot()
-        if len(read_sets(snapshot)) <= 1:
-            return snapshot.count("catalog")
-        return sum(1 for _ in self)
+        """Return the number of stored videos."""
+        return self.counts.videos
+
+    def __repr__(self) -> str:
+        """Return name, number of videos and feature set; the error if they cannot be read."""
+        try:
+            row, count = self.feature_set, len(self)
+        except FeatstoreError as exc:
+            return f"<featstore.Dataset {self.name!r}: {plain_line(str(exc))[:80]}>"
+        spec = row.spec
+        return f"<featstore.Dataset {self.name!r}: {count} videos, {spec.digest[:8]}, {spec.sampling}, {row.storage}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by name: opened again where it is loaded."""
+        return _reopen, (str(self.path.parent), self.name, self._verify, self._digest)
 
     def lookup(
         self, video: str, *, nframe: int | None = None, spec: FeatureSpec | str | None = None
@@ -111,11 +123,11 @@ class Dataset(Mapping[str, Features]):
 
         Args:
             video: The video's id.
-            nframe: Frames per video of the feature set, if there are several sets.
-            spec: The set's FeatureSpec, or four or more first digits of its digest, if there are several sets.
+            nframe: Frames per video of the feature set, if another than this one is meant.
+            spec: The set's FeatureSpec, or four or more first digits of its digest, if another is meant.
 
         Returns:
-            The features, (num_tokens, hidden_dim), in the values they are stored in.
+            The features, (rows, width), in the values they are stored in.
 
         Raises:
             FeatureNotFound: The video was never finished in this feature set.
@@ -123,32 +135,31 @@ class Dataset(Mapping[str, Features]):
             RecordError: The record is damaged.
         """
         snapshot = self.snapshot()
-        found = select(read_sets(snapshot).values(), self.path, nframe, spec)
-        return self.load(snapshot, video, found.spec)
+        return self.load(snapshot, video, self._set_of(snapshot, nframe, spec))
 
-    def load(self, snapshot: Snapshot, video: str, spec: FeatureSpec) -> Features:
+    def load(self, snapshot: Snapshot, video: str, digest: str) -> Features:
         """Return the features of `video` as of `snapshot`; otherwise as `lookup`.
 
         Args:
             snapshot: Of this dataset.
             video: The video's id.
-            spec: Of a feature set of the snapshot, as it is stored there.
+            digest: The feature set's.
         """
-        key = video_key(spec, self.name, video)
+        key = video_key(digest, video)
         cached = snapshot.cache.get(key)
         if cached is not None and cached.txn_id == snapshot.txn_id:  # nothing of it is read again
             record = Record(
-                cached.header, snapshot.view(cached.scale), snapshot.view(cached.payload)
+                cached.header, snapshot.view(cached.scales), snapshot.view(cached.payload)
             )
         else:
-            record = self._read(snapshot, video, spec, key)
+            record = self._read(snapshot, video, digest, key)
             verified = cached is not None and (
                 cached.verified and cached.header.payload_xxh3 == record.header.payload_xxh3
             )
             cached = CachedRecord(
                 snapshot.txn_id,
                 record.header,
-                snapshot.place(record.scale),
+                snapshot.place(record.scales),
                 snapshot.place(record.payload),
                 verified,
             )
@@ -173,36 +184,66 @@ class Dataset(Mapping[str, Features]):
             StoreMismatch: No feature set fits, or several do.
         """
         snapshot = self.snapshot()
-        found = select(read_sets(snapshot).values(), self.path, nframe, spec)
-        value = snapshot.get("records", video_key(found.spec, self.name, video))
+        value = snapshot.get("records", video_key(self._set_of(snapshot, nframe, spec), video))
         if value is not None:
             snapshot.prefault(value)
 
-    def sets(self) -> list[FeatureSet]:
-        """Return the feature sets, oldest first."""
-        return list(read_sets(self.snapshot()).values())
+    @property
+    def sets(self) -> FeatureSets:
+        """Return the dataset's feature sets, a Mapping of digests to Datasets."""
+        return FeatureSets(self)
+
+    @property
+    def feature_set(self) -> FeatureSet:
+        """Return the row of the feature set; raise StoreMismatch if there is none."""
+        return self.select()
+
+    @property
+    def counts(self) -> Counts:
+        """Return what the feature set has, as the manifest counts it."""
+        snapshot = self.snapshot()
+        return read_manifest(snapshot).sets.get(self._set_of(snapshot), Counts())
 
     def select(
         self, nframe: int | None = None, spec: FeatureSpec | str | None = None
     ) -> FeatureSet:
-        """Return the one feature set that fits; raise StoreMismatch if none does, or several. See `lookup`."""
-        return select(self.sets(), self.path, nframe, spec)
-
-    def entry(self, video: str, spec: FeatureSpec) -> Entry | None:
-        """Return the row of a finished video in the feature set of `spec`, or None."""
+        """Return the row of the feature set that `lookup` means; raise StoreMismatch if none fits, or several do."""
         snapshot = self.snapshot()
-        spec = stored_spec(snapshot, spec) or spec
-        return read_entry(snapshot, video_key(spec, self.name, video))
+        sets, own = read_sets(snapshot), self._set_of(snapshot)
+        if nframe is None and spec is None and own:
+            spec = own
+        return select(sets, self.path, nframe, spec, own)
 
-    def entries(self, spec: FeatureSpec | None = None) -> Iterator[Entry]:
-        """Yield the rows of the finished videos, of one feature set or of all, in no particular order."""
-        return read_entries(self.snapshot(), spec.digest if spec else "")
+    def entry(self, video: str) -> Entry | None:
+        """Return the row of a finished video, or None."""
+        snapshot = self.snapshot()
+        return read_entry(snapshot, video_key(self._set_of(snapshot), video))
 
-    def failures(self, spec: FeatureSpec | None = None) -> Iterator[Failure]:
-        """Yield the rows of the videos that failed, of one feature set or of all."""
-        return read_failures(self.snapshot(), spec.digest if spec else "")
+    def entries(self) -> Iterator[Entry]:
+        """Yield the rows of the finished videos, in no particular order."""
+        snapshot = self.snapshot()
+        digest = self._set_of(snapshot)
+        return read_entries(snapshot, digest) if digest else iter(())
 
-    def _read(self, snapshot: Snapshot, video: str, spec: FeatureSpec, key: bytes) -> Record:
+    def failures(self) -> Iterator[Failure]:
+        """Yield the rows of the videos that failed."""
+        snapshot = self.snapshot()
+        digest = self._set_of(snapshot)
+        return read_failures(snapshot, digest) if digest else iter(())
+
+    def _set_of(
+        self,
+        snapshot: Snapshot,
+        nframe: int | None = None,
+        spec: FeatureSpec | str | None = None,
+    ) -> str:
+        """Return the digest of the feature set that is meant; empty if that is the default one and there is none."""
+        own = self._digest or read_manifest(snapshot).default
+        if nframe is None and spec is None:
+            return own
+        return select(read_sets(snapshot), self.path, nframe, spec, own).spec.digest
+
+    def _read(self, snapshot: Snapshot, video: str, digest: str, key: bytes) -> Record:
         """Return the record of `video`, its prefix verified."""
         value = snapshot.get("records", key)
         if value is None:
@@ -211,28 +252,32 @@ class Dataset(Mapping[str, Features]):
                     f"video {video!r} has a row in the catalog of {self.path} and no record; the store is damaged",
                     remedy="run featstore check",
                 )
-            raise self._not_found(snapshot, video, spec, key)
+            raise self._not_found(snapshot, video, digest, key)
         try:
             record = parse(value)
         except RecordError as exc:
             raise RecordError(
                 f"video {video!r} of {self.path}: {exc.found}", remedy=exc.remedy
             ) from exc
-        wrong = record.header.misfit(spec, self.name)
-        if record.header.video_id != video:
-            wrong = f"video {record.header.video_id!r}, not {video!r}"
-        if wrong:
+        header = record.header
+        found, asked = (header.dataset, header.spec, header.video_id), (self.name, digest, video)
+        if found != asked:
             raise RecordError(
-                f"the record of {video!r} in {self.path} is of another: {wrong}; the store is damaged",
+                f"the record of {video!r} in {self.path} is of another: {found}, not {asked}; the store is damaged",
                 remedy="run featstore check --repair, and ingest the video again",
             )
         return record
 
     def _not_found(
-        self, snapshot: Snapshot, video: str, spec: FeatureSpec, key: bytes
+        self, snapshot: Snapshot, video: str, digest: str, key: bytes
     ) -> FeatureNotFound:
+        if not digest or read_set(snapshot, digest) is None:
+            name = f"feature set {digest[:8]}" if digest else "feature set"
+            return FeatureNotFound(
+                f"dataset {self.name!r} in {self.path.parent} has no {name}, so no video {video!r}; ingest it first"
+            )
         failure = read_failure(snapshot, key)
-        place = f"dataset {self.name!r}, feature set {spec.digest[:8]}"
+        place = f"dataset {self.name!r}, feature set {digest[:8]}"
         if failure is None:
             return FeatureNotFound(
                 f"video {video!r} is not stored in {place}; list what is: featstore ls --cache-dir {self.path.parent} "
@@ -247,3 +292,40 @@ class Dataset(Mapping[str, Features]):
         return FeatureNotFound(
             f"video {video!r} {what} {place} ({plain_line(failure.reason)}); {remedy}"
         )
+
+
+class FeatureSets(Mapping[str, Dataset]):
+    """The feature sets of a dataset by digest, oldest first; a prefix of four or more digits finds one, too."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        """Take a dataset, whichever of its sets that is."""
+        self._dataset = dataset
+
+    def __getitem__(self, digest: str) -> Dataset:
+        """Return the set; raise StoreMismatch, a KeyError here, if none fits or several do."""
+        there = self._dataset
+        if not isinstance(digest, str) or len(digest) < MIN_DIGITS:
+            raise KeyError(
+                f"{digest!r} names no feature set; give {MIN_DIGITS} or more digits of its digest"
+            )
+        try:
+            found = there.select(spec=digest).spec.digest
+        except StoreMismatch as exc:
+            raise KeyError(str(exc)) from exc
+        return Dataset(there.path.parent, there.name, verify=there._verify, digest=found)
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the digests, oldest first."""
+        return iter(read_sets(self._dataset.snapshot()))
+
+    def __len__(self) -> int:
+        """Return the number of feature sets."""
+        return len(read_sets(self._dataset.snapshot()))
+
+    def rows(self) -> list[FeatureSet]:
+        """Return what the sets are, oldest first."""
+        return list(read_sets(self._dataset.snapshot()).values())
+
+
+def _reopen(cache_dir: str, name: str, verify: str, digest: str) -> Dataset:
+    return Dataset(cache_dir, name, verify=verify, digest=digest)

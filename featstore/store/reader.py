@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featstore.errors import DatasetNotFound, StoreNotFound
 from featstore.store.dataset import Dataset
@@ -77,7 +77,16 @@ class FeatureStore(Mapping[str, Dataset]):
     @property
     def specs(self) -> dict[str, list[FeatureSpec]]:
         """Return each dataset's feature sets."""
-        return {name: [found.spec for found in self[name].sets()] for name in self}
+        return {name: [found.spec for found in self[name].sets.rows()] for name in self}
+
+    def __repr__(self) -> str:
+        """Return the directory and its datasets."""
+        names = ", ".join(self) or "no dataset"
+        return f"<featstore.FeatureStore {str(self.cache_dir)!r}: {names}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by path: opened again where it is loaded."""
+        return _reopen, (str(self.cache_dir), self._verify)
 
     def close(self) -> None:
         """Let go of the datasets; views already taken stay valid, later lookups open them again."""
@@ -111,11 +120,11 @@ def get(
         cache_dir: The cache directory.
         dataset: The dataset's name.
         video: The video's id.
-        nframe: Frames per video of the feature set, if there are several sets.
-        spec: The set's FeatureSpec, or four or more first digits of its digest, if there are several sets.
+        nframe: Frames per video of the feature set, if not the dataset's default set is meant.
+        spec: The set's FeatureSpec, or four or more first digits of its digest, likewise.
 
     Returns:
-        The features, (num_tokens, hidden_dim), in the values they are stored in.
+        The features, (rows, width), in the values they are stored in.
 
     Raises:
         StoreNotFound: There is no such directory; DatasetNotFound, one of these, if it has no such dataset.
@@ -128,3 +137,7 @@ def get(
     if store is None:
         store = _shared[place] = FeatureStore(place)
     return store[dataset].lookup(video, nframe=nframe, spec=spec)
+
+
+def _reopen(cache_dir: str, verify: str) -> FeatureStore:
+    return FeatureStore(cache_dir, verify=verify)

@@ -9,10 +9,10 @@ from featstore.sampling import check_nframe
 from featstore.spec import FeatureSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
-    from featstore.store.catalog import FeatureSet
+    from featstore.store.rows import FeatureSet
 
 MIN_DIGITS = 4  # of a digest that name a feature set
 _SHOWN = 40  # characters of a value
@@ -20,15 +20,20 @@ _BEFORE = 20  # of them before the first that differs, so that one sees what it 
 
 
 def select(
-    sets: Collection[FeatureSet], path: Path, nframe: int | None, spec: FeatureSpec | str | None
+    sets: Mapping[str, FeatureSet],
+    path: Path,
+    nframe: int | None,
+    spec: FeatureSpec | str | None,
+    default: str = "",
 ) -> FeatureSet:
     """Return the one feature set that is asked for.
 
     Args:
-        sets: The feature sets of a dataset.
+        sets: The feature sets of a dataset by digest.
         path: The dataset's folder, for messages.
         nframe: Frames per video of the set, if it matters.
         spec: The set's FeatureSpec, or at least `MIN_DIGITS` first digits of its digest, if it matters.
+        default: Digest of the set that is meant if several fit and `spec` does not name one.
 
     Raises:
         StoreMismatch: No set fits, or several do; the message lists them.
@@ -36,10 +41,12 @@ def select(
     """
     if nframe is not None:
         nframe = check_nframe(nframe)
-    fitting = [found for found in sets if fits(found.spec, nframe, spec)]
+    fitting = [found for found in sets.values() if fits(found.spec, nframe, spec)]
+    if spec is None and default in (found.spec.digest for found in fitting):
+        return sets[default]
     if len(fitting) == 1:
         return fitting[0]
-    raise StoreMismatch(_refuse(sets, fitting, path, nframe, spec))
+    raise StoreMismatch(_refuse(sets.values(), fitting, path, nframe, spec))
 
 
 def fits(found: FeatureSpec, nframe: int | None, spec: FeatureSpec | str | None) -> bool:
@@ -84,9 +91,7 @@ def _refuse(
 ) -> str:
     if isinstance(spec, FeatureSpec) and sets:
         return describe_mismatch(sets, path, spec)
-    listed = "".join(
-        f"\n  {found.spec.describe()}  from {plain_line(found.origin)}" for found in fitting or sets
-    )
+    listed = "".join(f"\n  {found.describe()}" for found in fitting or sets)
     if fitting:
         return (
             f"{len(fitting)} feature sets of dataset {path.name!r} fit; name one with spec= (on the command line "

@@ -6,11 +6,15 @@ The codec is chosen per record and does not identify features. All but raw work 
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
 from featstore.records.codecs.lz4 import Lz4
 from featstore.records.codecs.raw import Raw
 from featstore.records.codecs.zstd import Zstd
+
+if TYPE_CHECKING:
+    from featstore.records.storage import Storage
 
 
 class Codec(Protocol):
@@ -28,13 +32,20 @@ class Codec(Protocol):
 CODECS: dict[str, Codec] = {"raw": Raw(), "lz4": Lz4(), "zstd": Zstd()}
 
 
-def require(codec: str) -> None:
-    """Raise ValueError if there is no such codec."""
-    if codec not in CODECS:
-        raise ValueError(f"codec is {codec!r}; use one of {', '.join(CODECS)}")
+def compress(
+    payload: memoryview, storage: Storage
+) -> tuple[Storage, bytes | bytearray | memoryview]:
+    """Return `(storage, stored bytes)` of a payload: with the codec raw if that of `storage` does not shrink it."""
+    stored = _codec(storage).compress(payload)
+    if len(stored) < len(payload):
+        return storage, stored
+    return replace(storage, codec="raw"), payload
 
 
-def compress(payload: memoryview, codec: str) -> tuple[str, bytes | bytearray | memoryview]:
-    """Return `(codec used, stored bytes)`: raw if `codec` does not shrink the payload."""
-    stored = CODECS[codec].compress(payload)
-    return (codec, stored) if len(stored) < len(payload) else ("raw", payload)
+def decompress(stored: memoryview, raw_bytes: int, storage: Storage) -> memoryview:
+    """Return the `raw_bytes` bytes of the payload; RecordError if `stored` is damaged."""
+    return _codec(storage).decompress(stored, raw_bytes)
+
+
+def _codec(storage: Storage) -> Codec:
+    return CODECS[storage.codec]

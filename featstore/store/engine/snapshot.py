@@ -40,7 +40,7 @@ class CachedRecord(NamedTuple):
 
     txn_id: int
     header: Header
-    scale: Place
+    scales: Place
     payload: Place
     verified: bool
 
@@ -52,11 +52,13 @@ class Cache:
     verified payload is trusted if the checksum is still the same.
 
     Attributes:
+        manifest: The number of a commit, and the dataset's manifest as of it.
         sets: The number of a commit, and the dataset's feature sets as of it.
     """
 
     def __init__(self) -> None:
         """Start empty."""
+        self.manifest: tuple[int, Any] = (-1, None)
         self.sets: tuple[int, dict[str, Any]] = (-1, {})
         self._records: OrderedDict[bytes, CachedRecord] = OrderedDict()
         self._lock = threading.Lock()

@@ -1,0 +1,317 @@
+"""The rows of a dataset's catalog: manifest, feature sets, finished videos and failures, and their bytes.
+
+A row is a msgpack array of two: xxh3-64 of what follows, and the values. The rows of a feature set share a key prefix, the
+spec's digest; a video's row and its record share a key. The manifest counts what each set has, so that nobody has to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
+
+import msgpack
+import xxhash
+
+from featstore.errors import StoreMismatch, plain_line
+from featstore.fields import build, to_plain
+from featstore.records.header import Header, SourceFingerprint
+from featstore.records.quantization import QuantError
+from featstore.records.storage import Storage
+from featstore.spec import FeatureSpec
+from featstore.store.engine.settings import ENGINE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STORE_FORMAT = 2
+MANIFEST_KEY = b"manifest"
+DIGEST_DIGITS = 32
+_START = b"\x92\xc4\x08"  # array of 2; bin8 of 8 bytes, the checksum
+DAMAGED = "damaged: "
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a feature set has: videos, failures, frames encoded, bytes of records."""
+
+    videos: int = 0
+    failures: int = 0
+    frames: int = 0
+    record_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Identifies a dataset's file and counts what is in it.
+
+    Args:
+        dataset: the dataset's name.
+        created: seconds since 1970.
+        default: digest of the feature set that is meant if none is named; empty as long as there is none.
+        sets: the counts of each feature set by digest, oldest first.
+        format: store format.
+        engine: what wrote the file.
+    """
+
+    dataset: str
+    created: float
+    default: str = ""
+    sets: dict[str, Counts] = field(default_factory=dict)
+    format: int = STORE_FORMAT
+    engine: str = ENGINE
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """A feature set of a dataset.
+
+    Args:
+        spec: what determines its features.
+        storage: how they are to be stored; each record says how it is.
+        max_error: the error budget, a token's relative L2; None for none.
+        origin: the checkpoint it was first ingested from.
+        names: further names of the encoder's parts, for people.
+        created: seconds since 1970.
+        storage_since: when `storage` was decided, seconds since 1970; records made before are due to be made again.
+    """
+
+    spec: FeatureSpec
+    storage: Storage
+    max_error: float | None
+    origin: str
+    names: dict[str, str]
+    created: float
+    storage_since: float
+
+    def describe(self) -> str:
+        """Return a line for people."""
+        return f"{self.spec.describe()} -> {self.storage}  from {plain_line(self.origin)}"
+
+
+class Entry(NamedTuple):
+    """A finished video's row: enough to list, count and compare it; a tuple, for there may be millions.
+
+    Attributes:
+        spec: digest of the feature set; from the row's key.
+        video_id: the video's id.
+        video_path: path of the file when it was ingested.
+        rows: rows of the features.
+        width: values of a row.
+        frames: number of frames encoded.
+        values: how values are stored, see Storage; and so `granularity` and `codec`.
+        record_bytes: bytes of the record.
+        raw_bytes: bytes of the payload before compression.
+        decoder: what decoded it.
+        doubt: why the frames may not be those asked for; empty if they are.
+        size: bytes of the file that was encoded; with `mtime_ns` and `xxh3_128` its `source`.
+        cosine: how far stored values are from the encoder's, with the next four; see QuantError.
+        created: seconds since 1970.
+    """
+
+    spec: str
+    video_id: str
+    video_path: str
+    rows: int
+    width: int
+    frames: int
+    values: str
+    granularity: str
+    codec: str
+    record_bytes: int
+    raw_bytes: int
+    decoder: str
+    doubt: str
+    size: int
+    mtime_ns: int
+    xxh3_128: str
+    cosine: float
+    relative_l2: float
+    max_abs: float
+    token_p99: float
+    token_max: float
+    created: float
+
+    @classmethod
+    def of(cls, header: Header, record_bytes: int) -> Entry:
+        """Return the row of a record."""
+        storage, source, error = header.storage, header.source, header.error
+        return cls(
+            header.spec,
+            header.video_id,
+            header.video_path,
+            *header.shape,
+            len(header.frame_indices) // 4,
+            storage.values,
+            storage.granularity,
+            storage.codec,
+            record_bytes,
+            header.raw_bytes,
+            header.decoder,
+            header.doubt,
+            source.size,
+            source.mtime_ns,
+            source.xxh3_128,
+            error.cosine,
+            error.relative_l2,
+            error.max_abs,
+            error.token_p99,
+            error.token_max,
+            header.created,
+        )
+
+    @property
+    def source(self) -> SourceFingerprint:
+        """Return the file that was encoded."""
+        return SourceFingerprint(self.size, self.mtime_ns, self.xxh3_128)
+
+    @property
+    def error(self) -> QuantError:
+        """Return how far stored values are from the encoder's."""
+        return QuantError(
+            self.cosine, self.relative_l2, self.max_abs, self.token_p99, self.token_max
+        )
+
+    @property
+    def storage(self) -> Storage:
+        """Return how the values are stored."""
+        return Storage(self.values, self.granularity, self.codec)
+
+
+_ENTRY_TYPES = list(get_type_hints(Entry).values())[1:]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A video that could not be ingested into the feature set `spec`, and why."""
+
+    video_id: str
+    video_path: str
+    spec: str
+    reason: str
+    created: float
+
+    @property
+    def damaged(self) -> bool:
+        """Return whether it was stored and then found damaged: the next ingest makes it again."""
+        return self.reason.startswith(DAMAGED)
+
+
+Row = TypeVar("Row")
+
+
+def set_key(digest: str) -> bytes:
+    """Return the key of a feature set's row, and the prefix of its videos' keys."""
+    return digest.encode()
+
+
+def video_key(digest: str, video_id: str) -> bytes:
+    """Return the 64-byte key of a video's record, row and failure: the set's digest and MD5 of the id, in hex.
+
+    Any string has one, also one with the surrogates of an undecodable file name. MD5 is not for security here: the id
+    in the record is compared.
+    """
+    data = video_id.encode("utf-8", "surrogatepass")
+    return (digest + hashlib.md5(data, usedforsecurity=False).hexdigest()).encode()
+
+
+def pack_row(row: Manifest | FeatureSet | Entry | Failure) -> bytes:
+    """Return a row's bytes."""
+    values = row[1:] if isinstance(row, Entry) else to_plain(row)
+    packed: bytes = msgpack.packb(values, unicode_errors="surrogatepass")
+    return _START + xxhash.xxh3_64_digest(packed) + packed
+
+
+def unpack_manifest(data: bytes | None, path: Path) -> Manifest:
+    """Return the manifest found in the folder `path`; StoreMismatch if it is missing or of another format."""
+    if data is None:
+        raise StoreMismatch(
+            f"{path} holds an LMDB file but no featstore dataset",
+            remedy="ingest into another --cache-dir",
+        )
+    plain = _unpack(data)
+    found = plain.get("format") if isinstance(plain, dict) else None
+    if found != STORE_FORMAT:
+        newer = isinstance(found, int) and found > STORE_FORMAT
+        raise StoreMismatch(
+            f"{path} has store format {found!r}, this featstore reads format {STORE_FORMAT}",
+            remedy="update featstore, or ingest into another --cache-dir"
+            if newer
+            else "it was made before the first release: ingest its videos again, into another --cache-dir",
+        )
+    return _build(Manifest, plain)
+
+
+def check_name(manifest: Manifest, path: Path, dataset: str | None) -> None:
+    """Raise StoreMismatch if the manifest in the folder `path` is not of `dataset`."""
+    if dataset is not None and manifest.dataset != dataset:
+        raise StoreMismatch(
+            f"{path} holds the dataset {manifest.dataset!r}; its folder must have that name",
+            remedy="rename it back",
+        )
+
+
+def unpack_failure(data: bytes) -> Failure:
+    """Return a failed video's row; StoreMismatch if it is invalid."""
+    return _build(Failure, _unpack(data))
+
+
+def unpack_entry(key: bytes, data: bytes) -> Entry:
+    """Return the finished video's row under `key`; StoreMismatch if it is invalid."""
+    values = _unpack(data)
+    if not isinstance(values, list) or [*map(type, values)] != _ENTRY_TYPES:
+        raise _unreadable("its values are not those of a video")
+    return Entry(key[:DIGEST_DIGITS].decode("ascii", "replace"), *values)
+
+
+@lru_cache(maxsize=256)
+def unpack_set(key: bytes, data: bytes) -> FeatureSet:
+    """Return the feature set whose row has `key`; StoreMismatch if it is invalid or has another key."""
+    found = _build(FeatureSet, _unpack(data))
+    if set_key(found.spec.digest) != key:
+        raise StoreMismatch(
+            f"the feature set {key.decode(errors='replace')} describes {found.spec.digest}; its row is damaged",
+            remedy="featstore check --repair removes this set only, then ingest its videos again",
+        )
+    return found
+
+
+def is_newer_row(table: str, key: bytes, data: bytes) -> bool:
+    """Return whether a row is undamaged and unknown to this release: its checksum is right, its content is not."""
+    try:
+        plain = _unpack(data)
+    except StoreMismatch:
+        return False
+    try:
+        if table == "catalog":
+            unpack_entry(key, data)
+        else:
+            _build({"specs": FeatureSet, "failures": Failure}[table], plain)
+    except StoreMismatch:
+        return True
+    return False
+
+
+def _unpack(data: bytes) -> Any:
+    packed = data[11:]
+    if data[:3] != _START or xxhash.xxh3_64_digest(packed) != data[3:11]:
+        raise _unreadable(f"{data[3:11].hex()} is not the checksum of what follows")
+    try:
+        return msgpack.unpackb(packed, unicode_errors="surrogatepass", strict_map_key=True)
+    except Exception as exc:  # msgpack raises a dozen unrelated types on invalid input
+        raise _unreadable(exc) from exc
+
+
+def _build(kind: type[Row], plain: Any) -> Row:
+    try:
+        return build(kind, plain)
+    except ValueError as exc:
+        raise _unreadable(exc) from exc
+
+
+def _unreadable(found: object) -> StoreMismatch:
+    return StoreMismatch(
+        f"a row of the catalog cannot be read ({found!s:.200}): damaged, or of another version",
+        remedy="run featstore check",
+    )

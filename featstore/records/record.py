@@ -8,13 +8,14 @@ copies nothing. The prefix is padded so that the payload starts on a page of the
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgpack
 import numpy as np
 import xxhash
 
 from featstore.errors import RecordError
+from featstore.records.codecs import compress
 from featstore.records.header import Header, from_map, to_map
 from featstore.records.storage import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, MAX_PREFIX_BYTES, PAGE
 
@@ -93,6 +94,29 @@ def pack_prefix(header: Header, scales: bytes, payload_bytes: int) -> bytes:
 def pack(header: Header, scales: bytes, payload: bytes) -> bytes:
     """Return a whole record; `payload` is already compressed by the codec that `header` names."""
     return pack_prefix(header, scales, len(payload)) + payload
+
+
+def pack_record(
+    header: Header, scales: bytes, buffer: memoryview, payload: slice
+) -> tuple[Header, memoryview]:
+    """Return the header, completed with codec and checksum, and the record of the payload in `buffer[payload]`.
+
+    Of all that a put takes, this needs no transaction: it may be done in another thread, ahead of time. The prefix is
+    written before the payload, into the same buffer, so that LMDB's copy is the only one. Raises ValueError if too
+    little room precedes the payload for the prefix, or if header and payload do not belong together.
+    """
+    storage, stored = compress(buffer[payload], header.storage)
+    header = replace(header, storage=storage, payload_xxh3=xxhash.xxh3_64_intdigest(stored))
+    prefix = pack_prefix(header, scales, len(stored))
+    if storage.codec != "raw":
+        return header, memoryview(prefix + stored)
+    start = payload.start - len(prefix)
+    if start < 0:
+        raise ValueError(
+            f"{payload.start} bytes precede the payload, the record's prefix needs {len(prefix)}"
+        )
+    buffer[start : payload.start] = prefix
+    return header, buffer[start : payload.stop]
 
 
 def parse(record: memoryview) -> Record:

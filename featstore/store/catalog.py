@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from featstore.store.manifest import MANIFEST_KEY, Manifest, check_name, unpack_manifest
 from featstore.store.rows import (
-    MANIFEST_KEY,
     Entry,
     Failure,
     FeatureSet,
-    Manifest,
-    check_name,
     set_key,
     unpack_entry,
     unpack_failure,
-    unpack_manifest,
     unpack_set,
 )
 
@@ -25,7 +22,8 @@ if TYPE_CHECKING:
 
 
 def read_manifest(snapshot: Snapshot, dataset: str | None = None) -> Manifest:
-    """Return the manifest, read once per commit; StoreMismatch if it is missing, of another format or not of `dataset`."""
+    """Return the manifest, read once per commit; StoreMismatch if it is missing, of another format or dataset."""
+    known: Manifest | None
     as_of, known = snapshot.cache.manifest
     if known is None or as_of != snapshot.txn_id:
         known = unpack_manifest(snapshot.read("manifest", MANIFEST_KEY), snapshot.path)

@@ -7,24 +7,23 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import FeatstoreError, FeatureNotFound, RecordError, StoreMismatch, plain_line
+from featstore.errors import FeatstoreError, RecordError, StoreMismatch, plain_line
 from featstore.records.features import Features
 from featstore.records.record import Record, parse
 from featstore.store.catalog import (
     has_entry,
     read_entries,
     read_entry,
-    read_failure,
     read_failures,
     read_manifest,
-    read_set,
     read_sets,
 )
 from featstore.store.engine.environment import Keeper
 from featstore.store.engine.snapshot import CachedRecord
+from featstore.store.manifest import Counts
 from featstore.store.paths import dataset_path
-from featstore.store.rows import Counts, video_key
-from featstore.store.selection import MIN_DIGITS, select
+from featstore.store.rows import video_key
+from featstore.store.selection import MIN_DIGITS, explain_missing, select
 
 if TYPE_CHECKING:
     import os
@@ -252,7 +251,7 @@ class Dataset(Mapping[str, Features]):
                     f"video {video!r} has a row in the catalog of {self.path} and no record; the store is damaged",
                     remedy="run featstore check",
                 )
-            raise self._not_found(snapshot, video, digest, key)
+            raise explain_missing(snapshot, self.name, digest, video)
         try:
             record = parse(value)
         except RecordError as exc:
@@ -267,31 +266,6 @@ class Dataset(Mapping[str, Features]):
                 remedy="run featstore check --repair, and ingest the video again",
             )
         return record
-
-    def _not_found(
-        self, snapshot: Snapshot, video: str, digest: str, key: bytes
-    ) -> FeatureNotFound:
-        if not digest or read_set(snapshot, digest) is None:
-            name = f"feature set {digest[:8]}" if digest else "feature set"
-            return FeatureNotFound(
-                f"dataset {self.name!r} in {self.path.parent} has no {name}, so no video {video!r}; ingest it first"
-            )
-        failure = read_failure(snapshot, key)
-        place = f"dataset {self.name!r}, feature set {digest[:8]}"
-        if failure is None:
-            return FeatureNotFound(
-                f"video {video!r} is not stored in {place}; list what is: featstore ls --cache-dir {self.path.parent} "
-                f"--dataset {self.name}"
-            )
-        what, remedy = "failed to be ingested into", "mend the file and ingest again"
-        if failure.damaged:
-            what, remedy = (
-                "was found damaged and removed from",
-                "ingest again, which makes it again",
-            )
-        return FeatureNotFound(
-            f"video {video!r} {what} {place} ({plain_line(failure.reason)}); {remedy}"
-        )
 
 
 class FeatureSets(Mapping[str, Dataset]):

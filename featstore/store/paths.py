@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
-from featstore.records.sizes import MAX_ID_BYTES
+from featstore.records.storage import MAX_ID_BYTES
 from featstore.system.file_map import MORE_FILES
 from featstore.system.fsync import make_durable_folder, sync_dir
 

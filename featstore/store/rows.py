@@ -1,15 +1,15 @@
-"""The rows of a dataset's catalog: manifest, feature sets, finished videos and failures, and their bytes.
+"""The rows of a dataset's catalog: feature sets, finished videos and failures, and their bytes.
 
-A row is a msgpack array of two: xxh3-64 of what follows, and the values. The rows of a feature set share a key prefix, the
-spec's digest; a video's row and its record share a key. The manifest counts what each set has, so that nobody has to.
+A row is a msgpack array of two: xxh3-64 of what follows, and the values. The rows of a feature set share a key prefix,
+the spec's digest; a video's row and its record share a key.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import msgpack
 import xxhash
@@ -19,48 +19,11 @@ from featstore.fields import build, to_plain
 from featstore.records.header import Header, SourceFingerprint
 from featstore.records.quantization import QuantError
 from featstore.records.storage import Storage
-from featstore.spec import FeatureSpec
-from featstore.store.engine.settings import ENGINE
+from featstore.spec import FeatureSpec  # noqa: TC001 (the types of fields are read when a row is rebuilt)
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-STORE_FORMAT = 2
-MANIFEST_KEY = b"manifest"
 DIGEST_DIGITS = 32
 _START = b"\x92\xc4\x08"  # array of 2; bin8 of 8 bytes, the checksum
 DAMAGED = "damaged: "
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What a feature set has: videos, failures, frames encoded, bytes of records."""
-
-    videos: int = 0
-    failures: int = 0
-    frames: int = 0
-    record_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Identifies a dataset's file and counts what is in it.
-
-    Args:
-        dataset: the dataset's name.
-        created: seconds since 1970.
-        default: digest of the feature set that is meant if none is named; empty as long as there is none.
-        sets: the counts of each feature set by digest, oldest first.
-        format: store format.
-        engine: what wrote the file.
-    """
-
-    dataset: str
-    created: float
-    default: str = ""
-    sets: dict[str, Counts] = field(default_factory=dict)
-    format: int = STORE_FORMAT
-    engine: str = ENGINE
 
 
 @dataclass(frozen=True)
@@ -216,50 +179,21 @@ def video_key(digest: str, video_id: str) -> bytes:
     return (digest + hashlib.md5(data, usedforsecurity=False).hexdigest()).encode()
 
 
-def pack_row(row: Manifest | FeatureSet | Entry | Failure) -> bytes:
+def pack_row(row: object) -> bytes:
     """Return a row's bytes."""
     values = row[1:] if isinstance(row, Entry) else to_plain(row)
     packed: bytes = msgpack.packb(values, unicode_errors="surrogatepass")
     return _START + xxhash.xxh3_64_digest(packed) + packed
 
 
-def unpack_manifest(data: bytes | None, path: Path) -> Manifest:
-    """Return the manifest found in the folder `path`; StoreMismatch if it is missing or of another format."""
-    if data is None:
-        raise StoreMismatch(
-            f"{path} holds an LMDB file but no featstore dataset",
-            remedy="ingest into another --cache-dir",
-        )
-    plain = _unpack(data)
-    found = plain.get("format") if isinstance(plain, dict) else None
-    if found != STORE_FORMAT:
-        newer = isinstance(found, int) and found > STORE_FORMAT
-        raise StoreMismatch(
-            f"{path} has store format {found!r}, this featstore reads format {STORE_FORMAT}",
-            remedy="update featstore, or ingest into another --cache-dir"
-            if newer
-            else "it was made before the first release: ingest its videos again, into another --cache-dir",
-        )
-    return _build(Manifest, plain)
-
-
-def check_name(manifest: Manifest, path: Path, dataset: str | None) -> None:
-    """Raise StoreMismatch if the manifest in the folder `path` is not of `dataset`."""
-    if dataset is not None and manifest.dataset != dataset:
-        raise StoreMismatch(
-            f"{path} holds the dataset {manifest.dataset!r}; its folder must have that name",
-            remedy="rename it back",
-        )
-
-
 def unpack_failure(data: bytes) -> Failure:
     """Return a failed video's row; StoreMismatch if it is invalid."""
-    return _build(Failure, _unpack(data))
+    return build_row(Failure, unpack_row(data))
 
 
 def unpack_entry(key: bytes, data: bytes) -> Entry:
     """Return the finished video's row under `key`; StoreMismatch if it is invalid."""
-    values = _unpack(data)
+    values = unpack_row(data)
     if not isinstance(values, list) or [*map(type, values)] != _ENTRY_TYPES:
         raise _unreadable("its values are not those of a video")
     return Entry(key[:DIGEST_DIGITS].decode("ascii", "replace"), *values)
@@ -268,7 +202,7 @@ def unpack_entry(key: bytes, data: bytes) -> Entry:
 @lru_cache(maxsize=256)
 def unpack_set(key: bytes, data: bytes) -> FeatureSet:
     """Return the feature set whose row has `key`; StoreMismatch if it is invalid or has another key."""
-    found = _build(FeatureSet, _unpack(data))
+    found = build_row(FeatureSet, unpack_row(data))
     if set_key(found.spec.digest) != key:
         raise StoreMismatch(
             f"the feature set {key.decode(errors='replace')} describes {found.spec.digest}; its row is damaged",
@@ -280,20 +214,21 @@ def unpack_set(key: bytes, data: bytes) -> FeatureSet:
 def is_newer_row(table: str, key: bytes, data: bytes) -> bool:
     """Return whether a row is undamaged and unknown to this release: its checksum is right, its content is not."""
     try:
-        plain = _unpack(data)
+        plain = unpack_row(data)
     except StoreMismatch:
         return False
     try:
         if table == "catalog":
             unpack_entry(key, data)
         else:
-            _build({"specs": FeatureSet, "failures": Failure}[table], plain)
+            build_row({"specs": FeatureSet, "failures": Failure}[table], plain)
     except StoreMismatch:
         return True
     return False
 
 
-def _unpack(data: bytes) -> Any:
+def unpack_row(data: bytes) -> Any:
+    """Return a row's plain values; StoreMismatch if it is damaged."""
     packed = data[11:]
     if data[:3] != _START or xxhash.xxh3_64_digest(packed) != data[3:11]:
         raise _unreadable(f"{data[3:11].hex()} is not the checksum of what follows")
@@ -303,7 +238,8 @@ def _unpack(data: bytes) -> Any:
         raise _unreadable(exc) from exc
 
 
-def _build(kind: type[Row], plain: Any) -> Row:
+def build_row(kind: type[Row], plain: Any) -> Row:
+    """Return the row of `kind` that plain values describe; StoreMismatch if they do not."""
     try:
         return build(kind, plain)
     except ValueError as exc:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featstore.errors import StoreMismatch, plain_line
+from featstore.errors import FeatureNotFound, StoreMismatch, plain_line
 from featstore.sampling import check_nframe
 from featstore.spec import FeatureSpec
+from featstore.store.catalog import read_failure, read_set
+from featstore.store.rows import video_key
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
+    from featstore.store.engine.snapshot import Snapshot
     from featstore.store.rows import FeatureSet
 
 MIN_DIGITS = 4  # of a digest that name a feature set
@@ -79,6 +82,28 @@ def describe_mismatch(
         f"{nearest.spec.digest[:8]} ingested from {plain_line(nearest.origin)}, differs in:{''.join(lines)}\n"
         f"make them beside it: featstore ingest --videos VIDEOS --dataset {path.name} --model-path {origin} "
         f"--cache-dir {path.parent} {wanted.ingest_options()}"
+    )
+
+
+def explain_missing(snapshot: Snapshot, dataset: str, digest: str, video: str) -> FeatureNotFound:
+    """Return the error that says why `video` is not in the feature set `digest` of `dataset` as of `snapshot`."""
+    if not digest or read_set(snapshot, digest) is None:
+        name = f"feature set {digest[:8]}" if digest else "feature set"
+        return FeatureNotFound(
+            f"{snapshot.path} has no {name}, so no video {video!r}; ingest it first"
+        )
+    failure = read_failure(snapshot, video_key(digest, video))
+    place = f"dataset {dataset!r}, feature set {digest[:8]}"
+    if failure is None:
+        return FeatureNotFound(
+            f"video {video!r} is not stored in {place}; list what is: featstore ls --cache-dir {snapshot.path.parent} "
+            f"--dataset {dataset}"
+        )
+    what, remedy = "failed to be ingested into", "mend the file and ingest again"
+    if failure.damaged:
+        what, remedy = "was found damaged and removed from", "ingest again, which makes it again"
+    return FeatureNotFound(
+        f"video {video!r} {what} {place} ({plain_line(failure.reason)}); {remedy}"
     )
 
 

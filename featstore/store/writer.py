@@ -7,35 +7,15 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import xxhash
-
 from featstore import defaults
 from featstore.errors import StoreError, StoreFull, StoreMismatch
-from featstore.records.codecs import compress
-from featstore.records.record import pack_prefix, parse
-from featstore.records.sizes import PAGE
-from featstore.store.catalog import (
-    MANIFEST_KEY,
-    Entry,
-    Failure,
-    FeatureSet,
-    Manifest,
-    has_entry,
-    pack_row,
-    read_manifest,
-    set_key,
-    stored_spec,
-    unpack_manifest,
-    unpack_set,
-    video_key,
-)
+from featstore.records.record import parse
+from featstore.records.storage import PAGE, Storage
+from featstore.store.catalog import has_entry, read_manifest, read_set
+from featstore.store.changes import CatalogTransaction
 from featstore.store.engine.environment import Keeper, make_file
-from featstore.store.engine.transaction import (
-    WriteTransaction,
-    refuse_inherited,
-    refuse_link,
-    refuse_sealed,
-)
+from featstore.store.engine.transaction import refuse_inherited, refuse_link, refuse_sealed
+from featstore.store.manifest import MANIFEST_KEY, Manifest
 from featstore.store.paths import (
     check_video_id,
     dataset_path,
@@ -44,10 +24,17 @@ from featstore.store.paths import (
     stored_bytes,
     sync_dataset,
 )
+from featstore.store.rows import (
+    Entry,
+    Failure,
+    FeatureSet,
+    pack_row,
+    video_key,
+)
 from featstore.system.filesystems import format_bytes, free_bytes, refuse_network
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from featstore.records.header import Header
     from featstore.spec import FeatureSpec
@@ -56,28 +43,6 @@ if TYPE_CHECKING:
 _SLACK_BYTES = 1 << 20
 MAX_REASON_CHARACTERS = 10_000
 Done = TypeVar("Done")
-
-
-def pack_record(
-    header: Header, scale: bytes, buffer: memoryview, payload: slice, *, codec: str = defaults.CODEC
-) -> tuple[Header, memoryview]:
-    """Return the header, completed with codec and checksum, and the record of the payload in `buffer[payload]`.
-
-    Of all that a put takes, this needs no transaction: it may be done in another thread, ahead of time. Raises
-    ValueError if too little room precedes the payload for the prefix.
-    """
-    codec, stored = compress(buffer[payload], codec)
-    header = replace(header, codec=codec, payload_xxh3=xxhash.xxh3_64_intdigest(stored))
-    prefix = pack_prefix(header, scale, len(stored))
-    if codec != "raw":
-        return header, memoryview(prefix + stored)
-    start = payload.start - len(prefix)
-    if start < 0:
-        raise ValueError(
-            f"{payload.start} bytes precede the payload, the record's prefix needs {len(prefix)}"
-        )
-    buffer[start : payload.start] = prefix
-    return header, buffer[start : payload.stop]
 
 
 class FeatureWriter:
@@ -117,7 +82,7 @@ class FeatureWriter:
         if not environment.name_synced:  # also if its maker was killed before that
             sync_dataset(self.path)
             environment.name_synced = True
-        self._txn: WriteTransaction | None = None
+        self._txn: CatalogTransaction | None = None
         self._added: set[str] = set()  # digests of the sets that `add_set` found or made
         self._pending: list[Entry | Failure] = []
         self._pending_bytes = 0
@@ -128,72 +93,99 @@ class FeatureWriter:
         """Return whether enough bytes wait to be worth a commit."""
         return self._pending_bytes >= self._commit_bytes
 
-    def add_set(self, spec: FeatureSpec, origin: str) -> None:
-        """Make the feature set of `spec`, first ingested from `origin`, unless it is there.
-
-        Visible at once, or with the next commit if something waits for one.
-        """
-        refuse_inherited(self._pid)
-        snapshot = self._keeper.open().snapshot()
-        if self._txn is not None or stored_spec(snapshot, spec) is None:
-            key, txn = set_key(spec.digest), self._transaction()
-            if txn.get("specs", key) is None:
-                txn.put("specs", key, pack_row(FeatureSet(spec, origin, time.time())))
-            if not self._pending:
-                self.commit()
-        self._added.add(spec.digest)
-
-    def put(
+    def add_set(
         self,
         spec: FeatureSpec,
-        header: Header,
-        scale: bytes,
-        buffer: memoryview,
-        payload: slice,
+        storage: Storage | None = None,
         *,
-        codec: str = defaults.CODEC,
-    ) -> Entry:
-        """Put a record whose payload is `buffer[payload]`; visible after the next `commit`.
+        origin: str = "",
+        names: Mapping[str, str] | None = None,
+        max_error: float | None = None,
+        replace_storage: bool = False,
+    ) -> FeatureSet:
+        """Return the feature set of `spec`, made unless it is there.
 
-        The prefix is written before the payload, into the same buffer, so that LMDB's copy is the only one. `header`
-        is completed: codec, checksum. Raises StoreFull, leaving what was put before ready to be committed,
-        StoreMismatch if the header is not of a record of `spec` in this dataset, and ValueError if header and
-        payload do not belong together.
+        Visible at once, or with the next commit if something waits for one.
+
+        Args:
+            spec: what determines its features.
+            storage: how they are to be stored; None follows the set that is there, or is `Storage()` for a new one.
+            origin: the checkpoint it is first ingested from.
+            names: further names of the encoder's parts.
+            max_error: the error budget of a new set.
+            replace_storage: the set that is there is to be stored as `storage` says from now on.
+
+        Raises:
+            StoreMismatch: the set that is there is stored in another way, and `replace_storage` is not set.
         """
-        return self.put_packed(spec, *pack_record(header, scale, buffer, payload, codec=codec))
+        refuse_inherited(self._pid)
+        digest = spec.digest
+        there = read_set(self._keeper.open().snapshot(), digest)
+        if (
+            self._txn is not None
+            or there is None
+            or wanted_set(there, storage, replace_storage) is not there
+        ):
+            txn, now = self._transaction(), time.time()
+            there = self._do(txn.get_set, digest)
+            wanted = wanted_set(there, storage, replace_storage)
+            if wanted is None:
+                stored_as = storage or Storage()
+                wanted = FeatureSet(spec, stored_as, max_error, origin, dict(names or {}), now, now)
+            if wanted is not there:
+                self._do(txn.put_set, wanted)
+            there = wanted
+            if not self._pending:
+                self.commit()
+        self._added.add(digest)
+        assert there is not None
+        return there
 
-    def put_packed(self, spec: FeatureSpec, header: Header, record: memoryview) -> Entry:
-        """Put what `pack_record` returned, as `put` does."""
-        return self._put_record(spec, header, record)
+    def put(self, header: Header, record: memoryview) -> Entry:
+        """Put what `pack_record` returned; visible after the next `commit`.
 
-    def has(self, spec: FeatureSpec, video_id: str) -> bool:
-        """Return whether the video was stored under `spec` as of the last commit."""
-        snapshot = self._keeper.open().snapshot()
-        stored = stored_spec(snapshot, spec)
-        key = video_key(stored or spec, self.dataset, video_id)
-        return stored is not None and has_entry(snapshot, key)
+        Raises StoreFull, leaving what was put before ready to be committed, and StoreMismatch if the header is not of
+        a record of its feature set in this dataset.
+        """
+        check_video_id(header.video_id)
+        txn, row = self._at(header.spec)
+        misfit = header.misfit(row.spec, self.dataset)
+        if misfit:
+            raise StoreMismatch(
+                f"the record of {header.video_id!r} is not of the feature set it is put into: {misfit}; it was not put"
+            )
+        self._check_room(len(record))
+        entry = Entry.of(header, len(record))
+        self._do(txn.put_video, video_key(header.spec, header.video_id), entry, record)
+        self._pending.append(entry)
+        self._pending_bytes += len(record)
+        return entry
 
-    def put_whole(self, spec: FeatureSpec, record: memoryview) -> Entry:
+    def put_whole(self, record: memoryview) -> Entry:
         """Put a record as it was stored elsewhere; visible after the next `commit`.
 
-        Raises RecordError if it is damaged, StoreMismatch if it is not of this dataset and `spec`, and StoreFull.
+        Raises RecordError if it is damaged, and otherwise as `put`.
         """
         parsed = parse(record)
         parsed.verify()
-        return self._put_record(spec, parsed.header, record)
+        return self.put(parsed.header, record)
 
-    def fail(self, spec: FeatureSpec, failure: Failure, *, drop: bool = False) -> None:
+    def has(self, digest: str, video_id: str) -> bool:
+        """Return whether the video was stored in a feature set as of the last commit."""
+        return has_entry(self._keeper.open().snapshot(), video_key(digest, video_id))
+
+    def fail(self, failure: Failure, *, drop: bool = False) -> None:
         """Put the row of a video that could not be ingested; of a very long reason the beginning.
 
         drop: remove what is stored of the video, for it is of another file than the one that failed.
         """
         failure = replace(failure, reason=failure.reason[:MAX_REASON_CHARACTERS])
         check_video_id(failure.video_id)
-        txn, key = self._at(spec, failure.video_id)
+        txn, _ = self._at(failure.spec)
+        key = video_key(failure.spec, failure.video_id)
         if drop:
-            self._do(txn.delete, "catalog", key)
-            self._do(txn.delete, "records", key)
-        self._do(txn.put, "failures", key, pack_row(failure))
+            self._do(txn.delete_video, key)
+        self._do(txn.put_failure, key, failure)
         self._pending.append(failure)
 
     def commit(self) -> list[Entry | Failure]:
@@ -228,49 +220,27 @@ class FeatureWriter:
         finally:
             self.abort()
 
-    def _put_record(self, spec: FeatureSpec, header: Header, record: memoryview) -> Entry:
-        check_video_id(header.video_id)
-        misfit = header.misfit(spec, self.dataset)
-        if misfit:
-            raise StoreMismatch(
-                f"the record of {header.video_id!r} is not of the feature set it is put into: {misfit}; it was not put"
-            )
-        self._check_room(len(record))
-        txn, key = self._at(spec, header.video_id)
-        entry = Entry.of(header, len(record))
-        self._do(txn.put, "records", key, record)
-        self._do(txn.put, "catalog", key, pack_row(entry))
-        self._do(txn.delete, "failures", key)
-        self._pending.append(entry)
-        self._pending_bytes += len(record)
-        return entry
-
-    def _transaction(self) -> WriteTransaction:
+    def _transaction(self) -> CatalogTransaction:
         refuse_inherited(self._pid)
         if self._txn is None:
-            self._txn = WriteTransaction(self.path)
+            self._txn = CatalogTransaction(self.path, self.dataset)
             self._keeper.open()  # keeps it, also if its files were replaced since
-            found = self._do(self._txn.get, "manifest", MANIFEST_KEY)
-            self._do(unpack_manifest, found, self.path, self.dataset)
         return self._txn
 
-    def _at(self, spec: FeatureSpec, video_id: str) -> tuple[WriteTransaction, bytes]:
-        """Return the transaction and the video's key in it, as the set's row there has it."""
+    def _at(self, digest: str) -> tuple[CatalogTransaction, FeatureSet]:
+        """Return the transaction and the feature set in it."""
         txn = self._transaction()
-        row = self._do(txn.get, "specs", set_key(spec.digest))
+        row = self._do(txn.get_set, digest)
         if row is not None:
-            return txn, video_key(
-                unpack_set(set_key(spec.digest), row).spec, self.dataset, video_id
-            )
-        added = spec.digest in self._added
+            return txn, row
         if not self._pending:
             self.abort()  # others wait for it
-        if added:
+        if digest in self._added:
             raise StoreError(
-                f"the feature set {spec.digest[:8]} was removed from {self.path} in the meantime; run the command again"
+                f"the feature set {digest[:8]} was removed from {self.path} in the meantime; run the command again"
             )
         raise ValueError(
-            f"{self.path} has no feature set {spec.digest[:8]}; call add_set before put and fail"
+            f"{self.path} has no feature set {digest[:8]}; call add_set before put and fail"
         )
 
     def _do(self, action: Callable[..., Done], *arguments: Any) -> Done:
@@ -297,3 +267,22 @@ class FeatureWriter:
                     f"the limit is {format_bytes(self._max_size)}; raise --max-size, or give back with featstore "
                     "compact what featstore rm freed"
                 )
+
+
+def wanted_set(
+    there: FeatureSet | None, storage: Storage | None, replace_storage: bool
+) -> FeatureSet | None:
+    """Return the feature set as it is to be: `there` itself if nothing changes, None if it is to be made.
+
+    Raises:
+        StoreMismatch: it is stored in another way than `storage` says, and not to be replaced.
+    """
+    if there is None or storage is None or storage == there.storage:
+        return there
+    if replace_storage:
+        return replace(there, storage=storage, storage_since=time.time())
+    raise StoreMismatch(
+        f"the feature set {there.spec.digest[:8]} is stored as {there.storage}, asked for is {storage}",
+        remedy="leave --quantize, --scale and --codec out to go on as it is, store it again with --restore-as, or take "
+        "another --dataset",
+    )

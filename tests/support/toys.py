@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featstore.encoders.toy import ToyEncoder
+from featstore.geometry import RowLayout
 from featstore.records.header import Header, SourceFingerprint
 from featstore.records.quantization import measure_error, quantize
+from featstore.records.record import pack_record
+from featstore.records.storage import Storage
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
-from featstore.store.writer import FeatureWriter, pack_record
+from featstore.store.writer import FeatureWriter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,13 +30,13 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DIM = 8
 TOKENS_PER_FRAME = 4
 ROOM_BEFORE_PAYLOAD = 64 << 10
+INT8 = Storage("int8", "channel")
 
 
-def toy_spec(nframe: int = 4, quantization: str = "int8", scale: str | None = None) -> FeatureSpec:
+def toy_spec(nframe: int = 4) -> FeatureSpec:
     """The feature set of `ToyEncoder`: 4 tokens of 8 dims a frame."""
-    if scale is None:
-        scale = "channel" if quantization == "int8" else "none"
-    return FeatureSpec(ToyEncoder().identity, Sampling(nframe), "decord", quantization, scale)
+    encoder = ToyEncoder()
+    return FeatureSpec(encoder.identity, Sampling(nframe), "decord", encoder.preprocessing)
 
 
 def toy_features(seed: int, frames: int = 4) -> NDArray[np.float32]:
@@ -43,29 +46,56 @@ def toy_features(seed: int, frames: int = 4) -> NDArray[np.float32]:
     return (rng.normal(size=(frames * TOKENS_PER_FRAME, DIM)) * sizes).astype(np.float32)
 
 
-def toy_header(spec: FeatureSpec, dataset: str, video_id: str, x: NDArray[Any]) -> Header:
-    """The header of `x` (num_tokens, 8), error left at nothing."""
+def toy_header(
+    spec: FeatureSpec,
+    dataset: str,
+    video_id: str,
+    x: NDArray[Any],
+    storage: Storage = INT8,
+) -> Header:
+    """The header of `x` (rows, 8)."""
     frames = len(x) // TOKENS_PER_FRAME
-    stored, scale = quantize(x, spec.quantization, spec.scale)
+    stored, scales = quantize(x, storage)
     return Header(
         video_id=video_id,
         video_path=f"/videos/{video_id}.mp4",
         dataset=dataset,
+        spec=spec.digest,
         nframe=spec.sampling.nframe,
         frame_indices=struct.pack(f"<{frames}I", *range(frames)),
         total_frames=frames,
         fps=25.0,
+        decoder="pyav",
+        doubt="",
         shape=(len(x), DIM),
-        tokens_per_frame=TOKENS_PER_FRAME,
-        quantization=spec.quantization,
-        scale=spec.scale,
+        layout=spec.encoder.geometry.layout(frames),
         dtype=spec.encoder.dtype,
-        model_signature=spec.encoder.model_signature,
-        spec=spec.digest,
+        storage=storage,
         source=SourceFingerprint(1_000, 1_700_000_000_000_000_000, "0" * 32),
-        error=measure_error(x, stored, scale, spec.quantization),
+        error=measure_error(x, stored, scales, storage.values),
         created=1_700_000_000.0,
     )
+
+
+def pack_video(
+    spec: FeatureSpec,
+    dataset: str,
+    video_id: str,
+    x: NDArray[np.float32],
+    /,
+    storage: Storage = INT8,
+    **header: Any,
+) -> tuple[Header, memoryview]:
+    """Pack `x` as the writer process does: quantized into a buffer with room before the payload.
+
+    header: fields that shall be other than `toy_header` has them.
+    """
+    stored, scales = quantize(x, storage)
+    row = {**vars(toy_header(spec, dataset, video_id, x, storage)), **header}
+    room = ROOM_BEFORE_PAYLOAD + sum(scale.nbytes for scale in scales) + 4 * len(x)
+    buffer = memoryview(bytearray(room) + stored.tobytes())
+    joined = b"".join(scale.tobytes() for scale in scales)
+    return pack_record(Header(**row), joined, buffer, slice(room, len(buffer)))
 
 
 def put_video(
@@ -74,30 +104,24 @@ def put_video(
     video_id: str,
     x: NDArray[np.float32],
     /,
-    *,
-    codec: str = "raw",
+    storage: Storage = INT8,
     **header: Any,
 ) -> None:
-    """Put `x` as the writer process does: quantized into a buffer with room before the payload.
-
-    header: fields that shall be other than `toy_header` has them.
-    """
-    stored, scale = quantize(x, spec.quantization, spec.scale)
-    row = {**vars(toy_header(spec, writer.dataset, video_id, x)), **header}
-    room = ROOM_BEFORE_PAYLOAD + scale.nbytes + 4 * len(x)
-    buffer = memoryview(bytearray(room) + stored.tobytes())
-    payload = slice(room, len(buffer))
-    writer.put(spec, Header(**row), scale.tobytes(), buffer, payload, codec=codec)
+    """Put `x` into a set that was added; see `pack_video`."""
+    writer.put(*pack_video(spec, writer.dataset, video_id, x, storage, **header))
 
 
 # Header fields with values that no record of `toy_spec()` has, and that agree with each other.
 MISFITS: dict[str, dict[str, Any]] = {
     "nframe": {"nframe": 8},
     "dtype": {"dtype": "fp16"},
-    "scale": {"scale": "token"},
-    "quantization": {"quantization": "fp32", "scale": "none"},
-    "tokens_per_frame": {"frame_indices": bytes(8), "tokens_per_frame": 8},
-    "hidden_dim": {"shape": (16, 4)},
+    "tokens_per_unit": {
+        "frame_indices": bytes(8),
+        "layout": RowLayout(units=2, tokens_per_unit=8, grid=(2, 2, 4)),
+    },
+    "width": {"shape": (16, 4)},
+    "planes": {"layout": RowLayout(units=4, tokens_per_unit=4, planes=2, grid=(4, 2, 2))},
+    "stride": {"layout": RowLayout(units=2, tokens_per_unit=8, frames_per_unit=2, stride=2)},
 }
 
 
@@ -105,9 +129,9 @@ def misfit_record(spec: FeatureSpec, dataset: str, video_id: str, misfit: str) -
     """A record that says it is of `spec` and cannot be: whole, checksums and all."""
     header = toy_header(spec, dataset, video_id, toy_features(1))
     header = Header(**{**vars(header), **MISFITS[misfit]})
-    scale = np.ones(header.scale_bytes // 4, "<f4").tobytes()
+    scales = np.ones(header.scale_bytes // 4, "<f4").tobytes()
     buffer = memoryview(bytearray(ROOM_BEFORE_PAYLOAD + header.raw_bytes))
-    return pack_record(header, scale, buffer, slice(ROOM_BEFORE_PAYLOAD, len(buffer)))[1]
+    return pack_record(header, scales, buffer, slice(ROOM_BEFORE_PAYLOAD, len(buffer)))[1]
 
 
 def store_videos(
@@ -116,21 +140,21 @@ def store_videos(
     videos: Mapping[str, NDArray[np.float32]],
     *,
     spec: FeatureSpec | None = None,
-    codec: str = "raw",
+    storage: Storage | None = None,
 ) -> FeatureSpec:
     """Store features by video id, one commit a video, and return their spec."""
     spec = spec or toy_spec()
     with FeatureWriter(cache_dir, dataset, min_free=0) as writer:
-        writer.add_set(spec, "toy")
+        row = writer.add_set(spec, storage, origin="toy")
         for video_id, x in videos.items():
-            put_video(writer, spec, video_id, x, codec=codec)
+            put_video(writer, spec, video_id, x, row.storage)
             writer.commit()
     return spec
 
 
-def expected(x: NDArray[np.float32], spec: FeatureSpec) -> NDArray[Any]:
+def expected(x: NDArray[np.float32], storage: Storage = INT8) -> NDArray[Any]:
     """What a store gives back for `x`: its stored values."""
-    return quantize(x, spec.quantization, spec.scale)[0]
+    return quantize(x, storage)[0]
 
 
 def run_python(

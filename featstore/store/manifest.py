@@ -1,0 +1,79 @@
+"""A dataset's manifest: which dataset the file is, its default feature set, and how much each set has.
+
+The counts are kept by each commit, so that nobody reads a million rows to count them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from featstore.errors import StoreMismatch
+from featstore.store.engine.settings import ENGINE
+from featstore.store.rows import build_row, unpack_row
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STORE_FORMAT = 2
+MANIFEST_KEY = b"manifest"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a feature set has: videos, failures, frames encoded, bytes of records."""
+
+    videos: int = 0
+    failures: int = 0
+    frames: int = 0
+    record_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Identifies a dataset's file and counts what is in it.
+
+    Args:
+        dataset: the dataset's name.
+        created: seconds since 1970.
+        default: digest of the feature set that is meant if none is named; empty as long as there is none.
+        sets: the counts of each feature set by digest, oldest first.
+        format: store format.
+        engine: what wrote the file.
+    """
+
+    dataset: str
+    created: float
+    default: str = ""
+    sets: dict[str, Counts] = field(default_factory=dict)
+    format: int = STORE_FORMAT
+    engine: str = ENGINE
+
+
+def unpack_manifest(data: bytes | None, path: Path) -> Manifest:
+    """Return the manifest found in the folder `path`; StoreMismatch if it is missing or of another format."""
+    if data is None:
+        raise StoreMismatch(
+            f"{path} holds an LMDB file but no featstore dataset",
+            remedy="ingest into another --cache-dir",
+        )
+    plain = unpack_row(data)
+    found = plain.get("format") if isinstance(plain, dict) else None
+    if found != STORE_FORMAT:
+        newer = isinstance(found, int) and found > STORE_FORMAT
+        raise StoreMismatch(
+            f"{path} has store format {found!r}, this featstore reads format {STORE_FORMAT}",
+            remedy="update featstore, or ingest into another --cache-dir"
+            if newer
+            else "it was made before the first release: ingest its videos again, into another --cache-dir",
+        )
+    return build_row(Manifest, plain)
+
+
+def check_name(manifest: Manifest, path: Path, dataset: str | None) -> None:
+    """Raise StoreMismatch if the manifest in the folder `path` is not of `dataset`."""
+    if dataset is not None and manifest.dataset != dataset:
+        raise StoreMismatch(
+            f"{path} holds the dataset {manifest.dataset!r}; its folder must have that name",
+            remedy="rename it back",
+        )

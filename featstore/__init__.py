@@ -31,11 +31,13 @@ if TYPE_CHECKING:
         StoreNotFound,
         VideoError,
     )
+    from featstore.geometry import Geometry, RowLayout
     from featstore.pipeline.ingest import ingest
     from featstore.pipeline.options import IngestOptions
     from featstore.pipeline.summary import IngestSummary
     from featstore.records.features import Features
     from featstore.records.header import Header
+    from featstore.records.storage import Storage
     from featstore.sampling import Sampling
     from featstore.spec import EncoderIdentity, FeatureSpec
     from featstore.store.dataset import Dataset
@@ -54,6 +56,7 @@ __all__ = [
     "FeatureSpec",
     "FeatureStore",
     "Features",
+    "Geometry",
     "Header",
     "IngestOptions",
     "IngestSummary",
@@ -62,7 +65,9 @@ __all__ = [
     "NotFinite",
     "QuantizeError",
     "RecordError",
+    "RowLayout",
     "Sampling",
+    "Storage",
     "StoreDamaged",
     "StoreError",
     "StoreFull",
@@ -82,10 +87,13 @@ _HOMES = {
     "FeatureSpec": "featstore.spec",
     "FeatureStore": "featstore.store.reader",
     "Features": "featstore.records.features",
+    "Geometry": "featstore.geometry",
     "Header": "featstore.records.header",
     "IngestOptions": "featstore.pipeline.options",
     "IngestSummary": "featstore.pipeline.summary",
+    "RowLayout": "featstore.geometry",
     "Sampling": "featstore.sampling",
+    "Storage": "featstore.records.storage",
     "get": "featstore.store.reader",
     "ingest": "featstore.pipeline.ingest",
     "open": "featstore.store.reader",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from featstore.errors import VideoError
-from featstore.preprocessing import Preprocessing, resize_and_crop
+from featstore.preprocessing import Preprocessing, prepare_frame
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,18 +17,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Clip:
-    """What a decoder reports of a video, the indices of the frames that were taken, and the decoder."""
+    """What a decoder reports of a video, and what was taken of it.
+
+    Args:
+        total_frames: number of frames.
+        fps: frames per second.
+        indices: of the frames that were taken.
+        decoder: what decoded them.
+        doubt: why the frames may not be those asked for; empty if they are.
+        size: (height, width) of the prepared frames.
+    """
 
     total_frames: int
     fps: float
     indices: list[int]
     decoder: str = "decord"
+    doubt: str = ""
+    size: tuple[int, int] = (0, 0)
 
 
 class FrameSelection:
-    """The frames that a sampling takes of one video, resized and cropped into `out` as they are decoded.
+    """The frames that a sampling takes of one video, prepared for the encoder one after the other into `out`.
 
-    out: (at least nframe, crop_height, crop_width, 3) uint8.
+    out: contiguous uint8, nframe * frame_bytes(pre) bytes or more.
+    size: (height, width) of the prepared frames, (0, 0) before the first is there.
     """
 
     def __init__(
@@ -38,7 +50,8 @@ class FrameSelection:
         self.path = path
         self._sampling = sampling
         self._pre = pre
-        self._out = out
+        self._out = out.reshape(-1)
+        self.size = (0, 0)
         self._places: dict[int, list[int]] = {}
 
     def choose(self, total_frames: int, fps: float, decoder: str) -> Clip:
@@ -47,7 +60,7 @@ class FrameSelection:
             indices = self._sampling.indices(total_frames, fps)
         except ValueError as exc:
             raise VideoError(f"{self.path}: {exc}", self.path) from exc
-        self._places = {}
+        self._places, self.size = {}, (0, 0)
         for place, index in enumerate(indices):
             self._places.setdefault(index, []).append(place)
         return Clip(total_frames, fps, indices, decoder)
@@ -59,7 +72,17 @@ class FrameSelection:
 
     def put(self, index: int, frame: NDArray[np.uint8]) -> None:
         """Keep a decoded frame (H, W, 3), in all places where its index is taken."""
-        first, *repeats = self._places[index]
-        self._out[first] = resize_and_crop(frame, self._pre)
-        for place in repeats:
-            self._out[place] = self._out[first]
+        try:
+            prepared = prepare_frame(frame, self._pre)  # (h, w, 3)
+        except ValueError as exc:
+            raise VideoError(f"{self.path}: {exc}", self.path) from exc
+        height, width = size = prepared.shape[:2]
+        if self.size not in ((0, 0), size):
+            raise VideoError(
+                f"{self.path} changes its size: frame {index} is prepared as {width} x {height} pixels, those before "
+                f"as {self.size[1]} x {self.size[0]}, and features of both do not go together; convert it to one size",
+                self.path,
+            )
+        self.size = size
+        for place in self._places[index]:
+            self._out[place * prepared.size : (place + 1) * prepared.size] = prepared.reshape(-1)

@@ -69,7 +69,7 @@ class DecoderPool:
         Args:
             frames: a slot takes the frames of one video.
             sampling: which frames are taken.
-            preprocessing: how they are resized and cropped.
+            preprocessing: how they are prepared.
             workers: number of processes.
             timeout: seconds a video may take before its worker is killed.
             log: takes what the workers print.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -57,28 +57,33 @@ def decode(
     *,
     decoder: str = defaults.DECODER,
 ) -> Clip:
-    """Decode the frames that `sampling` picks into `out`, resized and cropped.
+    """Decode the frames that `sampling` picks into `out`, prepared as `pre` says.
 
     Args:
         path: the file.
         sampling: which frames are taken.
-        pre: how they are resized and cropped.
-        out: (at least nframe, crop_height, crop_width, 3) uint8; the first `len(clip.indices)` frames are written,
-            repeated if the clip is shorter than nframe.
+        pre: how they are prepared.
+        out: contiguous uint8, nframe * frame_bytes(pre) bytes or more; `len(clip.indices)` frames of `clip.size` are
+            written one after the other, repeated if the clip is shorter than nframe.
         decoder: `auto` reads through PyAV what is certain to give decord's bytes, and AV1, which decord cannot read,
             and everything else through decord; `av` and `decord` use only that one.
 
     Returns:
-        The clip, with the indices of the frames and the decoder that read them.
+        The clip, with the indices of the frames, their size and the decoder that read them.
 
     Raises:
         VideoError: if no frame can be decoded; it says why.
         MemoryError: if memory runs out.
     """
-    from featstore.decoding import av_decoder, decord_decoder
-
     check_is_file(path)
     selection = FrameSelection(path, sampling, pre, out)
+    clip = _read(path, selection, decoder)
+    return replace(clip, size=selection.size)
+
+
+def _read(path: str, selection: FrameSelection, decoder: str) -> Clip:
+    from featstore.decoding import av_decoder, decord_decoder
+
     if decoder == "decord":
         return decord_decoder.read(path, selection)
     reader = av_decoder.AvReader(path)

@@ -7,7 +7,6 @@ Its own memory is limited, so that a file which asks for everything harms only i
 
 from __future__ import annotations
 
-import math
 import resource
 import time
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 from featstore.decoding.frame_selection import Clip
 from featstore.decoding.video_file import check_is_file, check_is_unchanged, decode, fingerprint
 from featstore.errors import VideoError
-from featstore.preprocessing import Preprocessing
+from featstore.preprocessing import Preprocessing, frame_bytes
 from featstore.records.header import SourceFingerprint
 from featstore.sampling import Sampling
 from featstore.system.processes import Slots, join_parent, receive, send
@@ -83,10 +82,9 @@ def answer(task: DecodeTask, setup: DecodeSetup) -> DecodeResult:
     def seconds() -> float:
         return time.perf_counter() - started
 
-    path, shape = task.path, (setup.sampling.nframe, *setup.preprocessing.frame_shape)
-    memory = setup.frames.slot(task.slot)[: math.prod(shape)]
+    path, size = task.path, setup.sampling.nframe * frame_bytes(setup.preprocessing)
     try:
-        out = np.frombuffer(memory, dtype=np.uint8).reshape(shape)
+        out = np.frombuffer(setup.frames.slot(task.slot)[:size], dtype=np.uint8)
         before = check_is_file(path)
         clip = decode(path, setup.sampling, setup.preprocessing, out, decoder=setup.decoder)
         source = fingerprint(path)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from featstore.decoding.video_file import DECODER, Video
 from featstore.errors import StoreFull
 from featstore.pipeline.listing import Listing, list_videos
+from featstore.pipeline.make_record import record_room
 from featstore.pipeline.options import IngestOptions
 from featstore.pipeline.plan import decode_order, plan_ingest
 from featstore.pipeline.scheduler import Scheduler
 from featstore.pipeline.summary import IngestSummary
-from featstore.records.codecs import require
+from featstore.records.codecs import CODECS
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.describe import write_cache_meta
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from featstore.encoders.base import Encoder
     from featstore.encoders.registry import EncoderRecipe
     from featstore.pipeline.summary import Progress
+    from featstore.records.storage import Storage
 
 
 def ingest(
@@ -39,9 +41,7 @@ def ingest(
     *,
     encoder: Encoder | list[EncoderRecipe],
     sampling: Sampling | None = None,
-    quantization: str = "int8",
-    scale: str = "channel",
-    codec: str = "raw",
+    storage: Storage | None = None,
     options: IngestOptions | None = None,
     stop: threading.Event | None = None,
     on_plan: Callable[[IngestSummary], None] | None = None,
@@ -63,9 +63,7 @@ def ingest(
         encoder: an object, see featstore.encoders.get_encoder, which runs in a thread of this process; or a list of
             recipes, one for each device, which run in a process each and must make the same features.
         sampling: which frames are encoded; `Sampling()` if None: 128 frames, linspace.
-        quantization: how values are stored: `int8`, `bf16`, `fp16` or `fp32`.
-        scale: what one int8 scale serves: `channel`, `token` or `tensor`.
-        codec: how records are compressed: `raw`, `lz4` or `zstd`.
+        storage: how features are stored; None for as the feature set's are, or `Storage()` if there is none yet.
         options: how the work is done; `IngestOptions()` if None.
         stop: set it to end early; what was encoded is committed, and the same call resumes later.
         on_plan: called with the summary once the plan is made, before any work.
@@ -78,7 +76,9 @@ def ingest(
         ListingError: before any work, if the videos are not a listing with one file an id.
         StoreFull: before any work, if what is planned does not fit.
         StoreLocked: if another ingest is at work on the dataset.
-        StoreMismatch: if the encoders differ.
+        StoreMismatch: before any work, if the feature set is stored in another way than `storage` says, and
+            `options.replace_storage` is not set; or if the encoders differ.
+        RecordError: before any work, if a record cannot hold the features of so many frames.
         StoreError: if the writer failed; what was committed before stays. So it does if the encoder raises, whose
             exception passes through.
     """
@@ -88,12 +88,14 @@ def ingest(
     listing = videos if isinstance(videos, Listing) else list_videos(videos)
     recipes = encoder if isinstance(encoder, list) else []
     built = encoder[0].build() if isinstance(encoder, list) else encoder
-    granularity = scale if quantization == "int8" else "none"
-    spec = FeatureSpec(built.identity, sampling or Sampling(), DECODER, quantization, granularity)
-    plan = plan_ingest(listing, cache_dir, dataset, spec, options)
+    spec = FeatureSpec(built.identity, sampling or Sampling(), DECODER, built.preprocessing)
+    plan = plan_ingest(listing, cache_dir, dataset, spec, options, storage)
+    record_room(spec, plan.storage)
+    _check_codec(plan.storage)
     summary = IngestSummary(
         dataset=dataset,
         spec=spec,
+        storage=plan.storage,
         planned=len(plan.todo),
         skipped=len(plan.stored),
         replaced=len(plan.replaced),
@@ -106,7 +108,6 @@ def ingest(
         on_plan(summary)
     if options.dry_run or not plan.todo:
         return summary
-    require(codec)
     refuse_network(cache_dir)
     make_folder(dataset_path(cache_dir, dataset))
     _check_space(cache_dir, summary.needed_bytes, options)
@@ -118,7 +119,6 @@ def ingest(
                 built,
                 recipes[: summary.encoders],
                 cache_dir,
-                codec=codec,
                 options=options,
                 stop=stop,
                 on_progress=on_progress,
@@ -127,6 +127,13 @@ def ingest(
             summary.seconds = time.monotonic() - started
             write_cache_meta(cache_dir)
     return summary
+
+
+def _check_codec(storage: Storage) -> None:
+    if storage.codec not in CODECS:
+        raise ValueError(
+            f"no codec {storage.codec!r} is in this featstore; use one of {', '.join(CODECS)}"
+        )
 
 
 def _check_space(cache_dir: str | os.PathLike[str], need: int, options: IngestOptions) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import threading
 from contextlib import ExitStack
@@ -15,16 +14,24 @@ import torch
 
 from featstore.decoding.pool import Decoded, DecoderPool
 from featstore.decoding.video_file import was_replaced
-from featstore.errors import NotFinite, VideoError
-from featstore.pipeline.make_record import feature_shape, make_header, pack_scale, quantize_into
+from featstore.errors import NotFinite, StoreNotFound, VideoError
+from featstore.pipeline.encode.batches import Batches, EncodeTask, VideoParts, cut_units
+from featstore.pipeline.make_record import make_header, quantize_into, record_room
+from featstore.pipeline.shared_memory import batch_units, frames_in
+from featstore.preprocessing import frame_bytes
 from featstore.records.quantization import in_words, refuse_non_finite
-from featstore.records.sizes import payload_bytes, record_room
+from featstore.records.record import pack_record
+from featstore.records.storage import Storage
+from featstore.store import open_snapshot
+from featstore.store.catalog import read_set
+from featstore.store.paths import dataset_path
 from featstore.store.writer import FeatureWriter
 from featstore.system.forks import tell_of_forks
 from featstore.system.processes import Slots, enough_descriptors
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
@@ -46,17 +53,19 @@ class EncodedVideo:
         video: the video.
         clip: its length and the frames that were sampled.
         source: the file they came from.
-        parts: the features, in batches (B, T, D).
+        parts: the features in order, each (n, row_width).
+        grid: (height, width) of a unit's tokens, if they differ by video.
     """
 
     video: Video
     clip: Clip
     source: SourceFingerprint
     parts: list[torch.Tensor]
+    grid: tuple[int, int] | None = None
 
     def features(self, dtype: torch.dtype) -> torch.Tensor:
-        """Return the features as one tensor (num_tokens, D) of `dtype`."""
-        return torch.cat(self.parts).flatten(0, 1).to(dtype)  # (F, T, D) -> (F * T, D)
+        """Return the features as one tensor (rows, row_width) of `dtype`."""
+        return torch.cat(self.parts).to(dtype)
 
 
 class OnDemandEncoder:
@@ -99,10 +108,10 @@ class OnDemandEncoder:
     def encode_frames(
         self, frames: NDArray[np.uint8], name: str, **options: Any
     ) -> list[torch.Tensor]:
-        """Return the features of `frames`, in batches (B, T, D).
+        """Return the features of `frames`, each a unit, in batches (B, tokens, row_width).
 
         Args:
-            frames: (F, H, W, 3) uint8, resized and cropped.
+            frames: (F, H, W, 3) uint8, prepared.
             name: what messages call them.
             options: further arguments of the encoder's own `encode`.
 
@@ -142,19 +151,40 @@ class OnDemandEncoder:
                 "bytes; ask again once it is complete",
                 video.path,
             )
-        frames = self._view(decoded.slot)[: len(decoded.clip.indices)]
-        parts = self.encode_frames(frames, video.path)
-        self._release(decoded)
-        return EncodedVideo(decoded.video, decoded.clip, decoded.source, parts)
+        assert self._frames is not None
+        assert self._pool is not None
+        parts, grid = self._encode_units(self._frames.slot(decoded.slot), decoded.clip)
+        check_finite(parts, video.path, self._encoder.identity.dtype)
+        self._pool.release(decoded.slot)
+        return EncodedVideo(decoded.video, decoded.clip, decoded.source, parts, grid)
+
+    def _encode_units(
+        self, memory: memoryview, clip: Clip
+    ) -> tuple[list[torch.Tensor], tuple[int, int] | None]:
+        """Return the parts and the grid of a clip's features, made in the batches of an ingest of this video only."""
+        encoder, geometry = self._encoder, self._encoder.identity.geometry
+        load = getattr(encoder, "load", None)
+        if load is not None:
+            load()
+        count = len(clip.indices)
+        frames = frames_in(memory, 0, count, clip.size)
+        batches = Batches(batch_units(geometry, encoder.batch_frames))
+        batches.add(EncodeTask(0, 0, count, geometry.units(count), clip.size, 0))
+        videos, ended = VideoParts(encoder), []
+        while batch := batches.take(short=True):
+            (chunk,) = batch
+            features = encoder.encode(cut_units(frames, geometry, chunk.start, chunk.stop))
+            ended += videos.add(features, batch)
+        (video,) = ended
+        return video.parts, video.grid
 
     def _start(self, sampling: Sampling) -> None:
         if sampling == self._sampling:
             return
         self.close()
-        preprocessing = self._encoder.identity.preprocessing
-        frame_bytes = math.prod(preprocessing.frame_shape)
+        preprocessing = self._encoder.preprocessing
         log = self._stack.enter_context(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115 (the stack closes it)
-        self._frames = Slots.create(1, sampling.nframe * frame_bytes)
+        self._frames = Slots.create(1, sampling.nframe * frame_bytes(preprocessing))
         self._stack.callback(self._frames.close)
         self._pool = DecoderPool(
             self._frames, sampling, preprocessing, workers=1, timeout=self._timeout, log=log
@@ -169,17 +199,6 @@ class OnDemandEncoder:
             wait(self._pool.connections, _POLL_SECONDS)
             for decoded in self._pool.collect():
                 return decoded
-
-    def _view(self, slot: int) -> NDArray[np.uint8]:
-        assert self._frames is not None
-        assert self._sampling is not None
-        shape = (self._sampling.nframe, *self._encoder.identity.preprocessing.frame_shape)
-        memory = self._frames.slot(slot)[: math.prod(shape)]
-        return np.frombuffer(memory, dtype=np.uint8).reshape(shape)
-
-    def _release(self, decoded: Decoded) -> None:
-        assert self._pool is not None
-        self._pool.release(decoded.slot)
 
 
 def check_finite(parts: list[torch.Tensor], name: str, dtype: str) -> None:
@@ -207,9 +226,12 @@ def store_features(
     dataset: str,
     spec: FeatureSpec,
     origin: str,
+    *,
+    storage: Storage | None = None,
+    names: Mapping[str, str] | None = None,
     **limits: Any,
 ) -> None:
-    """Store features, quantized as the feature set says, in place of any that are there.
+    """Store features as the feature set says, in place of any that are there.
 
     Args:
         encoded: the video and its features.
@@ -217,17 +239,41 @@ def store_features(
         dataset: the dataset's name.
         spec: the feature set.
         origin: the checkpoint that made the features.
+        storage: how a feature set is to be stored that this makes; `Storage()` if None.
+        names: further names of the encoder's parts.
         limits: passed on to FeatureWriter.
 
     Raises:
         StoreError: the store cannot be written.
         QuantizeError: the values cannot be quantized.
+        RecordError: a record cannot hold them.
     """
-    room, _ = record_room(spec)
-    shape = feature_shape(spec, encoded.clip)
-    buffer = np.empty(room + payload_bytes(spec.quantization, shape), np.uint8).data
-    scale, error = quantize_into(buffer[room:], encoded.parts, shape, spec.quantization, spec.scale)
-    header = make_header(spec, dataset, encoded.video, encoded.clip, encoded.source, error)
+    storage = _storage_there(cache_dir, dataset, spec) or storage or Storage()
+    room, _ = record_room(spec, storage)
+    size = storage.payload_bytes((sum(map(len, encoded.parts)), encoded.parts[0].shape[1]))
+    buffer = np.empty(room + size, np.uint8).data
+    scales, error = quantize_into(buffer[room:], encoded.parts, storage)
+    header = make_header(
+        spec,
+        storage,
+        dataset,
+        encoded.video,
+        encoded.clip,
+        encoded.source,
+        grid=encoded.grid,
+        error=error,
+    )
     with FeatureWriter(cache_dir, dataset, **limits) as writer:
-        writer.add_set(spec, origin)
-        writer.put(spec, header, pack_scale(scale), buffer, slice(room, len(buffer)))
+        writer.add_set(spec, storage, origin=origin, names=names)
+        writer.put(*pack_record(header, scales, buffer, slice(room, len(buffer))))
+
+
+def _storage_there(
+    cache_dir: str | os.PathLike[str], dataset: str, spec: FeatureSpec
+) -> Storage | None:
+    """Return how the feature set is stored, None if there is none yet."""
+    try:
+        there = read_set(open_snapshot(dataset_path(cache_dir, dataset)), spec.digest)
+    except StoreNotFound:
+        return None
+    return None if there is None else there.storage

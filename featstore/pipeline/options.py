@@ -10,7 +10,7 @@ from featstore.decoding.video_file import DECODERS
 
 @dataclass(frozen=True)
 class IngestOptions:
-    """How `featstore.ingest` works; none of it changes the features.
+    """How `featstore.ingest` works; none of it changes what the encoder computes.
 
     Attributes:
         workers: decode processes; None for one a core.
@@ -19,6 +19,8 @@ class IngestOptions:
         decoder: `auto`, `av` or `decord`, whose frames are the same bytes; see featstore.decoding.video_file.decode.
         resume: leave out the videos that are stored, or that failed before; False makes all again.
         retry_failed: try the videos again that failed before.
+        replace_storage: if the feature set is stored in another way than asked for, store it as asked from now on, and
+            make again the videos that are stored.
         limit: ingest so many videos at most; None for all.
         min_free: bytes that stay free on the disk.
         max_size: bytes the cache directory may take; None for no limit.
@@ -36,6 +38,7 @@ class IngestOptions:
     decoder: str = defaults.DECODER
     resume: bool = True
     retry_failed: bool = False
+    replace_storage: bool = False
     limit: int | None = None
     min_free: int = defaults.MIN_FREE_BYTES
     max_size: int | None = None

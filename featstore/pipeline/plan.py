@@ -13,22 +13,29 @@ from typing import TYPE_CHECKING
 
 from featstore.decoding.video_file import was_replaced
 from featstore.errors import ListingError, StoreNotFound
+from featstore.pipeline.make_record import largest_shape
 from featstore.pipeline.options import IngestOptions
-from featstore.records.sizes import record_bytes
+from featstore.records.storage import Storage
 from featstore.store import open_snapshot
-from featstore.store.catalog import read_entry, read_failure, stored_spec, video_key
+from featstore.store.catalog import read_manifest, read_set
+from featstore.store.manifest import Counts
 from featstore.store.paths import dataset_path
+from featstore.store.rows import set_key, unpack_entry, unpack_failure, video_key
+from featstore.store.writer import wanted_set
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from featstore.decoding.video_file import Video
     from featstore.pipeline.listing import Listing
     from featstore.spec import FeatureSpec
     from featstore.store import Snapshot
-    from featstore.store.catalog import Entry, Failure
+    from featstore.store.rows import Entry, Failure
 
 LARGEST_EVERY = 4
+# A listing of more videos, and of more than an eighth of those of the feature set, is compared with all rows in one
+# walk: a look-up of a row takes as long as walking past a dozen.
+FEW_VIDEOS = 1_000
 
 
 @dataclass(frozen=True)
@@ -36,12 +43,14 @@ class Plan:
     """What an ingest has to do.
 
     Attributes:
+        storage: how features are stored: as asked for, or as the feature set's are.
         todo: videos to encode, as listed; those whose file was replaced since are among them.
         stored: videos that are stored already.
         failed_before: videos left out because an earlier ingest failed on them.
         replaced: ids of those in `todo` that are stored from another file.
     """
 
+    storage: Storage
     todo: tuple[Video, ...] = ()
     stored: tuple[Video, ...] = ()
     failed_before: tuple[Failure, ...] = ()
@@ -49,7 +58,8 @@ class Plan:
 
     def needed_bytes(self, spec: FeatureSpec) -> int:
         """Return the most bytes that the records to make take under `spec`, uncompressed."""
-        return len(self.todo) * record_bytes(spec)
+        size = self.storage.record_bytes(largest_shape(spec), spec.sampling.nframe)
+        return len(self.todo) * size
 
 
 def plan_ingest(
@@ -58,71 +68,125 @@ def plan_ingest(
     dataset: str,
     spec: FeatureSpec,
     options: IngestOptions,
+    storage: Storage | None = None,
 ) -> Plan:
     """Return the work that `videos` are for the dataset as it is now, which need not exist; see `make_plan`."""
-    try:
+    snapshot = None
+    with contextlib.suppress(StoreNotFound):
         snapshot = open_snapshot(dataset_path(cache_dir, dataset))
-    except StoreNotFound:
-        snapshot = None
-    return make_plan(videos, snapshot, dataset, spec, options)
+        read_manifest(snapshot, dataset)  # refuses what is not this dataset
+    return make_plan(videos, snapshot, spec, options, storage)
 
 
 def make_plan(
     videos: Sequence[Video],
     snapshot: Snapshot | None,
-    dataset: str,
     spec: FeatureSpec,
     options: IngestOptions | None = None,
+    storage: Storage | None = None,
 ) -> Plan:
     """Return the work that `videos` are, minus what `snapshot` holds under `spec`; nothing is decoded.
 
     A stored video whose file has another size, or another modification time and content, is work again; one whose
-    file is gone stays stored. A failed video is work again if it was found damaged, or if its file changed since,
-    whether failed videos are retried or not.
+    file is gone stays stored. So is one that was stored before the feature set's storage was decided. A failed video
+    is work again if it was found damaged, or if its file changed since, whether failed videos are retried or not.
+
+    Takes some 200 bytes a video beside the plan itself, however many are stored.
 
     Args:
         videos: each with an id of its own.
         snapshot: of the dataset, None if there is none yet.
-        dataset: its name.
         spec: the feature set.
-        options: `resume`, `retry_failed` and `limit` of them.
+        options: `resume`, `retry_failed`, `replace_storage` and `limit` of them.
+        storage: how features are to be stored; None follows the feature set.
 
     Raises:
         ListingError: if an id names a file that is stored, and still exists, and now another one too.
+        StoreMismatch: if the feature set is stored in another way, and `replace_storage` is not set.
     """
     options = options or IngestOptions()
-    before = snapshot if options.resume else None
-    todo: list[Video] = []
-    stored: list[Video] = []
-    failed_before: list[Failure] = []
-    replaced, clashes = set(), []
-    if snapshot:
-        # Keys hold the tower's name as it was first ingested.
-        spec = stored_spec(snapshot, spec) or spec
-    for video in videos:
-        key = video_key(spec, dataset, video.video_id)
-        entry = read_entry(before, key) if before else None
-        failure = read_failure(before, key) if before else None
-        if entry is not None and not was_replaced(entry.source, video.path):
-            stored.append(video)
-        elif failure is not None and not (
-            options.retry_failed or _is_worth_again(failure, video.path)
-        ):
-            failed_before.append(failure)
-        else:
-            if entry is not None:
+    there = None if snapshot is None else read_set(snapshot, spec.digest)
+    wanted = wanted_set(there, storage, options.replace_storage)
+    stored_as = wanted.storage if wanted else storage or Storage()
+    failures: dict[int, Failure] = {}
+    stored = bytearray(len(videos))  # 1 for a video that is
+    replaced: set[str] = set()
+    if snapshot is not None and wanted is not None and options.resume:
+        known = _Known(snapshot, spec.digest, videos)
+        failures = {
+            place: failure
+            for place, failure in known.failures()
+            if not (options.retry_failed or _is_worth_again(failure, videos[place].path))
+        }
+        clashes = []
+        for place, entry in known.entries():
+            video = videos[place]
+            if not was_replaced(entry.source, video.path):
+                stored[place] = entry.created >= wanted.storage_since
+            elif place not in failures:
                 replaced.add(video.video_id)
                 if _is_another(entry, video.path):
-                    clashes.append(f"\n  {video.video_id!r}: {entry.video_path} and {video.path}")
-            todo.append(video)
-    if clashes:
-        raise ListingError(
-            f"{len(clashes)} video ids name other files that are stored already; give each file its own id in a "
-            "manifest (--manifest, columns video_id and path), take another --dataset, or remove what is stored with "
-            f"featstore rm --video:{''.join(clashes[:5])}"
-        )
+                    clashes.append((place, entry.video_path))
+        if clashes:
+            raise _clash(videos, sorted(clashes))
+    left_out = [failures[place] for place in sorted(failures) if not stored[place]]
+    todo = [v for place, v in enumerate(videos) if not stored[place] and place not in failures]
     return Plan(
-        tuple(todo[: options.limit]), tuple(stored), tuple(failed_before), frozenset(replaced)
+        stored_as,
+        tuple(todo[: options.limit]),
+        tuple(video for place, video in enumerate(videos) if stored[place]),
+        tuple(left_out),
+        frozenset(replaced),
+    )
+
+
+class _Known:
+    """The rows that a feature set has of some videos, which are named by their place in the listing."""
+
+    def __init__(self, snapshot: Snapshot, digest: str, videos: Sequence[Video]) -> None:
+        self._snapshot = snapshot
+        self._digest = digest
+        self._counts = read_manifest(snapshot).sets.get(digest, Counts())
+        self._keys = [video_key(digest, video.video_id) for video in videos]
+        self._order = sorted(range(len(videos)), key=self._keys.__getitem__)
+
+    def entries(self) -> Iterator[tuple[int, Entry]]:
+        for place, data in self._rows("catalog", self._counts.videos):
+            yield place, unpack_entry(self._keys[place], data)
+
+    def failures(self) -> Iterator[tuple[int, Failure]]:
+        for place, data in self._rows("failures", self._counts.failures):
+            yield place, unpack_failure(data)
+
+    def _rows(self, table: str, count: int) -> Iterator[tuple[int, bytes]]:
+        keys = self._keys
+        if len(keys) <= FEW_VIDEOS or len(keys) * 8 <= count:
+            for place in self._order:
+                data = self._snapshot.read(table, keys[place])
+                if data is not None:
+                    yield place, data
+            return
+        # Both are in the order of their keys, so each is walked once.
+        places = iter(self._order)
+        place = next(places)
+        for key, data in self._snapshot.rows(table, set_key(self._digest)):
+            while keys[place] < key:
+                place = next(places, -1)
+                if place < 0:
+                    return
+            if keys[place] == key:
+                yield place, data
+
+
+def _clash(videos: Sequence[Video], clashes: list[tuple[int, str]]) -> ListingError:
+    listed = [
+        f"\n  {videos[place].video_id!r}: {before} and {videos[place].path}"
+        for place, before in clashes[:5]
+    ]
+    return ListingError(
+        f"{len(clashes)} video ids name other files that are stored already; give each file its own id in a "
+        "manifest (--manifest, columns video_id and path), take another --dataset, or remove what is stored with "
+        f"featstore rm --video:{''.join(listed)}"
     )
 
 

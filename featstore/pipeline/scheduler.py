@@ -21,13 +21,12 @@ from featstore.errors import StoreFull
 from featstore.pipeline.encode.base import EncodeRefusal, EncodeResult
 from featstore.pipeline.encode.batches import EncodeTask
 from featstore.pipeline.encode.encoder_workers import start_encoders
-from featstore.pipeline.make_record import make_header
-from featstore.pipeline.shared_memory import Memory
+from featstore.pipeline.make_record import record_room
+from featstore.pipeline.shared_memory import Memory, batch_units
 from featstore.pipeline.summary import Progress
 from featstore.pipeline.write.writer_client import WriterProcess
-from featstore.pipeline.write.writer_process import WriterSetup
-from featstore.records.sizes import record_room
-from featstore.store.catalog import Failure
+from featstore.pipeline.write.writer_process import PutRecord, WriterSetup
+from featstore.store.rows import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -51,7 +50,7 @@ class _WorkerState:
 
     worker: EncoderWorker
     videos: dict[int, tuple[Decoded, int]]  # number -> what was decoded, slot of its record
-    unread: dict[int, int]  # slot -> frames
+    unread: dict[int, int]  # slot -> units
 
     @property
     def waiting(self) -> int:
@@ -69,7 +68,6 @@ class Scheduler:
         recipes: list[EncoderRecipe],
         cache_dir: str | os.PathLike[str],
         *,
-        codec: str,
         options: IngestOptions,
         stop: threading.Event | None = None,
         on_progress: Callable[[Progress], None] | None = None,
@@ -83,14 +81,13 @@ class Scheduler:
             encoder: runs in a thread here if there are no recipes.
             recipes: one for each encoder process.
             cache_dir: the folder of datasets.
-            codec: how records are compressed.
             options: see `featstore.ingest`.
             stop: set it to end early.
             on_progress: called after each commit and each failure.
             pool: what decodes; another than DecoderPool is for measuring what follows it.
         """
         self._summary = summary
-        self._batch_frames = encoder.batch_frames
+        self._batch_units = batch_units(encoder.identity.geometry, encoder.batch_frames)
         self._stop = stop or threading.Event()
         self._on_progress = on_progress
         self._started = time.monotonic()
@@ -98,9 +95,10 @@ class Scheduler:
         self._replaced: frozenset[str] = frozenset()
         self._numbers = iter(range(1 << 62))
         log = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
-        spec = summary.spec
+        spec, storage = summary.spec, summary.storage
         memory = Memory.reserve(
             spec,
+            storage,
             workers=summary.workers,
             encoders=summary.encoders,
             batch_frames=encoder.batch_frames,
@@ -108,13 +106,16 @@ class Scheduler:
         stack.callback(memory.close)
         summary.shared_bytes = memory.size
         self._records = deque(range(memory.record_slots.count))
-        payload_start, _ = record_room(spec)
+        payload_start, _ = record_room(spec, storage)
         setup = WriterSetup(
             cache_dir=os.fspath(cache_dir),
             dataset=summary.dataset,
             spec=spec,
+            storage=storage,
             origin=encoder.origin,
-            codec=codec,
+            names=encoder.names,
+            max_error=None,
+            replace_storage=options.replace_storage,
             min_free=options.min_free,
             max_size=options.max_size,
             lock_wait=options.lock_wait,
@@ -128,7 +129,7 @@ class Scheduler:
         self._pool = pool(
             memory.frame_slots,
             spec.sampling,
-            spec.encoder.preprocessing,
+            spec.preprocessing,
             workers=summary.workers,
             timeout=options.decode_timeout,
             log=log,
@@ -186,7 +187,7 @@ class Scheduler:
                 self._ready.append(decoded)
 
     def _feed(self) -> None:
-        """Give each decoded video to the encoder with the fewest frames before it, as long as no batch waits there.
+        """Give each decoded video to the encoder with the fewest units before it, as long as no batch waits there.
 
         None is given out before all encoders are known to make the same features.
         """
@@ -194,7 +195,7 @@ class Scheduler:
             return
         while self._ready and self._records:
             state = min(self._encoders, key=lambda state: state.waiting)
-            if state.waiting >= self._batch_frames:
+            if state.waiting >= self._batch_units:
                 return
             self._give(state, self._ready.popleft())
 
@@ -202,9 +203,11 @@ class Scheduler:
         assert decoded.clip is not None
         number, record = next(self._numbers), self._records.popleft()
         count = len(decoded.clip.indices)
+        units = self._summary.spec.encoder.geometry.units(count)
         state.videos[number] = decoded, record
-        state.unread[decoded.slot] = count
-        state.worker.give(EncodeTask(number, decoded.slot, count, record))
+        state.unread[decoded.slot] = units
+        task = EncodeTask(number, decoded.slot, count, units, decoded.clip.size, record)
+        state.worker.give(task)
 
     def _handle(self, state: _WorkerState, answer: EncoderAnswer) -> None:
         self._summary.busy["encode"] += answer.busy
@@ -223,11 +226,17 @@ class Scheduler:
     def _store(self, decoded: Decoded, record: int, answer: EncodeResult) -> None:
         assert decoded.clip is not None
         assert decoded.source is not None
-        spec, dataset = self._summary.spec, self._summary.dataset
-        header = make_header(
-            spec, dataset, decoded.video, decoded.clip, decoded.source, answer.error
+        self._writer.put(
+            PutRecord(
+                record,
+                decoded.video,
+                decoded.clip,
+                decoded.source,
+                answer.grid,
+                answer.scales,
+                answer.error,
+            )
         )
-        self._writer.put(record, header, answer.scale)
 
     def _fail(self, video: Video, reason: str) -> None:
         digest = self._summary.spec.digest

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featstore.records.sizes import payload_bytes, record_room
+from featstore.pipeline.make_record import record_room
+from featstore.preprocessing import frame_bytes
 from featstore.system.processes import Slots
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from featstore.geometry import Geometry
+    from featstore.records.storage import Storage
     from featstore.spec import FeatureSpec
 
 WRITER_SLOTS = 2  # one is written while the next is packed
@@ -21,51 +24,71 @@ WRITER_SLOTS = 2  # one is written while the next is packed
 
 @dataclass(frozen=True)
 class Memory:
-    """Slots for the frames and for the records of videos of one spec."""
+    """Slots for the frames and for the records of videos of one spec, stored in one way."""
 
     spec: FeatureSpec
+    storage: Storage
     frame_slots: Slots
     record_slots: Slots
 
     @classmethod
     def reserve(
-        cls, spec: FeatureSpec, *, workers: int, encoders: int, batch_frames: int
+        cls,
+        spec: FeatureSpec,
+        storage: Storage,
+        *,
+        workers: int,
+        encoders: int,
+        batch_frames: int,
     ) -> Memory:
         """Reserve what keeps them all busy; pages are taken when first written.
 
         Frames: a video for each decode worker; for each encoder those of a batch that waits, and one that is read.
         Records: for each encoder those of two batches being encoded, and one that waits; and those at the writer.
+
+        Raises:
+            RecordError: a record cannot hold the largest features of a video.
         """
-        nframe = spec.sampling.nframe
-        a_batch = math.ceil(batch_frames / nframe)  # videos that fill one
-        frame_bytes = math.prod(spec.encoder.preprocessing.frame_shape)
-        frames = Slots.create(workers + encoders * (a_batch + 1), nframe * frame_bytes)
-        records = Slots.create(WRITER_SLOTS + encoders * (2 * a_batch + 1), sum(record_room(spec)))
-        return cls(spec, frames, records)
+        geometry, nframe = spec.encoder.geometry, spec.sampling.nframe
+        # Videos that fill a batch.
+        a_batch = math.ceil(batch_units(geometry, batch_frames) / geometry.units(nframe))
+        room = sum(record_room(spec, storage))
+        frames = Slots.create(
+            workers + encoders * (a_batch + 1), nframe * frame_bytes(spec.preprocessing)
+        )
+        records = Slots.create(WRITER_SLOTS + encoders * (2 * a_batch + 1), room)
+        return cls(spec, storage, frames, records)
 
     @property
     def size(self) -> int:
         """Return the bytes of all slots."""
         return len(self.frame_slots.memory) + len(self.record_slots.memory)
 
-    def frames(self, slot: int, start: int, stop: int) -> NDArray[np.uint8]:
-        """Return frames `start` to `stop` (n, H, W, 3) uint8 of a slot."""
-        shape = self.spec.encoder.preprocessing.frame_shape
-        size = math.prod(shape)
-        memory = self.frame_slots.slot(slot)[start * size : stop * size]
-        return np.frombuffer(memory, dtype=np.uint8).reshape(stop - start, *shape)
+    def frames(self, slot: int, start: int, stop: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Return frames `start` to `stop` of a slot, (n, height, width, 3) uint8; `size` is (height, width)."""
+        return frames_in(self.frame_slots.slot(slot), start, stop, size)
 
-    def shape(self, count: int) -> tuple[int, int]:
-        """Return (num_tokens, hidden_dim) of the features of `count` frames."""
-        return count * self.spec.encoder.tokens_per_frame, self.spec.encoder.hidden_dim
-
-    def payload(self, slot: int, count: int) -> memoryview:
-        """Return the memory for the payload of `count` frames in a record's slot."""
-        start, _ = record_room(self.spec)
-        size = payload_bytes(self.spec.quantization, self.shape(count))
+    def payload(self, slot: int, rows: int) -> memoryview:
+        """Return the memory for the payload of features of so many rows in a record's slot."""
+        start, _ = record_room(self.spec, self.storage)
+        size = self.storage.payload_bytes((rows, self.spec.encoder.geometry.row_width))
         return self.record_slots.slot(slot)[start : start + size]
 
     def close(self) -> None:
         """Close the descriptors; the memory is released with its last view."""
         self.frame_slots.close()
         self.record_slots.close()
+
+
+def frames_in(
+    memory: memoryview, start: int, stop: int, size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """Return frames `start` to `stop` of those in `memory`, (n, height, width, 3); `size` is (height, width)."""
+    a_frame = math.prod(size) * 3
+    part = memory[start * a_frame : stop * a_frame]
+    return np.frombuffer(part, dtype=np.uint8).reshape(stop - start, *size, 3)
+
+
+def batch_units(geometry: Geometry, batch_frames: int) -> int:
+    """Return how many units an encoder that likes `batch_frames` frames at once is given."""
+    return max(1, batch_frames // geometry.frames_per_unit)

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featstore.records.storage import Storage
     from featstore.spec import FeatureSpec
-    from featstore.store.catalog import Failure
+    from featstore.store.rows import Failure
 
 STAGES = ("decode", "encode", "write")
 
@@ -40,6 +41,7 @@ class IngestSummary:
     Attributes:
         dataset: its name.
         spec: the feature set.
+        storage: how its features are stored.
         planned: videos to ingest.
         skipped: videos stored before.
         replaced: those planned that are stored from another file.
@@ -61,6 +63,7 @@ class IngestSummary:
 
     dataset: str
     spec: FeatureSpec
+    storage: Storage
     planned: int
     skipped: int
     replaced: int

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from featstore.spec import Setting
+
 MODEL_TYPES = ("llava_qwen", "qwen2")  # LongVA's own name, and what some of its checkpoints carry
 # With one of these, transformers adds an adapter to the weights, which may change the vision side.
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -56,10 +58,14 @@ class VisionConfig:
         return 1 if self.projector == "linear" else int(self.projector[3:].partition("x")[0])
 
     @property
+    def pooled_side(self) -> int:
+        """Return the number of tokens along one side of a frame."""
+        return self.tower.side // self.pool_stride  # like torch's pooling: a remainder is dropped
+
+    @property
     def tokens_per_frame(self) -> int:
         """Return the number of tokens a frame becomes: 24 x 24 patches pooled 2 x 2 are 144."""
-        side = self.tower.side // self.pool_stride  # like torch's pooling: a remainder is dropped
-        return side * side
+        return self.pooled_side**2
 
     @property
     def pooling(self) -> str:
@@ -67,20 +73,26 @@ class VisionConfig:
         return f"{self.pool_mode}:{self.pool_stride}" if self.pool_stride > 1 else "none"
 
     @property
-    def architecture(self) -> str:
-        """Return the tower's numbers as one line of `name=value`, sorted; layers are those that run."""
+    def settings(self) -> dict[str, Setting]:
+        """Return everything beside the weights, the dtype and the shape that determines features, by name.
+
+        Of the tower's layers those that run are counted.
+        """
         tower = self.tower
-        numbers = {
-            "act": tower.hidden_act,
-            "eps": f"{tower.layer_norm_eps:g}",
-            "heads": tower.num_attention_heads,
-            "hidden": tower.hidden_size,
-            "image": tower.image_size,
-            "intermediate": tower.intermediate_size,
-            "layers": self.layers,
-            "patch": tower.patch_size,
+        return {
+            "select_layer": self.select_layer,
+            "select_feature": "patch",
+            "projector": self.projector,
+            "pooling": self.pooling,
+            "tower.act": tower.hidden_act,
+            "tower.eps": tower.layer_norm_eps,
+            "tower.heads": tower.num_attention_heads,
+            "tower.hidden": tower.hidden_size,
+            "tower.image": tower.image_size,
+            "tower.intermediate": tower.intermediate_size,
+            "tower.layers": self.layers,
+            "tower.patch": tower.patch_size,
         }
-        return " ".join(f"{name}={numbers[name]}" for name in sorted(numbers))
 
 
 @dataclass(frozen=True)

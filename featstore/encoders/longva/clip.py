@@ -14,7 +14,7 @@ from typing import Any
 from featstore.checkpoints.config_fields import ConfigFields, read_json
 from featstore.checkpoints.files import Files, HubFiles, LocalFiles, open_files
 from featstore.errors import CheckpointError
-from featstore.preprocessing import Preprocessing
+from featstore.preprocessing import ShortestEdgeCrop
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class ClipModel:
     tower: TowerConfig
     built_in: bool = False
 
-    def preprocessing(self) -> Preprocessing:
+    def preprocessing(self) -> ShortestEdgeCrop:
         """Return what its image processor does.
 
         Raises:
@@ -80,7 +80,7 @@ class ClipModel:
         """
         size = self.tower.image_size
         if self.built_in:
-            return Preprocessing(size, size, size)
+            return ShortestEdgeCrop(shortest_edge=size, crop_height=size, crop_width=size)
         fields = read_json(self.files, "preprocessor_config.json")
         if fields is None:
             raise CheckpointError(
@@ -163,7 +163,7 @@ def _refuse_others(config: ConfigFields, model_types: tuple[str, ...]) -> None:
         raise config.wrong("quantization_config", "none: weights are used as they are", remedy)
 
 
-def _preprocessing(fields: ConfigFields, image_size: int) -> Preprocessing:
+def _preprocessing(fields: ConfigFields, image_size: int) -> ShortestEdgeCrop:
     for step in ("do_center_crop", "do_rescale", "do_normalize"):
         if fields.values.get(step, True) is not True:
             raise fields.wrong(step, "true")
@@ -177,14 +177,14 @@ def _preprocessing(fields: ConfigFields, image_size: int) -> Preprocessing:
     shortest = _edge(fields, "size", "shortest_edge") if resizes else 0
     if resizes and shortest < image_size:
         raise fields.wrong("size", f"at least the crop's {image_size} pixels")
-    return Preprocessing(
+    return ShortestEdgeCrop(
         shortest_edge=shortest,
         crop_height=height,
         crop_width=width,
         resample=fields.integer("resample", 0, 5, 3),
         rescale=fields.number("rescale_factor", 1e-9, 1e9, 1 / 255),
-        mean=_triple(fields, "image_mean", Preprocessing.mean, -1e9),
-        std=_triple(fields, "image_std", Preprocessing.std, 1e-9),
+        mean=_triple(fields, "image_mean", ShortestEdgeCrop.mean, -1e9),
+        std=_triple(fields, "image_std", ShortestEdgeCrop.std, 1e-9),
     )
 
 

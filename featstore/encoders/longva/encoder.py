@@ -12,6 +12,7 @@ from featstore import defaults
 from featstore.encoders.longva.checkpoint import read_checkpoint
 from featstore.encoders.longva.weights import find_weights
 from featstore.errors import FeatstoreError
+from featstore.geometry import Geometry
 from featstore.preprocessing import normalization_table
 from featstore.spec import EncoderIdentity
 from featstore.system.forks import tell_of_forks
@@ -34,7 +35,9 @@ class LongVAEncoder:
     """The tower, projector and pooling of a LongVA checkpoint; see featstore.encoders.Encoder.
 
     Attributes:
-        identity: what determines its features.
+        identity: what determines its features, beside the frames.
+        preprocessing: what happens to a frame before.
+        names: what the checkpoint's config calls the vision tower.
         origin: the checkpoint, as the user called it.
         batch_frames: the number of frames to encode at once.
         device: the torch.device it computes on.
@@ -82,21 +85,19 @@ class LongVAEncoder:
         tell_of_forks(self)
 
         self.checkpoint = found = read_checkpoint(checkpoint, vision_tower=vision_tower)
-        preprocessing = found.clip.preprocessing()
+        self.preprocessing = found.clip.preprocessing()
+        self.names = {"vision_tower": found.vision.tower_name}
         self._weights = find_weights(found)
         self.identity = EncoderIdentity(
-            name="longva",
+            family="longva",
             weights=self._weights.digest,
-            vision_tower=found.vision.tower_name,
-            select_layer=found.vision.select_layer,
-            select_feature="patch",
-            projector=found.vision.projector,
-            pooling=found.vision.pooling,
-            architecture=found.vision.architecture,
-            preprocessing=preprocessing,
             dtype=name,
-            tokens_per_frame=found.vision.tokens_per_frame,
-            hidden_dim=found.vision.hidden_dim,
+            geometry=Geometry(
+                tokens_per_unit=found.vision.tokens_per_frame,
+                hidden_dim=found.vision.hidden_dim,
+                grid=(found.vision.pooled_side, found.vision.pooled_side),
+            ),
+            settings=found.vision.settings,
         )
 
     def load(self) -> None:
@@ -112,7 +113,7 @@ class LongVAEncoder:
             if self._model is not None:
                 return
             # Pixels take 256 values a channel, so it is enough to round these.
-            table = torch.from_numpy(normalization_table(self.identity.preprocessing))
+            table = torch.from_numpy(normalization_table(self.preprocessing))
             self._table = table.T.to(self.device, self.dtype, copy=True)  # (3, 256)
             weights = self._weights.load(self.device, self.dtype)
             self._model = build_model(self.checkpoint.vision, weights, self.device)
@@ -125,7 +126,7 @@ class LongVAEncoder:
         """Return the features of `frames`, all encoded at once, whatever autocast or TF32 the caller has set in torch.
 
         Args:
-            frames: (B, H, W, 3) uint8, resized and cropped.
+            frames: (B, H, W, 3) uint8, prepared.
             image: they are tiles of an image, which are pooled in another way; see `VisionModel.forward`.
 
         Returns:
@@ -159,12 +160,12 @@ class LongVAEncoder:
             return features
 
     def _check(self, frames: NDArray[np.uint8] | torch.Tensor) -> None:
-        height, width, _ = expected = self.identity.preprocessing.frame_shape
+        height, width = self.preprocessing.max_frame
         shape, dtype = tuple(frames.shape), str(frames.dtype).removeprefix("torch.")
-        if dtype != "uint8" or shape[1:] != expected or not len(frames):
+        if dtype != "uint8" or shape[1:] != (height, width, 3) or not len(frames):
             raise ValueError(
                 f"frames are {dtype} of shape {shape}; expected uint8 (B, {height}, {width}, 3), "
-                "as featstore.preprocessing.resize_and_crop makes them"
+                "as featstore.preprocessing.prepare_frame makes them"
             )
 
     def _pixels(self, frames: torch.Tensor) -> torch.Tensor:

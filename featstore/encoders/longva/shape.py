@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featstore.encoders.longva.checkpoint import read_checkpoint
-from featstore.records.sizes import payload_bytes, scale_bytes
+from featstore.records.storage import GRANULARITIES, STORED_DTYPES, Storage
 from featstore.sampling import check_nframe
-from featstore.spec import STORAGES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,13 +31,13 @@ class FeatureShape:
         return self.frames * self.tokens_per_frame
 
     def stored_bytes(self) -> dict[str, int]:
-        """Return bytes of uncompressed payload and scale for each storage, as `int8/channel` or `bf16`."""
+        """Return bytes of uncompressed payload and scales for each storage, as `int8/channel` or `bf16`."""
         shape = self.num_tokens, self.hidden_dim
+        storages = [Storage("int8", granularity) for granularity in GRANULARITIES]
+        storages += [Storage(values) for values in STORED_DTYPES if values != "int8"]
         return {
-            quantization if granularity == "none" else f"{quantization}/{granularity}": (
-                payload_bytes(quantization, shape) + scale_bytes(granularity, shape)
-            )
-            for quantization, granularity in STORAGES
+            str(storage): storage.payload_bytes(shape) + storage.scale_bytes(shape)
+            for storage in storages
         }
 
     def to_dict(self) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from featstore.encoders.registry import EncoderRecipe
+from featstore.preprocessing import Preprocessing
 from featstore.records.quantization import QuantError
+from featstore.records.storage import Storage
 from featstore.spec import EncoderIdentity, FeatureSpec
 from featstore.system.processes import Slots
 
@@ -22,6 +24,7 @@ class EncoderSetup:
 
     recipe: EncoderRecipe
     spec: FeatureSpec
+    storage: Storage
     batch_frames: int
     frames: Slots
     records: Slots
@@ -29,9 +32,10 @@ class EncoderSetup:
 
 @dataclass(frozen=True)
 class EncoderReady:
-    """An encoder process has built its encoder; the parent compares the identity with its own."""
+    """An encoder process has built its encoder; the parent compares what determines its features with its own."""
 
     identity: EncoderIdentity
+    preprocessing: Preprocessing
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,15 @@ class BatchProgress:
 
 @dataclass(frozen=True)
 class EncodeResult:
-    """A video's payload is in its record's slot; scale: its float32 scale as bytes. busy: seconds of work it took."""
+    """A video's payload is in its record's slot.
+
+    grid: (height, width) of a unit's tokens, if they differ by video. scales: float32, as bytes. busy: seconds of work
+    it took.
+    """
 
     video: int
-    scale: bytes
+    grid: tuple[int, int] | None
+    scales: bytes
     error: QuantError
     busy: float
 

@@ -1,34 +1,51 @@
-"""Frames of several videos cut into the batches an encoder likes, and the features put together again.
+"""Units of several videos put into the batches an encoder likes, and the features put together again.
 
-A video's whole batches are its own: with as many frames a video as a batch has, every run encodes the same batches.
-Only the rest of each shares batches with other videos.
+A video's whole batches are its own: with as many units a video as a batch has, every run encodes the same batches.
+Only the rest of each shares batches with other videos, those whose frames have the same size.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from featstore.errors import FeatstoreError
 
 if TYPE_CHECKING:
-    from featstore.spec import FeatureSpec
+    from numpy.typing import NDArray
+
+    from featstore.encoders.base import Encoder
+    from featstore.geometry import Geometry
+    from featstore.pipeline.shared_memory import Memory
 
 
 @dataclass(frozen=True)
 class EncodeTask:
-    """A video to encode: its number, the slot of its frames, how many there are, the slot of its record."""
+    """A video to encode.
+
+    Args:
+        video: its number.
+        frames: the slot of its frames.
+        count: how many there are.
+        units: how many units they make.
+        size: (height, width) of each.
+        record: the slot of its record.
+    """
 
     video: int
     frames: int
     count: int
+    units: int
+    size: tuple[int, int]
     record: int
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Frames `start` to `stop` of a video to encode."""
+    """Units `start` to `stop` of a video to encode."""
 
     task: EncodeTask
     start: int
@@ -36,83 +53,159 @@ class Chunk:
 
     @property
     def count(self) -> int:
-        """Return the number of frames."""
+        """Return the number of units."""
         return self.stop - self.start
 
     @property
     def last(self) -> bool:
-        """Return whether the video's frames end with it."""
-        return self.stop == self.task.count
+        """Return whether the video's units end with it."""
+        return self.stop == self.task.units
 
 
 class Batches:
-    """A queue of batches of `size` frames; the chunks of a video come out in the order of its frames."""
+    """A queue of batches of `size` units; the chunks of a video come out in the order of its units."""
 
     def __init__(self, size: int) -> None:
         """Start with an empty queue."""
         self._size = size
         self._full: deque[list[Chunk]] = deque()
-        self._open: list[Chunk] = []
-        self._room = size
+        self._open: dict[tuple[int, int], list[Chunk]] = {}  # by the size of frames, oldest first
 
     def ready(self, *, short: bool) -> bool:
         """Return whether `take` has a batch to give."""
         return bool(self._full or (short and self._open))
 
     def add(self, task: EncodeTask) -> None:
-        """Queue the frames of a video."""
-        whole = task.count - task.count % self._size
+        """Queue the units of a video."""
+        whole = task.units - task.units % self._size
         for start in range(0, whole, self._size):
             self._full.append([Chunk(task, start, start + self._size)])
-        while whole < task.count:
-            stop = min(task.count, whole + self._room)
-            self._open.append(Chunk(task, whole, stop))
-            self._room -= stop - whole
+        while whole < task.units:
+            batch = self._open.setdefault(task.size, [])
+            room = self._size - sum(chunk.count for chunk in batch)
+            stop = min(task.units, whole + room)
+            batch.append(Chunk(task, whole, stop))
+            if stop - whole == room:
+                self._full.append(self._open.pop(task.size))
             whole = stop
-            if not self._room:
-                self._full.append(self._take_open())
 
     def take(self, *, short: bool) -> list[Chunk]:
         """Return the next batch, empty if none is full; short: rather one that is not full than an empty one."""
         if self._full:
             return self._full.popleft()
-        return self._take_open() if short else []
+        return self._open.pop(next(iter(self._open))) if short and self._open else []
 
-    def _take_open(self) -> list[Chunk]:
-        batch, self._open, self._room = self._open, [], self._size
-        return batch
+
+def cut_units(
+    frames: NDArray[np.uint8], geometry: Geometry, start: int, stop: int
+) -> NDArray[np.uint8]:
+    """Return units `start` to `stop` of a video's frames as an encoder takes them.
+
+    Args:
+        frames: all frames of the video, (F, H, W, 3).
+        geometry: what a unit is.
+        start: the first unit.
+        stop: the one after the last.
+
+    Returns:
+        A view (n, H, W, 3) if a frame is a unit, else a copy (n, frames_per_unit, H, W, 3); frames after the last one
+        repeat it.
+    """
+    if geometry.frames_per_unit == 1:
+        return frames[start:stop]
+    first = np.arange(start, stop)[:, None] * geometry.stride
+    places = np.minimum(first + np.arange(geometry.frames_per_unit), len(frames) - 1)
+    units: NDArray[np.uint8] = frames[places]
+    return units
+
+
+def units_of(memory: Memory, chunk: Chunk) -> NDArray[np.uint8]:
+    """Return the frames of a chunk's units, which are in a slot of `memory`, as `cut_units` does."""
+    task = chunk.task
+    frames = memory.frames(task.frames, 0, task.count, task.size)
+    return cut_units(frames, memory.spec.encoder.geometry, chunk.start, chunk.stop)
+
+
+@dataclass(frozen=True)
+class VideoRows:
+    """A video whose units are all encoded.
+
+    Args:
+        task: the video.
+        parts: its features in order, each (n, row_width).
+        grid: (height, width) of a unit's tokens, if they differ by video.
+    """
+
+    task: EncodeTask
+    parts: list[Any]
+    grid: tuple[int, int] | None
+
+    @property
+    def count(self) -> int:
+        """Return the number of rows."""
+        return sum(len(part) for part in self.parts)
 
 
 class VideoParts:
-    """Collects the features of each video, batch by batch, until all of its frames are encoded."""
+    """Collects the features of each video, batch by batch, until all of its units are encoded."""
 
-    def __init__(self, spec: FeatureSpec) -> None:
-        """Start with no video."""
-        self._spec = spec
+    def __init__(self, encoder: Encoder) -> None:
+        """Start with no video; an encoder that must be loaded is."""
+        self._encoder = encoder
+        self._geometry = encoder.identity.geometry
         self._parts: dict[int, list[Any]] = {}
+        self._extra = self._extra_rows()
 
-    def add(self, features: Any, batch: list[Chunk]) -> list[tuple[EncodeTask, list[Any]]]:
-        """Return the videos that end in `batch`, each with its parts (n, T, D) in order.
+    def add(self, features: Any, batch: list[Chunk]) -> list[VideoRows]:
+        """Return the videos that end in `batch`.
 
         Args:
-            features: of the batch, (B, T, D).
+            features: of the batch, (B, tokens, row_width).
             batch: the chunks that were encoded.
 
         Raises:
-            FeatstoreError: if the features have another shape than the encoder's identity says.
+            FeatstoreError: the features have another shape than the encoder's identity says.
         """
-        encoder, total = self._spec.encoder, sum(chunk.count for chunk in batch)
-        expected = total, encoder.tokens_per_frame, encoder.hidden_dim
-        if tuple(features.shape) != expected:
-            raise FeatstoreError(
-                f"the encoder {encoder.name!r} made features of shape {tuple(features.shape)} of {total} frames; "
-                f"its identity makes it {expected}: correct one or the other"
-            )
+        grid, total = self._grid(batch[0].task.size), sum(chunk.count for chunk in batch)
+        tokens = grid[0] * grid[1] if grid else self._geometry.tokens_per_unit
+        self._check("features", features, (total, tokens, self._geometry.row_width), total)
         at, ended = 0, []
         for chunk in batch:
             parts = self._parts.setdefault(chunk.task.video, [])
-            parts.append(features[at : at + chunk.count])
+            part = features[at : at + chunk.count]
+            parts.append(part.reshape(-1, part.shape[-1]))  # (n, T, W) -> (n * T, W)
             at += chunk.count
             if chunk.last:
-                ended.append((chunk.task, self._parts.pop(chunk.task.video)))
+                done = [*self._parts.pop(chunk.task.video), *self._extra]
+                ended.append(VideoRows(chunk.task, done, grid))
         return ended
+
+    def _grid(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """Return (height, width) of the tokens of a unit of frames of `size`, if they differ by video."""
+        if not self._geometry.by_video:
+            return None
+        height, width = cast("Any", self._encoder).grid(*size)
+        if min(height, width) < 1 or height * width > self._geometry.tokens_per_unit:
+            raise FeatstoreError(
+                f"the encoder {self._encoder.identity.family!r} makes a grid of {height} x {width} tokens of frames of "
+                f"{size[0]} x {size[1]} pixels; its identity makes it at most {self._geometry.tokens_per_unit} tokens: "
+                "correct one or the other"
+            )
+        return height, width
+
+    def _extra_rows(self) -> list[Any]:
+        count = self._geometry.extra_rows
+        if not count:
+            return []
+        extra = cast("Any", self._encoder).extra_rows()
+        self._check("extra rows", extra, (count, self._geometry.row_width), 0)
+        return [extra]
+
+    def _check(self, what: str, found: Any, expected: tuple[int, ...], units: int) -> None:
+        if tuple(found.shape) == expected:
+            return
+        of = f" of {units} units" if units else ""
+        raise FeatstoreError(
+            f"the encoder {self._encoder.identity.family!r} made {what} of shape {tuple(found.shape)}{of}; "
+            f"its identity makes it {expected}: correct one or the other"
+        )

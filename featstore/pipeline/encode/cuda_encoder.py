@@ -7,35 +7,37 @@ from typing import TYPE_CHECKING, Any
 
 from featstore.errors import FeatstoreError, QuantizeError
 from featstore.pipeline.encode.base import BatchProgress, EncodeRefusal, EncodeResult
-from featstore.pipeline.encode.batches import VideoParts
-from featstore.pipeline.make_record import pack_scale
+from featstore.pipeline.encode.batches import VideoParts, units_of
+from featstore.pipeline.make_record import pack_scales
+from featstore.preprocessing import frame_bytes
 from featstore.records.quantization import in_words
 
 if TYPE_CHECKING:
     from featstore.encoders.base import GpuEncoder
     from featstore.pipeline.encode.base import EncoderAnswer
-    from featstore.pipeline.encode.batches import Chunk, EncodeTask
+    from featstore.pipeline.encode.batches import Chunk, VideoRows
     from featstore.pipeline.shared_memory import Memory
 
 
 class CudaEncoder:
     """Encodes on the encoder's GPU; see `base.BatchEncoder` and featstore.pipeline.encode.cuda_streams."""
 
-    def __init__(self, encoder: GpuEncoder, memory: Memory, batch_frames: int) -> None:
-        """Page-lock the shared memory, and reserve the GPU's for the frames of the batches."""
+    def __init__(self, encoder: GpuEncoder, memory: Memory, units: int) -> None:
+        """Page-lock the shared memory, and reserve the GPU's for the frames of batches of `units` units."""
         from featstore.pipeline.encode.cuda_streams import DEPTH, EncoderStreams
         from featstore.torch.upload.pinned import PageLock
 
         self.depth = DEPTH
         self._memory = memory
-        self._parts = VideoParts(memory.spec)
+        self._parts = VideoParts(encoder)
         self._device = encoder.device
-        shape = (batch_frames, *memory.spec.encoder.preprocessing.frame_shape)
-        self._streams = EncoderStreams(encoder.encode_on_device, encoder.device, shape)
+        frames = units * memory.spec.encoder.geometry.frames_per_unit
+        batch_bytes = frames * frame_bytes(memory.spec.preprocessing)
+        self._streams = EncoderStreams(encoder.encode_on_device, encoder.device, batch_bytes)
         # In the order of their streams, each of which does its work in that order.
         self._reading: deque[tuple[Any, tuple[int, ...]]] = deque()  # event, slots it frees
         self._encoding: deque[Any] = deque()  # spans
-        self._storing: deque[tuple[EncodeTask, Any]] = deque()
+        self._storing: deque[tuple[VideoRows, Any]] = deque()
         self._locks = [
             PageLock(slots.memory, encoder.device)
             for slots in (memory.frame_slots, memory.record_slots)
@@ -81,20 +83,21 @@ class CudaEncoder:
             lock.close()
 
     def _submit(self, batch: list[Chunk]) -> None:
-        memory, spec = self._memory, self._memory.spec
-        run = self._streams.encode([memory.frames(c.task.frames, c.start, c.stop) for c in batch])
+        memory = self._memory
+        run = self._streams.encode([units_of(memory, chunk) for chunk in batch])
         self._encoding.append(run.work)
         ended = self._parts.add(run.features, batch)
-        self._reading.append((run.read, tuple(task.frames for task, _ in ended)))
-        for task, parts in ended:
-            payload, shape = memory.payload(task.record, task.count), memory.shape(task.count)
-            stored = self._streams.store(parts, payload, shape, spec.quantization, spec.scale)
-            self._storing.append((task, stored))
+        self._reading.append((run.read, tuple(video.task.frames for video in ended)))
+        for video in ended:
+            payload = memory.payload(video.task.record, video.count)
+            stored = self._streams.store(video.parts, payload, memory.storage)
+            self._storing.append((video, stored))
 
-    def _answer(self, task: EncodeTask, done: Any) -> EncoderAnswer:
+    def _answer(self, video: VideoRows, done: Any) -> EncoderAnswer:
+        number = video.task.video
         try:
-            scale, error = done.result()
+            scales, error = done.result()
         except QuantizeError as exc:
             reason = in_words(exc, self._memory.spec.encoder.dtype)
-            return EncodeRefusal(task.video, reason, done.work.seconds)
-        return EncodeResult(task.video, pack_scale(scale), error, done.work.seconds)
+            return EncodeRefusal(number, reason, done.work.seconds)
+        return EncodeResult(number, video.grid, pack_scales(scales), error, done.work.seconds)

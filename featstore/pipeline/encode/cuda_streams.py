@@ -7,6 +7,7 @@ encoded the next one's frames are on their way up, and the last one's record is 
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from featstore.records.quantization import QuantError
+    from featstore.records.storage import Storage
 
 # Batches queued at once: one is encoded, and the next one's frames are there when it ends.
 DEPTH = 2
@@ -46,7 +48,10 @@ class Span:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch on its way: features (B, T, D) on the GPU; `read` has passed once the host's frames are free again."""
+    """A batch on its way: features (B, tokens, width) on the GPU.
+
+    read: has passed once the host's frames are free again.
+    """
 
     features: torch.Tensor
     read: torch.cuda.Event
@@ -55,34 +60,34 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Stored:
-    """A video on its way back: payload, scale and measures are on the host once `arrived` has passed."""
+    """A video on its way back: payload, scales and measures are on the host once `arrived` has passed."""
 
-    scale: torch.Tensor
+    scales: tuple[torch.Tensor, ...]
     measures: torch.Tensor
     total: int
-    quantization: str
+    storage: Storage
     arrived: torch.cuda.Event
     work: Span
 
-    def result(self) -> tuple[NDArray[np.float32], QuantError]:
-        """Return scale and error; QuantizeError if a value cannot be stored."""
-        error = read_measures(self.measures.tolist(), self.total, self.quantization)
-        return self.scale.numpy(), error
+    def result(self) -> tuple[list[NDArray[np.float32]], QuantError]:
+        """Return scales and error; QuantizeError if a value cannot be stored."""
+        error = read_measures(self.measures.tolist(), self.total, self.storage)
+        return [scale.numpy() for scale in self.scales], error
 
 
 class EncoderStreams:
     """The three streams of one encoder on one GPU; used by one thread.
 
-    encode: from frames (B, H, W, 3) uint8 on the GPU to features (B, T, D), queued on the current stream.
+    encode: from frames of units, uint8 on the GPU, to features (B, tokens, width), queued on the current stream.
     """
 
     def __init__(
         self,
         encode: Callable[[torch.Tensor], torch.Tensor],
         device: torch.device,
-        frames_shape: tuple[int, int, int, int],
+        batch_bytes: int,
     ) -> None:
-        """Reserve the memory for `DEPTH` batches of frames of `frames_shape`, (B, H, W, 3)."""
+        """Reserve the memory for `DEPTH` batches of frames of at most `batch_bytes` bytes."""
         self._encode = encode
         self._device = device
         with torch.cuda.device(device):
@@ -92,15 +97,19 @@ class EncoderStreams:
             )
         torch.cuda.synchronize(device)  # the encoder's weights were put there on another stream
         with self._on(self._up):
-            shape = (DEPTH, *frames_shape)
+            shape = (DEPTH, batch_bytes)
             self._frames = torch.empty(shape, dtype=torch.uint8, device=device)
         self._read: list[torch.cuda.Event | None] = [None] * DEPTH
         self._turn = 0
 
     def encode(self, chunks: Sequence[NDArray[np.uint8]]) -> Encoded:
-        """Queue a batch of `chunks` (n, H, W, 3) on the host, best in page-locked memory; at most `DEPTH` at once."""
+        """Queue a batch of chunks on the host, best in page-locked memory; at most `DEPTH` at once.
+
+        chunks: frames of units, (n, H, W, 3) or (n, frames_per_unit, H, W, 3), in one size.
+        """
         turn, self._turn = self._turn, (self._turn + 1) % DEPTH
-        place, count = self._frames[turn], 0
+        shape = (sum(map(len, chunks)), *chunks[0].shape[1:])
+        place, count = self._frames[turn, : math.prod(shape)].view(shape), 0
         with self._on(self._up):
             before = self._read[turn]
             if before is not None:  # the batch that was there last
@@ -113,7 +122,7 @@ class EncoderStreams:
         with self._on(self._main):
             self._main.wait_event(read)
             started = self._mark()
-            features = self._encode(place[:count])
+            features = self._encode(place)
             ended = self._mark()
         self._read[turn] = ended
         return Encoded(features, read, Span(started, ended))
@@ -123,29 +132,30 @@ class EncoderStreams:
         self,
         parts: Sequence[torch.Tensor],
         payload: memoryview,
-        shape: tuple[int, int],
-        quantization: str,
-        granularity: str,
+        storage: Storage,
     ) -> Stored:
-        """Queue the quantization of a video's features, parts (n, T, D) that `encode` gave, and their way to `payload`.
-
-        shape: (num_tokens, hidden_dim).
-        """
+        """Queue the quantization of a video's features, parts (n, width) on the GPU, and their way to `payload`."""
         with self._on(self._main):
             started = self._mark()
-            features = (parts[0] if len(parts) == 1 else torch.cat(list(parts))).reshape(shape)
-            stored, scale, measures = queue_quantize(features, quantization, granularity)
+            features = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+            stored, scales, measures = queue_quantize(features, storage)
             ended = self._mark()
         with self._on(self._down):
             self._down.wait_event(ended)
-            values = torch.frombuffer(payload, dtype=stored.dtype).reshape(shape)
+            values = torch.frombuffer(payload, dtype=stored.dtype).reshape(stored.shape)
             values.copy_(stored, non_blocking=True)
-            on_host = [_copy_down(tensor) for tensor in (scale, measures)]
-            for tensor in (stored, scale, measures):
+            on_host = [_copy_down(tensor) for tensor in (*scales, measures)]
+            for tensor in (stored, *scales, measures):
                 tensor.record_stream(self._down)  # so that their memory is not reused earlier
             arrived = self._down.record_event()
+        *on_host_scales, on_host_measures = on_host
         return Stored(
-            on_host[0], on_host[1], features.numel(), quantization, arrived, Span(started, ended)
+            tuple(on_host_scales),
+            on_host_measures,
+            features.numel(),
+            storage,
+            arrived,
+            Span(started, ended),
         )
 
     def finish(self) -> None:

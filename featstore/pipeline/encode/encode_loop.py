@@ -14,19 +14,19 @@ import numpy as np
 
 from featstore.errors import QuantizeError
 from featstore.pipeline.encode.base import BatchProgress, EncodeRefusal, EncodeResult
-from featstore.pipeline.encode.batches import Batches, EncodeTask, VideoParts
-from featstore.pipeline.make_record import pack_scale, quantize_into
+from featstore.pipeline.encode.batches import Batches, EncodeTask, VideoParts, units_of
+from featstore.pipeline.make_record import quantize_into
+from featstore.pipeline.shared_memory import batch_units
 from featstore.records.quantization import in_words
 from featstore.system.processes import receive, send
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
-    from typing import Any
 
     from featstore.encoders.base import Encoder, GpuEncoder
     from featstore.pipeline.encode.base import BatchEncoder, EncoderAnswer
-    from featstore.pipeline.encode.batches import Chunk
+    from featstore.pipeline.encode.batches import Chunk, VideoRows
     from featstore.pipeline.shared_memory import Memory
 
 _POLL_SECONDS = 0.001  # while the GPU works: a batch takes a hundred times as long
@@ -37,22 +37,23 @@ def serve(connection: Connection, encoder: Encoder, memory: Memory, *, batch_fra
     load = getattr(encoder, "load", None)
     if load is not None:
         load()
-    worker = make_batch_encoder(encoder, memory, batch_frames)
+    units = batch_units(encoder.identity.geometry, batch_frames)
+    worker = make_batch_encoder(encoder, memory, units)
     try:
-        _Session(connection, worker, Batches(batch_frames)).run()
+        _Session(connection, worker, Batches(units)).run()
     except _Closed:
         pass  # the parent wants no more
     finally:
         worker.close()
 
 
-def make_batch_encoder(encoder: Encoder, memory: Memory, batch_frames: int) -> BatchEncoder:
+def make_batch_encoder(encoder: Encoder, memory: Memory, units: int) -> BatchEncoder:
     """Return what suits the encoder: a queue on its GPU if it has one, else the host."""
     device = getattr(encoder, "device", None)
     if getattr(device, "type", "") == "cuda" and hasattr(encoder, "encode_on_device"):
         from featstore.pipeline.encode.cuda_encoder import CudaEncoder
 
-        return CudaEncoder(cast("GpuEncoder", encoder), memory, batch_frames)
+        return CudaEncoder(cast("GpuEncoder", encoder), memory, units)
     return HostEncoder(encoder, memory)
 
 
@@ -121,18 +122,18 @@ class HostEncoder:
         """Start with nothing encoded."""
         self._encoder = encoder
         self._memory = memory
-        self._parts = VideoParts(memory.spec)
+        self._parts = VideoParts(encoder)
         self._answers: list[EncoderAnswer] = []
 
     def submit(self, batch: list[Chunk]) -> None:
         """Encode the batch, and quantize the videos that end in it."""
         started = time.perf_counter()
-        frames = [self._memory.frames(c.task.frames, c.start, c.stop) for c in batch]
+        frames = [units_of(self._memory, chunk) for chunk in batch]
         features = self._encoder.encode(frames[0] if len(frames) == 1 else np.concatenate(frames))
         ended = self._parts.add(features, batch)
-        read = tuple(task.frames for task, _ in ended)
+        read = tuple(video.task.frames for video in ended)
         self._answers.append(BatchProgress(read, time.perf_counter() - started))
-        self._answers += [self._store(task, parts) for task, parts in ended]
+        self._answers += [self._store(video) for video in ended]
 
     def collect(self) -> list[EncoderAnswer]:
         """Return the answers to the last batch."""
@@ -142,14 +143,13 @@ class HostEncoder:
     def close(self) -> None:
         """Do nothing: it holds nothing."""
 
-    def _store(self, task: EncodeTask, parts: list[Any]) -> EncoderAnswer:
-        started = time.perf_counter()
-        spec, shape = self._memory.spec, self._memory.shape(task.count)
-        payload = self._memory.payload(task.record, task.count)
+    def _store(self, video: VideoRows) -> EncoderAnswer:
+        started, task, memory = time.perf_counter(), video.task, self._memory
+        payload = memory.payload(task.record, video.count)
         try:
-            scale, error = quantize_into(payload, parts, shape, spec.quantization, spec.scale)
+            scales, error = quantize_into(payload, video.parts, memory.storage)
         except QuantizeError as exc:
-            reason = in_words(exc, spec.encoder.dtype)
+            reason = in_words(exc, memory.spec.encoder.dtype)
             return EncodeRefusal(task.video, reason, time.perf_counter() - started)
         busy = time.perf_counter() - started
-        return EncodeResult(task.video, pack_scale(scale), error, busy)
+        return EncodeResult(task.video, video.grid, scales, error, busy)

@@ -28,8 +28,8 @@ def main() -> None:
 def _serve(connection: Connection, setup: EncoderSetup) -> None:
     encoder = setup.recipe.build()
     # The parent compares it with its own: this device's weights may be from another folder, or have changed.
-    send(connection, EncoderReady(encoder.identity))
-    memory = Memory(setup.spec, setup.frames, setup.records)
+    send(connection, EncoderReady(encoder.identity, encoder.preprocessing))
+    memory = Memory(setup.spec, setup.storage, setup.frames, setup.records)
     serve(connection, encoder, memory, batch_frames=setup.batch_frames)
 
 

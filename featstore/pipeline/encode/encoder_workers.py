@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from featstore.pipeline.encode.base import EncoderAnswer
     from featstore.pipeline.encode.batches import EncodeTask
     from featstore.pipeline.shared_memory import Memory
-    from featstore.spec import EncoderIdentity
 
 MODULE = "featstore.pipeline.encode.encoder_process"
 
@@ -122,7 +121,7 @@ class EncoderProcess:
         self._log = log
         self.ready = False
         frames, records = memory.frame_slots, memory.record_slots
-        setup = EncoderSetup(recipe, memory.spec, batch_frames, frames, records)
+        setup = EncoderSetup(recipe, memory.spec, memory.storage, batch_frames, frames, records)
         self._process = WorkerProcess(MODULE, setup, (frames, records), log)
         self.connection = self._process.connection
 
@@ -137,7 +136,7 @@ class EncoderProcess:
             if isinstance(answer, ErrorMessage):
                 raise answer.exception(f"{self._name}: ")
             if isinstance(answer, EncoderReady):
-                self._check(answer.identity)
+                self._check(answer)
                 self.ready = True
             else:
                 yield answer
@@ -160,8 +159,10 @@ class EncoderProcess:
         """Kill it; what it is encoding is lost."""
         self._process.kill()
 
-    def _check(self, identity: EncoderIdentity) -> None:
-        theirs = dataclasses.replace(self._spec, encoder=identity)
+    def _check(self, ready: EncoderReady) -> None:
+        theirs = dataclasses.replace(
+            self._spec, encoder=ready.identity, preprocessing=ready.preprocessing
+        )
         if theirs.digest != self._spec.digest:
             name, expected, found = self._spec.diff(theirs)[0]
             raise StoreMismatch(

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
 
-    from featstore.records.header import Header
-    from featstore.store.catalog import Failure
+    from featstore.store.rows import Failure
 
 
 class WriterProcess:
@@ -50,9 +49,9 @@ class WriterProcess:
         """Return whether everything it was given is committed."""
         return self._unanswered == 0
 
-    def put(self, slot: int, header: Header, scale: bytes) -> None:
-        """Give it the record whose payload was written to `slot`; scale: its float32 scale as bytes."""
-        self._send(PutRecord(slot, header, scale))
+    def put(self, record: PutRecord) -> None:
+        """Give it a record whose payload was written to its slot."""
+        self._send(record)
 
     def fail(self, failure: Failure, *, drop: bool = False) -> None:
         """Have a failure recorded; drop: and what is stored of the video removed."""

@@ -15,13 +15,19 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from featstore.decoding.frame_selection import Clip
+from featstore.decoding.video_file import Video
 from featstore.errors import FeatstoreError, StoreFull
-from featstore.records.header import Header
+from featstore.pipeline.make_record import make_header
+from featstore.records.header import Header, SourceFingerprint
+from featstore.records.quantization import QuantError
+from featstore.records.record import pack_record
+from featstore.records.storage import Storage
 from featstore.spec import FeatureSpec
 from featstore.store import ingest_lock, report_waiting_to
-from featstore.store.catalog import Entry, Failure
 from featstore.store.paths import dataset_path, make_folder
-from featstore.store.writer import FeatureWriter, pack_record
+from featstore.store.rows import Entry, Failure
+from featstore.store.writer import FeatureWriter
 from featstore.system import libc
 from featstore.system.processes import ErrorMessage, Slots, join_parent, receive, send
 
@@ -35,15 +41,19 @@ MODULE = "featstore.pipeline.write.writer_process"
 class WriterSetup:
     """The first message to the writer.
 
-    origin: what the encoder was built from. min_free, max_size, lock_wait: see featstore.IngestOptions.
+    spec, storage, origin, names, max_error, replace_storage: of the feature set, see FeatureWriter.add_set.
+    min_free, max_size, lock_wait: see featstore.IngestOptions.
     slots: hold a record each, its payload from `payload_start` on; the writer puts the record's prefix before it.
     """
 
     cache_dir: str
     dataset: str
     spec: FeatureSpec
+    storage: Storage
     origin: str
-    codec: str
+    names: dict[str, str]
+    max_error: float | None
+    replace_storage: bool
     min_free: int
     max_size: int | None
     lock_wait: float
@@ -65,11 +75,19 @@ class WaitNotice:
 
 @dataclass(frozen=True)
 class PutRecord:
-    """A record to store: the slot of its payload, its header, its float32 scale as bytes."""
+    """A record to store.
+
+    slot: of its payload. video, clip, source: what was encoded. grid: (height, width) of a unit's tokens, if they
+    differ by video. scales: float32, as bytes. error: how far the stored values are from the encoder's.
+    """
 
     slot: int
-    header: Header
-    scale: bytes
+    video: Video
+    clip: Clip
+    source: SourceFingerprint
+    grid: tuple[int, int] | None
+    scales: bytes
+    error: QuantError
 
 
 @dataclass(frozen=True)
@@ -116,7 +134,14 @@ def _serve(connection: Connection, setup: WriterSetup) -> None:
             cache_dir, dataset, min_free=setup.min_free, max_size=setup.max_size
         ) as writer,
     ):
-        writer.add_set(setup.spec, setup.origin)
+        writer.add_set(
+            setup.spec,
+            setup.storage,
+            origin=setup.origin,
+            names=setup.names,
+            max_error=setup.max_error,
+            replace_storage=setup.replace_storage,
+        )
         _tell(connection, WriterReady())
         _Session(connection, writer, setup).run()
 
@@ -154,7 +179,7 @@ class _Session:
                 raise found
             started = time.perf_counter()
             if isinstance(found, PutFailure):
-                self._writer.fail(self._setup.spec, found.failure, drop=found.drop)
+                self._writer.fail(found.failure, drop=found.drop)
             else:
                 self._put(found)
             self._waiting += 1
@@ -175,14 +200,24 @@ class _Session:
             self._packed.put(exc)
 
     def _pack(self, put: PutRecord) -> _Packed:
-        start, memory = self._setup.payload_start, self._setup.slots.slot(put.slot)
-        payload = slice(start, start + put.header.raw_bytes)
-        packed = pack_record(put.header, put.scale, memory, payload, codec=self._setup.codec)
-        return _Packed(put.slot, *packed)
+        setup = self._setup
+        header = make_header(
+            setup.spec,
+            setup.storage,
+            setup.dataset,
+            put.video,
+            put.clip,
+            put.source,
+            grid=put.grid,
+            error=put.error,
+        )
+        start, memory = setup.payload_start, setup.slots.slot(put.slot)
+        payload = slice(start, start + header.raw_bytes)
+        return _Packed(put.slot, *pack_record(header, put.scales, memory, payload))
 
     def _put(self, packed: _Packed) -> None:
         try:
-            self._writer.put_packed(self._setup.spec, packed.header, packed.record)
+            self._writer.put(packed.header, packed.record)
         except StoreFull:
             self._commit()  # what was put before fits
             raise

@@ -30,10 +30,11 @@ def to_tensor(
     out: torch.Tensor | None = None,
     way: str = "auto",
 ) -> torch.Tensor:
-    """Return the features as a new tensor (num_tokens, hidden_dim), which shares no memory with the store.
+    """Return the features as a new tensor (rows, width), which shares no memory with the store.
 
     int8 crosses to the device as int8 and is dequantized there: the float32 product `value * scale`, rounded once to
-    `dtype`, with the same bits on every device. A compressed payload is decompressed on the CPU.
+    `dtype`, with the same bits on every device; of two scales the product is rounded to float32 first. A compressed
+    payload is decompressed on the CPU.
 
     Args:
         features: as a look-up in the store returns them.
@@ -51,7 +52,7 @@ def to_tensor(
         raise ValueError(f"out has shape {tuple(out.shape)}, the features have {features.shape}")
     place = torch.device("cpu" if device is None else device) if out is None else out.device
     about_to_compute(place)
-    kind = TORCH_DTYPES[features.header.quantization]
+    kind = TORCH_DTYPES[features.header.storage.values]
     if place.type == "cuda":
         place = numbered(place)
         with torch.cuda.device(place):  # memory is registered and kernels are compiled for that GPU
@@ -62,7 +63,7 @@ def to_tensor(
     if out is None:
         out = torch.empty(features.shape, dtype=dtype, device=place)
     if place.type == "cpu":
-        _fill(out, stored, torch.from_numpy(features.scale.copy()))
+        _fill(out, stored, tuple(torch.from_numpy(scale.copy()) for scale in features.scales))
     else:
         out.copy_(to_tensor(features, dtype=out.dtype))
     return out
@@ -82,19 +83,19 @@ def _put(
     # Memory of the copy stream, so that copies do not wait for kernels of the caller.
     with torch.cuda.stream(copies):
         stored = torch.empty(features.shape, dtype=kind, device=device)
-    owner = features.owner if features.header.codec == "raw" else None
+    owner = features.owner if features.header.storage.codec == "raw" else None
     uploading = upload(values, stored.view(-1).view(torch.uint8), owner=owner, way=way)
     try:
         pieces = chain(
             [next(uploading)], uploading
         )  # the first is on its way while the rest is prepared
         with torch.cuda.stream(copies):
-            scale = alias(features.scale).to(device, non_blocking=True)
+            scales = tuple(alias(scale).to(device, non_blocking=True) for scale in features.scales)
         scaled = copies.record_event()
         if out is None:
             out = torch.empty(features.shape, dtype=dtype, device=device)
         ours.wait_event(scaled)
-        _fill_piece_by_piece(out, stored, scale, pieces)
+        _fill_piece_by_piece(out, stored, scales, pieces)
     finally:
         uploading.close()  # a traceback would keep it, and the slots that other uploads wait for
         crossed = copies.record_event()
@@ -106,7 +107,7 @@ def _put(
 def _fill_piece_by_piece(
     out: torch.Tensor,
     stored: torch.Tensor,
-    scale: torch.Tensor,
+    scales: tuple[torch.Tensor, ...],
     pieces: Iterator[tuple[int, torch.cuda.Event]],
 ) -> None:
     """Dequantize the rows of each piece while the next one crosses."""
@@ -119,12 +120,12 @@ def _fill_piece_by_piece(
         ours.wait_event(event)
         rows = slice(done, crossed // row_bytes)
         if rows.start < rows.stop:
-            _fill(out[rows], stored[rows], part(scale, rows))
+            _fill(out[rows], stored[rows], part(scales, rows))
             done = rows.stop
 
 
-def _fill(out: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor) -> None:
-    if stored.dtype == torch.int8:
-        dequantize_into(out, stored, scale)
+def _fill(out: torch.Tensor, stored: torch.Tensor, scales: tuple[torch.Tensor, ...]) -> None:
+    if scales:
+        dequantize_into(out, stored, scales)
     else:
         out.copy_(stored)

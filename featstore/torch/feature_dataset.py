@@ -31,8 +31,8 @@ class FeatureDataset(Dataset[torch.Tensor]):
         cache_dir: the cache directory.
         dataset: name of the dataset in it.
         videos: ids in the order of the numbers; by default all that are stored, sorted.
-        nframe: only feature sets of so many frames.
-        spec: the feature set, as a FeatureSpec, its digest or a prefix of it.
+        nframe: number of frames of the feature set, if not the dataset's default set is meant.
+        spec: the feature set, as a FeatureSpec, its digest or a prefix of it, likewise.
         dtype: floating-point dtype of the tensors.
 
     Raises:
@@ -55,17 +55,24 @@ class FeatureDataset(Dataset[torch.Tensor]):
         self.dataset = dataset
         self.dtype = dtype
         with FeatureStore(cache_dir) as store:
-            chosen = store[dataset].select(nframe=nframe, spec=spec).spec
-            self.digest = chosen.digest
-            stored = (entry.video_id for entry in store[dataset].entries(chosen))
-            self.videos = list(videos) if videos is not None else sorted(stored)
+            self.digest = store[dataset].select(nframe=nframe, spec=spec).spec.digest
+            stored = store[dataset].sets[self.digest]
+            self.videos = sorted(stored) if videos is None else list(videos)
 
     def __len__(self) -> int:
         """Return the number of videos."""
         return len(self.videos)
 
+    def __repr__(self) -> str:
+        """Return dataset, number of videos, feature set and dtype."""
+        kind = str(self.dtype).removeprefix("torch.")
+        return (
+            f"<featstore.torch.FeatureDataset {self.dataset!r}: {len(self)} videos, "
+            f"{self.digest[:8]}, {kind}>"
+        )
+
     def __getitem__(self, index: int) -> torch.Tensor:
-        """Return the features of video number `index` on the CPU, (num_tokens, hidden_dim)."""
+        """Return the features of video number `index` on the CPU, (rows, width)."""
         return to_tensor(self.lookup(self.videos[index]), dtype=self.dtype)
 
     def lookup(self, video: str) -> Features:
@@ -86,7 +93,7 @@ class FeatureDataset(Dataset[torch.Tensor]):
         """Yield `(video, tensor)` for each video, prepared ahead in a thread.
 
         Args:
-            device: where the tensors (num_tokens, hidden_dim) go, the CPU by default.
+            device: where the tensors (rows, width) go, the CPU by default.
             generator: draws the order; by default that of `videos`.
             ahead: number of videos prepared ahead.
         """

@@ -25,7 +25,7 @@ JOIN_TIMEOUT = 5.0  # seconds
 
 
 class Source(Protocol):
-    """Where features come from: a Dataset of the store, or a FeatureDataset."""
+    """Where features come from: a Dataset of the store, which is one feature set, or a FeatureDataset."""
 
     def lookup(self, video: str) -> Features:
         """Return the stored features of `video`."""
@@ -51,7 +51,7 @@ def prefetch(
     Args:
         source: as `store["demo"]`, or a FeatureDataset.
         videos: ids of the videos.
-        device: where the tensors (num_tokens, hidden_dim) go, the CPU by default.
+        device: where the tensors (rows, width) go, the CPU by default.
         dtype: their floating-point dtype.
         ahead: number of videos prepared ahead; at most `ahead + 1` tensors exist that the caller has not seen.
 

@@ -23,7 +23,7 @@ def cache_dir(tmp_path_factory):
     cache = tmp_path_factory.mktemp("prefetch") / "cache"
     store_videos(cache, "demo", VIDEOS)
     store_videos(cache, "two", VIDEOS)
-    store_videos(cache, "two", VIDEOS, spec=toy_spec(4, "bf16"))
+    store_videos(cache, "two", {"v0": toy_features(0, frames=2)}, spec=toy_spec(2))
     return cache
 
 
@@ -223,12 +223,24 @@ def test_a_dataset_has_every_video_in_order(cache_dir):
     assert FeatureDataset(cache_dir, "demo", videos=["v4", "v2"]).videos == ["v4", "v2"]
 
 
-def test_a_dataset_of_two_feature_sets_wants_one_named(cache_dir):
-    with pytest.raises(StoreMismatch, match="2 feature sets"):
-        FeatureDataset(cache_dir, "two")
-    dataset = FeatureDataset(cache_dir, "two", spec=toy_spec(4, "bf16"), dtype=torch.float32)
-    assert dataset[0].dtype == torch.float32
-    assert len(dataset) == len(VIDEOS)
+def test_the_default_set_is_meant_unless_another_is_named(cache_dir):
+    assert FeatureDataset(cache_dir, "two").videos == sorted(VIDEOS)
+    stored = featstore.open(cache_dir)["two"]
+    other = toy_spec(2)
+    for named in ({"nframe": 2}, {"spec": other}, {"spec": other.digest[:8]}):
+        dataset = FeatureDataset(cache_dir, "two", dtype=torch.float32, **named)
+        assert dataset.videos == ["v0"]
+        features = stored.sets[other.digest]["v0"]
+        assert torch.equal(dataset[0], to_tensor(features, dtype=torch.float32))
+    with pytest.raises(StoreMismatch, match="no feature set"):
+        FeatureDataset(cache_dir, "two", nframe=3)
+
+
+def test_a_dataset_s_repr_is_a_line_that_says_what_it_is(cache_dir):
+    dataset = FeatureDataset(cache_dir, "two", nframe=2)
+    assert repr(dataset) == (
+        f"<featstore.torch.FeatureDataset 'two': 1 videos, {toy_spec(2).digest[:8]}, bfloat16>"
+    )
 
 
 def test_the_order_is_random_where_a_generator_is_given_and_the_same_again(cache_dir):

@@ -17,6 +17,7 @@ import torch
 from toys import store_videos, toy_features, toy_spec
 
 import featstore
+from featstore.records.storage import GRANULARITIES, Storage
 from featstore.system import file_map
 from featstore.torch import conversion, explain, to_tensor
 from featstore.torch.kernels.quantize import TORCH_DTYPES
@@ -92,18 +93,19 @@ def ring(request, monkeypatch, runtime):
 def store(tmp_path_factory):
     cache = tmp_path_factory.mktemp("transfer") / "cache"
     videos = {f"v{i}": toy_features(i, frames=2000 + i) for i in range(2)}
-    for scale in ("channel", "token", "tensor"):
+    spec = toy_spec(3000)
+    for granularity in GRANULARITIES:
         for codec in ("raw", "lz4", "zstd"):
-            spec = toy_spec(3000, scale=scale)
-            store_videos(cache, f"{scale}-{codec}", videos, spec=spec, codec=codec)
-    store_videos(cache, "bf16", videos, spec=toy_spec(3000, "bf16"))
+            storage = Storage("int8", granularity, codec)
+            store_videos(cache, f"{granularity}-{codec}", videos, spec=spec, storage=storage)
+    store_videos(cache, "bf16", videos, spec=spec, storage=Storage("bf16"))
     return featstore.open(cache)
 
 
 def put(features, way):
     """What `to_tensor` does for a GPU, into memory of the CPU."""
     out = torch.full(features.shape, float("nan"), dtype=torch.bfloat16)
-    kind = TORCH_DTYPES[features.header.quantization]
+    kind = TORCH_DTYPES[features.header.storage.values]
     conversion._put(features, out, out.device, out.dtype, kind, way)
     return out
 

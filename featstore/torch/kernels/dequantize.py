@@ -3,7 +3,8 @@
 On a CPU a few threads of our own take blocks that fit a core's cache. torch's own threads are not used: they wait for
 each other after every operation, which on a busy machine takes ten times as long as the work.
 
-The result is the float32 product `value * scale`, rounded once, with the same bits on every device.
+The result is the float32 product `value * scale`, rounded once, with the same bits on every device; of two scales the
+product is rounded to float32 first.
 """
 
 from __future__ import annotations
@@ -34,18 +35,37 @@ _UNSPLIT = 32768 - 1
 log = logging.getLogger("featstore.torch")
 
 
-def dequantize_into(out: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor) -> None:
-    """Write `stored` (N, D) int8 times `scale`, float32 that broadcasts over it, to `out` (N, D) on the same device."""
-    if out.device.type == "cuda" and out.is_contiguous():
+def dequantize_into(
+    out: torch.Tensor, stored: torch.Tensor, scales: tuple[torch.Tensor, ...]
+) -> None:
+    """Write `stored` int8 times its scales to `out`, of the same shape and on the same device.
+
+    Args:
+        out: (rows, width), of any floating-point dtype.
+        stored: (rows, width) int8.
+        scales: float32 that broadcast over it, at least one.
+    """
+    if out.device.type == "cuda" and out.is_contiguous() and len(scales) == 1:
         kernel = _kernel()
         if kernel is not None:
-            kernel(out, stored, scale)
+            kernel(out, stored, scales[0])
             return
     if out.device.type == "cpu":
-        _on_threads(out, stored, scale)
+        _on_threads(out, stored, scales)
         return
     for rows in blocks(stored):
-        out[rows].copy_(stored[rows].float().mul_(part(scale, rows)))
+        out[rows].copy_(restore(stored, scales, rows))
+
+
+def restore(stored: torch.Tensor, scales: tuple[torch.Tensor, ...], rows: slice) -> torch.Tensor:
+    """Return `rows` of stored values as float32."""
+    values = stored[rows].float()
+    return values.mul_(product(part(scales, rows))) if scales else values
+
+
+def product(scales: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Return the scale of each value, or what broadcasts to it, rounded to float32."""
+    return functools.reduce(torch.mul, scales)
 
 
 def blocks(values: torch.Tensor) -> list[slice]:
@@ -55,22 +75,22 @@ def blocks(values: torch.Tensor) -> list[slice]:
     return [slice(i, min(i + step, len(values))) for i in range(0, len(values), step)]
 
 
-def part(scale: torch.Tensor, rows: slice) -> torch.Tensor:
-    """Return the scale of `rows`: that of granularity token is sliced, others are the same for all rows."""
-    return scale[rows] if len(scale) > 1 else scale
+def part(scales: tuple[torch.Tensor, ...], rows: slice) -> tuple[torch.Tensor, ...]:
+    """Return the scales of `rows`: those of the tokens are sliced, others are the same for all rows."""
+    return tuple(scale[rows] if len(scale) > 1 else scale for scale in scales)
 
 
-def _on_threads(out: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor) -> None:
+def _on_threads(out: torch.Tensor, stored: torch.Tensor, scales: tuple[torch.Tensor, ...]) -> None:
     available = torch.get_num_threads()
     threads = min(available, stored.numel() // _VALUES_PER_THREAD)
     here = threads <= 1
     rows = max(1, (_UNSPLIT if here and available > 1 else _BLOCK) // stored.shape[1])
-    places, values, scales = (
-        tensor.split(rows)  # type: ignore[no-untyped-call]
-        for tensor in (out, stored, scale)
+    count = -(-len(stored) // rows)
+    places, values, *factors = (
+        tensor.split(rows) if len(tensor) > 1 else (tensor,) * count  # type: ignore[no-untyped-call]
+        for tensor in (out, stored, *scales)
     )
-    count = len(values)
-    work = list(zip(places, values, scales if len(scale) > 1 else scales * count, strict=True))
+    work = list(zip(places, values, zip(*factors, strict=True), strict=True))
     if here:
         _fill(work)
         return
@@ -80,11 +100,12 @@ def _on_threads(out: torch.Tensor, stored: torch.Tensor, scale: torch.Tensor) ->
         share.result()
 
 
-def _fill(work: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> None:
+def _fill(work: Sequence[tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]]) -> None:
     with torch.inference_mode():  # a thread does not inherit it, and `out` may have been made in it
-        buffer = torch.empty(work[0][1].shape, dtype=torch.float32, device="cpu")
-        for out, stored, scale in work:
-            values = buffer[: len(stored)]
+        buffers = torch.empty((2, *work[0][1].shape), dtype=torch.float32, device="cpu")
+        for out, stored, scales in work:
+            values, factors = buffers[:, : len(stored)]
+            scale = scales[0] if len(scales) == 1 else torch.mul(*scales, out=factors)
             out.copy_(values.copy_(stored).mul_(scale))
 
 

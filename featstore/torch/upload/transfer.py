@@ -81,8 +81,9 @@ def explain(features: Features, device: torch.device | str = "cuda") -> str:
     """
     if torch.device(device).type == "cpu":
         return "cpu: read in place, in blocks that fit the cache"
-    if features.header.codec != "raw":
-        return f"staged: {features.header.codec} is decompressed on the CPU"
+    codec = features.header.storage.codec
+    if codec != "raw":
+        return f"staged: {codec} is decompressed on the CPU"
     if features.owner is None:
         return "staged: the bytes are not in a map"
     values = features.data

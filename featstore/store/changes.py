@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from featstore.errors import StoreMismatch
+from featstore.errors import RecordError, StoreMismatch
+from featstore.records.record import parse
 from featstore.store.engine.transaction import WriteTransaction
 from featstore.store.manifest import MANIFEST_KEY, Counts, check_name, unpack_manifest
 from featstore.store.rows import (
@@ -20,7 +21,10 @@ from featstore.store.rows import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from featstore.store.engine.snapshot import Snapshot
 
 
 class CatalogTransaction(WriteTransaction):
@@ -42,6 +46,10 @@ class CatalogTransaction(WriteTransaction):
         self.default = self._manifest.default
         self._sets = dict(self._manifest.sets)
 
+    def __enter__(self) -> CatalogTransaction:
+        """Return the transaction itself."""
+        return self
+
     def get_set(self, digest: str) -> FeatureSet | None:
         """Return a feature set as this transaction sees it, or None."""
         key = set_key(digest)
@@ -52,46 +60,55 @@ class CatalogTransaction(WriteTransaction):
         """Put a feature set, in place of any of its digest; the first one becomes the default."""
         digest = row.spec.digest
         self.put("specs", set_key(digest), pack_row(row))
-        self._sets.setdefault(digest, Counts())
+        if digest not in self._sets:  # a repair that removed the set left failures of it
+            self._sets[digest] = count_rows(self.environment.snapshot(), digest)
 
-    def delete_set(self, digest: str) -> None:
-        """Delete a feature set's row and counts; its videos are the caller's to delete."""
-        self.delete("specs", set_key(digest))
-        self._sets.pop(digest, None)
+    def delete_set(self, key: bytes) -> None:
+        """Delete the row under `key` of a feature set, and its counts; its videos are the caller's to delete."""
+        self.delete("specs", key)
+        self._sets.pop(key.decode(errors="replace"), None)
 
-    def put_video(self, key: bytes, entry: Entry, record: memoryview | None = None) -> None:
-        """Put a video's record, if it is not there already, and row, in place of a failure."""
-        self._take_off(key)
-        if record is not None:
-            self.put("records", key, record)
+    def put_video(self, key: bytes, entry: Entry, record: memoryview) -> None:
+        """Put a video's record and row, in place of a failure."""
+        self.delete_failure(key)
+        self.put("records", key, record)
+        self.put_entry(key, entry)
+
+    def put_entry(self, key: bytes, entry: Entry) -> None:
+        """Put the row of a video whose record is there."""
+        self._count(key, self._counted(key), -1)
         self.put("catalog", key, pack_row(entry))
         self._count(key, Counts(1, 0, entry.frames, entry.record_bytes))
 
     def put_failure(self, key: bytes, failure: Failure) -> None:
         """Put a failure; what is stored of the video stays."""
-        if self.delete("failures", key):
-            self._count(key, Counts(failures=-1))
+        self.delete_failure(key)
         self.put("failures", key, pack_row(failure))
         self._count(key, Counts(failures=1))
 
+    def delete_failure(self, key: bytes) -> bool:
+        """Delete a failure; return whether it was there."""
+        there = self.delete("failures", key)
+        self._count(key, Counts(failures=int(there)), -1)
+        return there
+
     def delete_video(self, key: bytes) -> Counts:
         """Delete a video's record, row and failure; return what there was of them."""
-        gone = self._take_off(key)
-        record = self.delete("records", key)
+        gone = self._counted(key)
+        self._count(key, gone, -1)
         self.delete("catalog", key)
-        return replace(gone, videos=max(gone.videos, int(record)))
+        videos = max(gone.videos, int(self.delete("records", key)))
+        return replace(gone, videos=videos, failures=int(self.delete_failure(key)))
 
     def recount(self) -> None:
         """Count what the last commit holds; this transaction must have changed nothing."""
         snapshot = self.environment.snapshot()
-        self._sets = {digest: Counts() for digest in self._sets} | {
-            key.decode(): Counts() for key in snapshot.keys("specs")
+        there = [key.decode(errors="replace") for key in snapshot.keys("specs")]
+        oldest_first = [digest for digest in self._sets if digest in there]
+        self._sets = {
+            digest: count_rows(snapshot, digest)
+            for digest in dict.fromkeys([*oldest_first, *there])
         }
-        for key, data in snapshot.rows("catalog"):
-            entry = unpack_entry(key, data)
-            self._count(key, Counts(1, 0, entry.frames, entry.record_bytes))
-        for key in snapshot.keys("failures"):
-            self._count(key, Counts(failures=1))
 
     def commit(self) -> None:
         """Make durable what was put, and the counts; on an error nothing of it is visible."""
@@ -101,29 +118,40 @@ class CatalogTransaction(WriteTransaction):
             self.put("manifest", MANIFEST_KEY, pack_row(manifest))
         super().commit()
 
-    def _take_off(self, key: bytes) -> Counts:
-        """Count off the row and the failure under `key`, deleting the failure; return what they were."""
-        gone, data = Counts(), self.get("catalog", key)
-        if data is not None:
-            gone = Counts(1)
-            try:
-                entry = unpack_entry(key, data)
-                gone = Counts(1, 0, entry.frames, entry.record_bytes)
-            except (
-                StoreMismatch
-            ):  # damaged: a check finds that the counts differ, a repair recounts
-                pass
-        gone = replace(gone, failures=int(self.delete("failures", key)))
-        self._count(key, gone, -1)
-        return gone
+    def _counted(self, key: bytes) -> Counts:
+        """Return what a video's row counts, nothing if there is none."""
+        data = self.get("catalog", key)
+        return Counts() if data is None else _count_video(self.environment.snapshot, key, data)
 
     def _count(self, key: bytes, found: Counts, sign: int = 1) -> None:
         digest = key[:DIGEST_DIGITS].decode(errors="replace")
         there = self._sets.get(digest)
         if there is not None:
-            sums = (a + sign * b for a, b in zip(_numbers(there), _numbers(found), strict=True))
-            self._sets[digest] = Counts(*(max(0, number) for number in sums))
+            self._sets[digest] = _add(there, found, sign)
 
 
-def _numbers(counts: Counts) -> tuple[int, ...]:
-    return tuple(vars(counts).values())
+def count_rows(snapshot: Snapshot, digest: str) -> Counts:
+    """Return what the rows of a feature set come to."""
+    prefix = set_key(digest)
+    found = Counts(failures=sum(1 for _ in snapshot.keys("failures", prefix)))
+    for key, data in snapshot.rows("catalog", prefix):
+        found = _add(found, _count_video(lambda: snapshot, key, data))
+    return found
+
+
+def _count_video(snapshot: Callable[[], Snapshot], key: bytes, data: bytes) -> Counts:
+    """Return what a video's row says; if it is damaged, what its record says; if both are, that it is a video."""
+    try:
+        entry = unpack_entry(key, data)
+    except StoreMismatch:
+        record = snapshot().get("records", key)
+        try:
+            entry = Entry.of(parse(record or memoryview(b"")).header, len(record or b""))
+        except RecordError:
+            return Counts(1)
+    return Counts(1, 0, entry.frames, entry.record_bytes)
+
+
+def _add(one: Counts, other: Counts, sign: int = 1) -> Counts:
+    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
+    return Counts(*(max(0, a + sign * b) for a, b in pairs))

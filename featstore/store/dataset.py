@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from concurrent.futures import wait
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import FeatstoreError, RecordError, StoreMismatch, plain_line
@@ -111,7 +112,8 @@ class Dataset(Mapping[str, Features]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by name: opened again where it is loaded."""
-        return _reopen, (str(self.path.parent), self.name, self._verify, self._digest)
+        opened = partial(Dataset, verify=self._verify, digest=self._digest)
+        return opened, (str(self.path.parent), self.name)
 
     def lookup(
         self, video: str, *, nframe: int | None = None, spec: FeatureSpec | str | None = None
@@ -231,10 +233,7 @@ class Dataset(Mapping[str, Features]):
         return read_failures(snapshot, digest) if digest else iter(())
 
     def _set_of(
-        self,
-        snapshot: Snapshot,
-        nframe: int | None = None,
-        spec: FeatureSpec | str | None = None,
+        self, snapshot: Snapshot, nframe: int | None = None, spec: FeatureSpec | str | None = None
     ) -> str:
         """Return the digest of the feature set that is meant; empty if that is the default one and there is none."""
         own = self._digest or read_manifest(snapshot).default
@@ -299,7 +298,3 @@ class FeatureSets(Mapping[str, Dataset]):
     def rows(self) -> list[FeatureSet]:
         """Return what the sets are, oldest first."""
         return list(read_sets(self._dataset.snapshot()).values())
-
-
-def _reopen(cache_dir: str, name: str, verify: str, digest: str) -> Dataset:
-    return Dataset(cache_dir, name, verify=verify, digest=digest)

@@ -8,25 +8,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import FeatstoreError
-from featstore.store.catalog import read_entries, read_failures, read_manifest, read_sets
+from featstore.fields import to_plain
+from featstore.store.catalog import read_entries, read_manifest, read_sets
 from featstore.store.engine.environment import open_snapshot
 from featstore.store.lost import lost_datasets
+from featstore.store.manifest import Counts
 from featstore.store.paths import META_FILE, dataset_names, dataset_path, is_sealed
 from featstore.system.fsync import write_atomically
 
 if TYPE_CHECKING:
     import os
 
-    from featstore.store.catalog import FeatureSet
     from featstore.store.engine.snapshot import Snapshot
+    from featstore.store.rows import FeatureSet
 
 
-def describe_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> dict[str, Any]:
-    """Return manifest, counts, bytes and feature sets of a dataset, read only from its catalog."""
+def describe_dataset(
+    cache_dir: str | os.PathLike[str], dataset: str, *, errors: bool = True
+) -> dict[str, Any]:
+    """Return what a dataset holds: counts and bytes from its manifest, and its feature sets, oldest first.
+
+    Args:
+        cache_dir: The cache directory.
+        dataset: The dataset's name.
+        errors: Add to each set, as `error`, how far stored values are from the encoder's; this alone reads the rows of
+            the videos.
+
+    Raises:
+        StoreNotFound: There is no such dataset.
+        StoreMismatch: It cannot be read.
+    """
     path = dataset_path(cache_dir, dataset)
     snapshot = open_snapshot(path)
     manifest = read_manifest(snapshot)
-    sets = [_describe_set(snapshot, found) for found in read_sets(snapshot).values()]
+    sets = [
+        _describe_set(found, manifest.sets.get(digest, Counts()))
+        for digest, found in read_sets(snapshot).items()
+    ]
+    if errors:
+        for described in sets:
+            described["error"] = _describe_errors(snapshot, described["digest"])
     return {
         "dataset": manifest.dataset,
         "format": manifest.format,
@@ -37,18 +58,24 @@ def describe_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> dict[st
         "videos": sum(found["videos"] for found in sets),
         "record_bytes": sum(found["record_bytes"] for found in sets),
         "failures": sum(found["failures"] for found in sets),
+        "default": manifest.default,
         "feature_sets": sets,
     }
 
 
-def describe_store(cache_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what each dataset of the cache holds; one that cannot be read, or is lost, has an `error` instead."""
+def describe_store(cache_dir: str | os.PathLike[str], *, errors: bool = False) -> dict[str, Any]:
+    """Return what each dataset of the cache holds; one that cannot be read, or is lost, has an `error` instead.
+
+    Args:
+        cache_dir: The cache directory.
+        errors: As for `describe_dataset`.
+    """
     datasets: dict[str, Any] = {
         name: {"dataset": name, "error": lost} for name, lost in lost_datasets(cache_dir).items()
     }
     for name in dataset_names(cache_dir):
         try:
-            datasets[name] = describe_dataset(cache_dir, name)
+            datasets[name] = describe_dataset(cache_dir, name, errors=errors)
         except FeatstoreError as exc:
             datasets[name] = {"dataset": name, "error": str(exc)}
     datasets = dict(sorted(datasets.items()))
@@ -74,28 +101,40 @@ def write_cache_meta(cache_dir: str | os.PathLike[str], *, forget: str | None = 
         file.write(text.encode())
 
 
-def _describe_set(snapshot: Snapshot, found: FeatureSet) -> dict[str, Any]:
-    spec = found.spec
-    entries = list(read_entries(snapshot, spec.digest))
-    errors = [entry.error for entry in entries]
+def _describe_set(found: FeatureSet, counts: Counts) -> dict[str, Any]:
     return {
-        "digest": spec.digest,
-        "model_signature": spec.encoder.model_signature,
+        "digest": found.spec.digest,
         "origin": found.origin,
+        "names": dict(found.names),
         "created": found.created,
-        "videos": len(entries),
-        "frames": sum(entry.frames for entry in entries),
-        "record_bytes": sum(entry.record_bytes for entry in entries),
-        "failures": sum(1 for _ in read_failures(snapshot, spec.digest)),
-        "error": {
-            "cosine_min": min((error.cosine for error in errors), default=None),
-            "relative_l2_mean": _mean([error.relative_l2 for error in errors]),
-            "relative_l2_max": max((error.relative_l2 for error in errors), default=None),
-            "max_abs": max((error.max_abs for error in errors), default=None),
-        },
-        "spec": spec.to_dict(),
+        **vars(counts),
+        "storage": to_plain(found.storage),
+        "max_error": found.max_error,
+        "spec": found.spec.to_dict(),
     }
 
 
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _describe_errors(snapshot: Snapshot, digest: str) -> dict[str, float | None]:
+    """Return the worst of the videos' errors and the mean of the relative L2, None if there are no videos."""
+    count, total = 0, 0.0
+    worst: tuple[float | None, ...] = (None,) * 5
+    for entry in read_entries(snapshot, digest):
+        error = entry.error
+        row = (
+            -error.cosine,
+            error.relative_l2,
+            error.max_abs,
+            error.token_p99,
+            error.token_max,
+        )
+        worst = tuple(map(max, worst, row)) if count else row  # type: ignore[arg-type]
+        count, total = count + 1, total + error.relative_l2
+    cosine, relative_l2, max_abs, token_p99, token_max = worst
+    return {
+        "cosine_min": None if cosine is None else -cosine,
+        "relative_l2_mean": total / count if count else None,
+        "relative_l2_max": relative_l2,
+        "max_abs": max_abs,
+        "token_p99_max": token_p99,
+        "token_max": token_max,
+    }

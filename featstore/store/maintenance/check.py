@@ -8,23 +8,27 @@ from typing import TYPE_CHECKING
 
 from featstore.errors import FeatstoreError, StoreDamaged, StoreError
 from featstore.records.record import parse
-from featstore.store.catalog import (
+from featstore.store.catalog import read_manifest
+from featstore.store.changes import count_rows
+from featstore.store.engine.environment import open_snapshot
+from featstore.store.manifest import MANIFEST_KEY
+from featstore.store.paths import dataset_path
+from featstore.store.rows import (
+    DIGEST_DIGITS,
     Entry,
-    read_manifest,
     unpack_entry,
     unpack_failure,
     unpack_set,
     video_key,
 )
-from featstore.store.engine.environment import open_snapshot
-from featstore.store.paths import dataset_path
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from featstore.spec import FeatureSpec
     from featstore.store.engine.snapshot import Snapshot
+    from featstore.store.manifest import Manifest
 
 
 @dataclass
@@ -71,20 +75,17 @@ def find_problems(
     snapshot: Snapshot, report: CheckReport, on_video: Callable[[Entry], None]
 ) -> Iterator[Problem]:
     """Yield what is wrong with the dataset, counting into `report` what was seen."""
+    odd: set[bytes] = (
+        set()
+    )  # digests of the sets with a problem: once that is mended, they are counted again
+    known: dict[str, FeatureSpec | None] = {}
     try:
-        read_manifest(snapshot, report.dataset)
-        known: dict[str, FeatureSpec | None] = {}
-        yield from check_sets(snapshot, known)
-        yield from _check_failures(snapshot, report)
-        for key, row in snapshot.rows("catalog"):
-            yield from _check_video(snapshot, key, row, known, report, on_video)
-        for key in snapshot.keys("records"):
-            if snapshot.read("catalog", key) is None:
-                yield Problem(
-                    f"record {_name(key)} has no row in the catalog; restore it with --repair",
-                    "records",
-                    key,
-                )
+        manifest = read_manifest(snapshot, report.dataset)
+        for problem in _check_tables(snapshot, known, report, on_video):
+            odd.add(problem.key[:DIGEST_DIGITS])
+            yield problem
+        whole = [digest for digest, spec in known.items() if spec and digest.encode() not in odd]
+        yield from _check_manifest(snapshot, manifest, known, whole)
         for key in snapshot.strays():
             yield Problem(
                 f"the key {key!r:.100} belongs to no table, a bit of its name may have flipped; what it held is lost: "
@@ -109,7 +110,7 @@ def whole_entry(
     spec = known.get(header.spec)
     if spec is None and header.spec not in known:
         raise StoreError("its feature set has no row; ingest it again")
-    if spec is not None and video_key(spec, dataset, header.video_id) != key:
+    if spec is not None and video_key(header.spec, header.video_id) != key:
         raise StoreError(
             f"its record is that of {header.video_id!r}, which has another key; ingest it again"
         )
@@ -132,6 +133,47 @@ def check_sets(snapshot: Snapshot, known: dict[str, FeatureSpec | None]) -> Iter
             yield Problem(f"feature set {digest}: {exc}", "specs", key)
 
 
+def _check_tables(
+    snapshot: Snapshot,
+    known: dict[str, FeatureSpec | None],
+    report: CheckReport,
+    on_video: Callable[[Entry], None],
+) -> Iterator[Problem]:
+    yield from check_sets(snapshot, known)
+    yield from _check_failures(snapshot, report)
+    for key, row in snapshot.rows("catalog"):
+        yield from _check_video(snapshot, key, row, known, report, on_video)
+    for key in snapshot.keys("records"):
+        if snapshot.read("catalog", key) is None:
+            yield Problem(
+                f"record {_name(key)} has no row in the catalog; restore it with --repair",
+                "records",
+                key,
+            )
+
+
+def _check_manifest(
+    snapshot: Snapshot, manifest: Manifest, known: Collection[str], whole: Iterable[str]
+) -> Iterator[Problem]:
+    """Compare what the manifest says with the sets there are, and its counts with the rows of those that are whole."""
+    found = {digest: count_rows(snapshot, digest) for digest in whole}
+    for digest, counts in found.items():
+        stated = manifest.sets.get(digest)
+        if stated != counts:
+            yield _miscounted(f"counts {stated} in set {digest[:8]}, its rows come to {counts}")
+    for digest in manifest.sets.keys() - set(known):
+        yield _miscounted(f"counts the set {digest[:8]}, which is not there")
+    if manifest.default not in known and (known or manifest.default):
+        name = manifest.default[:8] or "none"
+        yield _miscounted(f"says that the default set is {name}, which is not there")
+
+
+def _miscounted(what: str) -> Problem:
+    return Problem(
+        f"the manifest {what}; have it written again with --repair", "manifest", MANIFEST_KEY
+    )
+
+
 def _check_failures(snapshot: Snapshot, report: CheckReport) -> Iterator[Problem]:
     for key, data in snapshot.rows("failures"):
         report.failures += 1
@@ -152,7 +194,7 @@ def _check_video(
     report.videos += 1
     name = f"row {_name(key)}"
     try:
-        entry = unpack_entry(row)
+        entry = unpack_entry(key, row)
         name = f"video {entry.video_id!r} of set {entry.spec[:8]}"
         if whole_entry(snapshot, key, known, report.dataset) != entry:
             raise StoreError("row and record differ; ingest it again")

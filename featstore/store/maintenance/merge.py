@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from featstore import defaults
 from featstore.errors import FeatstoreError, RecordError, StoreError, StoreFull, StoreMismatch
 from featstore.records.record import parse
-from featstore.store.catalog import Entry, read_entry, read_manifest, read_sets, set_key, video_key
+from featstore.store.catalog import read_entry, read_manifest, read_sets
 from featstore.store.engine.environment import open_snapshot
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.paths import dataset_path, make_folder
+from featstore.store.rows import Entry, set_key, video_key
 from featstore.store.writer import FeatureWriter
 from featstore.system.filesystems import refuse_network
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
 
-    from featstore.spec import FeatureSpec
     from featstore.store.engine.snapshot import Snapshot
+    from featstore.store.rows import FeatureSet
 
 
 @dataclass
@@ -60,13 +61,14 @@ def merge_dataset(
 ) -> MergeSummary:
     """Copy into `cache_dir/dataset` the videos that `source/dataset` has and it lacks, feature set by feature set.
 
-    A video that is stored already is left as it is. Whenever a merge ends or is killed, what was committed stays, and
-    the same call goes on.
+    A video that is stored already is left as it is. Records are copied in the storage that they have, and a set that is
+    there already keeps its own for what is ingested later. The source's default set becomes that of a new dataset.
+    Whenever a merge ends or is killed, what was committed stays, and the same call goes on.
 
     Args:
         source: The cache directory to copy from.
         cache_dir: The cache directory to copy to.
-        dataset: The dataset's name, the same in both since keys hold it.
+        dataset: The dataset's name, the same in both since records hold it.
         min_free: Bytes that stay free on the disk.
         max_size: Bytes that `cache_dir` may take, None for no limit.
         lock_wait: Seconds to wait for an ingest into the target.
@@ -108,25 +110,27 @@ class _Merge:
         on_progress: Callable[[MergeSummary], None],
     ) -> None:
         self.summary = summary
+        self._default = read_manifest(snapshot).default
         self._snapshot = snapshot
         self._writer = writer
         self._on_progress = on_progress
         summary.total = snapshot.count("catalog")
 
     def run(self, stop: threading.Event | None) -> None:
-        for found in read_sets(self._snapshot).values():
+        sets = read_sets(self._snapshot)
+        for digest in sorted(sets, key=lambda digest: digest != self._default):  # it first
             if self._is_stopped(stop):  # or the set would be made and stay empty
                 break
-            self._writer.add_set(found.spec, found.origin)
+            self._add_set(sets[digest])
             try:
-                keys = list(self._snapshot.keys("catalog", set_key(found.spec.digest)))
+                keys = list(self._snapshot.keys("catalog", set_key(digest)))
             except StoreError as exc:  # damaged pages: what the other sets have is still good
-                self.summary.failures.append((f"feature set {found.spec.digest}", str(exc)))
+                self.summary.failures.append((f"feature set {digest}", str(exc)))
                 continue
             for key in keys:
                 if self._is_stopped(stop):
                     break
-                self._take(key, found.spec)
+                self._take(key, digest)
                 if self._writer.due:
                     self.commit()
         self.commit()
@@ -142,7 +146,19 @@ class _Merge:
         self.summary.interrupted = stop is not None and stop.is_set()
         return self.summary.interrupted
 
-    def _take(self, key: bytes, spec: FeatureSpec) -> None:
+    def _add_set(self, row: FeatureSet) -> None:
+        try:
+            self._writer.add_set(
+                row.spec,
+                row.storage,
+                origin=row.origin,
+                names=row.names,
+                max_error=row.max_error,
+            )
+        except StoreMismatch:  # it is there, and to be stored in another way
+            self._writer.add_set(row.spec)
+
+    def _take(self, key: bytes, digest: str) -> None:
         name, entry = key.decode(errors="replace"), None
         try:
             with contextlib.suppress(StoreMismatch):  # a damaged row; the record tells as much
@@ -152,25 +168,27 @@ class _Merge:
             return
         if entry is not None:
             name = entry.video_id
-            if self._writer.has(spec, name):  # what the target raises is not damage in the source
+            if self._writer.has(digest, name):  # what the target raises is not damage in the source
                 self.summary.skipped += 1
                 return
         try:
-            record = self._read(key, spec)
+            record = self._read(key, digest)
         except FeatstoreError as exc:
             self.summary.failures.append((name, str(exc)))
             return
         try:
-            self._writer.put_whole(spec, record)
+            self._writer.put_whole(record)
         except (RecordError, StoreMismatch, ValueError) as exc:
             self.summary.failures.append((name, str(exc)))
 
-    def _read(self, key: bytes, spec: FeatureSpec) -> memoryview:
+    def _read(self, key: bytes, digest: str) -> memoryview:
         record = self._snapshot.get("records", key)
         if record is None:
             raise StoreError("it has a row but no record")
         header = parse(record).header
-        if video_key(spec, self.summary.dataset, header.video_id) != key:
-            raise StoreError(f"its record is that of {header.video_id!r}, which has another key")
+        if header.spec != digest or video_key(digest, header.video_id) != key:
+            raise StoreError(
+                f"its record is that of {header.video_id!r} of set {header.spec[:8]}, which has another key"
+            )
         wait(self._snapshot.prefault(record))  # faults read a cold disk at half its speed
         return record

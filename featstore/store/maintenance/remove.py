@@ -5,24 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from featstore.errors import StoreError, StoreMismatch, StoreNotFound
-from featstore.store.catalog import (
-    read_entry,
-    read_manifest,
-    read_sets,
-    set_key,
-    stored_spec,
-    video_key,
-)
+from featstore.errors import StoreError, StoreNotFound
+from featstore.store.catalog import read_manifest, read_sets
+from featstore.store.changes import CatalogTransaction
 from featstore.store.describe import write_cache_meta
 from featstore.store.engine.environment import open_environment, open_snapshot
 from featstore.store.engine.locks import ingest_lock
-from featstore.store.engine.transaction import WriteTransaction
 from featstore.store.lost import listed_datasets, lost_datasets
 from featstore.store.paths import DATA_FILE, because, dataset_path, has_data
+from featstore.store.rows import set_key, video_key
 from featstore.system.fsync import sync_dir
 
 if TYPE_CHECKING:
@@ -103,21 +98,19 @@ def remove_videos(
     the dataset is sealed. A run killed halfway has removed some of the videos, each wholly.
     """
     with _opened(cache_dir, dataset) as (path, snapshot):
-        specs = [found.spec for found in read_sets(snapshot).values()]
-        if spec is not None:
-            specs = [stored_spec(snapshot, spec) or spec]
+        digests = [spec.digest] if spec is not None else list(read_sets(snapshot))
         keys: list[bytes] = []
         missing = []
         for video in dict.fromkeys(videos):
             there = [
                 key
-                for key in (video_key(found, dataset, video) for found in specs)
+                for key in (video_key(digest, video) for digest in digests)
                 if any(snapshot.read(table, key) for table in ("catalog", "failures"))
             ]
             keys += there
             if not there:
                 missing.append(video)
-        removed = _remove_keys(path, snapshot, keys)
+        removed = _remove_keys(path, dataset, keys)
     removed.missing = tuple(missing)
     return removed
 
@@ -125,19 +118,16 @@ def remove_videos(
 def remove_set(cache_dir: str | os.PathLike[str], dataset: str, spec: FeatureSpec) -> Removed:
     """Remove the feature set of `spec` with all its videos and failures; otherwise as `remove_videos`.
 
-    A run killed halfway leaves the set with the videos that are not removed yet.
+    The oldest set that is left becomes the default one if this was. A run killed halfway leaves the set with the videos
+    that are not removed yet.
     """
     with _opened(cache_dir, dataset) as (path, snapshot):
-        prefix = set_key(spec.digest)
-        keys = {key for table in VIDEO_TABLES for key in snapshot.keys(table, prefix)}
-        removed = _remove_keys(path, snapshot, sorted(keys))
-        with WriteTransaction(path) as txn:
+        removed = _remove_keys(path, dataset, _keys_of(snapshot, spec.digest))
+        with CatalogTransaction(path, dataset) as txn:
             # Models store what they miss one by one, without the ingest lock: nobody does from here on.
-            newest = txn.environment.snapshot()
-            late = sorted({key for table in VIDEO_TABLES for key in newest.keys(table, prefix)})
-            removed.record_bytes += sum(_record_bytes(newest, key) for key in late)
-            _delete(txn, late, removed)
-            txn.delete("specs", prefix)
+            for key in _keys_of(txn.environment.snapshot(), spec.digest):
+                _delete(txn, key, removed)
+            txn.delete_set(set_key(spec.digest))
     return removed
 
 
@@ -151,39 +141,29 @@ def _opened(cache_dir: str | os.PathLike[str], dataset: str) -> Iterator[tuple[P
         yield path, snapshot
 
 
-def _remove_keys(path: Path, snapshot: Snapshot, keys: list[bytes]) -> Removed:
-    removed = Removed()
-    for part in _parts(snapshot, keys):
-        with WriteTransaction(path) as txn:
-            _delete(txn, part, removed)
-        removed.record_bytes += sum(part.values())
+def _keys_of(snapshot: Snapshot, digest: str) -> list[bytes]:
+    keys = {key for table in VIDEO_TABLES for key in snapshot.keys(table, set_key(digest))}
+    return sorted(keys)
+
+
+def _remove_keys(path: Path, dataset: str, keys: list[bytes]) -> Removed:
+    """Remove what is under `keys`, a commit's worth at a time."""
+    removed, waiting = Removed(), deque(keys)
+    while waiting:
+        enough = removed.record_bytes + COMMIT_BYTES
+        with CatalogTransaction(path, dataset) as txn:
+            for _ in range(min(COMMIT_VIDEOS, len(waiting))):
+                _delete(txn, waiting.popleft(), removed)
+                if removed.record_bytes >= enough:
+                    break
     return removed
 
 
-def _delete(txn: WriteTransaction, keys: Iterable[bytes], removed: Removed) -> None:
-    for key in keys:
-        entry, record, failure = (txn.delete(table, key) for table in VIDEO_TABLES)
-        removed.videos += entry or record
-        removed.failures += failure
-
-
-def _parts(snapshot: Snapshot, keys: list[bytes]) -> Iterator[dict[bytes, int]]:
-    """Yield keys with the bytes of their records, a commit's worth at a time."""
-    part: dict[bytes, int] = {}
-    for key in keys:
-        part[key] = _record_bytes(snapshot, key)
-        if len(part) >= COMMIT_VIDEOS or sum(part.values()) >= COMMIT_BYTES:
-            yield part
-            part = {}
-    if part:
-        yield part
-
-
-def _record_bytes(snapshot: Snapshot, key: bytes) -> int:
-    with contextlib.suppress(StoreMismatch):  # a damaged row goes as well
-        entry = read_entry(snapshot, key)
-        return entry.record_bytes if entry else 0
-    return 0
+def _delete(txn: CatalogTransaction, key: bytes, removed: Removed) -> None:
+    gone = txn.delete_video(key)
+    removed.videos += gone.videos
+    removed.failures += gone.failures
+    removed.record_bytes += gone.record_bytes
 
 
 def _clear(gone: Path) -> None:

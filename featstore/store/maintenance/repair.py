@@ -14,15 +14,7 @@ from typing import TYPE_CHECKING
 
 from featstore.errors import FeatstoreError, RecordError
 from featstore.records.record import has_whole_prefix, parse
-from featstore.store.catalog import (
-    DAMAGED,
-    Entry,
-    Failure,
-    is_newer_row,
-    pack_row,
-    unpack_entry,
-    video_key,
-)
+from featstore.store.changes import CatalogTransaction
 from featstore.store.engine.environment import open_environment, open_snapshot
 from featstore.store.engine.file_state import refuse_damaged_pages
 from featstore.store.engine.locks import ingest_lock
@@ -35,6 +27,16 @@ from featstore.store.maintenance.check import (
     whole_entry,
 )
 from featstore.store.paths import dataset_path
+from featstore.store.rows import (
+    DAMAGED,
+    DIGEST_DIGITS,
+    Entry,
+    Failure,
+    is_newer_row,
+    unpack_entry,
+    unpack_failure,
+    video_key,
+)
 from featstore.store.writer import MAX_REASON_CHARACTERS
 
 if TYPE_CHECKING:
@@ -47,7 +49,6 @@ if TYPE_CHECKING:
     from featstore.store.engine.snapshot import Snapshot
 
 COMMIT_KEYS = 256
-DIGEST_BYTES = 32  # of a key: the feature set it is in
 
 
 @dataclass
@@ -68,8 +69,9 @@ def repair_dataset(
 ) -> RepairReport:
     """Check `dataset` as `check_dataset` does and mend what it finds; afterwards a check finds what `problems` says.
 
-    A feature set whose row is damaged takes its videos with it. Raises StoreLocked while an ingest is at work, and
-    StoreError if the pages of the file are damaged: then nothing may be written into it.
+    A feature set whose row is damaged takes its videos with it; if it was the default one, the oldest that is left
+    becomes it. The manifest's counts are made again if they are wrong, or if anything was mended. Raises StoreLocked
+    while an ingest is at work, and StoreError if the pages of the file are damaged: then it may not be written.
     """
     path = dataset_path(cache_dir, dataset)
     open_environment(path)  # makes no lock file if there is no dataset
@@ -82,13 +84,19 @@ def repair_dataset(
         del snapshot
         report.problems = [problem.sentence for problem in found if not problem.table]
         mendable = [problem for problem in found if problem.table]
-        for start in range(0, len(mendable), COMMIT_KEYS):
-            _mend(path, mendable[start : start + COMMIT_KEYS], report)
+        miscounted = [problem for problem in mendable if problem.table == "manifest"]
+        rows = [problem for problem in mendable if problem.table != "manifest"]
+        for start in range(0, len(rows), COMMIT_KEYS):
+            _mend(path, rows[start : start + COMMIT_KEYS], report)
+        if report.repaired or miscounted:
+            with CatalogTransaction(path, dataset) as txn:
+                txn.recount()
+            report.repaired += [f"{problem.sentence}; written again" for problem in miscounted]
     return report
 
 
 def _mend(path: Path, problems: list[Problem], report: RepairReport) -> None:
-    with WriteTransaction(path) as txn:
+    with CatalogTransaction(path, report.dataset) as txn:
         # Nobody else commits now, so this is what the transaction changes.
         mending = _Mending(txn, report)
         for problem in problems:
@@ -104,7 +112,7 @@ def _mend(path: Path, problems: list[Problem], report: RepairReport) -> None:
 class _Mending:
     """A transaction that mends; each key is looked at again, for it may have been put again since it was found."""
 
-    def __init__(self, txn: WriteTransaction, report: RepairReport) -> None:
+    def __init__(self, txn: CatalogTransaction, report: RepairReport) -> None:
         self._txn = txn
         self._report = report
         self._snapshot: Snapshot = txn.environment.snapshot()
@@ -116,10 +124,10 @@ class _Mending:
         """Mend it, and return what was done; None if nothing was, row or record being of a newer release."""
         if problem.table != "records":
             row = self._snapshot.read(problem.table, problem.key)
-            if row is not None and is_newer_row(problem.table, row):
+            if row is not None and is_newer_row(problem.table, problem.key, row):
                 return None
         if problem.table == "failures":
-            self._txn.delete("failures", problem.key)
+            self._txn.delete_failure(problem.key)
             return "removed"
         if problem.table == "specs":
             return self._drop_set(problem)
@@ -131,7 +139,7 @@ class _Mending:
             if self._is_newer(problem.key):
                 return None
             return self._drop_video(problem.key, problem.sentence)
-        self._txn.put("catalog", problem.key, pack_row(entry))
+        self._txn.put_entry(problem.key, entry)
         return "its row is written again from its record"
 
     def _is_newer(self, key: bytes) -> bool:
@@ -149,37 +157,37 @@ class _Mending:
         keys = {key for table in tables for key in self._snapshot.keys(table, problem.key)}
         for key in sorted(keys):
             self._drop_video(key, problem.sentence)
-        self._txn.delete("specs", problem.key)
+        self._txn.delete_set(problem.key)
         return f"removed with its {len(keys)} videos; ingest them again"
 
     def _drop_video(self, key: bytes, reason: str) -> str:
         known = self._identity(key)
         self._dropped.add(key)
-        self._txn.delete("catalog", key)
-        self._txn.delete("records", key)
+        self._txn.delete_video(key)
         if known is None:
             return "removed; which video it was cannot be told"
-        digest = key[:DIGEST_BYTES].decode(errors="replace")
+        digest = key[:DIGEST_DIGITS].decode(errors="replace")
         failure = Failure(*known, digest, f"{DAMAGED}{reason}"[:MAX_REASON_CHARACTERS], time.time())
-        self._txn.put("failures", key, pack_row(failure))
+        self._txn.put_failure(key, failure)
         self._report.again += 1
         return "removed; the next ingest makes it again"
 
     def _identity(self, key: bytes) -> tuple[str, str] | None:
-        """Return id and path of the video under `key`, as its row or else its record has them, if that is verified."""
-        for look in (self._row, self._header):
+        """Return id and path of the video under `key`, as one of its rows or else its record has them."""
+        for look in (self._row, self._failure, self._header):
             with contextlib.suppress(FeatstoreError):
                 found = look(key)
-                spec = self._known.get(found.spec) if found else None
-                if found and (
-                    spec is None or video_key(spec, self._report.dataset, found.video_id) == key
-                ):
+                if found and video_key(found.spec, found.video_id) == key:
                     return found.video_id, found.video_path
         return None
 
     def _row(self, key: bytes) -> Entry | None:
         data = self._snapshot.read("catalog", key)
-        return None if data is None else unpack_entry(data)
+        return None if data is None else unpack_entry(key, data)
+
+    def _failure(self, key: bytes) -> Failure | None:
+        data = self._snapshot.read("failures", key)
+        return None if data is None else unpack_failure(data)
 
     def _header(self, key: bytes) -> Header | None:
         value = self._snapshot.get("records", key)

@@ -17,5 +17,13 @@ class TestZstd(CodecContract):
     name = "zstd"
 
 
+class TestPlanesOfTwoBytes(CodecContract):
+    name = "planes2"
+
+
+class TestPlanesOfFourBytes(CodecContract):
+    name = "planes4"
+
+
 def test_every_codec_is_tested():
     assert {kind.name for kind in CodecContract.__subclasses__()} == set(CODECS)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from featstore.records.codecs.lz4 import Lz4
+from featstore.records.codecs.planes import Planes
 from featstore.records.codecs.raw import Raw
 from featstore.records.codecs.zstd import Zstd
 
@@ -29,7 +30,13 @@ class Codec(Protocol):
         ...
 
 
-CODECS: dict[str, Codec] = {"raw": Raw(), "lz4": Lz4(), "zstd": Zstd()}
+CODECS: dict[str, Codec] = {
+    "raw": Raw(),
+    "lz4": Lz4(),
+    "zstd": Zstd(),
+    "planes2": Planes(2),
+    "planes4": Planes(4),
+}
 
 
 def compress(
@@ -48,4 +55,5 @@ def decompress(stored: memoryview, raw_bytes: int, storage: Storage) -> memoryvi
 
 
 def _codec(storage: Storage) -> Codec:
-    return CODECS[storage.codec]
+    name = storage.codec
+    return CODECS[f"{name}{storage.itemsize}" if name == "planes" else name]

@@ -48,9 +48,8 @@ class Layout:
             out += block
         return out
 
-    def spans(self, stored: memoryview, raw_bytes: int) -> list[tuple[int, int]]:
-        """Return start and length of each block in `stored`; RecordError if its table is invalid."""
-        count = -(-raw_bytes // BLOCK_BYTES)
+    def spans(self, stored: memoryview, raw_bytes: int, count: int) -> list[tuple[int, int]]:
+        """Return start and length of each of `count` blocks in `stored`; RecordError if its table is invalid."""
         if len(stored) < 4 * count:
             raise RecordError(
                 f"the {self.name} payload holds {len(stored)} bytes, its table of {count} blocks needs {4 * count}"

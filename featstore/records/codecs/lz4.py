@@ -21,7 +21,7 @@ class Lz4:
 
     def decompress(self, stored: memoryview, raw_bytes: int) -> memoryview:
         """Return the payload; every length is checked before it is used."""
-        spans = LAYOUT.spans(stored, raw_bytes)
+        spans = LAYOUT.spans(stored, raw_bytes, -(-raw_bytes // BLOCK_BYTES))
         out = memoryview(bytearray(raw_bytes))
 
         def work(number: int) -> None:

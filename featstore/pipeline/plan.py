@@ -88,8 +88,9 @@ def make_plan(
     """Return the work that `videos` are, minus what `snapshot` holds under `spec`; nothing is decoded.
 
     A stored video whose file has another size, or another modification time and content, is work again; one whose
-    file is gone stays stored. So is one that was stored before the feature set's storage was decided. A failed video
-    is work again if it was found damaged, or if its file changed since, whether failed videos are retried or not.
+    file is gone stays stored. If the feature set's storage was replaced, a video that was stored before is work again.
+    A failed video is work again if it was found damaged, or if its file changed since, whether failed videos are
+    retried or not.
 
     Takes some 200 bytes a video beside the plan itself, however many are stored.
 
@@ -113,6 +114,8 @@ def make_plan(
     replaced: set[str] = set()
     if snapshot is not None and wanted is not None and options.resume:
         known = _Known(snapshot, spec.digest, videos)
+        # A merge brings records that are older than the set.
+        due_before = wanted.storage_since if wanted.storage_since > wanted.created else 0
         failures = {
             place: failure
             for place, failure in known.failures()
@@ -122,7 +125,7 @@ def make_plan(
         for place, entry in known.entries():
             video = videos[place]
             if not was_replaced(entry.source, video.path):
-                stored[place] = entry.created >= wanted.storage_since
+                stored[place] = entry.created >= due_before
             elif place not in failures:
                 replaced.add(video.video_id)
                 if _is_another(entry, video.path):

@@ -13,7 +13,7 @@ from tooling import load_tool
 from featstore.decoding.pool import DecoderPool
 from featstore.decoding.video_file import Video, check_is_file
 from featstore.errors import VideoError
-from featstore.preprocessing import Preprocessing
+from featstore.preprocessing import ShortestEdgeCrop
 from featstore.sampling import Sampling
 from featstore.system.processes import Slots
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.hostile
 hostile = load_tool("make_hostile_videos")
 corpus = load_tool("make_decoder_corpus")
 
-SQUARE = Preprocessing(32, 32, 32)
+SQUARE = ShortestEdgeCrop(shortest_edge=32, crop_height=32, crop_width=32)
 
 
 def decoded(paths, **options):

@@ -13,7 +13,7 @@ from featstore.encoders.toy import ToyEncoder
 from featstore.errors import VideoError
 from featstore.pipeline.ingest import ingest
 from featstore.pipeline.options import IngestOptions
-from featstore.preprocessing import Preprocessing, resize_and_crop
+from featstore.preprocessing import ShortestEdgeCrop, prepare_frame
 from featstore.sampling import Sampling
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ compare = load_tool("compare_decoders")
 
 CASES = {case.name: case for case in corpus.small_corpus()}
 AV1 = [name for name in CASES if name.startswith("av1")]
-SQUARE = Preprocessing(32, 32, 32)
+SQUARE = ShortestEdgeCrop(shortest_edge=32, crop_height=32, crop_width=32)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_what_decord_cannot_read_is_read_by_av_alone(folder, readers, name):
 
 
 def frames_of(path, decoder, nframe=8):
-    out = np.zeros((nframe, *SQUARE.frame_shape), np.uint8)
+    out = np.zeros((nframe, *SQUARE.max_frame, 3), np.uint8)
     return decode(str(path), Sampling(nframe), SQUARE, out, decoder=decoder), out
 
 
@@ -99,7 +99,7 @@ def test_frames_of_av1_come_out_as_they_went_in(folder):
     clip, frames = frames_of(folder / "av1.mp4", "auto", 60)
     assert clip.decoder == "av"
     drawn = [corpus.draw(index, 96, 64) for index in clip.indices]
-    resized = np.stack([resize_and_crop(picture, SQUARE).astype(int) for picture in drawn])
+    resized = np.stack([prepare_frame(picture, SQUARE).astype(int) for picture in drawn])
     assert np.abs(frames.astype(int) - resized).mean() < 12
 
 

@@ -16,13 +16,13 @@ from toys import children_of
 from featstore.decoding.pool import Decoded, DecoderPool
 from featstore.decoding.video_file import Video, fingerprint
 from featstore.decoding.worker import MODULE, DecodeTask
-from featstore.preprocessing import Preprocessing
+from featstore.preprocessing import ShortestEdgeCrop
 from featstore.sampling import Sampling
 from featstore.system.processes import Slots
 
 pytestmark = pytest.mark.slow
 
-SQUARE = Preprocessing(32, 32, 32)
+SQUARE = ShortestEdgeCrop(shortest_edge=32, crop_height=32, crop_width=32)
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import pytest
 
 from featstore.decoding import worker
 from featstore.decoding.video_file import fingerprint
-from featstore.preprocessing import Preprocessing
+from featstore.preprocessing import ShortestEdgeCrop
 from featstore.sampling import Sampling
 from featstore.system.processes import Slots
 
-SQUARE = Preprocessing(32, 32, 32)
+SQUARE = ShortestEdgeCrop(shortest_edge=32, crop_height=32, crop_width=32)
 FOUR = Sampling(4)
 
 

@@ -10,8 +10,8 @@ from toys import toy_spec
 from featstore.decoding.video_file import Video
 from featstore.pipeline.listing import list_videos
 from featstore.pipeline.plan import LARGEST_EVERY, decode_order, make_plan
-from featstore.store.catalog import Failure
 from featstore.store.engine.environment import open_environment
+from featstore.store.rows import Failure
 from featstore.store.writer import FeatureWriter
 
 
@@ -21,13 +21,13 @@ def test_a_failure_of_a_clock_that_was_ahead_is_tried_again(cache, tmp_path):
         (tmp_path / name).write_bytes(b"x")
     spec = toy_spec()
     with FeatureWriter(cache, "demo", min_free=0) as writer:
-        writer.add_set(spec, "toy")
+        writer.add_set(spec, origin="toy")
         for video, seconds in (("early", -1.0), ("ahead", 3600.0)):
             path = str(tmp_path / f"{video}.mp4")
             created = time.time() + seconds if seconds > 0 else os.stat(path).st_ctime
-            writer.fail(spec, Failure(video, path, spec.digest, "no frames", created))
+            writer.fail(Failure(video, path, spec.digest, "no frames", created))
     snapshot = open_environment(cache / "demo").snapshot()
-    plan = make_plan(list_videos([tmp_path]), snapshot, "demo", spec)
+    plan = make_plan(list_videos([tmp_path]), snapshot, spec)
     assert [video.video_id for video in plan.todo] == ["ahead"]
     assert [failure.video_id for failure in plan.failed_before] == ["early"]
 

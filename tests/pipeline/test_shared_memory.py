@@ -6,6 +6,7 @@ import pytest
 
 from featstore.encoders.toy import ToyEncoder
 from featstore.pipeline.shared_memory import Memory
+from featstore.records.storage import Storage
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.system.cpus import default_workers
@@ -21,8 +22,9 @@ from featstore.system.cpus import default_workers
     ],
 )
 def test_so_many_slots_are_reserved_whatever_there_is_to_do(nframe, batch, encoders, slots):
-    spec = FeatureSpec(ToyEncoder().identity, Sampling(nframe), "d", "int8", "channel")
-    memory = Memory.reserve(spec, workers=16, encoders=encoders, batch_frames=batch)
+    toy = ToyEncoder()
+    spec = FeatureSpec(toy.identity, Sampling(nframe), "d", toy.preprocessing)
+    memory = Memory.reserve(spec, Storage(), workers=16, encoders=encoders, batch_frames=batch)
     assert (memory.frame_slots.count, memory.record_slots.count) == slots
     memory.close()
 

@@ -206,7 +206,7 @@ def test_the_tower_of_the_real_longva_is_known_without_a_download(altered, monke
     assert shapes["mm_projector.0.weight"] == (3584, 1024)
     assert shapes["vision_model.encoder.layers.22.mlp.fc1.weight"] == (4096, 1024)
     assert found.vision.tokens_per_frame == 144
-    assert found.clip.preprocessing().frame_shape == (336, 336, 3)
+    assert found.clip.preprocessing().max_frame == (336, 336)
 
 
 def test_a_bare_vision_config_and_missing_numbers_mean_transformers_defaults(altered, tmp_path):

@@ -24,14 +24,15 @@ from featstore.encoders.longva.modeling import build_model
 from featstore.encoders.longva.weights import find_weights
 from featstore.encoders.registry import get_encoder
 from featstore.errors import CheckpointError, FeatstoreError
-from featstore.preprocessing import Preprocessing, normalization_table, resize_and_crop
+from featstore.geometry import Geometry
+from featstore.preprocessing import ShortestEdgeCrop, normalization_table, prepare_frame
 
 pytestmark = pytest.mark.slow
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 PROJECTOR = "model.mm_projector."
 CASES = [("dc_demo", 8), ("dc_demo", 16), ("jobs", 8), ("water", 8), ("short5", 8)]
-PRE = Preprocessing(336, 336, 336)
+PRE = ShortestEdgeCrop(shortest_edge=336, crop_height=336, crop_width=336)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def sampled(reference):
             reader = VideoReader(str(reference / f"videos/{video}.mp4"), num_threads=1)
             raw = reader.get_batch(fact["indices"]).asnumpy()
             assert hashlib.sha256(raw.tobytes()).hexdigest() == fact["frames_sha256"]
-            cache[video, nframe] = np.stack([resize_and_crop(frame, PRE) for frame in raw])
+            cache[video, nframe] = np.stack([prepare_frame(frame, PRE) for frame in raw])
         return cache[video, nframe]
 
     return frames
@@ -114,7 +115,7 @@ def test_pixels_are_those_of_transformers_pil_processor(width, height):
     frame = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     processor = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size=336)
     theirs = processor(Image.fromarray(frame), return_tensors="np")["pixel_values"][0]
-    ours = normalization_table(PRE)[resize_and_crop(frame, PRE), np.arange(3)]
+    ours = normalization_table(PRE)[prepare_frame(frame, PRE), np.arange(3)]
     assert np.array_equal(ours.transpose(2, 0, 1), theirs)
 
 
@@ -297,7 +298,7 @@ def test_every_configuration_computes_what_transformers_does(altered, frames, co
     encoder = LongVAEncoder(checkpoint, device="cpu")
     ours = encoder.encode(frames)
     identity = encoder.identity
-    assert ours.shape == (2, identity.tokens_per_frame, identity.hidden_dim)
+    assert ours.shape == (2, identity.geometry.tokens_per_unit, identity.geometry.row_width)
     torch.testing.assert_close(ours, by_hand(checkpoint, frames), atol=5e-5, rtol=0)
 
 
@@ -314,23 +315,30 @@ def test_a_checkpoint_of_another_language_model_gives_the_same_features(
 
 
 def test_the_identity_says_what_the_config_says(tiny):
-    identity = LongVAEncoder(tiny, device="cpu", dtype="bf16").identity
+    encoder = LongVAEncoder(tiny, device="cpu", dtype="bf16")
+    identity = encoder.identity
     assert dataclasses.replace(identity, weights="") == featstore.spec.EncoderIdentity(
-        name="longva",
+        family="longva",
         weights="",
-        vision_tower="openai/clip-tiny-patch14-336",
-        select_layer=-2,
-        select_feature="patch",
-        projector="mlp2x_gelu",
-        pooling="average:2",
-        architecture=(
-            "act=quick_gelu eps=1e-05 heads=4 hidden=64 image=336 intermediate=160 layers=3 patch=14"
-        ),
-        preprocessing=PRE,
         dtype="bf16",
-        tokens_per_frame=144,
-        hidden_dim=128,
+        geometry=Geometry(tokens_per_unit=144, hidden_dim=128, grid=(12, 12)),
+        settings={
+            "select_layer": -2,
+            "select_feature": "patch",
+            "projector": "mlp2x_gelu",
+            "pooling": "average:2",
+            "tower.act": "quick_gelu",
+            "tower.eps": 1e-5,
+            "tower.heads": 4,
+            "tower.hidden": 64,
+            "tower.image": 336,
+            "tower.intermediate": 160,
+            "tower.layers": 3,
+            "tower.patch": 14,
+        },
     )
+    assert encoder.preprocessing == PRE
+    assert encoder.names == {"vision_tower": "openai/clip-tiny-patch14-336"}
     assert len(identity.weights) == 64
 
 

@@ -11,6 +11,7 @@ import pytest
 from featstore.encoders.longva.shape import FeatureShape, feature_shape
 from featstore.errors import CheckpointError
 from featstore.records.quantization import quantize
+from featstore.records.storage import Storage
 
 REAL = {
     "mm_vision_tower": "openai/clip-vit-large-patch14-336",
@@ -23,6 +24,7 @@ def test_the_real_longva_makes_144_tokens_a_frame_and_63_mib_a_video(altered):
     shape = feature_shape(altered(REAL), 128)
     assert (shape.num_tokens, shape.hidden_dim) == (18_432, 3_584)
     assert shape.stored_bytes() == {
+        "int8/channel_token": 66_060_288 + 4 * (3_584 + 18_432),
         "int8/channel": 66_060_288 + 4 * 3_584,
         "int8/token": 66_060_288 + 4 * 18_432,
         "int8/tensor": 66_060_288 + 4,
@@ -57,9 +59,9 @@ def test_sizes_are_those_of_what_quantize_returns():
     shape = FeatureShape(frames=3, tokens_per_frame=4, hidden_dim=5)
     features = np.ones((shape.num_tokens, 5), dtype=np.float32)
     for name, size in shape.stored_bytes().items():
-        quantization, _, granularity = name.partition("/")
-        stored, scale = quantize(features, quantization, granularity or "none")
-        assert stored.nbytes + scale.nbytes == size
+        values, _, granularity = name.partition("/")
+        stored, scales = quantize(features, Storage(values, granularity))
+        assert stored.nbytes + sum(scale.nbytes for scale in scales) == size
 
 
 def test_a_shape_needs_no_weights_and_neither_torch_nor_transformers(altered):

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from geometries import GEOMETRIES
 from toys import REPOSITORY, run_python
 
 import featstore
@@ -24,6 +25,7 @@ from featstore.pipeline.encode.cuda_encoder import CudaEncoder
 from featstore.pipeline.ingest import ingest
 from featstore.pipeline.shared_memory import Memory
 from featstore.records.quantization import measure_error, quantize
+from featstore.records.storage import GRANULARITIES, Storage
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.system.processes import Slots
@@ -54,16 +56,16 @@ class Event:
 class PlayedStreams:
     """EncoderStreams without a GPU: everything is done at once, and known to be done later."""
 
-    def __init__(self, encode, device, frames_shape) -> None:
+    def __init__(self, encode, device, batch_bytes) -> None:
         self._encode = encode
-        self._batch = frames_shape[0]
+        self._batch_bytes = batch_bytes
         self._encoding: list[Event] = []
 
     def encode(self, chunks):
         self._encoding = [event for event in self._encoding if not event.passed]
         assert len(self._encoding) < cuda_streams.DEPTH
         frames = np.concatenate(chunks)
-        assert len(frames) <= self._batch
+        assert frames.nbytes <= self._batch_bytes
         ended = Event()
         self._encoding.append(ended)
         work = _Work(ended)
@@ -71,15 +73,15 @@ class PlayedStreams:
             features=torch.from_numpy(self._encode(frames)), read=Event(), work=work
         )
 
-    def store(self, parts, payload, shape, quantization, granularity):
-        features = torch.cat(list(parts)).reshape(shape)
-        stored, scale, measures = queue_quantize(features, quantization, granularity)
-        torch.frombuffer(payload, dtype=stored.dtype).reshape(shape).copy_(stored)
+    def store(self, parts, payload, storage):
+        features = torch.cat(list(parts))
+        stored, scales, measures = queue_quantize(features, storage)
+        torch.frombuffer(payload, dtype=stored.dtype).reshape(stored.shape).copy_(stored)
         return cuda_streams.Stored(
-            scale,
+            scales,
             measures,
             features.numel(),
-            quantization,
+            storage,
             arrived=Event(2 * LATE),
             work=_Work(Event()),
         )
@@ -119,8 +121,10 @@ def played(monkeypatch):
 
 
 @pytest.mark.parametrize("batch", [2, 6, 32])
-@pytest.mark.parametrize("quantization", ["int8", "bf16"])
-def test_a_queue_stores_what_the_host_does(clips, tmp_path, played, batch, quantization):
+@pytest.mark.parametrize(
+    "storage", [Storage("int8", "channel_token"), Storage(), Storage("bf16")], ids=str
+)
+def test_a_queue_stores_what_the_host_does(clips, tmp_path, played, batch, storage):
     for i in range(4):
         shutil.copy(clips / "blink.mp4", clips / f"v{i}.mp4")
     kept = {}
@@ -134,13 +138,32 @@ def test_a_queue_stores_what_the_host_does(clips, tmp_path, played, batch, quant
             "demo",
             encoder=encoder,
             sampling=Sampling(6),
-            quantization=quantization,
+            storage=storage,
         )
         assert (summary.stored, summary.failures) == (7, [])
         dataset = featstore.open(cache)["demo"]
         kept[kind] = {name: dataset[name].data.tobytes() for name in dataset}
         assert all(f.header.error.cosine > 0.99 for f in dataset.values())
     assert kept[PlayedGpu] == kept[ToyEncoder]
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_a_queue_stores_any_geometry(clips, tmp_path, played, name):
+    host, queue = GEOMETRIES[name](), GEOMETRIES[name]()
+    there = queue.extra_rows
+    queue.device = PlayedGpu.device
+    queue.encode_on_device = queue.encode
+    queue.extra_rows = lambda: torch.from_numpy(there())  # in the memory of the GPU
+    kept = []
+    for encoder in (host, queue):
+        cache = tmp_path / str(len(kept))
+        done = ingest(
+            clips, cache, "demo", encoder=encoder, sampling=Sampling(21), storage=Storage("fp32")
+        )
+        assert (done.stored, done.failures) == (3, [])
+        dataset = featstore.open(cache)["demo"]
+        kept.append({video: (f.header.layout, f.data.tobytes()) for video, f in dataset.items()})
+    assert kept[0] == kept[1]
 
 
 def test_features_that_are_not_finite_are_refused_when_their_measures_arrive(clips, cache, played):
@@ -156,11 +179,12 @@ def test_features_that_are_not_finite_are_refused_when_their_measures_arrive(cli
 
 
 def test_a_slot_is_free_when_it_was_read_and_not_before(played):
-    spec = FeatureSpec(PlayedGpu().identity, Sampling(2), "decord", "int8", "channel")
-    memory = Memory.reserve(spec, workers=1, encoders=1, batch_frames=2)
+    toy = PlayedGpu()
+    spec = FeatureSpec(toy.identity, Sampling(2), "decord", toy.preprocessing)
+    memory = Memory.reserve(spec, Storage(), workers=1, encoders=1, batch_frames=2)
     encoder = CudaEncoder(PlayedGpu(), memory, 2)
     batches = Batches(2)
-    batches.add(EncodeTask(7, frames=1, count=2, record=0))
+    batches.add(EncodeTask(7, frames=1, count=2, units=2, size=(28, 28), record=0))
     encoder.submit(batches.take(short=False))
     answers = [encoder.collect() for _ in range(LATE)]
     assert answers == [[]] * LATE
@@ -179,35 +203,40 @@ def test_a_slot_is_free_when_it_was_read_and_not_before(played):
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("scale", ["channel", "token", "tensor"])
-def test_a_gpu_quantizes_to_numpys_bits(dtype, scale):
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_a_gpu_quantizes_to_numpys_bits(dtype, granularity):
     generator = torch.Generator().manual_seed(0)
     sizes = torch.exp(2 * torch.randn(3584, generator=generator))
     features = (torch.randn((1000, 3584), generator=generator) * sizes).to(dtype)
     features[:, 5] = 0
-    expected, factors = quantize(features.float().numpy(), "int8", scale)
+    storage = Storage("int8", granularity)
+    expected, factors = quantize(features.float().numpy(), storage)
     there = features.cuda()
-    stored, found, measures = queue_quantize(there, "int8", scale)
-    np.testing.assert_array_equal(found.cpu().numpy(), factors)
+    stored, found, measures = queue_quantize(there, storage)
+    for scale, factor in zip(found, factors, strict=True):
+        np.testing.assert_array_equal(scale.cpu().numpy(), factor)
     np.testing.assert_array_equal(stored.cpu().numpy(), expected)
-    eager, eager_scale = quantize_tensor(there, "int8", scale)
+    eager, eager_scales = quantize_tensor(there, storage)
     assert torch.equal(eager, stored)
-    assert torch.equal(eager_scale, found)
-    error = read_measures(measures.tolist(), features.numel(), "int8")
+    assert all(map(torch.equal, eager_scales, found))
+    error = read_measures(measures.tolist(), features.numel(), storage)
     reference = measure_error(features.float().numpy(), expected, factors, "int8")
     assert error.relative_l2 == pytest.approx(reference.relative_l2, rel=1e-9)
     assert error.max_abs == reference.max_abs
+    assert error.token_p99 == pytest.approx(reference.token_p99, rel=1e-9)
+    assert error.token_max == pytest.approx(reference.token_max, rel=1e-9)
 
 
 @needs_gpu
 def test_a_gpu_counts_what_is_not_finite():
     features = torch.randn((100, 64), device="cuda").half()
     features[3, 4], features[5, 6] = torch.nan, torch.inf
-    for scale in ("channel", "token", "tensor"):
-        _, _, measures = queue_quantize(features, "int8", scale)
+    for granularity in GRANULARITIES:
+        storage = Storage("int8", granularity)
+        _, _, measures = queue_quantize(features, storage)
         assert measures[5].item() == 2
         with pytest.raises(QuantizeError, match="2 of 6400"):
-            quantize_tensor(features, "int8", scale)
+            quantize_tensor(features, storage)
 
 
 @needs_gpu
@@ -221,12 +250,13 @@ def test_the_kernel_is_used_where_triton_compiles():
 INTERPRETED = """
 import numpy as np, torch
 from featstore.records.quantization import quantize
+from featstore.records.storage import Storage
 from featstore.torch.kernels.fused import quantize as launch
 generator = torch.Generator().manual_seed(0)
 for dtype in (torch.float32, torch.float16, torch.bfloat16):
     for scale in ("channel", "token", "tensor"):
         features = (torch.randn((300, 37), generator=generator) * 3).to(dtype)
-        expected, factors = quantize(features.float().numpy(), "int8", scale)
+        expected, (factors,) = quantize(features.float().numpy(), Storage("int8", scale))
         stored, measures = launch(features, torch.from_numpy(factors))
         np.testing.assert_array_equal(stored.numpy(), expected)
         assert measures[5:].tolist() == [0, 0]
@@ -260,7 +290,7 @@ def test_streams_store_what_the_encoder_gives(clips, cache, tiny, devices, nfram
     ]
     encoder = recipes if len(recipes) > 1 else recipes[0].build()
     summary = ingest(
-        clips, cache, "demo", encoder=encoder, sampling=Sampling(nframe), quantization="fp32"
+        clips, cache, "demo", encoder=encoder, sampling=Sampling(nframe), storage=Storage("fp32")
     )
     assert summary.stored == 8
     dataset = featstore.open(cache)["demo"]

@@ -73,7 +73,7 @@ def served(monkeypatch, encoder):
 
 
 def task(number: int, count: int) -> EncodeTask:
-    return EncodeTask(number, frames=number, count=count, record=number)
+    return EncodeTask(number, frames=number, count=count, units=count, size=(28, 28), record=number)
 
 
 def test_the_loop_sleeps_while_a_batch_is_at_work_and_too_few_frames_wait(monkeypatch):

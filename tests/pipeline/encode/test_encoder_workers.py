@@ -38,7 +38,7 @@ def many(sample_clips: Path, tmp_path: Path) -> Path:
 
 def payloads(cache: Path) -> dict[str, bytes]:
     dataset = featstore.open(cache)["demo"]
-    return {name: dataset[name].data.tobytes() + dataset[name].scale.tobytes() for name in dataset}
+    return {name: f.data.tobytes() + b"".join(map(bytes, f.scales)) for name, f in dataset.items()}
 
 
 def words(**options) -> dict:
@@ -134,7 +134,7 @@ def test_an_encoder_whose_features_have_another_shape_is_refused(clips, cache):
         def encode(self, frames):
             return super().encode(frames)[:-1]
 
-    with pytest.raises(FeatstoreError, match=r"made features of shape \(\d+, 4, 8\) of \d+ frames"):
+    with pytest.raises(FeatstoreError, match=r"made features of shape \(\d+, 4, 8\) of \d+ units"):
         ingest(clips, cache, "demo", encoder=Short(), **words())
 
 

@@ -32,17 +32,16 @@ if TYPE_CHECKING:
     from featstore.encoders.base import Encoder
     from featstore.records.features import Features
     from featstore.records.quantization import QuantError
-    from featstore.store.catalog import Entry, FeatureSet
+    from featstore.sampling import Sampling
     from featstore.store.dataset import Dataset
-
-NO_SCALE = torch.empty((0, 0))
+    from featstore.store.rows import Entry
 
 
 class AnswersFromFeatures(Protocol):
     """A model that can be asked about features that are in no store."""
 
     def answer_features(self, prompt: str, features: torch.Tensor, **options: Any) -> list[int]:
-        """Return the token ids of the answer to `prompt` about a video whose features are (num_tokens, D)."""
+        """Return the token ids of the answer to `prompt` about a video whose features are (rows, width)."""
         ...
 
 
@@ -178,8 +177,9 @@ def compare(
         max_new_tokens: maximum number of new tokens per answer.
         samples: number of videos, at most as many as are stored.
         seed: seed of the sample.
-        nframe: number of frames of the feature set, if several serve the encoder.
-        spec: digest of the feature set or a prefix of it, if several serve the encoder.
+        nframe: number of frames of the feature set, if another is meant than the dataset's own, or than the one that is
+            the encoder's.
+        spec: digest of the feature set or a prefix of it, likewise.
         limits: what is allowed; the defaults of `Limits` if None.
         decode_timeout: seconds that decoding a video may take.
         on_row: called after each video.
@@ -189,7 +189,7 @@ def compare(
     """
     chosen = _choose(dataset, encoder, nframe, spec)
     report = CompareReport(dataset.name, chosen, limits or Limits())
-    entries = sorted(dataset.entries(chosen), key=lambda entry: entry.video_id)
+    entries = sorted(dataset.sets[chosen.digest].entries(), key=lambda entry: entry.video_id)
     random.Random(seed).shuffle(entries)
     on_demand = OnDemandEncoder(encoder, timeout=decode_timeout)
     try:
@@ -209,29 +209,27 @@ def compare(
 def _choose(
     dataset: Dataset, encoder: Encoder, nframe: int | None, spec: str | None
 ) -> FeatureSpec:
-    fitting = [found for found in dataset.sets() if fits(found.spec, nframe, spec)]
+    fitting = [found for found in dataset.sets.rows() if fits(found.spec, nframe, spec)]
     if not fitting:
         fitting = [dataset.select(nframe, spec)]  # says what there is to choose from
-    serving: list[FeatureSet] = [
-        found
-        for found in fitting
-        if serves(
-            found.spec, FeatureSpec(encoder.identity, found.spec.sampling, DECODER, "fp32", "none")
-        )
+    serving = [
+        found.spec for found in fitting if serves(found.spec, _wanted(encoder, found.spec.sampling))
     ]
-    if len(serving) == 1:
-        return serving[0].spec
     if not serving:
-        made = fitting[0].spec
-        wanted = FeatureSpec(
-            encoder.identity, made.sampling, DECODER, made.quantization, made.scale
-        )
+        wanted = _wanted(encoder, fitting[0].spec.sampling)
         raise StoreMismatch(describe_mismatch(fitting, dataset.path, wanted, encoder.origin))
-    listed = "".join(f"\n  {found.spec.describe()}" for found in serving)
+    own = [found for found in serving if found.digest == dataset.feature_set.spec.digest]
+    if own or len(serving) == 1:
+        return (own or serving)[0]
+    listed = "".join(f"\n  {found.describe()}" for found in serving)
     raise StoreMismatch(
         f"{len(serving)} feature sets of dataset {dataset.name!r} are of this encoder; name one with --spec or "
         f"--nframe:{listed}"
     )
+
+
+def _wanted(encoder: Encoder, sampling: Sampling) -> FeatureSpec:
+    return FeatureSpec(encoder.identity, sampling, DECODER, encoder.preprocessing)
 
 
 def _compare_one(
@@ -251,9 +249,7 @@ def _compare_one(
             entry.video_path,
         )
     fresh = encoded.features(torch.float32)
-    error = measure_error(
-        fresh, to_tensor(stored, device=fresh.device, dtype=torch.float32), NO_SCALE
-    )
+    error = measure_error(fresh, to_tensor(stored, device=fresh.device, dtype=torch.float32), ())
     if model is None:
         return Comparison(entry.video_id, error)
     return Comparison(

@@ -1,7 +1,7 @@
 """Which of a dataset's feature sets serve a model: those its own vision weights made, of the frames it asks for.
 
-The dtype they were computed in and how they are stored do not matter unless several feature sets serve. The tower's
-name does not matter either: checkpoints that differ in their language side only share features.
+How they are stored does not matter, and the dtype they were computed in only if several feature sets serve. Checkpoints
+that differ in their language side only share features.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 from featstore.errors import FeatureNotFound, StoreError, StoreMismatch, StoreNotFound
-from featstore.store.catalog import has_entry, read_sets, video_key
+from featstore.store.catalog import has_entry, read_sets
 from featstore.store.dataset import Dataset
 from featstore.store.paths import absolute
+from featstore.store.rows import video_key
 from featstore.store.selection import describe_mismatch
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Lookup:
         """Return why no feature set of the dataset serves; an empty string if one does, or there is none."""
         try:
             dataset = self._open(request.dataset)
-            sets = dataset.sets()
+            sets = dataset.sets.rows()
         except StoreError:  # storing there will raise it again
             return ""
         if not sets or any(serves(found.spec, request.spec) for found in sets):
@@ -88,15 +89,9 @@ class Lookup:
 
 
 def serves(stored: FeatureSpec, wanted: FeatureSpec) -> bool:
-    """Return whether features of `stored` may be used in place of those of `wanted`."""
-    named = replace(
-        stored.encoder, vision_tower=wanted.encoder.vision_tower, dtype=wanted.encoder.dtype
-    )
-    return (named, stored.sampling, stored.decoder) == (
-        wanted.encoder,
-        wanted.sampling,
-        wanted.decoder,
-    )
+    """Return whether features of `stored` may be used in place of those of `wanted`: all but the dtype is equal."""
+    encoder = replace(stored.encoder, dtype=wanted.encoder.dtype)
+    return replace(stored, encoder=encoder).digest == wanted.digest
 
 
 def find_features(dataset: Dataset, video: str, wanted: FeatureSpec) -> Features | None:
@@ -108,22 +103,28 @@ def find_features(dataset: Dataset, video: str, wanted: FeatureSpec) -> Features
         wanted: the feature set they must serve.
 
     Raises:
-        StoreMismatch: several feature sets serve, and none is stored as `wanted` says.
+        StoreMismatch: several feature sets serve, and none is of the dtype that `wanted` says.
         RecordError: the record is damaged.
     """
-    snapshot = (
-        dataset.snapshot()
-    )  # one for all steps: sets and videos may be removed in the meantime
-    specs = [
+    # One for all steps: sets and videos may be removed in the meantime.
+    snapshot = dataset.snapshot()
+    serving = [
         found.spec
-        for found in read_sets(snapshot).values()
+        for digest, found in read_sets(snapshot).items()
         if serves(found.spec, wanted)
         # Only whether the row exists: a damaged row does not make the record unusable.
-        and has_entry(snapshot, video_key(found.spec, dataset.name, video))
+        and has_entry(snapshot, video_key(digest, video))
     ]
-    if not specs:
+    if not serving:
         return None
-    return dataset.load(snapshot, video, _prefer(specs, video, wanted))
+    exact = [spec for spec in serving if spec.digest == wanted.digest]
+    if not exact and len(serving) > 1:
+        listed = "".join(f"\n  {spec.describe()}" for spec in serving)
+        raise StoreMismatch(
+            f"{len(serving)} feature sets have video {video!r} as this model sees it, and none is the one asked for "
+            f"({wanted.describe()}); choose with dtype=:{listed}"
+        )
+    return dataset.load(snapshot, video, (exact or serving)[0].digest)
 
 
 def refuse(dataset: Dataset, video: str, wanted: FeatureSpec, origin: str) -> NoReturn:
@@ -139,26 +140,9 @@ def refuse(dataset: Dataset, video: str, wanted: FeatureSpec, origin: str) -> No
         FeatureNotFound: the dataset has such features of other videos.
         StoreMismatch: it has none; the message names the fields that differ.
     """
-    sets = dataset.sets()
+    sets = dataset.sets.rows()
     serving = [found.spec for found in sets if serves(found.spec, wanted)]
     if not serving and sets:
         raise StoreMismatch(describe_mismatch(sets, dataset.path, wanted, origin))
     dataset.lookup(video, spec=min(serving, key=lambda spec: spec != wanted, default=wanted))
     raise FeatureNotFound(f"video {video!r} was stored only now; ask again")
-
-
-def _prefer(specs: list[FeatureSpec], video: str, wanted: FeatureSpec) -> FeatureSpec:
-    stored = [
-        spec
-        for spec in specs
-        if (spec.quantization, spec.scale) == (wanted.quantization, wanted.scale)
-    ]
-    specs = stored or specs
-    specs = [spec for spec in specs if spec.encoder.dtype == wanted.encoder.dtype] or specs
-    if len(specs) == 1:
-        return specs[0]
-    listed = "".join(f"\n  {spec.describe()}" for spec in specs)
-    raise StoreMismatch(
-        f"{len(specs)} feature sets have video {video!r} as this model sees it, and none is the one asked for "
-        f"({wanted.describe()}); choose with quantization=, scale= and dtype=:{listed}"
-    )

@@ -11,6 +11,7 @@ import sys
 import weakref
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +25,7 @@ from featstore.errors import (
     StoreDamaged,
     StoreError,
     StoreFull,
+    StoreMismatch,
     plain,
 )
 from featstore.models.lookup import Lookup
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from featstore.models.lookup import FeatureRequest
     from featstore.models.statistics import CacheStatistics
     from featstore.records.features import Features
+    from featstore.records.storage import Storage
 
 ON_MISS = ("encode", "encode-only", "error")
 
@@ -80,6 +83,7 @@ class FeatureSource:
         on_miss: str,
         decode_timeout: float,
         statistics: CacheStatistics,
+        storage: Storage | None = None,
     ) -> None:
         """Check the options; nothing is opened yet.
 
@@ -91,11 +95,13 @@ class FeatureSource:
             on_miss: what to do about a video that is not stored, one of ON_MISS.
             decode_timeout: seconds that decoding a video may take.
             statistics: counts hits and misses.
+            storage: how a feature set is stored that a miss makes; `Storage()` if None.
         """
         if on_miss not in ON_MISS:
             raise ValueError(f"on_miss is {on_miss!r}; use one of {', '.join(ON_MISS)}")
         self.on_demand = OnDemandEncoder(encoder, timeout=decode_timeout)
-        self._origin = encoder.origin
+        self._encoder = encoder
+        self._storage = storage
         self._stores = on_miss == "encode" and cache_dir is not None
         self._given_up: set[str] = set()
         self._lookup = None if cache_dir is None else Lookup(cache_dir)
@@ -121,7 +127,7 @@ class FeatureSource:
             features = self._find(request)
         if features is None and self._on_miss == "error":
             self._statistics.add(misses=1)
-            self._lookup.refuse(request, self._origin)
+            self._lookup.refuse(request, self._encoder.origin)
         return self._make(request) if features is None else self._stored(features)
 
     def close(self) -> None:
@@ -175,7 +181,7 @@ class FeatureSource:
                     return self._stored(features)
             self._statistics.add(misses=1)
             if self._lookup is not None:
-                self._say_once(self._lookup.mismatch(request, self._origin))
+                self._say_once(self._lookup.mismatch(request, self._encoder.origin))
             encoded = self._encode(request)
             if self._stores_in(request.dataset):
                 features = self._store(encoded, request)
@@ -212,14 +218,19 @@ class FeatureSource:
 
     def _store(self, encoded: EncodedVideo, request: FeatureRequest) -> Features | None:
         assert self._lookup is not None
-        place = self._lookup.cache_dir, request.dataset
+        cache_dir, encoder = self._lookup.cache_dir, self._encoder
+        place = cache_dir, request.dataset, request.spec, encoder.origin
+        store = partial(store_features, storage=self._storage, names=encoder.names)
         try:
-            store_features(encoded, *place, request.spec, self._origin)
+            try:
+                store(encoded, *place)
+            except StoreMismatch:  # if another process made the set just now, it is followed
+                store(encoded, *place)
             if self._describe is None or not self._describe.alive:
-                # It reads the whole catalog, so it runs once, at `close` or when the process ends, not for each video.
-                self._describe = weakref.finalize(self, _describe_store, place[0])
+                # Once, at `close` or when the process ends, not for each video.
+                self._describe = weakref.finalize(self, _describe_store, cache_dir)
             return self._find(request)
-        except QuantizeError as exc:
+        except (QuantizeError, RecordError) as exc:
             _say(f"{request.path}: {exc}; its features are used, but not stored")
         except StoreError as exc:
             self._give_up(exc, request.dataset)

@@ -83,7 +83,7 @@ def remove(cache, video, payload):
 
 
 def remove_all(cache, video, payload):
-    remove_set(cache, "demo", Dataset(cache, "demo").sets()[0].spec)
+    remove_set(cache, "demo", Dataset(cache, "demo").feature_set.spec)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_choice_that_fits_no_set_lists_those_there_are(stored, choice):
     words = ["compare", "--dataset", "demo", "--cache-dir", str(cache), "--device", "cpu"]
     done = CliRunner().invoke(main, [*words, "--model-path", str(checkpoint), *choice])
     assert done.exit_code == 1
-    [found] = Dataset(cache, "demo").sets()
+    [found] = Dataset(cache, "demo").sets.rows()
     assert f"it has 1:\n  {found.spec.describe()}" in done.stderr
     assert "nearest" not in done.stderr
 

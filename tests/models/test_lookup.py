@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from damage import put_raw, read_raw
 from toys import expected, store_videos, toy_features, toy_spec
 
 from featstore.errors import FeatureNotFound, StoreMismatch
-from featstore.models.lookup import FeatureRequest, Lookup, find_features
-from featstore.store.catalog import video_key
+from featstore.geometry import Geometry
+from featstore.models.lookup import FeatureRequest, Lookup, find_features, serves
+from featstore.sampling import Sampling
 from featstore.store.dataset import Dataset
 from featstore.store.maintenance.remove import remove_set, remove_videos
+from featstore.store.rows import video_key
 from featstore.store.writer import FeatureWriter
 
 A, B = toy_features(1), toy_features(2)
-SPEC, PLAIN = toy_spec(), toy_spec(quantization="fp32")
+SPEC = toy_spec()
+
+
+def computed_in(dtype):
+    return replace(SPEC, encoder=replace(SPEC.encoder, dtype=dtype))
 
 
 @pytest.fixture
@@ -23,7 +31,7 @@ def damaged(tmp_path):
     """A cache whose demo has the videos a and b, a's row in the catalog with one bit flipped."""
     cache = tmp_path / "damaged"
     store_videos(cache, "demo", {"a": A, "b": B})
-    key = video_key(SPEC, "demo", "a")
+    key = video_key(SPEC.digest, "a")
     row = bytearray(read_raw(cache, "catalog", key))
     row[-1] ^= 1
     put_raw(cache, "catalog", key, bytes(row))
@@ -33,15 +41,15 @@ def damaged(tmp_path):
 def test_a_whole_record_serves_though_its_row_in_the_catalog_is_damaged(damaged):
     dataset = Dataset(damaged, "demo")
     with pytest.raises(StoreMismatch, match="cannot be read"):
-        dataset.entry("a", SPEC)
+        dataset.entry("a")
     found = find_features(dataset, "a", SPEC)
     assert found is not None
-    np.testing.assert_array_equal(found.data, expected(A, SPEC))
+    np.testing.assert_array_equal(found.data, expected(A))
     assert find_features(dataset, "c", SPEC) is None
 
 
 def test_a_video_without_a_row_is_none_though_its_record_is_there(damaged):
-    put_raw(damaged, "catalog", video_key(SPEC, "demo", "a"), None)
+    put_raw(damaged, "catalog", video_key(SPEC.digest, "a"), None)
     assert find_features(Dataset(damaged, "demo"), "a", SPEC) is None
 
 
@@ -66,20 +74,52 @@ def test_what_is_removed_during_a_look_up_is_found_as_it_was_or_not_at_all(
     monkeypatch.setattr(Dataset, "snapshot", then_remove)
     found = find_features(dataset, "a", SPEC)
     assert found is not None
-    np.testing.assert_array_equal(found.data, expected(A, SPEC))
+    np.testing.assert_array_equal(found.data, expected(A))
     assert find_features(dataset, "a", SPEC) is None
 
 
-def test_of_several_sets_the_one_stored_as_asked_for_is_taken(cache):
-    for spec in (SPEC, PLAIN):
-        store_videos(cache, "demo", {"a": A}, spec=spec)
+def test_of_several_dtypes_the_one_asked_for_is_taken(cache):
+    for dtype in ("fp16", "bf16"):
+        store_videos(cache, "demo", {"a": A}, spec=computed_in(dtype))
+    store_videos(cache, "demo", {"b": B}, spec=computed_in("bf16"))
     dataset = Dataset(cache, "demo")
-    for spec in (SPEC, PLAIN):
-        found = find_features(dataset, "a", spec)
+    for dtype in ("fp16", "bf16"):
+        found = find_features(dataset, "a", computed_in(dtype))
         assert found is not None
-        assert found.header.spec == spec.digest
-    with pytest.raises(StoreMismatch, match="2 feature sets have video 'a'"):
-        find_features(dataset, "a", toy_spec(quantization="bf16"))
+        assert found.header.spec == computed_in(dtype).digest
+    with pytest.raises(StoreMismatch, match=r"2 feature sets have video 'a'.*choose with dtype="):
+        find_features(dataset, "a", SPEC)
+    found = find_features(dataset, "b", SPEC)
+    assert found is not None
+    assert found.header.dtype == "bf16"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(SPEC, decoder="another"),
+        replace(SPEC, sampling=Sampling(4, "midpoint")),
+        replace(SPEC, preprocessing=replace(SPEC.preprocessing, resample=2)),
+        replace(SPEC, encoder=replace(SPEC.encoder, weights="0" * 64)),
+        replace(SPEC, encoder=replace(SPEC.encoder, settings={"select_layer": -1})),
+        replace(SPEC, encoder=replace(SPEC.encoder, geometry=Geometry(4, 8))),
+    ],
+    ids=["decoder", "sampling", "preprocessing", "weights", "settings", "geometry"],
+)
+def test_features_that_differ_in_more_than_the_dtype_do_not_serve(other):
+    assert serves(SPEC, SPEC)
+    assert serves(computed_in("bf16"), SPEC)
+    assert not serves(other, SPEC)
+    assert not serves(replace(other, encoder=replace(other.encoder, dtype="bf16")), SPEC)
+
+
+def test_settings_of_another_type_are_other_settings():
+    yes, one = (
+        replace(SPEC, encoder=replace(SPEC.encoder, settings={"pooled": value}))
+        for value in (True, 1)
+    )
+    assert yes.digest != one.digest
+    assert not serves(yes, one)
 
 
 def test_a_refusal_names_what_is_missing_in_a_line(cache):

@@ -61,7 +61,7 @@ source = FeatureSource(
     encoder, cache_dir, device=torch.device("cpu"), dtype=torch.float32, on_miss="encode",
     decode_timeout=60, statistics=statistics,
 )
-spec = FeatureSpec(encoder.identity, Sampling(4), DECODER, "int8", "channel")
+spec = FeatureSpec(encoder.identity, Sampling(4), DECODER, encoder.preprocessing)
 visual = source.get(FeatureRequest("demo", "blink", path, spec))
 total = float(visual.load().double().sum())
 source.close()

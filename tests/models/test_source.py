@@ -7,6 +7,7 @@ import resource
 import shutil
 import struct
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,6 +24,8 @@ from featstore.models import source
 from featstore.models.lookup import FeatureRequest
 from featstore.models.source import FeatureSource
 from featstore.models.statistics import CacheStatistics
+from featstore.pipeline import on_demand
+from featstore.records.storage import Storage
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.maintenance.seal import seal_dataset
@@ -40,7 +43,8 @@ class Encoder(ToyEncoder):
         return torch.from_numpy(super().encode(frames))
 
 
-SPEC = FeatureSpec(Encoder().identity, Sampling(4), DECODER, "fp32", "none")
+SPEC = FeatureSpec(Encoder().identity, Sampling(4), DECODER, Encoder().preprocessing)
+EXACT = Storage("fp32")
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def model(cache):
     """Build sources on `cache` unless said otherwise."""
     built = []
 
-    def build(cache_dir=cache, on_miss="encode"):
+    def build(cache_dir=cache, on_miss="encode", storage=EXACT):
         built.append(
             FeatureSource(
                 Encoder(),
@@ -58,6 +62,7 @@ def model(cache):
                 on_miss=on_miss,
                 decode_timeout=60,
                 statistics=CacheStatistics(),
+                storage=storage,
             )
         )
         return built[-1]
@@ -67,9 +72,9 @@ def model(cache):
         each.close()
 
 
-def ask(asked: FeatureSource, path: Path | str | None, video="blink", dataset="demo"):
+def ask(asked: FeatureSource, path: Path | str | None, video="blink", dataset="demo", spec=SPEC):
     path = None if path is None else str(path)
-    return asked.get(FeatureRequest(dataset, video, path, SPEC)).load()
+    return asked.get(FeatureRequest(dataset, video, path, spec)).load()
 
 
 def counts(asked: FeatureSource) -> tuple[int, int]:
@@ -105,6 +110,59 @@ def read(monkeypatch):
 
     monkeypatch.setattr(decoding, "fingerprint", fingerprint)
     return paths
+
+
+# Sets and how they are stored
+
+
+def stored_as(cache, video) -> Storage:
+    return featstore.get(cache, "demo", video).header.storage
+
+
+def test_a_model_s_wish_decides_how_a_set_is_stored_that_it_makes(model, clips, cache):
+    ask(model(storage=Storage("int8", "token")), clips / "blink.mp4")
+    ask(model(storage=Storage("bf16")), clips / "color_bars.mp4", video="bars")
+    ask(model(storage=None), clips / "bouncing_ball.mp4", video="ball")
+    for video in ("blink", "bars", "ball"):
+        assert stored_as(cache, video) == Storage("int8", "token")
+    assert featstore.open(cache)["demo"].feature_set.storage == Storage("int8", "token")
+
+
+def test_without_a_wish_a_set_is_stored_as_by_default(model, clips, cache):
+    ask(model(storage=None), clips / "blink.mp4")
+    assert stored_as(cache, "blink") == Storage()
+
+
+def test_a_set_that_another_process_makes_in_the_meantime_is_followed(
+    model, clips, cache, monkeypatch
+):
+    real, late = on_demand._storage_there, []
+
+    def then_make(*place):
+        found = real(*place)
+        if not late:
+            late.append(found)
+            ask(model(storage=Storage("fp16")), clips / "color_bars.mp4", video="bars")
+        return found
+
+    monkeypatch.setattr(on_demand, "_storage_there", then_make)
+    ask(model(), clips / "blink.mp4")
+    assert late == [None]
+    assert stored_as(cache, "bars") == stored_as(cache, "blink") == Storage("fp16")
+
+
+def test_a_miss_at_another_nframe_changes_nothing_for_anybody_else(model, clips, cache):
+    asked, longer = model(), replace(SPEC, sampling=Sampling(6))
+    ask(asked, clips / "blink.mp4")
+    dataset = featstore.open(cache)["demo"]
+    for video in ("blink", "bars"):
+        clip = {"blink": "blink", "bars": "color_bars"}[video]
+        assert len(ask(asked, clips / f"{clip}.mp4", video=video, spec=longer)) == 6 * 4
+    assert list(dataset) == ["blink"]
+    assert "bars" not in dataset
+    assert dataset["blink"].header.spec == featstore.get(cache, "demo", "blink").header.spec
+    assert dataset["blink"].header.spec == SPEC.digest
+    assert sorted(dataset.sets[longer.digest]) == ["bars", "blink"]
 
 
 # Words and paths

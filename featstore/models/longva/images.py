@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from featstore.checkpoints.config_fields import ConfigFields
-    from featstore.preprocessing import Preprocessing
+    from featstore.preprocessing import ShortestEdgeCrop
 
 MAX_SIDE = 1 << 14
 _RANGE = re.compile(r"\((\d{1,2})x(\d{1,2})\),\s*\.\.\.\s*,\s*\((\d{1,2})x(\d{1,2})\)")
@@ -69,7 +69,7 @@ class Tiling:
         return max(self.resolutions, key=merit)
 
 
-def read_tiling(config: ConfigFields, preprocessing: Preprocessing) -> Tiling:
+def read_tiling(config: ConfigFields, preprocessing: ShortestEdgeCrop) -> Tiling:
     """Return how images are cut for a checkpoint.
 
     Args:

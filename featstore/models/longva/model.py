@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from PIL import Image
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from featstore.records.storage import Storage
+
 
 class CachedLongVA:
     """A LongVA model whose videos come from a store; it answers one question at a time.
@@ -57,8 +59,7 @@ class CachedLongVA:
         vision_tower: str | os.PathLike[str] | None = None,
         on_miss: str = defaults.ON_MISS,
         prefix_cache: int = defaults.PREFIX_CACHE,
-        quantization: str = defaults.VALUES,
-        scale: str = defaults.GRANULARITY,
+        storage: Storage | None = None,
         decode_timeout: float = defaults.DECODE_TIMEOUT,
     ) -> None:
         """Load the language side of a checkpoint and hash its vision weights.
@@ -77,9 +78,8 @@ class CachedLongVA:
                 raises.
             prefix_cache: number of videos whose keys and values stay on the device, so that a further question on one
                 computes only its own text; a gigabyte each at 128 frames of a 7B model, 0 for none.
-            quantization: how the values of misses are stored, int8, bf16, fp16 or fp32; also decides which feature set
-                is used if several serve.
-            scale: granularity of int8's scales, channel, token or tensor; used like `quantization`.
+            storage: how features are stored if a miss makes their feature set, which every later miss follows; by
+                default as `Storage()` says.
             decode_timeout: seconds that decoding a video may take.
 
         Raises:
@@ -96,8 +96,7 @@ class CachedLongVA:
             encoder.identity,
             sampling or Sampling(),
             DECODER,
-            quantization,
-            scale if quantization == "int8" else "none",
+            encoder.preprocessing,
         )
         self.statistics = CacheStatistics()
         self._source = FeatureSource(
@@ -108,6 +107,7 @@ class CachedLongVA:
             on_miss=on_miss,
             decode_timeout=decode_timeout,
             statistics=self.statistics,
+            storage=storage,
         )
         self._language = load_language(
             encoder.checkpoint,
@@ -119,10 +119,10 @@ class CachedLongVA:
             self._language, encoder.device, self.statistics, prefix_cache=prefix_cache
         )
         self._encoder = encoder
-        self._cached = cache_dir is not None
+        self._cache_dir = cache_dir
         self._dataset = dataset
         self._tiling: Tiling | None = None
-        if self._cached:
+        if self._cache_dir is not None:
             report_at_exit(self.statistics)
 
     def generate(
@@ -199,7 +199,7 @@ class CachedLongVA:
 
         Args:
             prompt: the question, as for `generate`.
-            features: (num_tokens, D), of any float dtype, on any device.
+            features: (rows, width), of any float dtype, on any device.
             options: as for `generate`.
 
         Raises:
@@ -219,6 +219,20 @@ class CachedLongVA:
         self._source.close()
         self._answerer.close()
 
+    def __repr__(self) -> str:
+        """Return checkpoint, device, dtype and store."""
+        encoder = self._encoder
+        store = "no store" if self._cache_dir is None else repr(os.fspath(self._cache_dir))
+        about = f"{encoder.origin!r}: {encoder.device}, {encoder.identity.dtype}, {store}"
+        return f"<featstore.CachedLongVA {about}>"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to pickle: weights stay on their device."""
+        raise TypeError(
+            "a CachedLongVA is not pickled, for its weights are on a device; load it in each process, with "
+            f"CachedLongVA({self._encoder.origin!r}, ...)"
+        )
+
     def __enter__(self) -> CachedLongVA:
         """Return the model itself."""
         return self
@@ -235,7 +249,7 @@ class CachedLongVA:
         nframe: int | None,
     ) -> FeatureRequest:
         dataset = dataset or self._dataset
-        if self._cached:
+        if self._cache_dir is not None:
             check_video_id(video)
             if dataset is None:
                 raise ValueError(
@@ -250,7 +264,7 @@ class CachedLongVA:
 
     def _cut(self, image: str | os.PathLike[str] | Image.Image) -> NDArray[np.uint8]:
         if self._tiling is None:
-            config, pre = self._encoder.checkpoint.config, self._encoder.identity.preprocessing
+            config, pre = self._encoder.checkpoint.config, self._encoder.preprocessing
             self._tiling = read_tiling(config, pre)
         return self._tiling.cut(image)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +35,8 @@ from featstore.models import CachedLongVA, source
 from featstore.models.longva.images import Tiling, read_tiling
 from featstore.models.statistics import CacheStatistics
 from featstore.pipeline import on_demand
-from featstore.preprocessing import Preprocessing, normalization_table
+from featstore.preprocessing import ShortestEdgeCrop, normalization_table
+from featstore.records.storage import GRANULARITIES, Storage
 from featstore.sampling import Sampling
 from featstore.store.maintenance.check import check_dataset
 
@@ -40,7 +44,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 ASK = "What color is the ball?"
 NEW = {"max_new_tokens": 8}
-PRE = Preprocessing(336, 336, 336)
+PRE = ShortestEdgeCrop(shortest_edge=336, crop_height=336, crop_width=336)
 
 
 @pytest.fixture
@@ -88,7 +92,7 @@ def sibling(make_checkpoint, tmp_path_factory):
 
 
 def sets(cache):
-    return featstore.open(cache)["demo"].sets()
+    return featstore.open(cache)["demo"].sets.rows()
 
 
 def damage(cache, video):
@@ -118,8 +122,8 @@ def test_a_miss_is_stored_and_the_next_question_finds_it(model, clips, cache):
     assert entry.video_path == str(clips / "blink.mp4")
 
 
-@pytest.mark.parametrize("scale", ["channel", "token", "tensor"])
-def test_a_miss_is_answered_from_the_features_as_stored(model, clips, scale):
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_a_miss_is_answered_from_the_features_as_stored(model, clips, granularity):
     logits = []
 
     def note(input_ids, scores):
@@ -127,7 +131,7 @@ def test_a_miss_is_answered_from_the_features_as_stored(model, clips, scale):
         return scores
 
     for _ in ("miss", "hit"):
-        model(scale=scale, prefix_cache=0).generate(
+        model(storage=Storage("int8", granularity), prefix_cache=0).generate(
             ASK, "blink", path=clips / "blink.mp4", logits_processor=[note], max_new_tokens=1
         )
     assert logits[0].equal(logits[1])
@@ -177,6 +181,9 @@ def test_frames_are_the_models_or_the_questions(model, clips, cache):
         asked.generate(ASK, "blink", path=clips / "blink.mp4", nframe=nframe, **NEW)
     assert (asked.statistics.hits, asked.statistics.misses) == (1, 2)
     assert [found.spec.sampling.nframe for found in sets(cache)] == [2, 3]
+    dataset = featstore.open(cache)["demo"]
+    assert dataset["blink"].header.nframe == 2  # the first set stays the default
+    assert dataset.lookup("blink", nframe=3).header.nframe == 3
     for nframe in ("2", 2.0, True):
         with pytest.raises(ValueError, match=f"nframe is {nframe!r}; it must be an integer"):
             asked.generate(ASK, "blink", path=clips / "blink.mp4", nframe=nframe, **NEW)
@@ -193,30 +200,34 @@ def test_the_dataset_is_the_models_or_the_questions(model, clips, cache):
 @pytest.mark.usefixtures("bf16_attention")
 def test_features_computed_or_stored_otherwise_serve_as_long_as_there_is_no_choice(model, clips):
     path = clips / "blink.mp4"
-    model(dtype="bf16", quantization="fp16").generate(ASK, "blink", path=path, **NEW)
+    model(dtype="bf16", storage=Storage("fp16")).generate(ASK, "blink", path=path, **NEW)
     asked = model()
     asked.generate(ASK, "blink", path=path, **NEW)
     assert (asked.statistics.hits, asked.statistics.misses) == (1, 0)
 
 
-def test_of_several_sets_the_one_asked_for_is_taken(model, clips, cache):
+def test_of_several_dtypes_the_models_own_is_taken(model, clips, cache):
     path = clips / "blink.mp4"
-    model(on_miss="encode-only").generate(ASK, "blink", path=path, **NEW)
-    made = {}
-    for quantization in ("int8", "fp32"):
-        spec = model(quantization=quantization)._spec
-        encoded = model()._source.on_demand.encode(source.Video("blink", str(path)), Sampling(4))
-        on_demand.store_features(encoded, cache, "demo", spec, "here")
-        made[quantization] = spec
-    for quantization, spec in made.items():
-        asked = model(quantization=quantization)
-        asked.generate(ASK, "blink", **NEW)
-        header = featstore.get(cache, "demo", "blink", spec=spec).header
-        assert asked.statistics.bytes_read == header.raw_bytes + header.scale_bytes
+    spec = model()._spec
+    encoded = model()._source.on_demand.encode(source.Video("blink", str(path)), Sampling(4))
+
+    def store(dtype, values):
+        made = replace(spec, encoder=replace(spec.encoder, dtype=dtype))
+        on_demand.store_features(encoded, cache, "demo", made, "here", storage=Storage(values))
+
+    store("fp16", "fp16")
+    model(on_miss="error").generate(ASK, "blink", **NEW)
+    store("bf16", "bf16")
     with pytest.raises(
-        StoreMismatch, match=r"2 feature sets have video 'blink'.*\n.*int8.*\n.*fp32"
+        StoreMismatch,
+        match=r"2 feature sets have video 'blink'.*choose with dtype=:\n.*fp16\n.*bf16",
     ):
-        model(quantization="bf16").generate(ASK, "blink")
+        model().generate(ASK, "blink")
+    store("fp32", "fp32")
+    asked = model()
+    asked.generate(ASK, "blink", **NEW)
+    header = featstore.get(cache, "demo", "blink", spec=spec).header
+    assert asked.statistics.bytes_read == header.raw_bytes == 4 * math.prod(header.shape)
 
 
 @pytest.mark.usefixtures("bf16_attention")
@@ -608,3 +619,13 @@ def test_the_store_is_let_go_of_when_the_model_closes(model, clips, cache):
     assert asked._source.on_demand._pool is None
     assert not asked._source._lookup._datasets
     assert asked.generate_ids(ASK, "blink", **NEW)  # opens it again
+
+
+def test_a_models_repr_is_a_line_that_says_what_it_is(model, tiny, cache):
+    assert repr(model()) == f"<featstore.CachedLongVA '{tiny}': cpu, fp32, '{cache}'>"
+    assert repr(model(cache_dir=None)) == f"<featstore.CachedLongVA '{tiny}': cpu, fp32, no store>"
+
+
+def test_a_model_that_is_pickled_says_how_to_do_without(model):
+    with pytest.raises(TypeError, match=r"load it in each process, with CachedLongVA\('.*tiny'"):
+        pickle.dumps(model())

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from featstore.errors import StoreMismatch
 from featstore.models import CachedLongVA
+from featstore.records.storage import Storage
 from featstore.sampling import Sampling
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -38,7 +39,7 @@ class Goldens:
         return CachedLongVA(
             self.folder / "checkpoints" / f"longva-tiny-{letter}",
             cache_dir,
-            **{"dataset": "x", "device": "cpu", "quantization": "fp32", **options},
+            **{"dataset": "x", "device": "cpu", "storage": Storage("fp32"), **options},
         )
 
     def ask(self, model, case, **options):
@@ -160,7 +161,7 @@ def test_a_prompt_that_is_too_long_is_cut_as_the_original_cuts_it(goldens, tmp_p
         dataset="x",
         device="cpu",
         vision_tower=goldens.folder / "openai/clip-tiny-patch14-336",
-        quantization="fp32",
+        storage=Storage("fp32"),
         prefix_cache=prefix_cache,
     ) as model:
         for _ in ("cold", "warm"):
@@ -171,7 +172,7 @@ def test_a_prompt_that_is_too_long_is_cut_as_the_original_cuts_it(goldens, tmp_p
 def test_how_often_int8_answers_alike_is_recorded(goldens, tmp_path, record_property):
     """Rounding may change an answer; what is asserted is how far the first step's logits may move."""
     cases = [case for case in goldens.of("a") if case["nframe"] == 8]
-    with goldens.model("a", tmp_path, quantization="int8") as model:
+    with goldens.model("a", tmp_path, storage=Storage("int8")) as model:
         answers = [goldens.ask(model, case, path=goldens.path(case)) for case in cases]
     alike = sum(ids == case["token_ids"] for (ids, _), case in zip(answers, cases, strict=True))
     gap = max(goldens.gap(case, x) for (_, x), case in zip(answers, cases, strict=True))

@@ -61,7 +61,7 @@ def answers(model, files, videos=VIDEOS):
 def stored(cache_dir):
     store = featstore.open(cache_dir)["demo"]
     return {
-        video: (features.data.tobytes(), features.scale.tobytes())
+        video: (features.data.tobytes(), *(scale.tobytes() for scale in features.scales))
         for video, features in store.items()
     }
 

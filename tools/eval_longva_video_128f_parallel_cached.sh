@@ -88,7 +88,7 @@ while (($#)); do
         --gpus) read -ra gpus <<<"$2" ;;
         --checkpoint) named=${2%%=*} && checkpoints[${named%-Cached}]=${2#*=} ;;
         --vision-tower) both vision-tower "$2" vision_tower ;;
-        --quantize) both quantize "$2" quantization ;;
+        --quantize) both quantize "$2" quantize ;;
         --scale) both scale "$2" scale ;;
         --sampling) both sampling "$2" sampling ;;
         --dtype) [[ $2 == auto ]] || both dtype "$2" dtype ;;

@@ -124,7 +124,7 @@ def test_how_features_are_made_and_stored_is_told_to_ingest_and_models_alike(eva
             )
         else:
             assert (
-                "--option quantization=bf16 --option scale=token --option dtype=bf16 --option sampling=midpoint"
+                "--option quantize=bf16 --option scale=token --option dtype=bf16 --option sampling=midpoint"
                 in call
             )
 

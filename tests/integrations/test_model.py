@@ -7,6 +7,7 @@ import pytest
 
 from featstore.errors import FeatstoreError, MissingExtra
 from featstore.integrations import vlmevalkit
+from featstore.records.storage import Storage
 from featstore.sampling import Sampling
 
 pytestmark = pytest.mark.slow
@@ -54,7 +55,31 @@ def test_the_checkpoint_the_store_and_the_options_reach_the_model(kit, noted):
     [built] = noted.built
     assert (built.checkpoint, built.cache_dir) == ("checkpoint", "cache")
     sampling = Sampling(128, "midpoint")
-    assert built.options == {"sampling": sampling, "dtype": "fp32", "on_miss": "error"}
+    assert built.options == {
+        "sampling": sampling,
+        "storage": None,
+        "dtype": "fp32",
+        "on_miss": "error",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "storage"),
+    [
+        ({"quantize": "bf16"}, Storage("bf16")),
+        ({"scale": "token"}, Storage("int8", "token")),
+        ({"quantize": "fp16", "codec": "zstd"}, Storage("fp16", codec="zstd")),
+    ],
+)
+def test_how_misses_are_stored_is_said_in_ingest_s_words(kit, noted, options, storage):
+    vlmevalkit.LongVA_Cached("checkpoint", "cache", **options)
+    assert noted.built[0].options["storage"] == storage
+
+
+def test_a_storage_that_there_is_not_is_refused_before_anything_is_loaded(kit, noted):
+    with pytest.raises(ValueError, match="granularity is 'token' with bf16 values"):
+        vlmevalkit.LongVA_Cached("checkpoint", "cache", quantize="bf16", scale="token")
+    assert not noted.built
 
 
 def test_without_the_cache_the_same_model_gets_no_store(kit, noted):
@@ -99,7 +124,7 @@ def test_options_of_generating_go_to_each_answer(kit, noted):
     model.generate_inner(message("/videos/1.mp4"), "D")
     asked = noted.built[0].asked[0]
     assert (asked["max_new_tokens"], asked["num_beams"]) == (8, 2)
-    assert noted.built[0].options.keys() == {"sampling"}
+    assert noted.built[0].options.keys() == {"sampling", "storage"}
 
 
 def test_a_question_without_a_video_names_none(model):

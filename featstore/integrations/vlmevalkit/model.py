@@ -8,7 +8,7 @@ import sys
 from functools import lru_cache
 from typing import Any
 
-from featstore.defaults import BENCHMARK_MAX_NEW_TOKENS, NFRAME, SAMPLING
+from featstore.defaults import BENCHMARK_MAX_NEW_TOKENS, CODEC, NFRAME, SAMPLING, VALUES
 from featstore.errors import (
     CheckpointError,
     FeatstoreError,
@@ -19,6 +19,7 @@ from featstore.errors import (
 from featstore.integrations.benchmarks import canonical_dataset, video_id
 from featstore.integrations.vlmevalkit.find_vlmevalkit import import_vlmevalkit
 from featstore.integrations.vlmevalkit.message import read_message
+from featstore.records.storage import Storage
 from featstore.sampling import Sampling
 
 GENERATION = frozenset(
@@ -59,6 +60,9 @@ class LongVAMixin:
         *,
         nframe: int = NFRAME,
         sampling: str = SAMPLING,
+        quantize: str | None = None,
+        scale: str | None = None,
+        codec: str | None = None,
         keep_going: bool = False,
         **options: Any,
     ) -> None:
@@ -70,6 +74,10 @@ class LongVAMixin:
             enable_cache: False for the uncached model in the same code; `cache_dir` is then ignored.
             nframe: Number of frames per video.
             sampling: Which frames, as for `featstore ingest --sampling`.
+            quantize: How features are stored if a miss makes their feature set, which every later miss follows; with
+                `scale` and `codec` as for `featstore ingest`.
+            scale: Granularity of int8's scales.
+            codec: How the payload is compressed.
             keep_going: If a video or image cannot be read, answer with VLMEvalKit's FAIL_MSG, which its --reuse asks
                 again, instead of raising an exception that ends the whole dataset.
             **options: Those in GENERATION apply to each answer, the others to featstore.models.CachedLongVA.
@@ -93,6 +101,7 @@ class LongVAMixin:
             model_path,
             cache_dir if enable_cache else None,
             sampling=Sampling.parse(sampling, nframe),
+            storage=_storage(quantize, scale, codec),
             **options,
         )
 
@@ -133,6 +142,12 @@ class LongVAMixin:
             images=question.images,
             **self._generation,
         )
+
+
+def _storage(quantize: str | None, scale: str | None, codec: str | None) -> Storage | None:
+    if quantize is scale is codec is None:
+        return None
+    return Storage(quantize or VALUES, scale or "", codec or CODEC)
 
 
 def _shown(message: Any) -> list[dict[str, Any]]:

@@ -54,11 +54,12 @@ CHILD = """
 import hashlib, json, sys
 import numpy as np
 from featstore.decoding.video_file import decode
-from featstore.preprocessing import Preprocessing
+from featstore.preprocessing import ShortestEdgeCrop
 from featstore.sampling import Sampling
 path, decoder, nframe = sys.argv[1], sys.argv[2], int(sys.argv[3])
 out = np.empty((nframe, 336, 336, 3), np.uint8)
-clip = decode(path, Sampling(nframe), Preprocessing(336, 336, 336), out, decoder=decoder)
+pre = ShortestEdgeCrop(shortest_edge=336, crop_height=336, crop_width=336)
+clip = decode(path, Sampling(nframe), pre, out, decoder=decoder)
 print(json.dumps({"decoder": clip.decoder, "frames": hashlib.md5(out.tobytes()).hexdigest()}))
 """
 

@@ -97,7 +97,6 @@ class Bench:
                 self.encoder,
                 recipes,
                 cache_dir,
-                codec="raw",
                 options=options,
                 on_progress=note,
                 pool=pool,

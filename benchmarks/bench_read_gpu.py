@@ -165,7 +165,10 @@ def limit(store: featstore.FeatureStore, names: list[str]) -> Way:
     pinned = {
         name: torch.from_numpy(np.array(found.data)).pin_memory() for name, found in held.items()
     }
-    scales = {name: torch.from_numpy(found.scale.copy()).cuda() for name, found in held.items()}
+    scales = {
+        name: tuple(torch.from_numpy(s.copy()).cuda() for s in found.scales)
+        for name, found in held.items()
+    }
 
     def call(name: str) -> torch.Tensor:
         out = torch.empty(pinned[name].shape, dtype=torch.bfloat16, device="cuda")

@@ -35,18 +35,16 @@ from measure import (
     table,
     write_results,
 )
-from probe_scale import DATASET, video_id
+from probe_scale import DATASET, SHAPE, scale_spec, video_id, video_path
 from safetensors.numpy import save_file
 
-from featstore.encoders.toy import ToyEncoder
 from featstore.records.header import Header, SourceFingerprint
 from featstore.records.quantization import QuantError
-from featstore.sampling import Sampling
-from featstore.spec import FeatureSpec
+from featstore.records.record import pack_record
+from featstore.records.storage import Storage
 from featstore.store.writer import FeatureWriter
 
 PACKAGES = ("featstore", "lmdb", "msgpack", "numpy", "xxhash", "safetensors")
-SHAPE = (16, 8)
 ROOM = 64 << 10
 COMMIT_BYTES = 64 << 20
 MAX_FILES = 10_000
@@ -61,34 +59,35 @@ def draw() -> tuple[np.ndarray, np.ndarray]:
 
 def write_featstore(folder: Path, count: int) -> None:
     values, scale = draw()
-    frames = SHAPE[0] // ToyEncoder().identity.tokens_per_frame
-    spec = FeatureSpec(ToyEncoder().identity, Sampling(frames), "none", "int8", "channel")
+    spec, storage = scale_spec(), Storage("int8", "channel")
+    frames = spec.sampling.nframe
     header = Header(
         video_id="",
         video_path="",
         dataset=DATASET,
+        spec=spec.digest,
         nframe=frames,
         frame_indices=np.arange(frames, dtype="<u4").tobytes(),
         total_frames=frames,
         fps=1.0,
+        decoder="decord",
+        doubt="",
         shape=SHAPE,
-        tokens_per_frame=SHAPE[0] // frames,
-        quantization="int8",
-        scale="channel",
+        layout=spec.encoder.geometry.layout(frames),
         dtype="fp32",
-        model_signature=spec.encoder.model_signature,
-        spec=spec.digest,
-        source=SourceFingerprint(0, 0, ""),
-        error=QuantError(1.0, 0.0, 0.0),
-        created=0.0,
+        storage=storage,
+        source=SourceFingerprint(1 << 20, 1_700_000_000_000_000_000, "0" * 32),
+        error=QuantError(1.0, 0.0, 0.0, 0.0, 0.0),
+        created=1_700_000_000.0,
     )
     buffer = memoryview(bytearray(ROOM) + values.tobytes())
     payload = slice(ROOM, len(buffer))
     with FeatureWriter(folder, DATASET, min_free=1 << 30, commit_bytes=COMMIT_BYTES) as writer:
-        writer.add_set(spec, "random")
+        writer.add_set(spec, storage, origin="random")
         for number in range(count):
-            named = dataclasses.replace(header, video_id=video_id(number))
-            writer.put(spec, named, scale.tobytes(), buffer, payload)
+            name = video_id(number)
+            named = dataclasses.replace(header, video_id=name, video_path=video_path(name))
+            writer.put(*pack_record(named, scale.tobytes(), buffer, payload))
             if writer.due:
                 writer.commit()
 
@@ -137,7 +136,7 @@ def measure_kind(kind: str, count: int, picks: int, workdir: Path) -> dict[str, 
             "open": Summary.of(found["open_s"]).to_dict(),
             "first": Summary.of(found["first_s"]).to_dict(),
             "again": Summary.of(found["again_s"]).to_dict(),
-            **{name: found[name] for name in ("listing_s", "open_bytes", "all_bytes")},
+            **{name: found[name] for name in ("listing_s", "skip_s", "open_bytes", "all_bytes")},
         }
 
 
@@ -146,6 +145,8 @@ How to read it
 - open: to a reader that can be asked, imports not counted; the median of some. first: a look-up of a record the process
   has not read before, which featstore proves by its checksum; again: the same once more. Both in random order.
 - listing: all rows of the catalog, one after the other, with what a row says; files: the names of the folder alone.
+- skip: which of all these videos, listed anew, are stored: what an ingest that is started again does first. Of
+  featstore also a stat of each file, none of which exists here; of the others a set of the names.
 - memory: what the process took of its own, without what is shared with the page cache; after opening, and after all.
 - Small records take whole pages in featstore: see docs/format.md. A file a video is measured up to {files:,} videos.
 """
@@ -163,6 +164,7 @@ def render(data: dict[str, Any]) -> str:
         "p99",
         "listing",
         "rows/s",
+        "skip",
         "memory",
         "disk",
         "written/s",
@@ -178,6 +180,7 @@ def render(data: dict[str, Any]) -> str:
             show_time(row["again"]["p99_s"]),
             show_time(row["listing_s"]),
             f"{row['count'] / row['listing_s']:,.0f}",
+            show_time(row["skip_s"]),
             f"{show_bytes(max(0, row['open_bytes']))} / {show_bytes(max(0, row['all_bytes']))}",
             show_bytes(row["disk_bytes"]),
             f"{row['count'] / row['write_s']:,.0f}",
@@ -208,6 +211,7 @@ def plot(path: Path, data: dict[str, Any]) -> str:
         ("look-up, again: median, us", lambda row: row["again"]["median_s"] * 1e6),
         ("open: median, us", lambda row: row["open"]["median_s"] * 1e6),
         ("listing, us a row", lambda row: row["listing_s"] / row["count"] * 1e6),
+        ("skip, us a video", lambda row: row["skip_s"] / row["count"] * 1e6),
     ):
         lines = panels.setdefault(title, {})
         for row in data["rows"]:

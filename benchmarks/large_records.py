@@ -16,8 +16,11 @@ import torch
 from safetensors.torch import save_file
 
 from featstore.encoders.toy import ToyEncoder
+from featstore.geometry import Geometry
 from featstore.records.header import Header, SourceFingerprint
 from featstore.records.quantization import QuantError
+from featstore.records.record import pack_record
+from featstore.records.storage import Storage
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.writer import FeatureWriter
@@ -68,20 +71,23 @@ class Records:
 
 def write_store(folder: Path, dataset: str, records: Records, codec: str) -> int:
     """Write the records to a dataset, and return the bytes of the last one."""
+    toy = ToyEncoder()
     encoder = dataclasses.replace(
-        ToyEncoder().identity, tokens_per_frame=TOKENS_A_FRAME, hidden_dim=DIM, dtype="fp16"
+        toy.identity, geometry=Geometry(TOKENS_A_FRAME, DIM), dtype="fp16"
     )
-    spec = FeatureSpec(encoder, Sampling(records.frames), "none", "int8", "channel")
+    spec = FeatureSpec(encoder, Sampling(records.frames), "none", toy.preprocessing)
+    storage = Storage("int8", "channel", codec)
+    header = _header(spec, storage, dataset)
     buffer = memoryview(bytearray(ROOM + records.nbytes))
     scale = records.scale().tobytes()
     stored = 0
     with FeatureWriter(folder, dataset, min_free=1 << 30) as writer:
-        writer.add_set(spec, "random")
+        writer.add_set(spec, storage, origin="random")
         for name, values in zip(records.names, records.values(), strict=True):
-            header = dataclasses.replace(_header(records, spec), dataset=dataset, video_id=name)
+            named = dataclasses.replace(header, video_id=name)
             buffer[ROOM:] = memoryview(values).cast("B")
             payload = slice(ROOM, len(buffer))
-            stored = writer.put(spec, header, scale, buffer, payload, codec=codec).record_bytes
+            stored = writer.put(*pack_record(named, scale, buffer, payload)).record_bytes
             writer.commit()
     return stored
 
@@ -97,23 +103,24 @@ def write_files(folder: Path, records: Records) -> None:
         save_file({"features": whole}, folder / f"{name}.bf16.safetensors")
 
 
-def _header(records: Records, spec: FeatureSpec) -> Header:
+def _header(spec: FeatureSpec, storage: Storage, dataset: str) -> Header:
+    frames = spec.sampling.nframe
     return Header(
         video_id="",
         video_path="",
-        dataset="",
-        nframe=records.frames,
-        frame_indices=np.arange(records.frames, dtype="<u4").tobytes(),
-        total_frames=records.frames,
-        fps=1.0,
-        shape=records.shape,
-        tokens_per_frame=TOKENS_A_FRAME,
-        quantization="int8",
-        scale="channel",
-        dtype="fp16",
-        model_signature=spec.encoder.model_signature,
+        dataset=dataset,
         spec=spec.digest,
+        nframe=frames,
+        frame_indices=np.arange(frames, dtype="<u4").tobytes(),
+        total_frames=frames,
+        fps=1.0,
+        decoder="none",
+        doubt="",
+        shape=(spec.max_rows, spec.encoder.geometry.row_width),
+        layout=spec.encoder.geometry.layout(frames),
+        dtype=spec.encoder.dtype,
+        storage=storage,
         source=SourceFingerprint(0, 0, ""),
-        error=QuantError(1.0, 0.0, 0.0),
+        error=QuantError(1.0, 0.0, 0.0, 0.0, 0.0),
         created=0.0,
     )

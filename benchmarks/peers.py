@@ -19,9 +19,11 @@ import safetensors.torch
 import torch
 
 from featstore.encoders.toy import ToyEncoder
+from featstore.geometry import Geometry
 from featstore.records.header import Header, SourceFingerprint
 from featstore.records.quantization import QuantError
-from featstore.records.sizes import MAX_HEADER_BYTES, scale_shape
+from featstore.records.record import pack_record
+from featstore.records.storage import MAX_HEADER_BYTES, Storage
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.reader import FeatureStore
@@ -57,7 +59,12 @@ class Videos:
 
     @property
     def scale_shape(self) -> tuple[int, int]:
-        return scale_shape(self.granularity, *self.shape)
+        [shape] = self.storage.scale_shapes(*self.shape)
+        return shape
+
+    @property
+    def storage(self) -> Storage:
+        return Storage("int8", self.granularity)
 
     def parts(self, video: str, dtype: str = "int8") -> dict[str, torch.Tensor]:
         """Return values and scale of `video` for int8, the dequantized values for bf16."""
@@ -131,21 +138,21 @@ class Featstore(Peer):
 
     def write(self) -> None:
         videos = self.videos
+        toy = ToyEncoder()
         identity = dataclasses.replace(
-            ToyEncoder().identity,
-            tokens_per_frame=videos.tokens_per_frame,
-            hidden_dim=videos.hidden_dim,
+            toy.identity, geometry=Geometry(videos.tokens_per_frame, videos.hidden_dim)
         )
-        spec = FeatureSpec(identity, Sampling(videos.frames), "none", "int8", videos.granularity)
+        spec = FeatureSpec(identity, Sampling(videos.frames), "none", toy.preprocessing)
         payload = slice(MAX_HEADER_BYTES, MAX_HEADER_BYTES + videos.shape[0] * videos.shape[1])
         buffer = np.empty(payload.stop, np.uint8)
         with FeatureWriter(self.folder, DATASET, min_free=0) as writer:
-            writer.add_set(spec, "bench_get")
+            writer.add_set(spec, videos.storage, origin="bench_get")
             for video in videos.ids:
                 values, scale = videos.parts(video).values()
                 buffer[payload] = as_bytes(values)
                 header = _header(videos, spec, video)
-                writer.put(spec, header, as_bytes(scale).tobytes(), buffer.data, payload)
+                record = pack_record(header, as_bytes(scale).tobytes(), buffer.data, payload)
+                writer.put(*record)
                 if writer.due:
                     writer.commit()
 
@@ -156,7 +163,7 @@ class Featstore(Peer):
 
     def get(self, reader: FeatureStore, video: str) -> Sequence[Any]:
         features = reader[DATASET][video]
-        return features.data, features.scale
+        return features.data, *features.scales
 
 
 class FeatstoreFirst(Featstore):
@@ -174,19 +181,19 @@ def _header(videos: Videos, spec: FeatureSpec, video: str) -> Header:
         video_id=video,
         video_path=f"/videos/{video}.mp4",
         dataset=DATASET,
+        spec=spec.digest,
         nframe=videos.frames,
         frame_indices=np.arange(videos.frames, dtype="<u4").tobytes(),
         total_frames=videos.frames,
         fps=25.0,
+        decoder="none",
+        doubt="",
         shape=videos.shape,
-        tokens_per_frame=videos.tokens_per_frame,
-        quantization="int8",
-        scale=videos.granularity,
+        layout=spec.encoder.geometry.layout(videos.frames),
         dtype=spec.encoder.dtype,
-        model_signature=spec.encoder.model_signature,
-        spec=spec.digest,
+        storage=videos.storage,
         source=SourceFingerprint(size=1, mtime_ns=1, xxh3_128="0" * 32),
-        error=QuantError(cosine=1.0, relative_l2=0.0, max_abs=0.0),
+        error=QuantError(1.0, 0.0, 0.0, 0.0, 0.0),
         created=time.time(),
     )
 

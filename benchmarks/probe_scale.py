@@ -17,6 +17,11 @@ import measure
 import numpy as np
 from safetensors.numpy import load_file
 
+from featstore.decoding.video_file import Video
+from featstore.encoders.toy import ToyEncoder
+from featstore.pipeline.plan import make_plan
+from featstore.sampling import Sampling
+from featstore.spec import FeatureSpec
 from featstore.store.reader import FeatureStore
 
 if TYPE_CHECKING:
@@ -24,6 +29,14 @@ if TYPE_CHECKING:
 
 OPENS = 5
 DATASET = "scale"
+SHAPE = (16, 8)
+
+
+def scale_spec() -> FeatureSpec:
+    """Return the feature set of all records."""
+    toy = ToyEncoder()
+    frames = SHAPE[0] // toy.identity.geometry.tokens_per_unit
+    return FeatureSpec(toy.identity, Sampling(frames), "decord", toy.preprocessing)
 
 
 def video_id(number: int) -> str:
@@ -31,19 +44,29 @@ def video_id(number: int) -> str:
     return f"video_{number:07d}"
 
 
+def video_path(name: str) -> str:
+    """Return the path of a video's file, which does not exist."""
+    return f"/videos/{name}.mp4"
+
+
 def open_featstore(folder: Path) -> Any:
     dataset = FeatureStore(folder)[DATASET]
-    dataset.select()  # the feature sets too
+    _ = dataset.feature_set  # the feature sets too
     return dataset
 
 
 def look_up_featstore(reader: Any, video: str) -> object:
     features = reader[video]
-    return features.data, features.scale
+    return features.data, *features.scales
 
 
 def list_featstore(reader: Any) -> int:
     return sum(1 for _ in reader.entries())
+
+
+def skip_featstore(reader: Any, names: list[str]) -> int:
+    videos = [Video(name, video_path(name)) for name in names]
+    return len(make_plan(videos, reader.snapshot(), scale_spec()).stored)
 
 
 def open_sqlite(folder: Path) -> Any:
@@ -59,6 +82,11 @@ def list_sqlite(reader: Any) -> int:
     return sum(1 for _ in reader.execute("SELECT id, tokens, dim FROM features"))
 
 
+def skip_sqlite(reader: Any, names: list[str]) -> int:
+    there = {name for (name,) in reader.execute("SELECT id FROM features")}
+    return sum(name in there for name in names)
+
+
 def open_files(folder: Path) -> Any:
     return folder
 
@@ -71,16 +99,22 @@ def list_files(reader: Any) -> int:
     return sum(1 for _ in os.scandir(reader))
 
 
-KINDS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., int]]] = {
-    "featstore": (open_featstore, look_up_featstore, list_featstore),
-    "sqlite": (open_sqlite, look_up_sqlite, list_sqlite),
-    "safetensors, a file a video": (open_files, look_up_file, list_files),
+def skip_files(reader: Any, names: list[str]) -> int:
+    there = {entry.name for entry in os.scandir(reader)}
+    return sum(f"{name}.safetensors" in there for name in names)
+
+
+# Opens, looks up, lists all, and tells how many of the videos it is given are stored.
+KINDS: dict[str, tuple[Callable[..., Any], ...]] = {
+    "featstore": (open_featstore, look_up_featstore, list_featstore, skip_featstore),
+    "sqlite": (open_sqlite, look_up_sqlite, list_sqlite, skip_sqlite),
+    "safetensors, a file a video": (open_files, look_up_file, list_files, skip_files),
 }
 
 
 def probe(kind: str, folder: Path, count: int, picks: int) -> dict[str, Any]:
-    """Return seconds of opening and of looking up, seconds of a listing, and the memory all this took."""
-    opened, look_up, listed = KINDS[kind]
+    """Return seconds of opening, of looking up, of a listing and of a skip check, and the memory all but that took."""
+    opened, look_up, listed, skipped = KINDS[kind]
     before = anonymous_bytes()
     opening = []
     for _ in range(OPENS):
@@ -95,13 +129,20 @@ def probe(kind: str, folder: Path, count: int, picks: int) -> dict[str, Any]:
     begun = time.perf_counter()
     if listed(reader) != count:
         raise SystemExit(f"{kind} lists other than {count} videos")
+    listing = time.perf_counter() - begun
+    after_all = anonymous_bytes()
+    names = [video_id(number) for number in range(count)]
+    begun = time.perf_counter()
+    if skipped(reader, names) != count:
+        raise SystemExit(f"{kind} knows other than {count} videos")
     return {
         "open_s": opening,
         "first_s": first,
         "again_s": again,
-        "listing_s": time.perf_counter() - begun,
+        "listing_s": listing,
+        "skip_s": time.perf_counter() - begun,
         "open_bytes": after_open - before,
-        "all_bytes": anonymous_bytes() - before,
+        "all_bytes": after_all - before,
     }
 
 

@@ -16,33 +16,38 @@ import numpy as np
 from featstore.decoding.frame_selection import Clip
 from featstore.decoding.pool import Decoded, DecoderPool
 from featstore.decoding.video_file import Video
-from featstore.pipeline.make_record import make_header, quantize_into
+from featstore.geometry import Geometry
+from featstore.pipeline.make_record import largest_shape, quantize_into, record_room
 from featstore.pipeline.write.writer_client import WriterProcess
-from featstore.pipeline.write.writer_process import WriterSetup
+from featstore.pipeline.write.writer_process import PutRecord, WriterSetup
+from featstore.preprocessing import frame_bytes
 from featstore.records.header import SourceFingerprint
 from featstore.records.quantization import QuantError
-from featstore.records.sizes import payload_bytes, record_room
+from featstore.records.storage import Storage
 from featstore.system.processes import Slots
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from featstore.encoders.base import Encoder
+    from featstore.preprocessing import Preprocessing
     from featstore.sampling import Sampling
     from featstore.spec import FeatureSpec
 
 SOURCE = SourceFingerprint(0, 0, "0" * 32)
 WRITER_SLOTS = 3
+STORAGE = Storage()
+NO_ERROR = QuantError(1.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def decode_alone(videos: list[Video], spec: FeatureSpec, workers: int) -> float:
     """Return videos a second that the decode workers make when their slots are taken away at once."""
     with ExitStack() as stack:
         log = stack.enter_context(tempfile.TemporaryFile())
-        slots = Slots.create(workers + 2, spec.sampling.nframe * frame_bytes(spec))
+        slots = Slots.create(workers + 2, spec.sampling.nframe * frame_bytes(spec.preprocessing))
         stack.callback(slots.close)
         pool = DecoderPool(
-            slots, spec.sampling, spec.encoder.preprocessing, workers=workers, timeout=600, log=log
+            slots, spec.sampling, spec.preprocessing, workers=workers, timeout=600, log=log
         )
         stack.callback(pool.kill)
         pool.add(videos)
@@ -60,22 +65,23 @@ def decode_alone(videos: list[Video], spec: FeatureSpec, workers: int) -> float:
 def encode_alone(encoder: Encoder, spec: FeatureSpec, videos: int) -> float:
     """Return videos a second that the encoder makes and quantizes of frames that lie where it computes."""
     step = encoder.batch_frames
-    shape = (spec.sampling.nframe, *spec.encoder.preprocessing.frame_shape)
+    shape = (spec.sampling.nframe, *spec.preprocessing.max_frame, 3)
     frames: Any = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    tokens = shape[0] * spec.encoder.tokens_per_frame
-    features_shape = tokens, spec.encoder.hidden_dim
     if getattr(getattr(encoder, "device", None), "type", "") == "cuda":
-        return _encode_on_gpu(encoder, frames, spec, videos)
-    payload = memoryview(bytearray(payload_bytes(spec.quantization, features_shape)))
+        return _encode_on_gpu(encoder, frames, videos)
+    payload = memoryview(bytearray(STORAGE.payload_bytes(largest_shape(spec))))
     begun, ends = time.perf_counter(), []
     for _ in range(videos + 1):
-        parts = [encoder.encode(frames[i : i + step]) for i in range(0, len(frames), step)]
-        quantize_into(payload, parts, features_shape, spec.quantization, spec.scale)
+        parts = [
+            encoder.encode(frames[i : i + step]).reshape(-1, largest_shape(spec)[1])
+            for i in range(0, len(frames), step)
+        ]
+        quantize_into(payload, parts, STORAGE)
         ends.append(time.perf_counter())
     return steady_rate(begun, ends)
 
 
-def _encode_on_gpu(encoder: Any, frames: Any, spec: FeatureSpec, videos: int) -> float:
+def _encode_on_gpu(encoder: Any, frames: Any, videos: int) -> float:
     import torch
 
     from featstore.torch.kernels.quantize import queue_quantize
@@ -88,7 +94,7 @@ def _encode_on_gpu(encoder: Any, frames: Any, spec: FeatureSpec, videos: int) ->
             parts = [
                 encoder.encode_on_device(there[i : i + step]) for i in range(0, len(there), step)
             ]
-            queue_quantize(torch.cat(parts).flatten(0, 1), spec.quantization, spec.scale)
+            queue_quantize(torch.cat(parts).flatten(0, 1), STORAGE)
 
         for _ in range(3):
             once()
@@ -106,15 +112,14 @@ def quantize_ms(spec: FeatureSpec, device: Any, repeats: int = 10) -> dict[str, 
 
     from featstore.torch.kernels.quantize import measure_error, quantize, queue_quantize
 
-    shape = spec.sampling.nframe * spec.encoder.tokens_per_frame, spec.encoder.hidden_dim
-    features = torch.randn(shape, device=device).half()
+    features = torch.randn(largest_shape(spec), device=device).half()
 
     def eager() -> None:
-        measure_error(features, *quantize(features, spec.quantization, spec.scale))
+        measure_error(features, *quantize(features, STORAGE))
 
     found = {}
     ways = {
-        "queued": lambda: queue_quantize(features, spec.quantization, spec.scale),
+        "queued": lambda: queue_quantize(features, STORAGE),
         "eager": eager,
     }
     for name, way in ways.items():
@@ -130,12 +135,11 @@ def quantize_ms(spec: FeatureSpec, device: Any, repeats: int = 10) -> dict[str, 
 
 def write_alone(folder: Path, spec: FeatureSpec, records: int) -> float:
     """Return records a second that the writer process commits when a slot is filled again as soon as it is free."""
-    shape = spec.sampling.nframe * spec.encoder.tokens_per_frame, spec.encoder.hidden_dim
-    room, _ = record_room(spec)
+    room, payload_bytes = record_room(spec, STORAGE)
     begun, ends = time.perf_counter(), []
     with ExitStack() as stack:
         log = stack.enter_context(tempfile.TemporaryFile())
-        slots = Slots.create(WRITER_SLOTS, sum(record_room(spec)))
+        slots = Slots.create(WRITER_SLOTS, room + payload_bytes)
         stack.callback(slots.close)
         for number in range(slots.count):
             _fill(slots.slot(number))
@@ -143,8 +147,11 @@ def write_alone(folder: Path, spec: FeatureSpec, records: int) -> float:
             cache_dir=os.fspath(folder),
             dataset="write-alone",
             spec=spec,
+            storage=STORAGE,
             origin="bench",
-            codec="raw",
+            names={},
+            max_error=None,
+            replace_storage=False,
             min_free=1 << 20,
             max_size=None,
             lock_wait=1.0,
@@ -154,15 +161,12 @@ def write_alone(folder: Path, spec: FeatureSpec, records: int) -> float:
         writer = WriterProcess(setup, log=log)
         stack.callback(writer.close)
         clip = Clip(1000, 25.0, list(range(spec.sampling.nframe)))
-        scale = np.ones(shape[1], "<f4").tobytes()
+        scales = np.ones(STORAGE.scale_bytes(largest_shape(spec)) // 4, "<f4").tobytes()
         free, put = deque(range(slots.count)), 0
         while len(ends) < records:
             while free and put < records:
                 video = Video(f"v{put}", f"/v{put}.mp4")
-                header = make_header(
-                    spec, "write-alone", video, clip, SOURCE, QuantError(1.0, 0.0, 0.0)
-                )
-                writer.put(free.popleft(), header, scale)
+                writer.put(PutRecord(free.popleft(), video, clip, SOURCE, None, scales, NO_ERROR))
                 put += 1
             wait([writer.connection])
             for commit in writer.collect():
@@ -173,7 +177,7 @@ def write_alone(folder: Path, spec: FeatureSpec, records: int) -> float:
 
 def write_plainly(folder: Path, spec: FeatureSpec, records: int) -> float:
     """Return records a second where their bytes are appended to a file, synced after each."""
-    data = np.empty(sum(record_room(spec)), np.uint8)
+    data = np.empty(sum(record_room(spec, STORAGE)), np.uint8)
     _fill(data.data)
     begun, ends = time.perf_counter(), []
     descriptor = os.open(folder / "plain", os.O_CREAT | os.O_WRONLY)
@@ -197,7 +201,13 @@ class FreeFrames:
         """Fill the slots."""
         self._free = deque(range(slots.count))
         self._videos: deque[Video] = deque()
-        self._clip = Clip(sampling.nframe, 25.0, list(range(sampling.nframe)))
+        preprocessing: Preprocessing = others[0]
+        self._clip = Clip(
+            sampling.nframe,
+            25.0,
+            list(range(sampling.nframe)),
+            size=preprocessing.max_frame,
+        )
         for number in self._free:
             _fill(slots.slot(number))
 
@@ -240,14 +250,10 @@ def steady_rate(begun: float, ends: list[float]) -> float:
     return (len(ends) - skipped) / (ends[-1] - first)
 
 
-def frame_bytes(spec: FeatureSpec) -> int:
-    """Return the bytes of one frame."""
-    return int(np.prod(spec.encoder.preprocessing.frame_shape))
-
-
 def at_real_size(spec: FeatureSpec) -> FeatureSpec:
     """Return a spec whose records are as large as LongVA-7B's."""
-    encoder = dataclasses.replace(spec.encoder, tokens_per_frame=144, hidden_dim=3584)
+    geometry = Geometry(tokens_per_unit=144, hidden_dim=3584)
+    encoder = dataclasses.replace(spec.encoder, geometry=geometry)
     return dataclasses.replace(spec, encoder=encoder)
 
 

@@ -12,9 +12,10 @@ import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import numpy as np
 import xxhash
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's featstore
@@ -23,11 +24,8 @@ from featstore.decoding.av_packets import NotValidated
 from featstore.decoding.frame_selection import FrameSelection
 from featstore.errors import VideoError
 from featstore.fields import to_plain
-from featstore.preprocessing import Preprocessing
+from featstore.preprocessing import ExactResize
 from featstore.sampling import Sampling
-
-if TYPE_CHECKING:
-    import numpy as np
 
 SAMPLINGS = (Sampling(1), Sampling(4), Sampling(16), Sampling(128), Sampling(32, "fps", 3.0))
 TIMEOUT = 60.0  # seconds a file may take
@@ -44,7 +42,7 @@ class WholeFrames(FrameSelection):
 
     def __init__(self, path: str, sampling: Sampling) -> None:
         """Keep nothing yet."""
-        super().__init__(path, sampling, Preprocessing(0, 1, 1), None)  # type: ignore[arg-type]
+        super().__init__(path, sampling, ExactResize(height=1, width=1), np.empty(0, np.uint8))
         self.digests: dict[int, str] = {}
 
     def put(self, index: int, frame: np.ndarray) -> None:

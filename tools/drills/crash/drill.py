@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from drills.crash.ingests import CLIPS, Ingest, Retry
+from drills.crash.ingests import CLIPS, Ingest, Restore, Retry
 from drills.crash.steps import Commit, Export, Miss, Remove
 from drills.crash.upkeep import Compact, Merge, RemoveSome, Repair
 from drills.shared.clips import make_clips
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SHARES = {
     "ingest": 4,
     "retry": 2,
+    "restore": 3,
     "miss": 5,
     "commit": 3,
     "rm": 3,
@@ -108,13 +109,14 @@ def make_scenes(place: Path, what: list[str]) -> dict[str, Scene]:
     if unknown:
         raise click.BadParameter(f"{', '.join(unknown)}; there are {', '.join(SHARES)}")
     clips = place / "clips"
-    if {"ingest", "retry"} & set(what):
+    if {"ingest", "retry", "restore"} & set(what):
         make_clips(clips, CLIPS)
     if "miss" in what:
         import featstore.pipeline.on_demand  # noqa: F401  (torch is loaded once, not in every child)
     scenes: dict[str, Scene] = {
         "ingest": Ingest(place / "ingest", clips),
         "retry": Retry(place / "retry", clips),
+        "restore": Restore(place / "restore", clips),
         "miss": Miss(place / "miss"),
         "commit": Commit(place / "commit"),
         "rm": Remove(place / "rm"),

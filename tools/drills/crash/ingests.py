@@ -1,4 +1,4 @@
-"""Ingests that are killed: everything, the parent alone, the writer alone, a decoder alone; first runs and retries."""
+"""Ingests that are killed: everything, only the parent, the writer or a decoder; first runs, retries and restorings."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from drills.shared.journal import Journal, read_journal
 from drills.shared.look import look, name_of
 
 import featstore
+from featstore.pipeline.make_record import pack_scales
 from featstore.pipeline.write.writer_client import WriterProcess
+from featstore.records.storage import Storage
 from featstore.sampling import Sampling
-from featstore.store.catalog import Failure
 from featstore.store.reader import FeatureStore
+from featstore.store.rows import Failure
 from featstore.store.writer import FeatureWriter
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ DATASET = "demo"
 CLIPS = 32
 # How often each is the victim; an ingest goes on without a decoder it lost, so those take the longest.
 VICTIMS = {"everything": 3, "parent": 3, "writer": 3, "decoder": 1}
+FIRST, OTHER = Storage("int8", "channel"), Storage("bf16")
 
 
 class Ingest(Scene):
@@ -43,7 +46,7 @@ class Ingest(Scene):
 
     name = "ingest"
     kills_a_life = 10
-    retry = False
+    storages = (FIRST,)  # that its records may have
 
     def __init__(self, folder: Path, clips: Path) -> None:
         """Keep where the clips are, and an undisturbed ingest's features of them."""
@@ -57,7 +60,7 @@ class Ingest(Scene):
 
     def act(self, seed: int) -> None:
         """Ingest what is not stored yet."""
-        ingest_noting(self.clips, self.cache, Journal(self.journal), retry_failed=self.retry)
+        ingest_noting(self.clips, self.cache, Journal(self.journal))
 
     def strike(self, pid: int, rng: random.Random) -> bool:
         """Kill at a random time after the start, or a moment after one of the first commits."""
@@ -94,7 +97,7 @@ class Ingest(Scene):
 
     def finish(self) -> list[str]:
         """Let an ingest through, failed ones tried again; the right videos must then be there."""
-        processes.ask(_ingest_all, self.clips, self.cache, self.journal)
+        processes.ask(self._resume)
         found = self.see()
         spec = drill_spec()
         wanted = {name_of(DATASET, spec, f"v{n:03}") for n in range(CLIPS)}
@@ -109,9 +112,13 @@ class Ingest(Scene):
         return asdict(look(self.cache, self._is_right))
 
     @cached_property
-    def _reference(self) -> dict[str, list[str]]:
-        place = self.clips.with_name("reference")
-        return processes.ask(reference_of, self.clips, place)
+    def _reference(self) -> dict[str, dict[str, list[str]]]:
+        return {
+            str(storage): processes.ask(
+                reference_of, self.clips, self.clips.with_name(f"reference-{number}"), storage
+            )
+            for number, storage in enumerate(self.storages)
+        }
 
     def prepare(self) -> None:
         """Begin a new life; the reference is made before the first."""
@@ -119,7 +126,12 @@ class Ingest(Scene):
         super().prepare()
 
     def _is_right(self, spec: FeatureSpec, features: Features) -> bool:
-        return self._reference[features.header.video_id] == fingerprint_of(features)
+        header = features.header
+        right = self._reference.get(str(header.storage), {})
+        return right.get(header.video_id) == fingerprint_of(features)
+
+    def _resume(self) -> None:
+        ingest_noting(self.clips, self.cache, Journal(self.journal), retry_failed=True)
 
     def _await_commits(self, count: int) -> None:
         before = len(read_journal(self.journal))
@@ -132,21 +144,68 @@ class Retry(Ingest):
     """An ingest with --retry-failed of a dataset in which every video failed before."""
 
     name = "retry"
-    retry = True
 
     def furnish(self) -> dict[str, int]:
         """Record a failure for every clip."""
         spec = drill_spec()
         with FeatureWriter(self.cache, DATASET, min_free=0) as writer:
-            writer.add_set(spec, "drill")
+            writer.add_set(spec, origin="drill")
             for path in sorted(self.clips.iterdir()):
                 row = Failure(path.stem, str(path), spec.digest, "the disk was away", time.time())
-                writer.fail(spec, row)
+                writer.fail(row)
         return {}
 
+    def act(self, seed: int) -> None:
+        """Ingest what failed."""
+        self._resume()
 
-def ingest_noting(clips: Path, cache: Path, journal: Notes, *, retry_failed: bool) -> None:
-    """Ingest, each commit noted as it is reported and before it is counted."""
+
+class Restore(Ingest):
+    """An ingest with --restore-as of a dataset whose videos are all stored, in another way."""
+
+    name = "restore"
+    storages = (FIRST, OTHER)
+
+    def furnish(self) -> dict[str, int]:
+        """Store every clip in the first way."""
+        ingest_noting(self.clips, self.cache, Journal(self.folder / "first"), storage=FIRST)
+        spec = drill_spec()
+        return {name_of(DATASET, spec, f"v{n:03}"): 0 for n in range(CLIPS)}
+
+    def act(self, seed: int) -> None:
+        """Store them again in the other one."""
+        ingest_noting(self.clips, self.cache, Journal(self.journal), storage=OTHER)
+
+    def finish(self) -> list[str]:
+        """Let an ingest through; each record must then be stored in the other way."""
+        return super().finish() + processes.ask(self._left_behind)
+
+    def _resume(self) -> None:
+        # Once the set's row says how it is to be stored, an ingest that says nothing goes on with it.
+        decided = FeatureStore(self.cache)[DATASET].feature_set.storage == OTHER
+        wanted = None if decided else OTHER
+        ingest_noting(
+            self.clips, self.cache, Journal(self.journal), retry_failed=True, storage=wanted
+        )
+
+    def _left_behind(self) -> list[str]:
+        entries = FeatureStore(self.cache)[DATASET].entries()
+        return [
+            f"{entry.video_id} is still stored as {entry.storage}"
+            for entry in entries
+            if entry.storage != OTHER
+        ]
+
+
+def ingest_noting(
+    clips: Path,
+    cache: Path,
+    journal: Notes,
+    *,
+    retry_failed: bool = False,
+    storage: Storage | None = None,
+) -> None:
+    """Ingest, each commit noted as it is reported and before it is counted; a `storage` replaces the set's."""
     spec = drill_spec()
 
     def note(commit: Committed) -> Committed:
@@ -166,8 +225,13 @@ def ingest_noting(clips: Path, cache: Path, journal: Notes, *, retry_failed: boo
         DATASET,
         encoder=drill_encoder(),
         sampling=Sampling(NFRAME),
+        storage=storage,
         options=featstore.IngestOptions(
-            workers=1, min_free=0, lock_wait=PATIENCE, retry_failed=retry_failed
+            workers=1,
+            min_free=0,
+            lock_wait=PATIENCE,
+            retry_failed=retry_failed,
+            replace_storage=storage is not None,
         ),
     )
 
@@ -186,10 +250,12 @@ def compare_ingest(lines: list[dict[str, Any]], found: Found) -> Outcome:
 
 
 def acknowledged(lines: list[dict[str, Any]]) -> tuple[set[str], set[str]]:
-    """Return the videos whose commit was reported, and those whose failure was and that were not stored since."""
+    """Return the videos that were there before or whose commit was reported, and those that failed."""
     stored: set[str] = set()
     failed: set[str] = set()
     for line in lines:
+        if line["kind"] == "settled":
+            stored.update(line["state"])
         if line["kind"] != "committed":
             continue
         stored.update(line["stored"])
@@ -197,9 +263,9 @@ def acknowledged(lines: list[dict[str, Any]]) -> tuple[set[str], set[str]]:
     return stored, failed
 
 
-def reference_of(clips: Path, cache: Path) -> dict[str, list[str]]:
+def reference_of(clips: Path, cache: Path, storage: Storage) -> dict[str, list[str]]:
     """Return what an ingest that nobody disturbs stores of each clip."""
-    _ingest_all(clips, cache, cache.with_name("reference.journal"))
+    ingest_noting(clips, cache, Journal(cache.with_name("reference.journal")), storage=storage)
     shelf = FeatureStore(cache)[DATASET]
     return {video: fingerprint_of(features) for video, features in shelf.items()}
 
@@ -209,13 +275,9 @@ def fingerprint_of(features: Features) -> list[str]:
     header = features.header
     return [
         features.data.tobytes().hex(),
-        features.scale.tobytes().hex(),
+        pack_scales(features.scales).hex(),
         f"{header.frames} of {header.total_frames}",
     ]
-
-
-def _ingest_all(clips: Path, cache: Path, journal: Path) -> None:
-    ingest_noting(clips, cache, Journal(journal), retry_failed=True)
 
 
 def _words(process: processes.psutil.Process) -> list[str]:

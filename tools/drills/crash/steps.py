@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from drills.crash.scene import Looping
 from drills.shared.content import (
+    DEFAULT,
     clip_of,
     drill_spec,
     make_features,
@@ -21,15 +22,19 @@ from drills.shared.look import Found, look, name_of
 
 from featstore.formats.export import save_features
 from featstore.records.quantization import dequantize
-from featstore.store.catalog import Failure
 from featstore.store.maintenance.remove import remove_dataset
 from featstore.store.reader import FeatureStore
+from featstore.store.rows import Failure
 from featstore.store.writer import FeatureWriter
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from featstore.spec import FeatureSpec
 
 DATASET = "demo"
 
@@ -39,7 +44,7 @@ def fill(cache: Path, dataset: str, videos: Iterable[str], version: int = 1) -> 
     spec = drill_spec()
     videos = list(videos)
     with FeatureWriter(cache, dataset, min_free=0) as writer:
-        writer.add_set(spec, "drill")
+        writer.add_set(spec, origin="drill")
         for video in videos:
             put(writer, spec, video, version)
     return dict.fromkeys((name_of(dataset, spec, video) for video in videos), version)
@@ -84,7 +89,7 @@ class Commit(Looping):
         """Commit one to four videos and now and then the failure of one that is not stored."""
         spec, version = drill_spec(), max(state.values(), default=0)
         writer = FeatureWriter(self.cache, DATASET, min_free=0)
-        writer.add_set(spec, "drill")
+        writer.add_set(spec, origin="drill")
         while True:
             version += 1
             videos = rng.sample(self.videos, rng.randint(1, 4))
@@ -94,7 +99,7 @@ class Commit(Looping):
                     put(writer, spec, video, version)
                 if version % 3 == 0:
                     row = Failure(f"f{version}", "/v", spec.digest, "no frames", float(version))
-                    writer.fail(spec, row)
+                    writer.fail(row)
                 writer.commit()
             yield
 
@@ -163,16 +168,21 @@ class Export(Looping):
 
         spec = drill_spec()
         for number, video in enumerate(self.videos):
-            data, scale = stored_form(spec, video, 1)
+            data, scales = stored_form(spec, video, 1)
             if path.suffix == ".npy":
-                width = spec.encoder.hidden_dim
-                values = np.frombuffer(data, np.int8).reshape(-1, width)
-                factors = np.frombuffer(scale, np.float32).reshape(1, width)
-                wanted = dequantize(values, factors, spec.quantization)
+                wanted = dequantized(spec, data, scales)
                 same = np.array_equal(np.load(path, allow_pickle=False), wanted)
             else:
                 kept = load_file(path)
-                same = (kept["data"].tobytes(), kept["scale"].tobytes()) == (data, scale)
+                same = (kept["data"].tobytes(), kept["channel_scale"].tobytes()) == (data, scales)
             if same:
                 return number
         return None
+
+
+def dequantized(spec: FeatureSpec, data: bytes, scales: bytes) -> NDArray[np.float32]:
+    """Return the features whose stored form, with one scale a channel, is given."""
+    width = spec.encoder.geometry.row_width
+    values = np.frombuffer(data, np.int8).reshape(-1, width)
+    factors = np.frombuffer(scales, np.float32).reshape(1, width)
+    return dequantize(values, (factors,), DEFAULT.values)

@@ -12,7 +12,7 @@ from drills.crash.steps import DATASET
 from drills.shared import processes
 from drills.shared.content import drill_spec, put, stored_form, version_of
 from drills.shared.journal import step
-from drills.shared.look import Found, look, name_of
+from drills.shared.look import Found, look, name_of, wrong_counts
 
 from featstore.errors import RecordError
 from featstore.store.maintenance import merge
@@ -41,7 +41,7 @@ DAMAGED = -1
 def put_all(cache: Path, videos: list[str], version: int, spec: FeatureSpec) -> dict[str, int]:
     """Store one version of some videos in one commit, and return what is then there."""
     with FeatureWriter(cache, DATASET, min_free=0) as writer:
-        writer.add_set(spec, "drill")
+        writer.add_set(spec, origin="drill")
         for video in videos:
             put(writer, spec, video, version)
     return names(videos, version, spec)
@@ -191,7 +191,7 @@ class Repair(Looping):
                 damaged[entry.video_id] = name_of(DATASET, SPECS[0], entry.video_id)
         if not damaged:
             return asdict(look(self.cache))
-        found = Found(versions=dict.fromkeys(damaged.values(), DAMAGED))
+        found = Found(dict.fromkeys(damaged.values(), DAMAGED), problems=wrong_counts(shelf))
         for video in (entry.video_id for entry in shelf.entries()):
             if video not in damaged:
                 features = shelf.lookup(video)

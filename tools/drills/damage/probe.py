@@ -11,6 +11,7 @@ import numpy as np
 from drills.damage.stores import DATASET, Journal, toy_features, toy_spec
 
 from featstore.errors import FeatstoreError, FeatureNotFound
+from featstore.store.catalog import read_entries, read_failures, read_manifest
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.paths import DATA_FILE
 from featstore.store.reader import FeatureStore
@@ -31,7 +32,7 @@ class Verdict(enum.IntEnum):
     RIGHT = 0  # every value and every row as it was put
     MISSED = 1  # something is not found, all else is right; it would be encoded again
     REFUSED = 2  # an error of featstore's says what is wrong
-    WRONG_ROW = 3  # a row of the catalog that nobody put
+    WRONG_ROW = 3  # a row of the catalog that nobody put, counts other than those of the rows
     WRONG = 4  # features that nobody put
     UNEXPECTED = 5  # an exception that is not featstore's
     HUNG = 6
@@ -72,23 +73,30 @@ def probe(
 
 
 def _read(folder: Path, journal: Journal) -> Iterator[Verdict]:
-    """Get every video and list every row."""
-    dataset = FeatureStore(folder)[DATASET]
+    """Get every video of each feature set, list every row, and read what is counted."""
+    whole = FeatureStore(folder)[DATASET]
     yield Verdict.RIGHT
+    yield _read_manifest(whole, journal)
     for put in journal.puts.values():
-        yield _read_video(dataset, put)
-    entries = {(entry.spec, entry.video_id): entry for entry in dataset.entries()}
+        yield _read_video(whole, put)
+    entries = {(entry.spec, entry.video_id): entry for entry in read_entries(whole.snapshot())}
     yield _compare(entries, {key: put.entry for key, put in journal.puts.items()})
-    failures = {(row.spec, row.video_id): row for row in dataset.failures()}
+    failures = {(row.spec, row.video_id): row for row in read_failures(whole.snapshot())}
     yield _compare(failures, journal.failures)
 
 
-def _read_video(dataset: Dataset, put: Put) -> Verdict:
+def _read_manifest(whole: Dataset, journal: Journal) -> Verdict:
+    """Compare which set is the default one, and what is counted of each."""
+    found = read_manifest(whole.snapshot())
+    same = (found.default, found.sets) == (journal.default, journal.counts())
+    return Verdict.RIGHT if same else Verdict.WRONG_ROW
+
+
+def _read_video(whole: Dataset, put: Put) -> Verdict:
     try:
-        features = dataset.lookup(put.video_id, spec=put.spec)
-        same = np.array_equal(features.data, put.stored) and np.array_equal(
-            features.scale, put.scale
-        )
+        features = whole.lookup(put.video_id, spec=put.spec)
+        found = (features.data, *features.scales)
+        same = all(map(np.array_equal, found, (put.stored, *put.scales)))
     except FeatureNotFound:
         return Verdict.MISSED
     except FeatstoreError:
@@ -109,8 +117,8 @@ def _check(folder: Path, journal: Journal) -> Iterator[Verdict]:
 
 def _write(folder: Path, journal: Journal) -> Iterator[Verdict]:
     """Put one video more; once acknowledged it is in the journal."""
-    spec = toy_spec("int8", "channel")
+    spec = toy_spec()
     with FeatureWriter(folder, DATASET, min_free=0) as writer:
-        writer.add_set(spec, "toy")
+        writer.add_set(spec, origin="toy")
         journal.put(writer, spec, "one more", toy_features(np.random.default_rng(0)))
     yield Verdict.RIGHT

@@ -95,8 +95,11 @@ def fuzz(target: Target, runs: int, seed: int, place: Path) -> tuple[int, int]:
         os.dup2(log, 2)
         found = f"-artifact_prefix={place}/found-"
         words = ["fuzz", *OPTIONS, found, f"-runs={runs}", f"-seed={seed}", str(corpus)]
-        atheris.Setup(words, counted)
-        atheris.Fuzz()  # ends the process
+        try:
+            atheris.Setup(words, counted)
+            atheris.Fuzz()  # ends the process, or raises SystemExit if something was found
+        finally:
+            os._exit(1)
     _, status = os.waitpid(pid, 0)
     return COUNT.unpack_from(counter)[0], status
 

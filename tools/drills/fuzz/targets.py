@@ -11,37 +11,46 @@ import json
 import os
 import struct
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgpack
 import numpy as np
 import xxhash
-from drills.damage.stores import DATASET, Journal, make_storages, make_tree, toy_spec
+from drills.damage.stores import DATASET, STORAGES, Journal, make_storages, make_tree, toy_spec
 from safetensors.numpy import save
 
 from featstore.checkpoints.files import LocalFiles
 from featstore.checkpoints.tensors import INDEX, list_tensors, open_tensors
 from featstore.encoders.longva.checkpoint import read_checkpoint
-from featstore.errors import FeatstoreError
+from featstore.errors import FeatstoreError, StoreMismatch
+from featstore.geometry import Geometry
 from featstore.pipeline.listing import read_listing
-from featstore.records.codecs import CODECS
+from featstore.pipeline.make_record import pack_scales, record_room
+from featstore.preprocessing import ExactResize, PixelBudget, ShortestEdgeCrop, frame_bytes
+from featstore.records.codecs import CODECS, compress
 from featstore.records.features import Features
+from featstore.records.header import from_map, to_map
 from featstore.records.record import pack, parse
+from featstore.records.storage import STORED_DTYPES, Storage
 from featstore.spec import FeatureSpec
-from featstore.store.catalog import (
-    Failure,
-    FeatureSet,
-    Manifest,
-    pack_row,
-    read_failures,
-    read_manifest,
-    stored_spec,
-    unpack_entry,
-)
+from featstore.store.catalog import read_entries, read_failures, read_manifest
 from featstore.store.engine.pages import parse_meta
 from featstore.store.engine.tree import Tree
+from featstore.store.manifest import Counts, Manifest
+from featstore.store.rows import (
+    Failure,
+    FeatureSet,
+    build_row,
+    pack_row,
+    set_key,
+    unpack_row,
+    unpack_set,
+    video_key,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +73,7 @@ def record(data: bytes) -> None:
     """Parse a record: 3 bytes of map header, 2 that say how long the payload is, then all behind the checksum."""
     if len(data) < 5:
         return
-    head = bytearray(b"\x93" + data[:3] + b"\xa6format\x01\xacprefix_bytes\xce")
+    head = bytearray(b"\x93" + data[:3] + b"\xa6format\x02\xacprefix_bytes\xce")
     (payload_bytes,) = struct.unpack("<H", data[3:5])
     head += struct.pack(">I", max(0, FIELDS_AT + len(data) - 5 - payload_bytes))
     head += b"\xabprefix_xxh3\xc4\x08" + bytes(8) + data[5:]
@@ -76,8 +85,27 @@ def record(data: bytes) -> None:
         if found.header.raw_bytes <= MAX_RAW_BYTES:
             with np.errstate(all="ignore"):
                 features.dequantize()
-        _ = features.header.frames, features.scale
+        _ = features.header.frames, features.scales, repr(features)
         found.verify()
+
+
+def header(data: bytes) -> None:
+    """Read a header's map, and use what it says of layout and storage."""
+    try:
+        fields = msgpack.unpackb(data, unicode_errors="surrogatepass", strict_map_key=True)
+    except Exception:
+        return
+    with contextlib.suppress(FeatstoreError):
+        found = from_map(fields)
+        rows, width = found.shape
+        shapes = found.storage.scale_shapes(rows, width)
+        assert found.layout.rows == rows
+        assert width % found.layout.planes == 0
+        assert all(long in (1, rows) and wide in (1, width) for long, wide in shapes)
+        assert 0 < found.raw_bytes == rows * width * found.storage.itemsize
+        assert from_map(to_map(found)) == found
+        for known in _SPECS:
+            assert isinstance(found.misfit(known, DATASET), str)
 
 
 def codec(data: bytes) -> None:
@@ -95,21 +123,33 @@ def row(data: bytes) -> None:
     packed = b"\x92\xc4\x08" + xxhash.xxh3_64_digest(data[1:]) + data[1:]
     snapshot: Any = SimpleNamespace(
         path="store",
-        cache=SimpleNamespace(sets=(-1, {})),
+        cache=SimpleNamespace(sets=(-1, {}), manifest=(-1, None)),
         txn_id=0,
         read=lambda table, key: packed,
-        rows=lambda table, prefix: [(b"key", packed)],
+        rows=lambda table, prefix=b"": [(b"key", packed)],
     )
     with contextlib.suppress(FeatstoreError):
         kind = data[0] % 4 if data else 0
         if kind == 0:
-            unpack_entry(packed)
+            for entry in read_entries(snapshot):
+                _ = entry.source, entry.error, entry.storage
+                assert pack_row(entry)[ROW_AT:]
         elif kind == 1:
-            read_manifest(snapshot, DATASET)
+            found = read_manifest(snapshot, DATASET)
+            assert all(type(counts) is Counts for counts in found.sets.values())
         elif kind == 2:
             list(read_failures(snapshot))
         else:
-            stored_spec(snapshot, _SPEC)
+            _read_set(packed)
+
+
+def _read_set(packed: bytes) -> None:
+    row = build_row(FeatureSet, unpack_row(packed))
+    assert repr(unpack_set(set_key(row.spec.digest), packed)) == repr(row)  # nan is no nan
+    assert row.describe().isprintable()
+    with contextlib.suppress(StoreMismatch):
+        unpack_set(b"0" * 32, packed)
+        raise AssertionError("a row under the key of another set")
 
 
 class Memory:
@@ -152,16 +192,23 @@ def pages(data: bytes) -> None:
 
 
 def spec(data: bytes) -> None:
-    """Rebuild a spec from JSON, and say all that is said of specs."""
+    """Rebuild a spec from JSON, say all that is said of specs, and size what its frames and records take."""
     try:
         plain = json.loads(data)
     except (ValueError, RecursionError):
         return
     with contextlib.suppress(FeatstoreError):
         found = FeatureSpec.from_dict(plain)
-        _ = found.digest, found.describe(), found.ingest_options()
-        found.record_key(DATASET, "video")
+        assert video_key(found.digest, "video").startswith(set_key(found.digest))
+        _ = found.describe(), found.ingest_options(), found.diff(_SPECS[0])
         assert FeatureSpec.from_dict(found.to_dict()) == found
+        assert found.max_rows > 0 < frame_bytes(found.preprocessing)
+        for height, width in ((1, 1), (720, 1280), (3, 601)):
+            with contextlib.suppress(ValueError):
+                assert min(found.preprocessing.size_of(height, width)) > 0
+        for values in STORED_DTYPES:
+            with contextlib.suppress(FeatstoreError):
+                assert min(record_room(found, Storage(values))) > 0
 
 
 def manifest(data: bytes) -> None:
@@ -229,7 +276,24 @@ _PREPROCESSOR = json.dumps(
 ).encode()
 
 
-_SPEC = toy_spec("int8", "channel")
+_ROWS = (
+    Geometry(4, 8),
+    Geometry(4, 8, grid=(2, 2), extra_rows=1),
+    Geometry(6, 8, frames_per_unit=2, stride=2, by_video=True),
+    Geometry(3, 8, frames_per_unit=4, stride=1),
+    Geometry(4, 8, planes=3),
+    Geometry(1, 8),
+)
+_FRAMES = (
+    ShortestEdgeCrop(shortest_edge=28, crop_height=28, crop_width=28),
+    ExactResize(height=28, width=20),
+    PixelBudget(multiple=28, min_pixels=28 * 28, max_pixels=28 * 28 * 16),
+)
+_SPECS = [
+    replace(toy_spec(), encoder=replace(toy_spec().encoder, geometry=rows), preprocessing=frames)
+    for rows in _ROWS
+    for frames in _FRAMES
+]
 
 
 @cache
@@ -267,13 +331,31 @@ def _journal() -> Journal:
 def _record_seeds() -> list[bytes]:
     seeds = []
     for put in _journal().puts.values():
-        stored = put.stored.tobytes()
-        kept = bytes(CODECS[put.header.codec].compress(memoryview(stored)))
-        whole = pack(put.header, put.scale.tobytes(), kept)
+        stored = memoryview(put.stored.tobytes())
+        _, kept = compress(stored, put.header.storage)
+        whole = pack(put.header, pack_scales(put.scales), bytes(kept))
         head, _, tail = whole.partition(b"\xa3pad\xc5")
         (pad,) = struct.unpack_from(">H", tail)
         rest = head[FIELDS_AT:] + b"\xa3pad\xc4\x00" + tail[2 + pad :]
         seeds.append(whole[1:4] + struct.pack("<H", len(kept)) + rest)
+    return seeds
+
+
+def _header_seeds() -> list[bytes]:
+    seeds = []
+    first, *_ = (put.header for put in _journal().puts.values())
+    for spec in _SPECS[:: len(_FRAMES)]:
+        geometry = spec.encoder.geometry
+        layout = geometry.layout(len(first.frames), (2, 3) if geometry.by_video else None)
+        for storage in STORAGES:
+            found = replace(
+                first,
+                spec=spec.digest,
+                layout=layout,
+                shape=(layout.rows, geometry.row_width),
+                storage=storage,
+            )
+            seeds.append(msgpack.packb(to_map(found)))
     return seeds
 
 
@@ -287,13 +369,23 @@ def _codec_seeds() -> list[bytes]:
 
 
 def _row_seeds() -> list[bytes]:
-    rows: list[Any] = [
-        next(iter(_journal().puts.values())).entry,
-        Manifest(DATASET, 0.0),
-        Failure("a", "/a.mp4", "0" * 32, "no frames", 0.0),
-        FeatureSet(_SPEC, "toy", 0.0),
+    sets = [
+        FeatureSet(spec, storage, budget, "toy", {"vision_tower": "a/b"}, 0.0, 1.0)
+        for spec in _SPECS
+        for storage, budget in ((Storage(), None), (Storage("bf16", codec="zstd"), 0.01))
     ]
-    return [bytes([kind]) + pack_row(found)[ROW_AT:] for kind, found in enumerate(rows)]
+    entries = [put.entry for put in _journal().puts.values()]
+    digests = [spec.digest for spec in _SPECS]
+    manifests = [
+        Manifest(DATASET, 0.0),
+        Manifest(DATASET, 0.0, digests[0], {digest: Counts(1, 2, 3, 4) for digest in digests}),
+    ]
+    failures = [Failure("a", "/a.mp4", "0" * 32, "no frames", 0.0)]
+    return [
+        bytes([kind]) + pack_row(found)[ROW_AT:]
+        for kind, rows in enumerate((entries, manifests, failures, sets))
+        for found in rows
+    ]
 
 
 def _page_seeds() -> list[bytes]:
@@ -304,7 +396,7 @@ def _page_seeds() -> list[bytes]:
 
 
 def _spec_seeds() -> list[bytes]:
-    return [json.dumps(put.spec.to_dict()).encode() for put in _journal().puts.values()]
+    return [json.dumps(spec.to_dict()).encode() for spec in _SPECS]
 
 
 def _manifest_seeds() -> list[bytes]:
@@ -329,9 +421,10 @@ def _tensor_seeds() -> list[bytes]:
 
 
 TARGETS = (
-    Target("record", record, _record_seeds, 28),
-    Target("codec", codec, _codec_seeds, 30),
-    Target("row", row, _row_seeds, 22),
+    Target("record", record, _record_seeds, 24),
+    Target("header", header, _header_seeds, 10),
+    Target("codec", codec, _codec_seeds, 20),
+    Target("row", row, _row_seeds, 26),
     Target("pages", pages, _page_seeds, 3),
     Target("spec", spec, _spec_seeds, 9),
     Target("manifest", manifest, _manifest_seeds, 2),

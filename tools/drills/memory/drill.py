@@ -119,7 +119,7 @@ def store(cache: Path, dataset: str, videos: tuple[str, ...], version: int) -> N
     """Put one version of some large records."""
     spec = drill_spec(LARGE)
     with FeatureWriter(cache, dataset, min_free=0) as writer:
-        writer.add_set(spec, "drill")
+        writer.add_set(spec, origin="drill")
         for video in videos:
             put(writer, spec, video, version)
 

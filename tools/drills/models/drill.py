@@ -24,6 +24,7 @@ from drills.shared.processes import Asked, ChildDied, begin, say
 from make_tiny_checkpoint import make_tiny_checkpoint
 
 from featstore.models import CachedLongVA
+from featstore.pipeline.make_record import pack_scales
 from featstore.sampling import Sampling
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.reader import FeatureStore
@@ -155,10 +156,10 @@ def open_model(checkpoint: Path, cache: Path | None, **options: Any) -> CachedLo
 
 
 def features_in(cache: Path) -> dict[str, tuple[bytes, bytes]]:
-    """Return each stored video's values and scale."""
+    """Return each stored video's values and scales."""
     with FeatureStore(cache) as store:
         stored = store[DATASET].items()
-        return {video: (found.data.tobytes(), found.scale.tobytes()) for video, found in stored}
+        return {video: (found.data.tobytes(), pack_scales(found.scales)) for video, found in stored}
 
 
 def wave(

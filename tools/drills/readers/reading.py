@@ -172,7 +172,7 @@ def newer(place: Path, videos: Iterable[str]) -> Iterator[int]:
     shelf = FeatureStore(place / "cache")[DATASET]
     version = max(entry.source.size for entry in shelf.entries())
     with FeatureWriter(place / "cache", DATASET, min_free=0) as writer:
-        writer.add_set(spec, "drill")
+        writer.add_set(spec, origin="drill")
         for video in videos:
             version += 1
             put(writer, spec, video, version)

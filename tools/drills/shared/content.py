@@ -15,10 +15,11 @@ import xxhash
 from featstore.decoding.frame_selection import Clip
 from featstore.decoding.video_file import DECODER, Video
 from featstore.encoders.toy import ToyEncoder
-from featstore.pipeline.make_record import make_header, quantize_into
+from featstore.pipeline.make_record import make_header, pack_scales, quantize_into, record_room
 from featstore.records.header import SourceFingerprint
 from featstore.records.quantization import quantize
-from featstore.records.sizes import payload_bytes, record_room
+from featstore.records.record import pack_record
+from featstore.records.storage import Storage
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 NFRAME = 8
 FPS = 25.0
+DEFAULT = Storage()
 
 
 @lru_cache(maxsize=1)
@@ -41,7 +43,8 @@ def drill_encoder() -> ToyEncoder:
 @lru_cache(maxsize=8)
 def drill_spec(nframe: int = NFRAME) -> FeatureSpec:
     """Return the feature set of `drill_encoder` with `nframe` frames."""
-    return FeatureSpec(drill_encoder().identity, Sampling(nframe), DECODER, "int8", "channel")
+    encoder = drill_encoder()
+    return FeatureSpec(encoder.identity, Sampling(nframe), DECODER, encoder.preprocessing)
 
 
 def video_of(video_id: str) -> Video:
@@ -65,34 +68,42 @@ def version_of(features: Features) -> int:
 
 
 def make_features(spec: FeatureSpec, video_id: str, version: int) -> NDArray[np.float32]:
-    """Draw the features (F, T, D) float32 of one version of a video; the same ones in every process."""
+    """Draw the features (rows, width) float32 of one version of a video; the same ones in every process."""
     seed = xxhash.xxh3_64_intdigest(f"{spec.digest}:{video_id}:{version}".encode())
-    shape = (spec.sampling.nframe, spec.encoder.tokens_per_frame, spec.encoder.hidden_dim)
+    shape = (spec.max_rows, spec.encoder.geometry.row_width)
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
 @lru_cache(maxsize=1024)
-def stored_form(spec: FeatureSpec, video_id: str, version: int) -> tuple[bytes, bytes]:
-    """Return the payload and the scale that a store must hold of one version of a video."""
-    x = make_features(spec, video_id, version).reshape(-1, spec.encoder.hidden_dim)
-    data, scale = quantize(x, spec.quantization, spec.scale)
-    return data.tobytes(), scale.tobytes()
+def stored_form(
+    spec: FeatureSpec, video_id: str, version: int, storage: Storage = DEFAULT
+) -> tuple[bytes, bytes]:
+    """Return the payload before compression and the scales that a store must hold of one version of a video."""
+    stored, scales = quantize(make_features(spec, video_id, version), storage)
+    return stored.tobytes(), pack_scales(scales)
 
 
 def is_right(spec: FeatureSpec, features: Features) -> bool:
-    """Return whether every stored byte is that of the version the record claims to be."""
-    wanted = stored_form(spec, features.header.video_id, version_of(features))
-    return (features.data.tobytes(), features.scale.tobytes()) == wanted
+    """Return whether every stored byte is that of the version the record claims to be, in the storage it claims."""
+    header = features.header
+    wanted = stored_form(spec, header.video_id, version_of(features), header.storage)
+    return (features.data.tobytes(), pack_scales(features.scales)) == wanted
 
 
 def put(writer: FeatureWriter, spec: FeatureSpec, video_id: str, version: int) -> None:
     """Put one version of a video, quantized straight into the buffer of its record as an ingest does."""
-    x = make_features(spec, video_id, version)
-    shape = (x.shape[0] * x.shape[1], x.shape[2])
-    room, _ = record_room(spec)
-    buffer = memoryview(bytearray(room + payload_bytes(spec.quantization, shape)))
-    scale, error = quantize_into(buffer[room:], [x], shape, spec.quantization, spec.scale)
+    storage = writer.add_set(spec).storage
+    room, payload_bytes = record_room(spec, storage)
+    buffer = memoryview(bytearray(room + payload_bytes))
+    scales, error = quantize_into(buffer[room:], [make_features(spec, video_id, version)], storage)
     header = make_header(
-        spec, writer.dataset, video_of(video_id), clip_of(spec), source_of(version), error
+        spec,
+        storage,
+        writer.dataset,
+        video_of(video_id),
+        clip_of(spec),
+        source_of(version),
+        grid=None,
+        error=error,
     )
-    writer.put(spec, header, scale.tobytes(), buffer, slice(room, len(buffer)))
+    writer.put(*pack_record(header, scales, buffer, slice(room, len(buffer))))

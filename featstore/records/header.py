@@ -106,7 +106,8 @@ class Header:
         ]
         try:
             cells = layout.grid and layout.grid[1:]
-            facts.append(("layout", layout, geometry.layout(len(self.frame_indices) // 4, cells)))
+            wanted = geometry.layout(len(self.frame_indices) // 4, cells)
+            facts += [(name, here, getattr(wanted, name)) for name, here in vars(layout).items()]
         except ValueError as exc:
             return str(exc)
         return ", ".join(

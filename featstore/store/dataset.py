@@ -17,6 +17,7 @@ from featstore.store.catalog import (
     read_entry,
     read_failures,
     read_manifest,
+    read_set,
     read_sets,
 )
 from featstore.store.engine.environment import Keeper
@@ -157,13 +158,8 @@ class Dataset(Mapping[str, Features]):
             verified = cached is not None and (
                 cached.verified and cached.header.payload_xxh3 == record.header.payload_xxh3
             )
-            cached = CachedRecord(
-                snapshot.txn_id,
-                record.header,
-                snapshot.place(record.scales),
-                snapshot.place(record.payload),
-                verified,
-            )
+            places = snapshot.place(record.scales), snapshot.place(record.payload)
+            cached = CachedRecord(snapshot.txn_id, record.header, *places, verified)
             snapshot.cache.put(key, cached)
         if self._verify == "always" or (self._verify == "first" and not cached.verified):
             wait(snapshot.prefault(record.payload))  # faults read a cold disk at half its speed
@@ -243,9 +239,9 @@ class Dataset(Mapping[str, Features]):
 
     def _read(self, snapshot: Snapshot, video: str, digest: str, key: bytes) -> Record:
         """Return the record of `video`, its prefix verified."""
-        value = snapshot.get("records", key)
-        if value is None:
-            if has_entry(snapshot, key):
+        row, value = read_set(snapshot, digest), snapshot.get("records", key)
+        if row is None or value is None:
+            if row is not None and has_entry(snapshot, key):
                 raise RecordError(
                     f"video {video!r} has a row in the catalog of {self.path} and no record; the store is damaged",
                     remedy="run featstore check",
@@ -257,11 +253,12 @@ class Dataset(Mapping[str, Features]):
             raise RecordError(
                 f"video {video!r} of {self.path}: {exc.found}", remedy=exc.remedy
             ) from exc
-        header = record.header
-        found, asked = (header.dataset, header.spec, header.video_id), (self.name, digest, video)
-        if found != asked:
+        wrong = record.header.misfit(row.spec, self.name)
+        if record.header.video_id != video:
+            wrong = f"video {record.header.video_id!r}, not {video!r}"
+        if wrong:
             raise RecordError(
-                f"the record of {video!r} in {self.path} is of another: {found}, not {asked}; the store is damaged",
+                f"the record of {video!r} in {self.path} is of another: {wrong}; the store is damaged",
                 remedy="run featstore check --repair, and ingest the video again",
             )
         return record

@@ -24,7 +24,7 @@ from featstore.store.rows import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from featstore.spec import FeatureSpec
     from featstore.store.engine.snapshot import Snapshot
@@ -75,17 +75,15 @@ def find_problems(
     snapshot: Snapshot, report: CheckReport, on_video: Callable[[Entry], None]
 ) -> Iterator[Problem]:
     """Yield what is wrong with the dataset, counting into `report` what was seen."""
-    odd: set[bytes] = (
-        set()
-    )  # digests of the sets with a problem: once that is mended, they are counted again
+    # Digests of the sets with a problem: once that is mended, they are counted again.
+    odd: set[str] = set()
     known: dict[str, FeatureSpec | None] = {}
     try:
         manifest = read_manifest(snapshot, report.dataset)
         for problem in _check_tables(snapshot, known, report, on_video):
-            odd.add(problem.key[:DIGEST_DIGITS])
+            odd.add(problem.key[:DIGEST_DIGITS].decode(errors="replace"))
             yield problem
-        whole = [digest for digest, spec in known.items() if spec and digest.encode() not in odd]
-        yield from _check_manifest(snapshot, manifest, known, whole)
+        yield from _check_manifest(snapshot, manifest, set(known), odd)
         for key in snapshot.strays():
             yield Problem(
                 f"the key {key!r:.100} belongs to no table, a bit of its name may have flipped; what it held is lost: "
@@ -153,17 +151,16 @@ def _check_tables(
 
 
 def _check_manifest(
-    snapshot: Snapshot, manifest: Manifest, known: Collection[str], whole: Iterable[str]
+    snapshot: Snapshot, manifest: Manifest, known: set[str], odd: set[str]
 ) -> Iterator[Problem]:
-    """Compare what the manifest says with the sets there are, and its counts with the rows of those that are whole."""
-    found = {digest: count_rows(snapshot, digest) for digest in whole}
-    for digest, counts in found.items():
-        stated = manifest.sets.get(digest)
+    """Compare what the manifest says with the sets there are and their rows, of those that are not odd."""
+    for digest in sorted(known - odd):
+        stated, counts = manifest.sets.get(digest), count_rows(snapshot, digest)
         if stated != counts:
             yield _miscounted(f"counts {stated} in set {digest[:8]}, its rows come to {counts}")
-    for digest in manifest.sets.keys() - set(known):
+    for digest in sorted(manifest.sets.keys() - known - odd):
         yield _miscounted(f"counts the set {digest[:8]}, which is not there")
-    if manifest.default not in known and (known or manifest.default):
+    if manifest.default not in known | odd and (known or manifest.default):
         name = manifest.default[:8] or "none"
         yield _miscounted(f"says that the default set is {name}, which is not there")
 

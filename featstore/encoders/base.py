@@ -22,17 +22,20 @@ class Encoder(Protocol):
 
     Attributes:
         identity: what determines its features, beside the frames.
-        preprocessing: what happens to a frame before.
         batch_frames: the number of frames it prefers to encode at once.
         origin: what the user called it, for messages, such as a checkpoint's folder or Hub id.
         names: further names of its parts, for people, as `{"vision_tower": "openai/clip-vit-large-patch14-336"}`.
     """
 
     identity: EncoderIdentity
-    preprocessing: Preprocessing
     batch_frames: int
     origin: str
     names: dict[str, str]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Return what happens to a frame before; a property here, so that an encoder's may be of one kind."""
+        ...
 
     def encode(self, frames: NDArray[np.uint8]) -> Any:
         """Return the features of the frames of some units.

@@ -19,7 +19,7 @@ MAX_EDGE = 1 << 15  # pixels
 
 @dataclass(frozen=True)
 class _Normalization:
-    """From bytes to the encoder's numbers: `(byte * rescale - mean) / std`, a mean and a std per channel in RGB order."""
+    """From bytes to the encoder's numbers: `(byte * rescale - mean) / std`, with a mean and a std per RGB channel."""
 
     resample: int = 3  # Pillow's number of the filter; 3 is bicubic
     rescale: float = 1 / 255
@@ -112,7 +112,8 @@ class PixelBudget(_Normalization):
     def __post_init__(self) -> None:
         """Check the numbers, and make equal values one."""
         super().__post_init__()
-        if not 0 < self.multiple**2 <= self.max_pixels or self.min_pixels > self.max_pixels:
+        fits = self.multiple > 0 and self.multiple**2 <= self.max_pixels
+        if not fits or self.min_pixels > self.max_pixels:
             raise ValueError(
                 f"a frame is to have {self.min_pixels} to {self.max_pixels} pixels in cells of {self.multiple} x "
                 f"{self.multiple}; at least one cell must fit, and the smallest must not exceed the largest"

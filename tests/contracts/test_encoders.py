@@ -1,7 +1,8 @@
-"""Each encoder of the table keeps the contract."""
+"""Each encoder of the table keeps the contract, and toys of every geometry do."""
 
 import pytest
 from encoder_contract import EncoderContract
+from geometries import GEOMETRIES
 
 from featstore.encoders.longva.encoder import LongVAEncoder
 from featstore.encoders.registry import ENCODERS
@@ -25,5 +26,14 @@ class TestLongVA(EncoderContract):
         return LongVAEncoder(tiny, device="cpu", dtype="fp32")
 
 
+class TestGeometries(EncoderContract):
+    name = "counting"
+
+    @pytest.fixture(params=GEOMETRIES)
+    def encoder(self, request):
+        return GEOMETRIES[request.param]()
+
+
 def test_every_encoder_is_tested():
-    assert {kind.name for kind in EncoderContract.__subclasses__()} == set(ENCODERS)
+    names = {kind.name for kind in EncoderContract.__subclasses__()}
+    assert names - {"counting"} == set(ENCODERS)

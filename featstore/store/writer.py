@@ -233,9 +233,10 @@ class FeatureWriter:
         row = self._do(txn.get_set, digest)
         if row is not None:
             return txn, row
+        was_added = digest in self._added
         if not self._pending:
             self.abort()  # others wait for it
-        if digest in self._added:
+        if was_added:
             raise StoreError(
                 f"the feature set {digest[:8]} was removed from {self.path} in the meantime; run the command again"
             )

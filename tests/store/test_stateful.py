@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,22 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from toys import expected, put_video, toy_features, toy_spec
+from toys import expected, put_video, store_videos, toy_features, toy_spec
 
 from featstore.errors import FeatureNotFound
-from featstore.store.catalog import Failure
+from featstore.records.storage import Storage
+from featstore.store.default_set import set_default
 from featstore.store.maintenance.check import check_dataset
-from featstore.store.maintenance.remove import remove_dataset
+from featstore.store.maintenance.merge import merge_dataset
+from featstore.store.maintenance.remove import remove_dataset, remove_set, remove_videos
+from featstore.store.maintenance.repair import repair_dataset
+from featstore.store.manifest import Counts
 from featstore.store.reader import FeatureStore
+from featstore.store.rows import Failure
 from featstore.store.writer import FeatureWriter
 
-SPECS = {4: toy_spec(4), 8: toy_spec(8, "bf16")}
+SPECS = {4: toy_spec(4), 8: toy_spec(8)}
+STORAGES = {4: Storage(), 8: Storage("bf16")}
 videos = st.sampled_from(["a", "b", "some/folder/c é", "d" * 300])
 nframes = st.sampled_from(sorted(SPECS))
 seeds = st.integers(0, 9)
@@ -38,8 +45,8 @@ class Store(RuleBasedStateMachine):
     @initialize()
     def make(self):
         self.open()
-        for spec in SPECS.values():
-            self.writer.add_set(spec, "toy")
+        for nframe, spec in SPECS.items():
+            self.writer.add_set(spec, STORAGES[nframe], origin="toy")
 
     def open(self):
         self.writer = FeatureWriter(self.cache, "demo", min_free=0)
@@ -48,14 +55,14 @@ class Store(RuleBasedStateMachine):
     @rule(nframe=nframes, video=videos, seed=seeds, codec=codecs, flat=st.booleans())
     def put(self, nframe, video, seed, codec, flat):
         x = self.features(nframe, seed, flat)
-        put_video(self.writer, SPECS[nframe], video, x, codec=codec)
+        put_video(self.writer, SPECS[nframe], video, x, replace(STORAGES[nframe], codec=codec))
         self.pending[nframe, video] = (seed, flat)
 
     @rule(nframe=nframes, video=videos)
     def fail(self, nframe, video):
         if (self.pending | self.committed).get((nframe, video)) is None:
             spec = SPECS[nframe]
-            self.writer.fail(spec, Failure(video, "/v", spec.digest, "no frames", 0.0))
+            self.writer.fail(Failure(video, "/v", spec.digest, "no frames", 0.0))
             self.pending[nframe, video] = None
 
     @rule()
@@ -78,6 +85,45 @@ class Store(RuleBasedStateMachine):
         self.pending = {}
         del self.writer, self.store
         self.open()
+
+    @rule(video=videos, nframe=nframes)
+    def drop(self, video, nframe):
+        """A failure that takes what is stored with it."""
+        failure = Failure(video, "/v", SPECS[nframe].digest, "another file", 0.0)
+        self.writer.fail(failure, drop=True)
+        self.pending[nframe, video] = None
+
+    @rule(chosen=st.sets(videos), nframe=nframes)
+    def remove_some(self, chosen, nframe):
+        self.commit()
+        remove_videos(self.cache, "demo", chosen, spec=SPECS[nframe])
+        for video in chosen:
+            self.committed.pop((nframe, video), None)
+
+    @rule(nframe=nframes)
+    def remove_one_set(self, nframe):
+        """And make it again; the other one becomes the default for a while."""
+        self.commit()
+        remove_set(self.cache, "demo", SPECS[nframe])
+        self.committed = {at: made for at, made in self.committed.items() if at[0] != nframe}
+        self.writer.add_set(SPECS[nframe], STORAGES[nframe], origin="toy")
+        set_default(self.cache, "demo", SPECS[4].digest)
+
+    @rule(nframe=nframes, video=videos)
+    def merge(self, nframe, video):
+        """From a cache that has one video."""
+        self.commit()
+        with tempfile.TemporaryDirectory(prefix="featstore-") as other:
+            x = {video: self.features(nframe, 3, False)}
+            store_videos(other, "demo", x, spec=SPECS[nframe], storage=STORAGES[nframe])
+            merge_dataset(other, self.cache, "demo", min_free=0)
+        if self.committed.get((nframe, video)) is None:
+            self.committed[nframe, video] = (3, False)
+
+    @rule()
+    def repair(self):
+        self.commit()
+        assert repair_dataset(self.cache, "demo").repaired == []
 
     @precondition(lambda self: self.committed)
     @rule()
@@ -119,19 +165,30 @@ class Store(RuleBasedStateMachine):
     @invariant()
     def lists_what_is_committed(self):
         stored = {at for at, made in self.committed.items() if made is not None}
+        failed = set(self.committed) - stored
         dataset = self.store["demo"]
-        assert set(dataset) == {video for _, video in stored}
-        assert len(dataset) == len({video for _, video in stored})
+        assert dataset.feature_set.spec == SPECS[4]
+        assert set(dataset) == {video for nframe, video in stored if nframe == 4}
         for nframe, spec in SPECS.items():
-            entries = {entry.video_id for entry in dataset.entries(spec)}
-            assert entries == {video for n, video in stored if n == nframe}
+            there = dataset.sets[spec.digest]
+            entries = list(there.entries())
+            assert {entry.video_id for entry in entries} == {v for n, v in stored if n == nframe}
+            assert len(there) == len(entries)
+            assert there.counts == Counts(
+                len(entries),
+                sum(n == nframe for n, _ in failed),
+                sum(entry.frames for entry in entries),
+                sum(entry.record_bytes for entry in entries),
+            )
 
     def features(self, nframe, seed, flat):
         x = toy_features(seed, frames=nframe if seed % 2 else 1)
         return np.zeros_like(x) if flat else x
 
     def look_at(self, features, nframe, made):
-        assert np.array_equal(features.data, expected(self.features(nframe, *made), SPECS[nframe]))
+        assert np.array_equal(
+            features.data, expected(self.features(nframe, *made), STORAGES[nframe])
+        )
 
     def teardown(self):
         if hasattr(self, "writer"):

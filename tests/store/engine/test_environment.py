@@ -9,7 +9,7 @@ import pytest
 from toys import expected, run_python, store_videos, toy_features, toy_spec
 
 from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreMismatch, StoreNotFound
-from featstore.records.sizes import PAGE
+from featstore.records.storage import PAGE
 from featstore.store import reader
 from featstore.store.engine import environment as environment_module
 from featstore.store.engine import handles, lmdb_errors, pages
@@ -209,8 +209,8 @@ def test_a_payload_lies_on_a_page_of_the_map_and_is_read_only(cache, frames):
 
 
 def test_many_threads_read_at_once(cache):
-    spec = store_videos(cache, "demo", {str(i): toy_features(i) for i in range(20)})
-    wanted = {str(i): expected(toy_features(i), spec) for i in range(20)}
+    store_videos(cache, "demo", {str(i): toy_features(i) for i in range(20)})
+    wanted = {str(i): expected(toy_features(i)) for i in range(20)}
     failures: list[object] = []
     stop = threading.Event()
 
@@ -249,14 +249,14 @@ def test_a_sealed_dataset_is_read_without_liblmdb_and_without_its_lock_file(cach
     with monkeypatch.context() as patch:
         patch.setattr(handles, "open_liblmdb", lambda *_, **__: pytest.fail("opened by liblmdb"))
         features = get(cache, "demo", "a")
-        assert np.array_equal(features.data, expected(A, toy_spec()))
+        assert np.array_equal(features.data, expected(A))
     assert not (cache / "demo" / "lock.mdb").exists()
     with pytest.raises(StoreError, match="is sealed: it is read without locks"):
         store_videos(cache, "demo", {"b": A})
     (cache / "demo" / SEAL_FILE).unlink()
     store_videos(cache, "demo", {"b": A})
     assert sorted(FeatureStore(cache)["demo"]) == ["a", "b"]
-    assert np.array_equal(features.data, expected(A, toy_spec()))
+    assert np.array_equal(features.data, expected(A))
 
 
 def test_a_store_can_be_described_while_the_process_ends(cache):

@@ -72,7 +72,7 @@ def test_a_writer_interrupted_while_it_commits_goes_on(cache):
     caught = []
     writer = FeatureWriter(cache, "demo", min_free=0)
     for line in count(1):
-        writer.add_set(SPEC, "toy")
+        writer.add_set(SPEC, origin="toy")
         put_video(writer, SPEC, f"{line}", A)
         caught.append(interrupt(line, COMMIT, writer.commit))
         writer.abort()

@@ -36,7 +36,7 @@ for seed in range(10, 15):
 
 
 def is_of(features, x) -> bool:
-    return np.array_equal(features.data, expected(x, SPEC))
+    return np.array_equal(features.data, expected(x))
 
 
 def delete(lock: Path) -> None:
@@ -81,7 +81,7 @@ def test_views_stay_good_when_the_lock_file_goes_and_writers_wait_for_them(cache
 
 def test_a_writer_is_not_in_its_own_way_when_the_lock_file_goes(cache, lose_lock_file):
     writer, idle = FeatureWriter(cache, "demo", min_free=0), FeatureStore(cache)["demo"]
-    writer.add_set(SPEC, "toy")
+    writer.add_set(SPEC, origin="toy")
     for video in "abc":
         put_video(writer, SPEC, video, A)
         writer.commit()
@@ -155,7 +155,7 @@ features = featstore.get(sys.argv[1], "demo", "a")
 ready, tell = os.pipe()
 if os.fork() == 0:
     os.read(ready, 1)
-    os._exit(0 if np.array_equal(features.data, expected(toy_features(0), toy_spec())) else 1)
+    os._exit(0 if np.array_equal(features.data, expected(toy_features(0))) else 1)
 os.unlink(sys.argv[1] + "/demo/lock.mdb")
 done = run_python({REPLACE_ALL!r}, sys.argv[1])
 os.write(tell, b"x")
@@ -233,7 +233,7 @@ def test_a_data_file_replaced_by_renaming_is_followed_while_readers_live(cache, 
     done = run_python(
         "import featstore, sys; print(featstore.get(sys.argv[1], 'demo', 'new').data.sum())", cache
     )
-    assert done.stdout == f"{expected(B, SPEC).sum()}\n", done.stderr
+    assert done.stdout == f"{expected(B).sum()}\n", done.stderr
     assert list(store["demo"]) == ["new"]
     assert is_of(store["demo"]["new"], B)
     assert check_dataset(cache, "demo").problems == []
@@ -254,7 +254,7 @@ def test_a_commit_into_a_data_file_that_was_replaced_is_not_acknowledged(cache, 
     with pytest.raises(StoreError, match="was removed or replaced while it was written"):
         writer.commit()
     assert list(FeatureStore(cache)["demo"]) == ["new"]
-    writer.add_set(SPEC, "toy")
+    writer.add_set(SPEC, origin="toy")
     put_video(writer, SPEC, "mine", A)
     writer.commit()
     assert sorted(FeatureStore(cache)["demo"]) == ["mine", "new"]

@@ -47,7 +47,7 @@ def hollow(cache):
 def kept(cache) -> bool:
     dataset = FeatureStore(cache)["demo"]
     assert set(dataset) == {str(i) for i in range(15, 20)}
-    return all(np.array_equal(dataset[v].data, expected(VIDEOS[v], SPEC)) for v in dataset)
+    return all(np.array_equal(dataset[v].data, expected(VIDEOS[v])) for v in dataset)
 
 
 def names(cache) -> list[str]:
@@ -79,9 +79,9 @@ def test_views_and_stores_that_are_open_go_on(hollow):
     next(listing)
     compact_dataset(hollow, "demo")
     assert len(list(listing)) == 4, "of the snapshot that it began with"
-    assert np.array_equal(store["demo"]["17"].data, expected(VIDEOS["17"], SPEC))
+    assert np.array_equal(store["demo"]["17"].data, expected(VIDEOS["17"]))
     store_videos(hollow, "demo", {"new": VIDEOS["0"]}, spec=SPEC)
-    assert np.array_equal(old.data, expected(VIDEOS["17"], SPEC))
+    assert np.array_equal(old.data, expected(VIDEOS["17"]))
     assert "new" in store["demo"]
 
 
@@ -93,8 +93,8 @@ store = featstore.open(sys.argv[1])
 features = store["demo"]["17"]
 print("open", flush=True)
 sys.stdin.readline()
-assert np.array_equal(features.data, expected(toy_features(17, 200), spec))
-assert np.array_equal(store["demo"]["18"].data, expected(toy_features(18, 200), spec))
+assert np.array_equal(features.data, expected(toy_features(17, 200)))
+assert np.array_equal(store["demo"]["18"].data, expected(toy_features(18, 200)))
 assert "new" in store["demo"]
 """
 
@@ -110,11 +110,11 @@ def test_another_process_reads_on(hollow):
 
 def test_a_writer_that_is_open_writes_into_the_new_file(hollow):
     writer = FeatureWriter(hollow, "demo", min_free=0)
-    writer.add_set(SPEC, "toy")
+    writer.add_set(SPEC, origin="toy")
     compact_dataset(hollow, "demo")
     put_video(writer, SPEC, "new", VIDEOS["0"])
     writer.commit()
-    assert np.array_equal(get(hollow, "demo", "new").data, expected(VIDEOS["0"], SPEC))
+    assert np.array_equal(get(hollow, "demo", "new").data, expected(VIDEOS["0"]))
 
 
 def test_a_writer_that_waits_for_the_compaction_writes_into_the_new_file(hollow, monkeypatch):
@@ -141,7 +141,7 @@ def test_a_writer_that_waits_for_the_compaction_writes_into_the_new_file(hollow,
 
 def test_a_commit_under_way_is_waited_for(hollow):
     writer = FeatureWriter(hollow, "demo", min_free=0)
-    writer.add_set(SPEC, "toy")
+    writer.add_set(SPEC, origin="toy")
     put_video(writer, SPEC, "new", VIDEOS["0"])
     other = threading.Thread(target=compact_dataset, args=(hollow, "demo"))
     other.start()
@@ -332,7 +332,7 @@ READ = """
 import random, sys, time, featstore
 from toys import *
 end, held, done = time.monotonic() + SECONDS, [], 0
-wanted = [expected(toy_features(i), toy_spec()) for i in range(7)]
+wanted = [expected(toy_features(i)) for i in range(7)]
 dataset = featstore.open(sys.argv[1], verify="always")["demo"]
 while time.monotonic() < end:
     for video in random.choices(list(dataset), k=10):

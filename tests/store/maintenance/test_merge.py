@@ -1,5 +1,4 @@
 import os
-import shutil
 import threading
 
 import numpy as np
@@ -9,6 +8,7 @@ from toys import (
     MISFITS,
     expected,
     misfit_record,
+    put_video,
     run_python,
     store_videos,
     toy_features,
@@ -16,7 +16,8 @@ from toys import (
 )
 
 from featstore.errors import StoreError, StoreLocked, StoreMismatch, StoreNotFound
-from featstore.store.catalog import Failure, video_key
+from featstore.records.storage import Storage
+from featstore.store.default_set import set_default
 from featstore.store.engine.environment import open_environment
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.maintenance import merge
@@ -24,9 +25,10 @@ from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.merge import merge_dataset
 from featstore.store.maintenance.remove import remove_set
 from featstore.store.reader import FeatureStore, get
+from featstore.store.rows import Failure, video_key
 from featstore.store.writer import FeatureWriter
 
-SPEC, WIDE = toy_spec(), toy_spec(8, "bf16")
+SPEC, WIDE, BF16 = toy_spec(), toy_spec(8), Storage("bf16")
 X = {str(i): toy_features(i) for i in range(12)}
 
 
@@ -34,14 +36,23 @@ X = {str(i): toy_features(i) for i in range(12)}
 def source(tmp_path):
     folder = tmp_path / "source"
     store_videos(folder, "demo", {video: X[video] for video in ("0", "1", "2", "3")})
-    store_videos(folder, "demo", {"4": X["4"]}, codec="lz4")
-    store_videos(folder, "demo", {video: X[video] for video in ("0", "5")}, spec=WIDE)
+    store_compressed(folder, "4", np.zeros_like(X["4"]))
+    store_videos(folder, "demo", {video: X[video] for video in ("0", "5")}, spec=WIDE, storage=BF16)
     return folder
+
+
+def store_compressed(cache, video, x):
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        put_video(writer, SPEC, video, x, Storage("int8", "channel", "lz4"))
+
+
+def all_entries(cache):
+    return [row for there in FeatureStore(cache)["demo"].sets.values() for row in there.entries()]
 
 
 def record(cache, spec, video: str) -> bytes:
     data = (
-        open_environment(cache / "demo").snapshot().read("records", video_key(spec, "demo", video))
+        open_environment(cache / "demo").snapshot().read("records", video_key(spec.digest, video))
     )
     assert data is not None
     return data
@@ -54,29 +65,32 @@ def run(source, cache, **options):
 def test_a_merge_into_nothing_is_a_copy_byte_for_byte(source, cache):
     done = run(source, cache)
     assert (done.total, done.stored, done.skipped, done.failures) == (7, 7, 0, [])
-    there, here = FeatureStore(source)["demo"], FeatureStore(cache)["demo"]
-    assert sorted(map(str, here.entries())) == sorted(map(str, there.entries()))
-    assert [found.origin for found in here.sets()] == ["toy", "toy"]
-    for entry in there.entries():
+    there, here = all_entries(source), all_entries(cache)
+    assert sorted(map(str, here)) == sorted(map(str, there))
+    assert {entry.codec for entry in there} == {"raw", "lz4"}
+    rows = FeatureStore(cache)["demo"].sets.rows()
+    assert [(row.origin, row.storage) for row in rows] == [("toy", Storage()), ("toy", BF16)]
+    for entry in there:
         spec = SPEC if entry.spec == SPEC.digest else WIDE
         assert record(cache, spec, entry.video_id) == record(source, spec, entry.video_id)
-    assert done.record_bytes == sum(entry.record_bytes for entry in here.entries())
+    assert done.record_bytes == sum(entry.record_bytes for entry in here)
 
 
 def test_what_is_there_stays_and_what_is_missing_comes(source, cache):
     store_videos(cache, "demo", {"0": X["9"], "mine": X["10"]})
     with FeatureWriter(cache, "demo", min_free=0) as writer:
-        writer.fail(SPEC, Failure("3", "/3.mp4", SPEC.digest, "no frames", 0.0))
+        writer.fail(Failure("3", "/3.mp4", SPEC.digest, "no frames", 0.0))
     done = run(source, cache)
     assert (done.stored, done.skipped) == (6, 1)
-    assert np.array_equal(get(cache, "demo", "0", spec=SPEC).data, expected(X["9"], SPEC))
-    assert set(FeatureStore(cache)["demo"]) == {"0", "1", "2", "3", "4", "5", "mine"}
+    assert np.array_equal(get(cache, "demo", "0", spec=SPEC).data, expected(X["9"]))
+    assert set(FeatureStore(cache)["demo"]) == {"0", "1", "2", "3", "4", "mine"}
+    assert set(FeatureStore(cache)["demo"].sets[WIDE.digest]) == {"0", "5"}
     assert list(FeatureStore(cache)["demo"].failures()) == []
     assert run(source, cache).skipped == 7
 
 
 def test_what_is_damaged_in_the_source_is_named_and_does_not_come(source, cache):
-    key = {video: video_key(SPEC, "demo", video) for video in X}
+    key = {video: video_key(SPEC.digest, video) for video in X}
     flipped = bytearray(record(source, SPEC, "1"))
     flipped[-1] ^= 1
     put_raw(source, "records", key["1"], bytes(flipped))
@@ -89,13 +103,15 @@ def test_what_is_damaged_in_the_source_is_named_and_does_not_come(source, cache)
     assert "is damaged: its xxh3" in reasons["1"]
     assert "too short" in reasons["2"]
     assert "its record is that of '0'" in reasons["3"]
-    assert {entry.video_id for entry in FeatureStore(cache)["demo"].entries(SPEC)} == {"0", "4"}
+    assert {
+        entry.video_id for entry in FeatureStore(cache)["demo"].sets[SPEC.digest].entries()
+    } == {"0", "4"}
 
 
 @pytest.mark.parametrize("misfit", MISFITS)
 def test_a_record_that_cannot_be_of_its_set_is_named_and_does_not_come(source, cache, misfit):
     put_raw(
-        source, "records", video_key(SPEC, "demo", "1"), misfit_record(SPEC, "demo", "1", misfit)
+        source, "records", video_key(SPEC.digest, "1"), misfit_record(SPEC, "demo", "1", misfit)
     )
     [(name, reason)] = run(source, cache).failures
     assert name == "1"
@@ -120,14 +136,14 @@ def test_a_merge_that_stops_makes_no_set_that_it_would_leave_empty(source, cache
     added = []
 
     class Writer(FeatureWriter):
-        def add_set(self, spec, origin):
+        def add_set(self, spec, *words, **options):
             added.append(spec)
-            super().add_set(spec, origin)
+            return super().add_set(spec, *words, **options)
 
     monkeypatch.setattr(merge, "FeatureWriter", lambda *a, **o: Writer(*a, commit_bytes=1, **o))
     done = run(source, cache, stop=stop, on_progress=lambda summary: stop.set())
     assert done.interrupted
-    assert [found.spec for found in FeatureStore(cache)["demo"].sets()] == added == [SPEC]
+    assert [found.spec for found in FeatureStore(cache)["demo"].sets.rows()] == added == [SPEC]
     added.clear()
     assert run(source, cache, stop=stop).interrupted
     assert added == []
@@ -174,7 +190,7 @@ merge.merge_dataset(*sys.argv[1:3], "demo", min_free=0)
 """
     assert run_python(program, source, cache).returncode == -9
     assert check_dataset(cache, "demo").problems == []
-    there = len(list(FeatureStore(cache)["demo"].entries()))
+    there = len(all_entries(cache))
     done = run(source, cache)
     assert 0 < there < 7
     assert (done.skipped, done.stored) == (there, 7 - there)
@@ -187,7 +203,7 @@ def test_a_full_target_keeps_what_it_took(source, cache):
     )
     assert "raise --max-size" in done.full
     assert 0 < done.stored < 7
-    assert len(list(FeatureStore(cache)["demo"].entries())) == done.stored
+    assert len(all_entries(cache)) == done.stored
 
 
 def test_what_cannot_be_merged_is_refused(source, cache, tmp_path):
@@ -204,18 +220,48 @@ def test_what_cannot_be_merged_is_refused(source, cache, tmp_path):
     assert not (cache / "renamed").exists()
 
 
-def test_records_go_by_the_name_of_the_tower_that_the_target_knows(source, cache):
-    """Keys hold the tower's name as it was first ingested; the same tower may go by two."""
-    other = shutil.copytree(source, cache.parent / "other")
-    named = SPEC.__class__.from_dict(
-        {
-            **SPEC.to_dict(),
-            "encoder": {**SPEC.to_dict()["encoder"], "vision_tower": "elsewhere/toy"},
-        }
+def test_records_come_as_they_are_stored_into_a_set_that_is_stored_in_another_way(source, cache):
+    spec = store_videos(cache, "demo", {"mine": X["9"]}, storage=Storage("fp16"))
+    assert run(source, cache).failures == []
+    dataset = FeatureStore(cache)["demo"]
+    assert dataset.feature_set.storage == Storage("fp16"), "what is ingested next follows it"
+    assert {video: str(dataset[video].header.storage) for video in ("1", "4", "mine")} == {
+        "1": "int8/channel",
+        "4": "int8/channel lz4",
+        "mine": "fp16",
+    }
+    assert record(cache, spec, "1") == record(source, spec, "1")
+
+
+def test_a_set_comes_with_all_that_its_row_says(tmp_path, cache):
+    names = {"vision_tower": "openai/clip"}
+    with FeatureWriter(tmp_path / "source", "demo", min_free=0) as writer:
+        writer.add_set(SPEC, Storage("fp16"), origin="here", names=names, max_error=0.02)
+    run(tmp_path / "source", cache)
+    row = FeatureStore(cache)["demo"].feature_set
+    assert (row.storage, row.origin, row.names, row.max_error) == (
+        Storage("fp16"),
+        "here",
+        names,
+        0.02,
     )
-    assert named.digest == SPEC.digest
-    store_videos(cache, "demo", {"mine": X["9"]}, spec=named)
-    done = run(other, cache)
-    assert done.failures == []
-    assert set(FeatureStore(cache)["demo"]) == {"0", "1", "2", "3", "4", "5", "mine"}
-    assert np.array_equal(get(cache, "demo", "1", spec=SPEC).data, expected(X["1"], SPEC))
+
+
+def test_a_new_dataset_gets_the_default_set_of_the_source_and_an_old_one_keeps_its_own(
+    source, cache, tmp_path
+):
+    set_default(source, "demo", WIDE.digest)
+    run(source, cache)
+    assert FeatureStore(cache)["demo"].feature_set.spec == WIDE
+    store_videos(tmp_path / "old", "demo", {"mine": X["9"]})
+    run(source, tmp_path / "old")
+    assert FeatureStore(tmp_path / "old")["demo"].feature_set.spec == SPEC
+
+
+def test_the_manifest_counts_what_was_merged_set_by_set(source, cache):
+    run(source, cache)
+    there, here = FeatureStore(source)["demo"].sets, FeatureStore(cache)["demo"].sets
+    assert {digest: here[digest].counts for digest in here} == {
+        digest: there[digest].counts for digest in there
+    }
+    assert here[SPEC.digest].counts.videos == 5

@@ -7,12 +7,14 @@ from damage import put_raw
 from toys import expected, put_video, run_python, store_videos, toy_features, toy_spec
 
 from featstore.errors import FeatureNotFound, StoreError, StoreLocked, StoreNotFound
-from featstore.store.catalog import Failure, video_key
+from featstore.store.default_set import set_default
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.maintenance import remove
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.remove import remove_dataset, remove_set, remove_videos
+from featstore.store.manifest import Counts
 from featstore.store.reader import FeatureStore, get
+from featstore.store.rows import Failure, video_key
 from featstore.store.writer import FeatureWriter
 
 A, B = toy_features(1), toy_features(2)
@@ -49,8 +51,8 @@ def test_the_same_store_finds_a_dataset_that_was_made_again(cache):
     with pytest.raises(StoreNotFound):
         store["demo"]["a"]
     store_videos(cache, "demo", {"a": B})
-    assert np.array_equal(store["demo"]["a"].data, expected(B, toy_spec()))
-    assert np.array_equal(old.data, expected(A, toy_spec()))
+    assert np.array_equal(store["demo"]["a"].data, expected(B))
+    assert np.array_equal(old.data, expected(A))
 
 
 def test_what_a_killed_removal_left_is_cleared_by_the_next(cache):
@@ -112,7 +114,7 @@ features = featstore.get(sys.argv[1], "demo", "a")
 remove = "import sys; from featstore.store.maintenance.remove import *; remove_dataset(sys.argv[1], 'demo')"
 again = run_python(remove, sys.argv[1])
 assert again.returncode == 0, again.stderr
-assert np.array_equal(features.data, expected(toy_features(1), toy_spec()))
+assert np.array_equal(features.data, expected(toy_features(1)))
 """
     done = run_python(program, cache)
     assert done.returncode == 0, done.stderr
@@ -128,12 +130,17 @@ def two_sets(cache):
     store_videos(cache, "demo", {video: A for video in "abc"})
     store_videos(cache, "demo", {video: B for video in "bcd"}, spec=WIDE)
     with FeatureWriter(cache, "demo", min_free=0) as writer:
-        writer.fail(WIDE, Failure("bad", "/bad.mp4", WIDE.digest, "no frames", 0.0))
+        writer.fail(Failure("bad", "/bad.mp4", WIDE.digest, "no frames", 0.0))
     return cache
 
 
+def counts_of(cache) -> dict[str, Counts]:
+    sets = FeatureStore(cache)["demo"].sets
+    return {digest: sets[digest].counts for digest in sets}
+
+
 def stored_in(cache, spec) -> set[str]:
-    return {entry.video_id for entry in FeatureStore(cache)["demo"].entries(spec)}
+    return {entry.video_id for entry in FeatureStore(cache)["demo"].sets[spec.digest].entries()}
 
 
 def test_single_videos_are_removed_from_every_set_and_the_others_stay(two_sets):
@@ -159,7 +166,7 @@ def test_a_feature_set_is_removed_with_its_failures_and_can_be_made_again(two_se
     done = remove_set(two_sets, "demo", WIDE)
     assert (done.videos, done.failures) == (3, 1)
     dataset = FeatureStore(two_sets)["demo"]
-    assert [found.spec for found in dataset.sets()] == [toy_spec()]
+    assert [found.spec for found in dataset.sets.rows()] == [toy_spec()]
     assert set(dataset) == {"a", "b", "c"}
     assert list(dataset.failures()) == []
     store_videos(two_sets, "demo", {"d": B}, spec=WIDE)
@@ -171,7 +178,7 @@ def test_what_is_held_of_a_removed_video_stays_good(cache):
     old = get(cache, "demo", "a")
     remove_videos(cache, "demo", ["a"])
     store_videos(cache, "demo", {str(i): B for i in range(20)})
-    assert np.array_equal(old.data, expected(A, toy_spec()))
+    assert np.array_equal(old.data, expected(A))
 
 
 def test_the_space_of_removed_videos_is_used_again(cache):
@@ -192,13 +199,13 @@ def test_a_removal_that_is_killed_has_removed_whole_videos(cache, monkeypatch):
 import os, signal, sys
 from featstore.store.maintenance import remove
 remove.COMMIT_VIDEOS = 4
-real, left = remove.WriteTransaction.commit, [2]
+real, left = remove.CatalogTransaction.commit, [2]
 def commit(txn):
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
     left[0] -= 1
     real(txn)
-remove.WriteTransaction.commit = commit
+remove.CatalogTransaction.commit = commit
 remove.remove_videos(sys.argv[1], "demo", map(str, range(10)))
 """
     assert run_python(program, cache).returncode == -9
@@ -209,7 +216,7 @@ remove.remove_videos(sys.argv[1], "demo", map(str, range(10)))
 
 
 def test_a_damaged_row_can_be_removed(two_sets):
-    key = video_key(WIDE, "demo", "d")
+    key = video_key(WIDE.digest, "d")
     put_raw(two_sets, "catalog", key, b"nonsense")
     assert remove_set(two_sets, "demo", WIDE).videos == 3
 
@@ -229,7 +236,7 @@ def test_no_video_is_removed_while_an_ingest_is_at_work_nor_where_there_is_nothi
 
 def test_a_writer_whose_set_was_removed_says_so_and_lets_others_write(two_sets):
     writer = FeatureWriter(two_sets, "demo", min_free=0)
-    writer.add_set(WIDE, "toy")
+    writer.add_set(WIDE, origin="toy")
     remove_set(two_sets, "demo", WIDE)
     with pytest.raises(
         StoreError, match=r"was removed from .* in the meantime; run the command again"
@@ -254,3 +261,44 @@ def test_what_a_model_stored_while_its_set_was_removed_goes_with_it(cache, monke
     assert (removed.videos, removed.record_bytes > 0) == (2, True)
     assert check_dataset(cache, "demo").problems == []
     assert list(FeatureStore(cache)["demo"]) == []
+
+
+def test_the_manifest_counts_down_what_is_removed(two_sets):
+    narrow, each = toy_spec().digest, 4080 + 128
+    assert counts_of(two_sets) == {
+        narrow: Counts(3, 0, 12, 3 * each),
+        WIDE.digest: Counts(3, 1, 12, 3 * each),
+    }
+    remove_videos(two_sets, "demo", ["b", "bad"])
+    assert counts_of(two_sets) == {
+        narrow: Counts(2, 0, 8, 2 * each),
+        WIDE.digest: Counts(2, 0, 8, 2 * each),
+    }
+    remove_set(two_sets, "demo", toy_spec())
+    assert counts_of(two_sets) == {WIDE.digest: Counts(2, 0, 8, 2 * each)}
+
+
+def test_the_oldest_set_left_becomes_the_default_if_the_default_one_is_removed(two_sets):
+    dataset = FeatureStore(two_sets)["demo"]
+    assert np.array_equal(dataset["b"].data, expected(A))
+    remove_set(two_sets, "demo", toy_spec())
+    assert np.array_equal(dataset["b"].data, expected(B))
+    remove_set(two_sets, "demo", WIDE)
+    assert (list(dataset), len(dataset), "b" in dataset) == ([], 0, False)
+    with pytest.raises(FeatureNotFound, match="has no feature set, so no video 'b'"):
+        dataset["b"]
+    store_videos(two_sets, "demo", {"b": B}, spec=WIDE)
+    assert list(dataset) == ["b"]
+
+
+def test_another_set_removed_leaves_the_default_one(two_sets):
+    set_default(two_sets, "demo", WIDE.digest)
+    remove_set(two_sets, "demo", toy_spec())
+    assert FeatureStore(two_sets)["demo"].feature_set.spec == WIDE
+
+
+def test_a_damaged_row_is_counted_down_by_what_its_record_says(two_sets):
+    put_raw(two_sets, "catalog", video_key(WIDE.digest, "d"), b"nonsense")
+    done = remove_videos(two_sets, "demo", ["d"])
+    assert (done.videos, done.record_bytes) == (1, 4080 + 128)
+    assert counts_of(two_sets)[WIDE.digest] == Counts(2, 1, 8, 2 * (4080 + 128))

@@ -22,7 +22,7 @@ from featstore.store.catalog import (
 )
 from featstore.store.engine.environment import Keeper
 from featstore.store.engine.snapshot import CachedRecord
-from featstore.store.manifest import Counts
+from featstore.store.manifest import Counts, check_name
 from featstore.store.paths import dataset_path
 from featstore.store.rows import video_key
 from featstore.store.selection import MIN_DIGITS, explain_missing, select
@@ -80,7 +80,7 @@ class Dataset(Mapping[str, Features]):
         environment = self._keeper.open()
         snapshot = environment.snapshot()
         if self._checked is None or self._checked() is not environment:
-            read_manifest(snapshot, self.name)
+            check_name(read_manifest(snapshot), self.path, self.name)
             self._checked = weakref.ref(environment)
         return snapshot
 

@@ -12,14 +12,16 @@ import xxhash
 from toys import store_videos, toy_features, toy_header, toy_spec
 
 from featstore.errors import RecordError, StoreDamaged, StoreError
+from featstore.geometry import RowLayout
 from featstore.records.features import Features
-from featstore.records.record import pack, parse
-from featstore.records.sizes import MAX_PAYLOAD_BYTES
-from featstore.store.catalog import pack_row, read_manifest
+from featstore.records.record import pack_prefix, parse
+from featstore.records.storage import MAX_PAYLOAD_BYTES, Storage
+from featstore.store.catalog import read_manifest
 from featstore.store.engine.environment import open_environment
 from featstore.store.engine.snapshot import MAX_ROW_BYTES, TABLES
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.reader import FeatureStore
+from featstore.store.rows import pack_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,23 +41,26 @@ def little_memory(most: int = 4 << 20) -> Iterator[None]:
         tracemalloc.stop()
 
 
-def claiming(num_tokens: int, hidden_dim: int, codec: str, payload: bytes) -> Header:
-    header = toy_header(toy_spec(scale="tensor"), "demo", "a", A)
-    return dataclasses.replace(
-        header,
-        shape=(num_tokens, hidden_dim),
-        tokens_per_frame=num_tokens // 4,
-        codec=codec,
+ROWS, WIDTH = MAX_PAYLOAD_BYTES // 4096 // 4 * 4, 4096
+ONE = b"\0\0\x80\x3f"  # the only scale
+
+
+def claiming(codec: str, payload: bytes) -> tuple[Header, bytes]:
+    """A record whose header claims nearly 4 GiB, and what it says so of."""
+    storage = Storage("int8", "tensor", codec)
+    header = dataclasses.replace(
+        toy_header(toy_spec(), "demo", "a", A, storage),
+        shape=(ROWS, WIDTH),
+        layout=RowLayout(units=4, tokens_per_unit=ROWS // 4),
         payload_xxh3=xxhash.xxh3_64_intdigest(payload),
     )
+    return header, pack_prefix(header, ONE, len(payload)) + payload
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])
 @pytest.mark.parametrize("stored", [20, 5000, 300_000])
 def test_a_record_that_claims_to_expand_beyond_belief_takes_no_memory(codec, stored):
-    payload = bytes(stored)
-    tokens = 4 * (MAX_PAYLOAD_BYTES // 4096 // 4)
-    record = pack(claiming(tokens, 4096, codec, payload), b"\0\0\x80\x3f", payload)
+    _, record = claiming(codec, bytes(stored))
     with little_memory():
         found = parse(memoryview(record))
         found.verify()  # whoever made it made the checksum too
@@ -67,7 +72,7 @@ def test_a_record_that_claims_to_expand_beyond_belief_takes_no_memory(codec, sto
 
 def test_a_raw_record_holds_what_it_claims():
     with pytest.raises(ValueError, match="the payload holds 20 bytes"):
-        pack(claiming(1 << 20, 4000, "raw", bytes(20)), b"\0\0\x80\x3f", bytes(20))
+        claiming("raw", bytes(20))
 
 
 def test_a_row_too_long_to_be_one_is_refused_before_it_is_copied(tmp_path):
@@ -76,13 +81,13 @@ def test_a_row_too_long_to_be_one_is_refused_before_it_is_copied(tmp_path):
     huge = bytes(64 << 20)
     with environment.lmdb.begin(write=True) as txn:
         for table in ("catalog", "failures", "specs"):
-            txn.put(TABLES[table] + b"z" * 64, huge)
+            txn.put(TABLES[table] + toy_spec().digest.encode() + b"z" * 32, huge)
     dataset = FeatureStore(tmp_path)["demo"]
     with little_memory(MAX_ROW_BYTES):
         for look in (
             lambda: list(dataset.entries()),
             lambda: list(dataset.failures()),
-            dataset.sets,
+            dataset.sets.rows,
         ):
             with pytest.raises(StoreDamaged, match="a row of 67108864 bytes cannot be"):
                 look()

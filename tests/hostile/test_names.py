@@ -19,7 +19,6 @@ from featstore.errors import FeatureNotFound, ListingError, StoreError, StoreMis
 from featstore.formats.export import save_features
 from featstore.pipeline.listing import read_listing
 from featstore.sampling import Sampling
-from featstore.store.catalog import Failure
 from featstore.store.maintenance.compact import compact_dataset
 from featstore.store.maintenance.merge import merge_dataset
 from featstore.store.maintenance.remove import remove_videos
@@ -27,6 +26,7 @@ from featstore.store.maintenance.repair import repair_dataset
 from featstore.store.maintenance.seal import seal_dataset, unseal_dataset
 from featstore.store.paths import dataset_names
 from featstore.store.reader import FeatureStore
+from featstore.store.rows import Failure
 from featstore.store.writer import FeatureWriter
 
 if TYPE_CHECKING:
@@ -80,11 +80,11 @@ def test_a_video_id_never_becomes_a_path(cache, tmp_path, video):
     """Stored, read, shown and exported; all that is written lies in the cache, or is the file asked for."""
     store_videos(cache, "demo", {video: A})
     features = featstore.get(cache, "demo", video)
-    assert np.array_equal(features.data, expected(A, SPEC))
+    assert np.array_equal(features.data, expected(A))
     for name in ("out.npy", "out.safetensors"):
         save_features(features, tmp_path / name)
     with safe_open(tmp_path / "out.safetensors", framework="np") as found:
-        assert found.metadata()["dataset"] == "demo"
+        assert json.loads(found.metadata()["featstore"])["dataset"] == "demo"
     assert run("ls", "--cache-dir", cache, "--dataset", "demo").exit_code == 0
     written = {name for name in tree(tmp_path) if not name.startswith("cache/demo/")}
     assert written == {"cache", "cache/demo", "out.npy", "out.safetensors"}
@@ -129,8 +129,8 @@ def test_a_manifest_that_is_huge_or_no_file_is_refused_unread(tmp_path):
 def test_what_steers_a_terminal_is_shown_and_not_sent(cache):
     escape = "\x1b]0;owned\x07\x1b[2J\r\u202e"
     with FeatureWriter(cache, "demo", min_free=0) as writer:
-        writer.add_set(SPEC, f"toy{escape}")
-        writer.fail(SPEC, Failure("a", f"/v{escape}.mp4", SPEC.digest, f"why{escape}", 1e300))
+        writer.add_set(SPEC, origin=f"toy{escape}", names={f"tower{escape}": escape})
+        writer.fail(Failure("a", f"/v{escape}.mp4", SPEC.digest, f"why{escape}", 1e300))
     for words in (
         ["ls", "--dataset", "demo", "--failed"],
         ["get", "--dataset", "demo", "a"],
@@ -167,15 +167,15 @@ def test_what_steers_a_terminal_is_shown_and_not_sent_by_an_ingest(clips, tmp_pa
 
 def test_what_a_set_says_of_itself_makes_no_line_of_its_own_in_a_message(cache):
     forged = "toy\nfeatstore: all is well\x1b[2J"
-    named = replace(SPEC, encoder=replace(SPEC.encoder, architecture=forged, name=forged))
+    named = replace(SPEC, encoder=replace(SPEC.encoder, family=forged, settings={forged: forged}))
     with FeatureWriter(cache, "demo", min_free=0) as writer:
-        writer.add_set(SPEC, forged)
-        writer.add_set(named, forged)
-        writer.fail(SPEC, Failure("a", "/a.mp4", SPEC.digest, forged, 0.0))
+        writer.add_set(SPEC, origin=forged)
+        writer.add_set(named, origin=forged)
+        writer.fail(Failure("a", "/a.mp4", SPEC.digest, forged, 0.0))
     dataset = FeatureStore(cache)["demo"]
     other = replace(SPEC, sampling=Sampling(5), encoder=named.encoder)
     for asked in (
-        lambda: dataset.select(),
+        lambda: dataset.select(spec="nonsense"),
         lambda: dataset.select(spec=other),
         lambda: dataset.select(nframe=77),
         lambda: dataset.lookup("a", spec=SPEC),
@@ -224,7 +224,7 @@ def test_a_cache_whose_name_is_no_text_is_as_good_as_any(tmp_path):
     compact_dataset(cache, "demo")
     assert repair_dataset(cache, "demo").problems == []
     seal_dataset(cache, "demo")
-    assert np.array_equal(featstore.get(cache, "demo", "c").data, expected(A, SPEC))
+    assert np.array_equal(featstore.get(cache, "demo", "c").data, expected(A))
     unseal_dataset(cache, "demo")
     for words in (["check"], ["info"], ["ls"], ["rm", "--dataset", "demo", "--yes"]):
         assert run(*words, "--cache-dir", cache).exit_code == 0

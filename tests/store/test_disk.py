@@ -42,7 +42,7 @@ def write_until_full(cache, first: int = 0) -> int:
     """Store one video a commit until it is refused; return how many were committed."""
     count = first
     with FeatureWriter(cache, "demo", min_free=UNCHECKED) as writer:
-        writer.add_set(SPEC, "toy")
+        writer.add_set(SPEC, origin="toy")
         while True:
             put_video(writer, SPEC, str(count), X)
             writer.commit()
@@ -53,7 +53,7 @@ def all_right(cache, count: int) -> bool:
     dataset = FeatureStore(cache)["demo"]
     assert set(dataset) == {str(i) for i in range(count)}
     assert check_dataset(cache, "demo").problems == []
-    return all(np.array_equal(dataset[video].data, expected(X, SPEC)) for video in dataset)
+    return all(np.array_equal(dataset[video].data, expected(X)) for video in dataset)
 
 
 def test_a_disk_that_another_program_fills_keeps_what_was_committed(disk):
@@ -190,7 +190,7 @@ def test_a_mount_that_alone_is_read_only_is_read_where_the_dataset_is_sealed(cac
 
 def test_a_dataset_taken_away_while_it_is_written_is_said_so(cache):
     with FeatureWriter(cache, "demo", min_free=0) as writer:
-        writer.add_set(SPEC, "toy")
+        writer.add_set(SPEC, origin="toy")
         put_video(writer, SPEC, "0", X)
         writer.commit()
         shutil.rmtree(cache / "demo")
@@ -203,7 +203,7 @@ def test_a_dataset_taken_away_while_it_is_read_stays_good_for_whoever_holds_it(c
     dataset = FeatureStore(cache)["demo"]
     held = dataset["0"]
     shutil.rmtree(cache)
-    assert np.array_equal(held.data, expected(X, SPEC))
+    assert np.array_equal(held.data, expected(X))
     for look in (
         lambda: dataset["0"],
         lambda: get(cache, "demo", "0"),

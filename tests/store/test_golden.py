@@ -19,7 +19,7 @@ from toys import (
 )
 
 from featstore.errors import RecordError, StoreMismatch
-from featstore.store.catalog import pack_row, read_manifest, video_key
+from featstore.store.catalog import read_manifest
 from featstore.store.engine.environment import open_environment
 from featstore.store.engine.transaction import WriteTransaction
 from featstore.store.maintenance.check import check_dataset
@@ -29,6 +29,7 @@ from featstore.store.maintenance.remove import remove_videos
 from featstore.store.maintenance.repair import repair_dataset
 from featstore.store.maintenance.seal import seal_dataset
 from featstore.store.reader import FeatureStore, get
+from featstore.store.rows import pack_row, video_key
 from featstore.store.writer import FeatureWriter
 
 STORES = sorted((REPOSITORY / "tests" / "golden" / "stores").glob("*/*/expected.json"))
@@ -77,7 +78,7 @@ def test_a_golden_store_is_read_without_being_written_to(store):
 
 def test_a_golden_store_can_be_gone_on_with(store):
     cache, wanted = store
-    made = FeatureStore(cache)[golden.DATASET].sets()[0].spec
+    made = FeatureStore(cache)[golden.DATASET].sets.rows()[0].spec
     x = toy_features(1)
     with FeatureWriter(cache, golden.DATASET, min_free=0) as writer:
         put_video(writer, made, "new", x)
@@ -148,7 +149,7 @@ def test_a_store_from_the_future_is_refused_and_left_alone_by_all(tmp_path):
 
 def test_a_record_from_the_future_is_refused(tmp_path):
     made = store_videos(tmp_path, "demo", {"a": toy_features(1)})
-    key = video_key(made, "demo", "a")
+    key = video_key(made.digest, "a")
     record = bytearray(read_raw(tmp_path, "records", key))
     record[11] = 2
     put_raw(tmp_path, "records", key, bytes(record))

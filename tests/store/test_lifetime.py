@@ -22,7 +22,7 @@ from toys import *
 
 cache = Path(sys.argv[1])
 spec = toy_spec()
-want = {name: expected(toy_features(seed), spec) for seed, name in enumerate("abc")}
+want = {name: expected(toy_features(seed)) for seed, name in enumerate("abc")}
 store = featstore.open(cache)
 
 def good(features, name):
@@ -114,7 +114,7 @@ def test_a_view_shows_the_same_bytes_after_its_video_was_replaced_and_others_wri
         features = store["demo"]["a"]
         replace_all_elsewhere()
         assert good(features, "a")
-        assert np.array_equal(store["demo"]["a"].data, expected(toy_features(14), spec))
+        assert np.array_equal(store["demo"]["a"].data, expected(toy_features(14)))
     """)
 
 
@@ -124,7 +124,7 @@ def test_a_view_shows_the_same_bytes_after_this_process_replaced_its_video(run_w
         for seed in range(10, 18):
             replace_all(seed)
             assert good(features, "a")
-        assert np.array_equal(store["demo"]["a"].data, expected(toy_features(17), spec))
+        assert np.array_equal(store["demo"]["a"].data, expected(toy_features(17)))
     """)
 
 
@@ -135,7 +135,7 @@ def test_a_view_outlives_its_dataset_and_a_new_one_of_that_name_is_read(run_with
         assert good(features, "a")
         store_videos(cache, "demo", {"a": toy_features(9)})
         assert good(features, "a")
-        assert np.array_equal(store["demo"]["a"].data, expected(toy_features(9), spec))
+        assert np.array_equal(store["demo"]["a"].data, expected(toy_features(9)))
         assert len(env._environments) == 2
         del features
         gc.collect()
@@ -265,7 +265,7 @@ def test_a_forked_child_may_write(run_with_store):
             os._exit(0)
         wait_for(child)
         assert good(features, "a")
-        assert np.array_equal(store["demo"]["d"].data, expected(toy_features(9), spec))
+        assert np.array_equal(store["demo"]["d"].data, expected(toy_features(9)))
     """)
 
 
@@ -360,7 +360,7 @@ def test_a_forked_child_is_refused_its_parents_writer_and_leaves_its_transaction
     """Its commit was acknowledged, then lost, and another process's view showed another video's bytes."""
     run_with_store(f"""
         from featstore.errors import StoreError
-        from featstore.store.catalog import Failure
+        from featstore.store.rows import Failure
         from featstore.store.writer import FeatureWriter
 
         def refused(act, *arguments):
@@ -370,15 +370,15 @@ def test_a_forked_child_is_refused_its_parents_writer_and_leaves_its_transaction
                 return "the process that forked this one; open a FeatureWriter here" in str(exc)
 
         writer = FeatureWriter(cache, "demo", min_free=0)
-        writer.add_set(spec, "toy")
+        writer.add_set(spec, origin="toy")
         for waiting in (False, True):
             if waiting:
                 put_video(writer, spec, "d", toy_features(9))
             child = os.fork()
             if child == 0:
                 assert refused(put_video, writer, spec, "e", toy_features(8))
-                assert refused(writer.fail, spec, Failure("f", "/f.mp4", spec.digest, "none", 0.0))
-                assert refused(writer.add_set, spec, "toy")
+                assert refused(writer.fail, Failure("f", "/f.mp4", spec.digest, "none", 0.0))
+                assert refused(writer.add_set, spec)
                 assert refused(writer.commit)
                 if waiting:
                     txn = writer._txn
@@ -392,7 +392,7 @@ def test_a_forked_child_is_refused_its_parents_writer_and_leaves_its_transaction
         assert [row.video_id for row in writer.commit()] == ["d"]
         assert set(store["demo"]) == set("abcd")
         replace_all_elsewhere()
-        assert np.array_equal(store["demo"]["f"].data, expected(toy_features(14), spec))
+        assert np.array_equal(store["demo"]["f"].data, expected(toy_features(14)))
     """)
 
 

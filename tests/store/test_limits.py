@@ -85,7 +85,7 @@ def test_a_cache_that_is_named_by_a_relative_path_stays_the_same_one(cache, tmp_
     store, lookup = featstore.open("cache"), Lookup("cache")
     dataset = store["demo"]
     with FeatureWriter("cache", "demo", min_free=0, max_size=1 << 40) as writer:
-        writer.add_set(SPEC, "toy")
+        writer.add_set(SPEC, origin="toy")
         monkeypatch.chdir(tmp_path / "elsewhere")
         put_video(writer, SPEC, "b", A)
     assert set(dataset) == {"a", "b"}

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from strategies import video_ids
 from toys import (
+    INT8,
     MISFITS,
     expected,
     misfit_record,
@@ -20,13 +21,15 @@ from toys import (
 
 from featstore.errors import FeatureNotFound, RecordError, StoreError, StoreFull, StoreMismatch
 from featstore.records.quantization import quantize
-from featstore.records.record import parse
+from featstore.records.record import pack_record, parse
+from featstore.records.storage import Storage
 from featstore.store import paths
-from featstore.store.catalog import Entry, Failure
 from featstore.store.engine.environment import open_environment
 from featstore.store.maintenance.check import check_dataset
+from featstore.store.manifest import Counts
 from featstore.store.paths import stored_bytes
 from featstore.store.reader import FeatureStore, get
+from featstore.store.rows import Entry, Failure
 from featstore.store.writer import MAX_REASON_CHARACTERS, FeatureWriter
 
 SPEC = toy_spec()
@@ -36,7 +39,7 @@ A, B = toy_features(1), toy_features(2)
 @pytest.fixture
 def writer(cache):
     writer = FeatureWriter(cache, "demo", min_free=0)
-    writer.add_set(SPEC, "toy")
+    writer.add_set(SPEC, origin="toy")
     return writer
 
 
@@ -50,12 +53,12 @@ def test_a_video_is_invisible_until_its_commit(cache, writer):
         get(cache, "demo", "a")
     [entry] = writer.commit()
     assert entry.video_id == "a"
-    assert np.array_equal(get(cache, "demo", "a").data, expected(A, SPEC))
+    assert np.array_equal(get(cache, "demo", "a").data, expected(A))
 
 
 def test_what_is_aborted_never_appears(cache, writer):
     put_video(writer, SPEC, "a", A)
-    writer.fail(SPEC, failure("b"))
+    writer.fail(failure("b"))
     writer.abort()
     assert writer.commit() == []
     assert list(FeatureStore(cache)["demo"]) == []
@@ -63,7 +66,7 @@ def test_what_is_aborted_never_appears(cache, writer):
 
 def test_leaving_the_block_commits_and_an_exception_drops(cache):
     with FeatureWriter(cache, "demo", min_free=0) as writer:
-        writer.add_set(SPEC, "toy")
+        writer.add_set(SPEC, origin="toy")
         put_video(writer, SPEC, "a", A)
 
     def interrupted() -> None:
@@ -78,7 +81,7 @@ def test_leaving_the_block_commits_and_an_exception_drops(cache):
 
 def test_a_commit_returns_the_rows_it_made_durable(cache, writer):
     put_video(writer, SPEC, "a", A)
-    writer.fail(SPEC, failure("b"))
+    writer.fail(failure("b"))
     assert [row.video_id for row in writer.commit()] == ["a", "b"]
     assert writer.commit() == []
 
@@ -87,7 +90,7 @@ def test_a_set_added_between_two_puts_loses_no_row_of_the_commit(cache, writer):
     """`add_set` committed what waited, and nobody was told of it."""
     other = toy_spec(8)
     put_video(writer, SPEC, "a", A)
-    writer.add_set(other, "toy")
+    writer.add_set(other, origin="toy")
     put_video(writer, other, "b", B)
     assert [row.video_id for row in writer.commit()] == ["a", "b"]
     assert get(cache, "demo", "b", spec=other).shape == (16, 8)
@@ -96,15 +99,105 @@ def test_a_set_added_between_two_puts_loses_no_row_of_the_commit(cache, writer):
 def test_a_set_dropped_with_an_abort_must_be_added_again(cache, writer):
     other = toy_spec(8)
     put_video(writer, SPEC, "a", A)
-    writer.add_set(other, "toy")
+    writer.add_set(other, origin="toy")
     writer.abort()
     with pytest.raises(ValueError, match="call add_set before put"):
         put_video(writer, other, "b", B)
 
 
 def test_a_set_keeps_the_origin_it_was_first_ingested_from(cache, writer):
-    writer.add_set(SPEC, "another checkpoint")
-    assert [found.origin for found in FeatureStore(cache)["demo"].sets()] == ["toy"]
+    writer.add_set(SPEC, origin="another checkpoint")
+    assert [found.origin for found in FeatureStore(cache)["demo"].sets.rows()] == ["toy"]
+
+
+def test_a_set_that_is_there_keeps_its_storage_unless_it_is_to_be_replaced(cache, writer):
+    put_video(writer, SPEC, "a", A)
+    writer.commit()
+    before = FeatureStore(cache)["demo"].feature_set
+    assert before.storage == Storage()
+    assert writer.add_set(SPEC) == writer.add_set(SPEC, Storage()) == before
+    with pytest.raises(StoreMismatch) as caught:
+        writer.add_set(SPEC, Storage("fp16", codec="zstd"))
+    said = str(caught.value)
+    assert f"{SPEC.digest[:8]} is stored as int8/channel, asked for is fp16 zstd" in said
+    assert "--restore-as" in said
+    assert FeatureStore(cache)["demo"].feature_set == before
+    row = writer.add_set(SPEC, Storage("fp16"), replace_storage=True)
+    assert FeatureStore(cache)["demo"].feature_set == row
+    assert row == dataclasses.replace(
+        before, storage=Storage("fp16"), storage_since=row.storage_since
+    )
+    assert row.storage_since > before.storage_since
+    assert FeatureStore(cache)["demo"]["a"].header.storage == INT8, "each record says its own"
+
+
+def test_a_storage_that_is_refused_loses_nothing_that_waits(cache, writer):
+    put_video(writer, SPEC, "a", A)
+    with pytest.raises(StoreMismatch):
+        writer.add_set(SPEC, Storage("fp16"))
+    assert [row.video_id for row in writer.commit()] == ["a"]
+
+
+def test_a_storage_that_is_refused_keeps_no_other_writer_waiting(cache, writer):
+    with pytest.raises(StoreMismatch):
+        writer.add_set(SPEC, Storage("fp16"))
+    store_videos(cache, "demo", {"b": B})
+
+
+def counts_of(cache):
+    return FeatureStore(cache)["demo"].counts
+
+
+def test_the_manifest_counts_what_is_put_put_again_failed_and_dropped(cache, writer):
+    each = 4080 + 128
+    put_video(writer, SPEC, "a", A)
+    put_video(writer, SPEC, "b", toy_features(3, frames=2))
+    assert counts_of(cache) == Counts(), "nothing is committed"
+    writer.commit()
+    assert counts_of(cache) == Counts(2, 0, 6, 2 * 4080 + 128 + 64)
+    put_video(writer, SPEC, "b", B)
+    put_video(writer, SPEC, "b", B)
+    writer.fail(failure("c"))
+    writer.fail(failure("c", "still none"))
+    writer.commit()
+    assert counts_of(cache) == Counts(2, 1, 8, 2 * each)
+    writer.fail(failure("a"))
+    writer.commit()
+    assert counts_of(cache) == Counts(2, 2, 8, 2 * each), "what is stored stays"
+    writer.fail(failure("a"), drop=True)
+    put_video(writer, SPEC, "c", A)
+    writer.commit()
+    assert counts_of(cache) == Counts(2, 1, 8, 2 * each)
+    put_video(writer, SPEC, "a", A)
+    writer.abort()
+    assert counts_of(cache) == Counts(2, 1, 8, 2 * each)
+
+
+def test_a_set_made_later_leaves_the_default_and_its_counts(cache, writer):
+    put_video(writer, SPEC, "a", A)
+    wide = toy_spec(8)
+    writer.add_set(wide, Storage("fp32"))
+    put_video(writer, wide, "b", B, Storage("fp32"))
+    writer.commit()
+    dataset = FeatureStore(cache)["demo"]
+    assert (list(dataset), len(dataset), dataset.feature_set.spec) == (["a"], 1, SPEC)
+    assert list(dataset.sets) == [SPEC.digest, wide.digest]
+    assert [len(there) for there in dataset.sets.values()] == [1, 1]
+
+
+def test_a_killed_writer_leaves_the_counts_of_its_last_commit(cache):
+    program = """
+import os, signal, sys
+from toys import *
+writer = FeatureWriter(sys.argv[1], "demo", min_free=0)
+writer.add_set(toy_spec())
+put_video(writer, toy_spec(), "a", toy_features(1))
+writer.commit()
+put_video(writer, toy_spec(), "b", toy_features(2))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert run_python(program, cache).returncode == -9
+    assert counts_of(cache) == Counts(1, 0, 4, 4080 + 128)
 
 
 def test_a_video_put_again_replaces_the_first(cache, writer):
@@ -114,18 +207,18 @@ def test_a_video_put_again_replaces_the_first(cache, writer):
     put_video(writer, SPEC, "a", A)
     put_video(writer, SPEC, "a", B)
     writer.commit()
-    assert np.array_equal(get(cache, "demo", "a").data, expected(B, SPEC))
+    assert np.array_equal(get(cache, "demo", "a").data, expected(B))
     assert len(FeatureStore(cache)["demo"]) == 1
 
 
 def test_a_video_that_is_stored_after_all_is_no_failure_any_more(cache, writer):
-    writer.fail(SPEC, failure("a"))
+    writer.fail(failure("a"))
     writer.commit()
     put_video(writer, SPEC, "a", A)
     writer.commit()
     dataset = FeatureStore(cache)["demo"]
     assert list(dataset.failures()) == []
-    assert list(dataset.failures(SPEC)) == []
+    assert list(dataset.sets[SPEC.digest].failures()) == []
     assert list(dataset) == ["a"]
 
 
@@ -142,7 +235,7 @@ def test_the_row_says_what_the_record_holds(cache, writer):
 
 def test_commits_are_due_by_bytes(cache):
     with FeatureWriter(cache, "demo", min_free=0, commit_bytes=5_000) as writer:
-        writer.add_set(SPEC, "toy")
+        writer.add_set(SPEC, origin="toy")
         assert not writer.due
         put_video(writer, SPEC, "a", A)
         assert not writer.due
@@ -159,7 +252,7 @@ def test_commits_are_due_by_bytes(cache):
 def test_any_id_without_control_characters_can_be_stored_and_read(cache, video):
     store_videos(cache, "demo", {video: A, "é": B})
     dataset = FeatureStore(cache)["demo"]
-    assert np.array_equal(dataset[video].data, expected(B if video == "é" else A, SPEC))
+    assert np.array_equal(dataset[video].data, expected(B if video == "é" else A))
     assert video in set(dataset)
     assert check_dataset(cache, "demo").problems == []
 
@@ -172,7 +265,7 @@ def test_an_id_that_cannot_name_a_video_is_refused(cache, writer, video):
     with pytest.raises(ValueError, match="a video id of"):
         put_video(writer, SPEC, video, A)
     with pytest.raises(ValueError, match="a video id of"):
-        writer.fail(SPEC, failure(video))
+        writer.fail(failure(video))
 
 
 def test_an_id_may_have_4096_bytes(cache, writer):
@@ -185,11 +278,10 @@ def test_an_id_may_have_4096_bytes(cache, writer):
     ("changes", "error"),
     [
         ({"dataset": "other"}, StoreMismatch),
-        ({"spec": "0" * 32}, StoreMismatch),
+        ({"spec": "0" * 32}, ValueError),
         ({"shape": (12, 8)}, RecordError),
         ({"shape": (32, 4)}, RecordError),
         ({"frame_indices": bytes(8)}, RecordError),
-        ({"quantization": "fp32", "scale": "none"}, ValueError),
     ],
 )
 def test_a_header_that_does_not_fit_is_refused_and_leaves_nothing(cache, writer, changes, error):
@@ -200,42 +292,46 @@ def test_a_header_that_does_not_fit_is_refused_and_leaves_nothing(cache, writer,
     assert [row.video_id for row in writer.commit()] == ["a"]
 
 
+def test_a_record_may_be_stored_in_another_way_than_its_set(cache, writer):
+    """So that an error budget can choose it record by record."""
+    put_video(writer, SPEC, "a", A, Storage("fp32"))
+    [entry] = writer.commit()
+    assert entry.storage == Storage("fp32")
+    assert np.array_equal(get(cache, "demo", "a").data, A)
+    assert FeatureStore(cache)["demo"].feature_set.storage == Storage()
+
+
 @pytest.mark.parametrize("misfit", MISFITS)
 def test_a_record_that_cannot_be_of_its_set_is_refused(cache, writer, misfit):
     record = misfit_record(SPEC, "demo", "b", misfit)
     put_video(writer, SPEC, "a", A)
     for put in (
-        lambda: writer.put_whole(SPEC, record),
-        lambda: writer.put_packed(SPEC, parse(record).header, record),
+        lambda: writer.put_whole(record),
+        lambda: writer.put(parse(record).header, record),
     ):
         with pytest.raises(StoreMismatch, match=f"{misfit} .*, not .*; it was not put"):
             put()
     assert [row.video_id for row in writer.commit()] == ["a"]
 
 
-def test_a_buffer_without_room_before_the_payload_is_refused(cache, writer):
-    stored, scale = quantize(A, "int8", "channel")
+def test_a_buffer_without_room_before_the_payload_is_refused():
+    stored, (scale,) = quantize(A, INT8)
     buffer = memoryview(bytearray(100) + stored.tobytes())
+    header = toy_header(SPEC, "demo", "a", A)
     with pytest.raises(ValueError, match=r"100 bytes precede the payload, .* needs 4080"):
-        writer.put(
-            SPEC,
-            toy_header(SPEC, "demo", "a", A),
-            scale.tobytes(),
-            buffer,
-            slice(100, len(buffer)),
-        )
+        pack_record(header, scale.tobytes(), buffer, slice(100, len(buffer)))
 
 
 def test_a_failure_with_an_endless_reason_can_be_read_again(cache, writer):
     """A reason of a megabyte made a row that could not be read, and with it the whole listing."""
-    writer.fail(SPEC, failure("a", "x" * (2 << 20)))
+    writer.fail(failure("a", "x" * (2 << 20)))
     writer.commit()
     [found] = FeatureStore(cache)["demo"].failures()
     assert found.reason == "x" * MAX_REASON_CHARACTERS
 
 
 def test_a_failure_may_tell_of_names_that_are_no_text(cache, writer):
-    writer.fail(SPEC, dataclasses.replace(failure("a"), video_path="\ud800", reason="no \udcff"))
+    writer.fail(dataclasses.replace(failure("a"), video_path="\ud800", reason="no \udcff"))
     writer.commit()
     [found] = FeatureStore(cache)["demo"].failures()
     assert (found.video_path, found.reason) == ("\ud800", "no \udcff")
@@ -243,7 +339,7 @@ def test_a_failure_may_tell_of_names_that_are_no_text(cache, writer):
 
 def test_a_full_disk_is_noticed_before_the_put_and_keeps_what_was_put(cache, monkeypatch):
     with FeatureWriter(cache, "demo", min_free=1 << 30) as writer:
-        writer.add_set(SPEC, "toy")
+        writer.add_set(SPEC, origin="toy")
         put_video(writer, SPEC, "a", A)
         real = os.statvfs(cache)
         full = os.statvfs_result((real.f_bsize, real.f_frsize, *([1000] * 8), 0))
@@ -262,7 +358,7 @@ def test_a_limit_on_the_cache_counts_all_datasets(cache):
     store_videos(cache, "one", {"a": A})
     limit = stored_bytes(cache) + (2 << 20)
     with FeatureWriter(cache, "two", min_free=0, max_size=limit) as writer:
-        writer.add_set(SPEC, "toy")
+        writer.add_set(SPEC, origin="toy")
         put_video(writer, SPEC, "b", B)
     writer = FeatureWriter(cache, "two", min_free=0, max_size=stored_bytes(cache))
     with pytest.raises(
@@ -275,7 +371,7 @@ def test_a_limit_on_the_cache_counts_all_datasets(cache):
 
 def test_a_writer_whose_folder_was_taken_away_says_so(cache, tmp_path):
     with FeatureWriter(cache, "demo", min_free=0) as writer:
-        writer.add_set(SPEC, "toy")
+        writer.add_set(SPEC, origin="toy")
         os.rename(cache / "demo", tmp_path / "elsewhere")
         with pytest.raises(StoreError, match=r"cannot be looked into|there is no dataset"):
             put_video(writer, SPEC, "a", A)
@@ -410,8 +506,8 @@ def test_a_writer_whose_dataset_was_swapped_for_another_puts_nothing_into_it(cac
     swap(cache, "demo", "other")
     for act in (
         lambda: put_video(writer, SPEC, "a", A),
-        lambda: writer.fail(SPEC, failure("a")),
-        lambda: writer.add_set(toy_spec(8), "toy"),
+        lambda: writer.fail(failure("a")),
+        lambda: writer.add_set(toy_spec(8), origin="toy"),
     ):
         with pytest.raises(
             StoreMismatch, match=r"cache/demo holds the dataset 'other'; .* rename it back"

@@ -1,12 +1,26 @@
+import json
 import os
 import stat
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
 from toys import run_python, store_videos, toy_features
 
+from featstore.fields import build
 from featstore.formats.export import save_features
-from featstore.store.reader import get
+from featstore.formats.facts import entry_facts, record_facts
+from featstore.geometry import RowLayout
+from featstore.records.storage import Storage
+from featstore.store.reader import FeatureStore, get
+
+SCALES = {
+    "channel_token": {"token_scale": (16, 1), "channel_scale": (1, 8)},
+    "channel": {"channel_scale": (1, 8)},
+    "token": {"token_scale": (16, 1)},
+    "tensor": {"tensor_scale": (1, 1)},
+}
 
 KILLED = """
 import os, signal, sys, featstore
@@ -73,3 +87,51 @@ def test_a_link_is_replaced_and_not_written_through(cache, tmp_path):
     save_features(get(cache, "demo", "a"), tmp_path / "x.npy")
     assert precious.read_text() == "mine"
     assert not (tmp_path / "x.npy").is_symlink()
+
+
+@pytest.mark.parametrize("granularity", SCALES)
+def test_each_scale_is_a_tensor_of_its_name_and_their_product_gives_the_features(
+    cache, tmp_path, granularity
+):
+    store_videos(cache, "demo", {"a": toy_features(1)}, storage=Storage("int8", granularity))
+    features = get(cache, "demo", "a")
+    save_features(features, tmp_path / "x.safetensors")
+    tensors = load_file(tmp_path / "x.safetensors")
+    data = tensors.pop("data")
+    assert {name: scale.shape for name, scale in tensors.items()} == SCALES[granularity]
+    scale = np.ones((), np.float32)
+    for name in ("token_scale", "channel_scale", "tensor_scale"):
+        scale = scale * tensors.get(name, np.float32(1))
+    np.testing.assert_array_equal(data * scale, features.dequantize())
+
+
+@pytest.mark.parametrize("values", ["bf16", "fp16", "fp32"])
+def test_floats_have_no_scale(cache, tmp_path, values):
+    store_videos(cache, "demo", {"a": toy_features(1)}, storage=Storage(values))
+    features = get(cache, "demo", "a")
+    save_features(features, tmp_path / "x.safetensors")
+    tensors = load_file(tmp_path / "x.safetensors")
+    assert list(tensors) == ["data"]
+    np.testing.assert_array_equal(tensors["data"], features.data)
+
+
+def test_what_the_record_says_is_in_the_file_as_json(cache, tmp_path):
+    video = "caf\udce9"  # a file name that is not UTF-8
+    spec = store_videos(cache, "demo", {video: toy_features(1)})
+    features = get(cache, "demo", video)
+    save_features(features, tmp_path / "x.safetensors")
+    with safe_open(tmp_path / "x.safetensors", "np") as file:
+        facts = json.loads(file.metadata()["featstore"])
+    assert facts == record_facts(features.header)
+    assert (facts["video_id"], facts["feature_set"]) == (video, spec.digest)
+    assert facts["storage"] == {"values": "int8", "granularity": "channel", "codec": "raw"}
+    assert (facts["frames"], facts["frame_indices"]) == (4, [0, 1, 2, 3])
+    assert build(RowLayout, facts["layout"]) == features.header.layout
+
+
+def test_the_catalog_and_the_record_say_the_same_in_the_same_words(cache):
+    store_videos(cache, "demo", {"a": toy_features(1)})
+    dataset = FeatureStore(cache)["demo"]
+    record, row = record_facts(dataset["a"].header), entry_facts("demo", dataset.entry("a"))
+    del row["record_bytes"]
+    assert {name: record[name] for name in row} == row

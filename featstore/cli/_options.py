@@ -14,6 +14,8 @@ from featstore.errors import FeatstoreError, plain
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from featstore.store.dataset import Dataset
+
 SOME_FAILED = 3  # exit code: the command is done, and some videos failed
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -58,6 +60,14 @@ def digest_prefix(ctx: click.Context, option: click.Parameter, value: str | None
             "it is empty; give the first 4 or more digits of a feature set's digest"
         )
     return value
+
+
+def open_set(cache_dir: str, dataset: str, spec: str | None) -> Dataset:
+    """Return the feature set that `--spec` names, or the dataset's default set."""
+    from featstore.store.reader import FeatureStore
+
+    there = FeatureStore(cache_dir)[dataset]
+    return there.sets[there.select(spec=spec).spec.digest] if spec else there
 
 
 class VariadicOption(click.Option):
@@ -107,12 +117,12 @@ nframe_option = click.option(
 which_nframe_option = click.option(
     "--nframe",
     type=click.IntRange(1, 65536),
-    help="Number of frames per video, to choose between feature sets that differ in it.",
+    help="Number of frames per video, to choose another feature set than the default by it.",
 )
 spec_option = click.option(
     "--spec",
     callback=digest_prefix,
-    help="The first 4 or more digits of a feature set's digest, if the dataset has several feature sets.",
+    help="The first 4 or more digits of a feature set's digest.  [default: the dataset's default set]",
 )
 device_option = click.option(
     "--device", default=defaults.DEVICE, help="Device to compute on: auto, cpu, cuda or cuda:N."

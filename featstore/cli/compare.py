@@ -132,17 +132,19 @@ def _build(options: dict[str, Any]) -> tuple[LongVAEncoder, CachedLongVA | None]
 
 def _print_report(report: Any) -> None:
     rows = [
-        {
-            "video_id": row.video_id,
-            "cosine": round(row.error.cosine, 6),
-            "relative_l2": round(row.error.relative_l2, 6),
-            "max_abs": round(row.error.max_abs, 5),
-            "identical": "" if row.identical is None else "yes" if row.identical else "no",
-            "": "beyond the limit" if row in report.beyond else "",
-        }
+        (
+            row.video_id,
+            row.error.cosine,
+            row.error.relative_l2,
+            row.error.token_p99,
+            row.error.max_abs,
+            "" if row.identical is None else "yes" if row.identical else "no",
+            "beyond the limit" if row in report.beyond else "",
+        )
         for row in report.rows
     ]
-    print_table(rows, as_json=False)
+    names = ("video_id", "cosine", "relative_l2", "token_p99", "max_abs", "identical", "")
+    print_table(names, rows)
     for video, reason in report.failures.items():
         click.echo(f"not compared: {plain_line(f'{video}: {reason}')}")
     found = report.summary()

@@ -8,6 +8,13 @@ import click
 
 from featstore.cli._options import cache_dir_option, json_option, one_dataset_option
 from featstore.cli._printing import date, print_facts, print_json
+from featstore.cli._words import (
+    errors_text,
+    geometry_text,
+    preprocessing_text,
+    sampling_text,
+    storage_text,
+)
 from featstore.errors import plain_line
 from featstore.system.filesystems import format_bytes
 
@@ -18,13 +25,14 @@ from featstore.system.filesystems import format_bytes
 @json_option
 def info(cache_dir: str, dataset: str | None, as_json: bool) -> None:
     """Show the manifest, counts, sizes, feature sets and quantization errors."""
-    from featstore.store.describe import describe_store
+    from featstore.store.describe import describe_dataset, describe_store
     from featstore.store.reader import FeatureStore
 
-    described = describe_store(cache_dir)["datasets"]
-    if dataset is not None:
-        FeatureStore(cache_dir)[dataset]  # raises DatasetNotFound
-        described = {dataset: described[dataset]}
+    if dataset is None:
+        described = describe_store(cache_dir, errors=True)["datasets"]
+    else:
+        FeatureStore(cache_dir)[dataset]  # raises DatasetNotFound, which names those there are
+        described = {dataset: describe_dataset(cache_dir, dataset)}
     if as_json:
         print_json(described)
         return
@@ -42,28 +50,30 @@ def _print_dataset(row: dict[str, Any]) -> None:
         f"made {date(row['created'])}{', sealed' if row['sealed'] else ''}"
     )
     for found in row["feature_sets"]:
-        spec, encoder = found["spec"], found["spec"]["encoder"]
-        click.echo(f"  set {found['digest']}: {found['videos']} videos, {found['frames']} frames")
-        facts = {
-            "from": found["origin"],
-            "model_signature": found["model_signature"],
-            "encoder": f"{encoder['name']}, weights {encoder['weights'][:16]}, {encoder['dtype']}",
-            "tower": f"{encoder['vision_tower']}, layer {encoder['select_layer']}, {encoder['select_feature']}",
-            "projector": f"{encoder['projector']}, pooling {encoder['pooling']}",
-            "features": f"{encoder['tokens_per_frame']} tokens a frame of {encoder['hidden_dim']}",
-            "sampling": _sampling_text(spec["sampling"]),
-            "decoder": spec["decoder"],
-            "stored": f"{spec['quantization']}, scale {spec['scale']}",
-        }
-        error = found["error"]
-        if found["videos"]:
-            facts["error"] = (
-                f"relative L2 {error['relative_l2_mean']:.2e} on average, {error['relative_l2_max']:.2e} at most; "
-                f"cosine {error['cosine_min']:.6f} at least; largest {error['max_abs']:.3g}"
-            )
-        print_facts(facts, indent="    ")
+        _print_set(found, found["feature_set"] == row["default"])
 
 
-def _sampling_text(sampling: dict[str, Any]) -> str:
-    rule = f"fps:{sampling['rate']:g}" if sampling["rate"] else sampling["policy"]
-    return f"{sampling['nframe']} frames, {rule}"
+def _print_set(found: dict[str, Any], is_default: bool) -> None:
+    from featstore.spec import FeatureSpec
+
+    spec = FeatureSpec.from_dict(found["spec"])
+    encoder, plain = spec.encoder, found["spec"]
+    click.echo(
+        f"  set {spec.digest}{', the default' if is_default else ''}: {found['videos']} videos, "
+        f"{found['frames']} frames, {format_bytes(found['record_bytes'])}, {found['failures']} failures"
+    )
+    budget = found["max_error"]
+    facts = {
+        "from": found["origin"],
+        **found["names"],
+        "encoder": f"{encoder.family}, weights {encoder.weights[:16]}, {encoder.dtype}",
+        "settings": ", ".join(f"{name} {value}" for name, value in encoder.settings.items()),
+        "features": geometry_text(plain["encoder"]["geometry"], spec.max_rows),
+        "sampling": sampling_text(plain["sampling"]),
+        "preprocessing": preprocessing_text(plain["preprocessing"]),
+        "decoder": spec.decoder,
+        "stored": storage_text(found["storage"]),
+        "error budget": "" if budget is None else f"relative L2 of a token {budget:g}",
+        "error": errors_text(found["error"]) if found["videos"] else "",
+    }
+    print_facts(facts, indent="    ")

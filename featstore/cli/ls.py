@@ -2,78 +2,114 @@
 
 from __future__ import annotations
 
-from typing import Any
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli._options import cache_dir_option, json_option, spec_option
-from featstore.cli._printing import date, print_table
+from featstore.cli._options import cache_dir_option, json_option, open_set, spec_option
+from featstore.cli._printing import date, print_json_rows, print_table
+from featstore.cli._streams import say
+from featstore.cli._words import storage_text
+from featstore.errors import plain_line
+
+if TYPE_CHECKING:
+    from featstore.store.dataset import Dataset
+
+_SETS = ("dataset", "feature_set", "default", "videos", "failures", "record_bytes", "storage")
+# Columns of the table of videos, and which field of an entry is in each.
+_VIDEOS = {
+    "video_id": "video_id",
+    "frames": "frames",
+    "rows": "rows",
+    "width": "width",
+    "values": "values",
+    "scale": "granularity",
+    "codec": "codec",
+    "record_bytes": "record_bytes",
+    "token_p99": "token_p99",
+    "decoder": "decoder",
+    "doubt": "doubt",
+    "created": "created",
+}
 
 
 @click.command()
 @cache_dir_option
-@click.option("--dataset", help="List this dataset's videos.")
+@click.option("--dataset", help="List this dataset's videos, those of its default feature set.")
 @click.option("--failed", is_flag=True, help="List the dataset's failed videos and their reasons.")
 @spec_option
 @json_option
 def ls(cache_dir: str, dataset: str | None, failed: bool, spec: str | None, as_json: bool) -> None:
-    """List the datasets, or the videos of one dataset."""
-    from featstore.store.describe import describe_store
-    from featstore.store.reader import FeatureStore
-
-    if dataset is None and (failed or spec):
-        option = "--failed" if failed else "--spec"
-        raise click.UsageError(
-            f"{option} selects videos of a dataset: name the dataset with --dataset"
-        )
-    store = FeatureStore(cache_dir)
+    """List the feature sets of all datasets, or the videos of one; with --json these in no particular order."""
     if dataset is None:
-        found = [_dataset_row(row) for row in describe_store(cache_dir)["datasets"].values()]
-        print_table(found, as_json)
+        if failed or spec:
+            option = "--failed" if failed else "--spec"
+            raise click.UsageError(
+                f"{option} selects videos of a dataset: name the dataset with --dataset"
+            )
+        _list_sets(cache_dir, as_json)
         return
-    chosen = store[dataset].select(spec=spec).spec if spec else None
-    if failed:
-        rows: list[dict[str, Any]] = [
-            {
-                "video_id": row.video_id,
-                "set": row.spec[:8],
-                "reason": row.reason,
-                "path": row.video_path,
-            }
-            for row in store[dataset].failures(chosen)
-        ]
-    else:
-        rows = [
-            {
-                "video_id": entry.video_id,
-                "set": entry.spec[:8],
-                "frames": entry.frames,
-                "tokens": entry.shape[0],
-                "dim": entry.shape[1],
-                "bytes": entry.record_bytes,
-                "codec": entry.codec,
-                "relative_l2": round(entry.error.relative_l2, 6),
-                "created": date(entry.created),
-            }
-            for entry in store[dataset].entries(chosen)
-        ]
-    print_table(sorted(rows, key=lambda row: (row["video_id"], row["set"])), as_json)
+    there = open_set(cache_dir, dataset, spec)
+    (_list_failures if failed else _list_videos)(there, as_json)
+    others = len(there.sets) - 1
+    if spec is None and others > 0:
+        sets = "1 other feature set" if others == 1 else f"{others} other feature sets"
+        say(f"{dataset} has {sets}: list them without --dataset, name one with --spec")
 
 
-def _dataset_row(row: dict[str, Any]) -> dict[str, Any]:
-    if "error" in row:
-        return {
-            "dataset": row["dataset"],
-            "videos": "?",
-            "failures": "?",
-            "bytes": "?",
-            "sets": row["error"],
+def _list_sets(cache_dir: str, as_json: bool) -> None:
+    from featstore.store.describe import describe_store
+
+    described = list(describe_store(cache_dir)["datasets"].values())
+    facts = [row for found in described for row in _set_facts(found)]
+    if as_json:
+        print_json_rows(facts)
+        return
+    readable = [row for row in facts if "error" not in row]
+    formats = {"storage": storage_text, "default": lambda is_default: "yes" if is_default else ""}
+    print_table(_SETS, [tuple(row[name] for name in _SETS) for row in readable], formats)
+    for row in facts:
+        if "error" in row:
+            click.echo(f"{row['dataset']}: {plain_line(row['error'])}")
+
+
+def _set_facts(described: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each feature set of a dataset; one without them for a dataset that has none, or an error."""
+    dataset = described["dataset"]
+    if "error" in described:
+        return [described]
+    return [
+        {
+            "dataset": dataset,
+            "feature_set": found["feature_set"],
+            "default": found["feature_set"] == described["default"],
+            **{name: found[name] for name in ("videos", "failures", "frames", "record_bytes")},
+            "storage": found["storage"],
         }
-    sets = ", ".join(found["digest"][:8] for found in row["feature_sets"])
-    return {
-        "dataset": row["dataset"],
-        "videos": row["videos"],
-        "failures": row["failures"],
-        "bytes": row["record_bytes"],
-        "sets": sets,
-    }
+        for found in described["feature_sets"]
+    ]
+
+
+def _list_videos(there: Dataset, as_json: bool) -> None:
+    from featstore.formats.facts import entry_facts
+    from featstore.store.rows import Entry
+
+    if as_json:
+        print_json_rows(entry_facts(there.name, entry) for entry in there.entries())
+        return
+    # Of a million videos only what is printed is held, and no Python runs for each of its values.
+    pick = itemgetter(*map(Entry._fields.index, _VIDEOS.values()))
+    found = sorted(map(pick, there.entries()), key=itemgetter(0))
+    print_table(list(_VIDEOS), found, {"created": date})
+
+
+def _list_failures(there: Dataset, as_json: bool) -> None:
+    from featstore.formats.facts import failure_facts
+
+    if as_json:
+        print_json_rows(failure_facts(there.name, failure) for failure in there.failures())
+        return
+    rows = ((row.video_id, row.reason, row.video_path, row.created) for row in there.failures())
+    names = ("video_id", "reason", "video_path", "created")
+    print_table(names, sorted(rows), {"created": date})

@@ -11,6 +11,7 @@ from featstore.cli._options import (
     cache_dir_option,
     dataset_option,
     digest_prefix,
+    open_set,
 )
 from featstore.errors import StoreError, plain_line
 from featstore.system.filesystems import format_bytes
@@ -32,9 +33,8 @@ def rm(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None, 
     """Remove a dataset, one of its feature sets, or single videos, with their recorded failures."""
     from featstore.store.describe import write_cache_meta
     from featstore.store.maintenance.remove import remove_dataset, remove_set, remove_videos
-    from featstore.store.reader import FeatureStore
 
-    chosen = FeatureStore(cache_dir)[dataset].select(spec=spec).spec if spec else None
+    chosen = open_set(cache_dir, dataset, spec).feature_set.spec if spec else None
     if not yes:
         _ask(cache_dir, dataset, videos, spec)
     if videos:
@@ -60,7 +60,6 @@ def rm(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None, 
 def _ask(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None) -> None:
     from featstore.store.lost import lost_datasets
     from featstore.store.paths import dataset_names, dataset_path, is_sealed
-    from featstore.store.reader import FeatureStore
 
     if dataset in lost_datasets(cache_dir):
         click.confirm(
@@ -76,9 +75,9 @@ def _ask(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None
         what = f"{len(videos)} videos from {place}"
     else:
         try:
-            there = FeatureStore(cache_dir)[dataset]
-            chosen = there.select(spec=spec).spec if spec else None
-            what = f"{place} with the features of {sum(1 for _ in there.entries(chosen))} videos"
+            there = open_set(cache_dir, dataset, spec)
+            sets = [there] if spec else there.sets.values()
+            what = f"{place} with the features of {sum(map(len, sets))} videos"
         except StoreError:
             if spec:
                 raise

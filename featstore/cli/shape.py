@@ -33,8 +33,5 @@ def shape(model_path: str | None, vision_tower: str | None, nframe: int, as_json
         }
     )
     click.echo("bytes a video:")
-    rows = [
-        {"stored as": name, "bytes": size, "": format_bytes(size)}
-        for name, size in found.stored_bytes().items()
-    ]
-    print_table(rows, as_json=False)
+    rows = [(name, size, format_bytes(size)) for name, size in found.stored_bytes().items()]
+    print_table(("stored as", "bytes", ""), rows)

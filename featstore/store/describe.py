@@ -47,7 +47,7 @@ def describe_dataset(
     ]
     if errors:
         for described in sets:
-            described["error"] = _describe_errors(snapshot, described["digest"])
+            described["error"] = _describe_errors(snapshot, described["feature_set"])
     return {
         "dataset": manifest.dataset,
         "format": manifest.format,
@@ -103,7 +103,7 @@ def write_cache_meta(cache_dir: str | os.PathLike[str], *, forget: str | None = 
 
 def _describe_set(found: FeatureSet, counts: Counts) -> dict[str, Any]:
     return {
-        "digest": found.spec.digest,
+        "feature_set": found.spec.digest,
         "origin": found.origin,
         "names": dict(found.names),
         "created": found.created,

@@ -10,12 +10,15 @@ import pytest
 from click.testing import CliRunner, Result
 from damage import flip_in_file
 from safetensors.numpy import load_file
+from toys import put_video, toy_features, toy_spec
 
 import featstore
 import featstore.store.maintenance.check
 from featstore.cli import main
 from featstore.cli._options import size
+from featstore.cli._printing import print_json_rows, print_table
 from featstore.store.paths import DATA_FILE
+from featstore.store.writer import FeatureWriter
 
 pytestmark = pytest.mark.slow
 
@@ -84,11 +87,77 @@ def test_a_failed_video_is_named_and_the_exit_code_is_3(sample_clips, tmp_path):
     assert "0 bytes" in listed.stdout
 
 
-def test_ls_lists_datasets_and_videos(stored):
-    assert run("ls", "--cache-dir", stored).stdout.split()[5:7] == ["demo", "3"]
-    rows = json.loads(run("ls", "--cache-dir", stored, "--dataset", "demo", "--json").stdout)
-    assert [row["video_id"] for row in rows] == ["blink", "bouncing_ball", "color_bars"]
-    assert {row["tokens"] for row in rows} == {24}
+def test_ls_lists_feature_sets_and_videos(stored):
+    head, line = run("ls", "--cache-dir", stored).stdout.splitlines()
+    digest = featstore.open(stored)["demo"].feature_set.spec.digest
+    assert head.split()[:4] == ["dataset", "feature_set", "default", "videos"]
+    assert line.split()[:4] == ["demo", digest, "yes", "3"]
+    shown = run("ls", "--cache-dir", stored, "--dataset", "demo")
+    names = [line.split()[0] for line in shown.stdout.splitlines()]
+    assert names == ["video_id", "blink", "bouncing_ball", "color_bars"]
+    assert shown.stdout.splitlines()[1].split()[1:7] == ["6", "24", "8", "int8", "channel", "raw"]
+    assert shown.stderr == ""
+
+
+def test_ls_info_and_get_say_the_same_in_the_same_words(stored):
+    rows = {
+        row["video_id"]: row
+        for row in json.loads(
+            run("ls", "--cache-dir", stored, "--dataset", "demo", "--json").stdout
+        )
+    }
+    assert sorted(rows) == ["blink", "bouncing_ball", "color_bars"]
+    for video, row in rows.items():
+        words = ("get", "--cache-dir", stored, "--dataset", "demo", video, "--json")
+        facts = json.loads(run(*words).stdout)
+        there = {name: facts.get(name) for name in row if name != "record_bytes"}
+        assert there | {"record_bytes": row["record_bytes"]} == row
+        assert (row["rows"], row["width"], row["frames"]) == (24, 8, 6)
+        assert row["storage"] == {"values": "int8", "granularity": "channel", "codec": "raw"}
+    [row] = json.loads(run("ls", "--cache-dir", stored, "--json").stdout)
+    described = json.loads(run("info", "--cache-dir", stored, "--json").stdout)["demo"]
+    [found] = described["feature_sets"]
+    assert row["default"] is True
+    assert described["default"] == row["feature_set"]
+    same = ("feature_set", "videos", "failures", "frames", "record_bytes", "storage")
+    assert {name: row[name] for name in same} == {name: found[name] for name in same}
+
+
+def test_a_dataset_that_cannot_be_read_is_named_by_ls(stored, tmp_path):
+    shutil.copytree(stored, tmp_path / "cache")
+    (tmp_path / "cache" / "bad").mkdir()
+    (tmp_path / "cache" / "bad" / DATA_FILE).write_text("no store")
+    lines = run("ls", "--cache-dir", tmp_path / "cache").stdout.splitlines()
+    assert (lines[1].split()[0], lines[2][:5]) == ("demo", "bad: ")
+
+
+def test_what_a_listing_shows_of_a_video_stays_on_its_line(cache):
+    """And says what it is: an escape sequence in it could rewrite the screen."""
+    spec = toy_spec()
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        writer.add_set(spec)
+        put_video(writer, spec, "a", toy_features(1), doubt="some\n\x1b[2Jframes")
+    head, line = run("ls", "--cache-dir", cache, "--dataset", "demo").stdout.splitlines()
+    assert head.split()[-2:] == ["doubt", "created"]
+    assert "some\\n\\x1b[2Jframes" in line
+
+
+def test_a_table_is_aligned_and_its_numbers_are_on_the_right(capsys):
+    rows = [("a", 5, 0.25, 1.0), ("longer", 1234, -0.5, 2.0)]
+    print_table(("name", "n", "share", "at"), rows, {"at": lambda value: f"<{value:g}>"})
+    assert capsys.readouterr().out.splitlines() == [
+        "name       n      share  at",
+        "a          5   0.250000  <1>",
+        "longer  1234  -0.500000  <2>",
+    ]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2500])
+def test_a_list_of_any_length_is_json(capsys, count):
+    print_json_rows({"i": i} for i in range(count))
+    out = capsys.readouterr().out
+    assert json.loads(out) == [{"i": i} for i in range(count)]
+    assert len(out.splitlines()) == (count + 2 if count else 1)
 
 
 @pytest.mark.parametrize("option", [["--failed"], ["--spec", "abcd"]])
@@ -101,31 +170,30 @@ def test_info_tells_of_the_feature_set_and_its_error(stored):
     text = run("info", "--cache-dir", stored).stdout
     assert "demo: 3 videos" in text
     assert "6 frames, linspace" in text
+    assert "4 tokens a frame (2 x 2) of 8 values; at most 24 rows" in text
+    assert "int8/channel" in text
     assert "relative L2" in text
+    assert "(99th percentile)" in text
     described = json.loads(run("info", "--cache-dir", stored, "--dataset", "demo", "--json").stdout)
-    assert described["demo"]["feature_sets"][0]["error"]["relative_l2_max"] < 0.01
+    error = described["demo"]["feature_sets"][0]["error"]
+    assert error["relative_l2_max"] < 0.01
+    assert error["token_p99_max"] <= error["token_max"]
 
 
 def test_get_shows_and_writes_what_is_stored(stored, tmp_path):
-    shown = run("get", "--cache-dir", stored, "--dataset", "demo", "blink", "--json")
-    assert json.loads(shown.stdout)["shape"] == [24, 8]
+    words = ("get", "--cache-dir", stored, "--dataset", "demo", "blink")
+    facts = json.loads(run(*words, "--json").stdout)
+    assert (facts["rows"], facts["width"], facts["layout"]["units"]) == (24, 8, 6)
+    assert len(facts["frame_indices"]) == 6
+    shown = run(*words).stdout
+    assert "6 frames; 4 tokens a frame (2 x 2) of 8 values" in shown
     features = featstore.get(stored, "demo", "blink")
     for name in ("x.npy", "x.safetensors"):
-        words = (
-            "get",
-            "--cache-dir",
-            stored,
-            "--dataset",
-            "demo",
-            "blink",
-            "--out",
-            tmp_path / name,
-        )
-        assert run(*words).exit_code == 0
+        assert run(*words, "--out", tmp_path / name).exit_code == 0
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), features.dequantize())
     tensors = load_file(tmp_path / "x.safetensors")
     np.testing.assert_array_equal(tensors["data"], features.data)
-    np.testing.assert_array_equal(tensors["scale"], features.scale)
+    np.testing.assert_array_equal(tensors["channel_scale"], features.scales[0])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npy", "x.safetensors"]
 
 
@@ -243,7 +311,7 @@ def test_rm_asks_and_removes(sample_clips, tmp_path):
 
 def listed(cache: Path) -> list[str]:
     rows = json.loads(run("ls", "--cache-dir", cache, "--dataset", "demo", "--json").stdout)
-    return [row["video_id"] for row in rows]
+    return sorted(row["video_id"] for row in rows)
 
 
 def test_rm_removes_single_videos_and_says_which_were_not_there(sample_clips, tmp_path):
@@ -264,14 +332,119 @@ def test_rm_removes_single_videos_and_says_which_were_not_there(sample_clips, tm
     assert len(listed(tmp_path)) == 3
 
 
+def two_sets(clips: Path, cache: Path) -> list[str]:
+    """Store clips with 6 frames, and one with 4; return the digests of the two sets."""
+    ingest(clips, cache)
+    ingest(clips, cache, "--nframe", 4, "--limit", 1)
+    return list(featstore.open(cache)["demo"].sets)
+
+
 def test_rm_removes_one_feature_set(sample_clips, tmp_path):
-    ingest(sample_clips, tmp_path)
-    ingest(sample_clips, tmp_path, "--quantize", "bf16")
-    sets = featstore.open(tmp_path).specs["demo"]
-    words = ["rm", "--cache-dir", tmp_path, "--dataset", "demo", "--spec", sets[0].digest[:8]]
+    sets = two_sets(sample_clips, tmp_path)
+    words = ["rm", "--cache-dir", tmp_path, "--dataset", "demo", "--spec", sets[0][:8]]
+    asked = CliRunner().invoke(main, [str(word) for word in words], input="n\n")
+    assert (
+        f"Remove feature set {sets[0][:8]} of demo with the features of 3 videos?" in asked.stderr
+    )
     assert run(*words, "--yes").exit_code == 0
-    assert featstore.open(tmp_path).specs["demo"] == sets[1:]
+    assert list(featstore.open(tmp_path)["demo"].sets) == sets[1:]
     assert run(*words, "--yes").exit_code == 1
+
+
+def test_rm_of_a_dataset_counts_the_videos_of_all_its_sets(sample_clips, tmp_path):
+    two_sets(sample_clips, tmp_path)
+    words = ["rm", "--cache-dir", str(tmp_path), "--dataset", "demo"]
+    asked = CliRunner().invoke(main, words, input="n\n")
+    assert "Remove demo with the features of 4 videos?" in asked.stderr
+
+
+def test_all_commands_mean_the_default_set_until_another_is_named(sample_clips, tmp_path):
+    first, second = two_sets(sample_clips, tmp_path)
+    at = ("--cache-dir", tmp_path, "--dataset", "demo")
+    shown = run("ls", *at)
+    assert len(shown.stdout.splitlines()) == 4
+    assert shown.stderr == (
+        "demo has 1 other feature set: list them without --dataset, name one with --spec\n"
+    )
+    assert json.loads(run("get", *at, "blink", "--json").stdout)["feature_set"] == first
+    other = run("ls", *at, "--spec", second[:4])
+    assert (len(other.stdout.splitlines()), other.stderr) == (2, "")
+    assert json.loads(run("get", *at, "blink", "--nframe", 4, "--json").stdout)["frames"] == 4
+    assert run("default", *at).stdout.startswith(f"demo: {first[:8]}  toy ")
+
+    named = run("default", *at, second[:4])
+    assert (named.exit_code, named.stdout[:14]) == (0, f"demo: {second[:8]}")
+    assert run("default", *at).stdout == named.stdout
+    assert len(run("ls", *at).stdout.splitlines()) == 2
+    assert json.loads(run("get", *at, "blink", "--json").stdout)["feature_set"] == second
+    sets = json.loads(run("ls", "--cache-dir", tmp_path, "--json").stdout)
+    assert {row["feature_set"]: row["default"] for row in sets} == {first: False, second: True}
+    assert f"set {second}, the default: 1 videos" in run("info", *at).stdout
+    meta = json.loads((tmp_path / "cache_meta.json").read_text())
+    assert meta["datasets"]["demo"]["default"] == second
+
+
+def test_a_default_set_that_is_not_there_is_refused(sample_clips, tmp_path):
+    [first] = [*two_sets(sample_clips, tmp_path)][:1]
+    refused = run("default", "--cache-dir", tmp_path, "--dataset", "demo", "0000000")
+    assert (refused.exit_code, "no feature set of dataset 'demo' fits" in refused.stderr) == (
+        1,
+        True,
+    )
+    assert run("default", "--cache-dir", tmp_path, "--dataset", "demo", "").exit_code == 2
+    assert featstore.open(tmp_path)["demo"].feature_set.spec.digest == first
+
+
+def test_an_ingest_goes_on_in_the_storage_of_its_set(sample_clips, tmp_path):
+    ingest(sample_clips, tmp_path, "--limit", 1, "--quantize", "fp16")
+    done = ingest(sample_clips, tmp_path)
+    assert (done.exit_code, " -> fp16\n" in done.stdout) == (0, True)
+    assert "2 videos to ingest as fp16" in done.stderr
+    assert {x.header.storage.values for x in featstore.open(tmp_path)["demo"].values()} == {"fp16"}
+
+
+def test_another_storage_is_refused_before_work_and_stored_if_asked_for(sample_clips, tmp_path):
+    ingest(sample_clips, tmp_path)
+    wish = ("--quantize", "fp32", "--codec", "zstd")
+    refused = ingest(sample_clips, tmp_path, *wish)
+    assert refused.exit_code == 1
+    assert "is stored as int8/channel, asked for is fp32 zstd" in refused.stderr
+    assert "--restore-as" in refused.stderr
+    assert "to ingest" not in refused.stderr
+    done = ingest(sample_clips, tmp_path, *wish, "--restore-as")
+    assert (done.exit_code, done.stdout[:14]) == (0, "demo: 3 stored")
+    rows = json.loads(run("ls", "--cache-dir", tmp_path, "--dataset", "demo", "--json").stdout)
+    assert {row["storage"]["values"] for row in rows} == {"fp32"}
+    again = ingest(sample_clips, tmp_path, *wish, "--restore-as")
+    assert again.stdout.startswith("demo: 0 stored, 3 skipped")
+    assert len(featstore.open(tmp_path)["demo"].sets) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--restore-as"], "say in which with --quantize"),
+        (["--quantize", "fp16", "--scale", "token"], "floats take none"),
+        (["--codec", "planes"], "use zstd with int8"),
+    ],
+)
+def test_a_storage_that_cannot_be_is_wrong_usage(sample_clips, tmp_path, words, said):
+    done = ingest(sample_clips, tmp_path / "cache", *words)
+    assert (done.exit_code, said in done.stderr) == (2, True)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("scale", ["channel_token", "channel", "token", "tensor"])
+def test_every_granularity_is_stored_and_shown(sample_clips, tmp_path, scale):
+    assert ingest(sample_clips, tmp_path, "--limit", 1, "--scale", scale).exit_code == 0
+    [row] = json.loads(run("ls", "--cache-dir", tmp_path, "--json").stdout)
+    assert row["storage"] == {"values": "int8", "granularity": scale, "codec": "raw"}
+    [features] = featstore.open(tmp_path)["demo"].values()
+    assert [x.shape for x in features.scales] == list(row_scales(scale))
+
+
+def row_scales(scale: str) -> tuple[tuple[int, int], ...]:
+    return featstore.Storage("int8", scale).scale_shapes(24, 8)
 
 
 def test_compact_says_what_it_gave_back(sample_clips, tmp_path):

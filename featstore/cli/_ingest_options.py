@@ -1,0 +1,208 @@
+"""The options of `featstore ingest`, and what they mean together: an encoder, a storage, how the work is done."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featstore import defaults
+from featstore.cli._options import (
+    VariadicOption,
+    cache_dir_option,
+    dtype_option,
+    in_gib,
+    json_option,
+    max_size_option,
+    min_free_option,
+    model_option,
+    nframe_option,
+    size,
+    tower_option,
+    usage_errors,
+)
+from featstore.records.storage import CODEC_NAMES, GRANULARITIES, STORED_DTYPES, Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from featstore.encoders.base import Encoder
+    from featstore.encoders.registry import EncoderRecipe
+    from featstore.pipeline.options import IngestOptions
+
+# In the order of the help. Those that are named as fields of IngestOptions become these.
+_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option(
+        "--videos",
+        multiple=True,
+        type=click.Path(),
+        help="A folder of videos, whose ids are their paths in it without the suffix; or a single video, whose id is "
+        "its file name without the suffix. Repeatable.",
+    ),
+    click.option(
+        "--manifest",
+        type=click.Path(dir_okay=False),
+        help="JSONL, CSV or TSV file with the fields video_id and path, in place of --videos.",
+    ),
+    click.option(
+        "--datasets",
+        cls=VariadicOption,
+        multiple=True,
+        metavar="NAME...",
+        help="Benchmarks of VLMEvalKit in place of --videos, as in Video-MME_128frame MLVU_128frame. Each fills the "
+        "dataset of its own name and sets its own number of frames.",
+    ),
+    click.option(
+        "--dataset",
+        help="Name of the dataset to fill; created if it does not exist. Required without --datasets.",
+    ),
+    model_option,
+    tower_option,
+    cache_dir_option,
+    click.option(
+        "--encoder",
+        "encoder_name",
+        type=click.Choice(["longva", "toy"]),
+        default=defaults.ENCODER,
+        help="Encoder that computes the features; toy needs no checkpoint and is for trying things out.",
+    ),
+    nframe_option,
+    click.option(
+        "--sampling",
+        "rule",
+        default=defaults.SAMPLING,
+        help="Which frames to take: linspace (as LongVA does), midpoint, vlmevalkit, or fps:R for R per second.",
+    ),
+    click.option(
+        "--quantize",
+        "values",
+        type=click.Choice(list(STORED_DTYPES)),
+        help="Data type of the stored values. Without --quantize, --scale and --codec a feature set that exists is "
+        f"followed.  [default: {defaults.VALUES}]",
+    ),
+    click.option(
+        "--scale",
+        "granularity",
+        type=click.Choice(GRANULARITIES),
+        help="What one int8 scale is shared by: the values of a channel, of a token, or of the whole video; with "
+        f"channel_token a value has two, its channel's and its token's.  [default: {defaults.GRANULARITY}]",
+    ),
+    click.option(
+        "--codec",
+        type=click.Choice(CODEC_NAMES),
+        help="Compression of the stored values, without loss; raw is read without a copy, planes is for floats.  "
+        f"[default: {defaults.CODEC}]",
+    ),
+    click.option(
+        "--restore-as",
+        "replace_storage",
+        is_flag=True,
+        help="Store the feature set as --quantize, --scale and --codec say from now on, also the videos that are "
+        "stored in another way.",
+    ),
+    dtype_option,
+    click.option(
+        "--device",
+        "devices",
+        default=defaults.DEVICE,
+        metavar="NAME[,NAME...]",
+        help="Device to encode on: auto, cpu, cuda or cuda:N. Several, as in cuda:0,cuda:1, get one encoder process "
+        "each.",
+    ),
+    click.option(
+        "--batch-frames",
+        type=click.IntRange(1),
+        help="Number of frames encoded at once.  "
+        f"[default: {defaults.BATCH_FRAMES_CUDA} on CUDA, {defaults.BATCH_FRAMES_CPU} on a CPU]",
+    ),
+    click.option(
+        "--decode-workers",
+        "workers",
+        type=click.IntRange(1),
+        default=defaults.DECODE_WORKERS,
+        help="Number of decoder processes.  [default: one per core]",
+    ),
+    click.option(
+        "--decode-timeout",
+        type=click.FloatRange(0, min_open=True),
+        default=defaults.DECODE_TIMEOUT,
+        help="Maximum seconds to decode one video.",
+    ),
+    click.option(
+        "--decode-memory",
+        type=size,
+        default=in_gib(defaults.DECODE_MEMORY),
+        help="Maximum memory of a decoder process besides its frames; a video that needs more fails.",
+    ),
+    click.option(
+        "--decoder",
+        type=click.Choice(["auto", "av", "decord"]),
+        default=defaults.DECODER,
+        help="Library that reads the files; the frames are the same bytes. auto is PyAV, which is faster, for files "
+        "whose frames are certain to be the same, and decord for all others; av is only PyAV, which also reads AV1; "
+        "decord is only decord.",
+    ),
+    click.option("--limit", type=click.IntRange(1), help="Maximum number of videos to ingest."),
+    click.option("--retry-failed", is_flag=True, help="Try the videos that failed before again."),
+    min_free_option,
+    max_size_option,
+    click.option("--dry-run", is_flag=True, help="Print the plan and exit."),
+    json_option,
+)
+
+
+def ingest_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command all of these options."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def choose_work(options: dict[str, Any]) -> IngestOptions:
+    """Return how the work is done."""
+    from featstore.pipeline.options import IngestOptions
+
+    names = {field.name for field in fields(IngestOptions)}
+    return IngestOptions(**{name: value for name, value in options.items() if name in names})
+
+
+def choose_storage(options: dict[str, Any]) -> Storage | None:
+    """Return how features are to be stored; None if nothing is said, which is as the feature set is."""
+    if options["replace_storage"] and not options["values"]:
+        raise click.UsageError(
+            "--restore-as stores videos in another way: say in which with --quantize"
+        )
+    given = {name: options[name] for name in ("values", "granularity", "codec") if options[name]}
+    with usage_errors():
+        return Storage(**given) if given else None
+
+
+def choose_encoder(options: dict[str, Any]) -> Encoder | list[EncoderRecipe]:
+    """Return the encoder for one device, or the recipes for several."""
+    devices = [name.strip() for name in options["devices"].split(",")]
+    if len(devices) > 1 and not all(re.fullmatch(r"cpu|cuda(:[0-9]+)?", name) for name in devices):
+        found = options["devices"]
+        raise click.BadParameter(
+            f"{found!r} does not name devices; write cuda:0,cuda:1", param_hint="--device"
+        )
+    recipes = [_recipe(options, device) for device in devices]
+    with usage_errors():
+        return recipes[0].build() if len(recipes) == 1 else recipes
+
+
+def _recipe(options: dict[str, Any], device: str) -> EncoderRecipe:
+    from featstore.encoders.registry import EncoderRecipe
+
+    if options["encoder_name"] == "toy":
+        return EncoderRecipe("toy", batch_frames=options["batch_frames"])
+    if not options["model_path"]:
+        raise click.UsageError("name the checkpoint with --model-path")
+    words = {
+        "checkpoint": options["model_path"],
+        "vision_tower": options["vision_tower"],
+        "device": device,
+        "dtype": None if options["dtype"] == "auto" else options["dtype"],
+    }
+    return EncoderRecipe("longva", words, options["batch_frames"])

@@ -7,14 +7,18 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from damage import flip_in_file
+from toys import store_videos, toy_features
 
 from featstore.cli import main
+from featstore.decoding.video_file import DECODER
 from featstore.encoders import LongVAEncoder
+from featstore.encoders.toy import ToyEncoder
 from featstore.errors import StoreMismatch
 from featstore.models import CachedLongVA
-from featstore.models.compare import Limits, compare
+from featstore.models.compare import Limits, _choose, compare
 from featstore.pipeline.ingest import ingest
 from featstore.sampling import Sampling
+from featstore.spec import FeatureSpec
 from featstore.store.dataset import Dataset
 from featstore.store.maintenance.remove import remove_set, remove_videos
 
@@ -157,3 +161,29 @@ def test_wrong_options_are_wrong_usage(stored, options, said):
     words = ["compare", "--dataset", "demo", "--cache-dir", str(cache)]
     done = CliRunner().invoke(main, [*words, "--model-path", str(checkpoint), *options])
     assert (done.exit_code, said in done.stderr) == (2, True), done.output
+
+
+def test_of_several_sets_of_an_encoder_the_dataset_s_default_is_compared(tmp_path):
+    encoder, sets = ToyEncoder(), {}
+    for nframe in (4, 2, 3):
+        sets[nframe] = FeatureSpec(
+            encoder.identity, Sampling(nframe), DECODER, encoder.preprocessing
+        )
+        x = toy_features(0, frames=nframe)
+        store_videos(tmp_path / "cache", "demo", {"v": x}, spec=sets[nframe])
+    dataset = Dataset(tmp_path / "cache", "demo")
+    assert _choose(dataset, encoder, None, None) == sets[4]
+    assert _choose(dataset, encoder, 2, None) == sets[2]
+    assert _choose(dataset, encoder, None, sets[3].digest[:8]) == sets[3]
+    other = ToyEncoder(seed=1)
+    theirs = FeatureSpec(other.identity, Sampling(2), DECODER, other.preprocessing)
+    store_videos(tmp_path / "cache", "demo", {"v": toy_features(0, frames=2)}, spec=theirs)
+    assert _choose(dataset, other, None, None) == theirs
+    remove_set(tmp_path / "cache", "demo", sets[4])
+    assert _choose(dataset, encoder, None, None) == sets[2]
+    store_videos(tmp_path / "two", "demo", {"v": toy_features(0, frames=2)}, spec=theirs)
+    for nframe in (2, 3):
+        x = toy_features(0, frames=nframe)
+        store_videos(tmp_path / "two", "demo", {"v": x}, spec=sets[nframe])
+    with pytest.raises(StoreMismatch, match="2 feature sets of dataset 'demo' are of this encoder"):
+        _choose(Dataset(tmp_path / "two", "demo"), encoder, None, None)

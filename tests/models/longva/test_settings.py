@@ -57,7 +57,7 @@ def test_an_encoder_gives_the_same_bits_whatever_the_caller_set(tiny, name):
         return LongVAEncoder(tiny, device="cpu", dtype="fp32")
 
     encoder = build()
-    shape = (3, *encoder.identity.preprocessing.frame_shape)
+    shape = (3, *encoder.preprocessing.max_frame, 3)
     frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     expected = encoder.encode(frames)
     with SETTINGS[name]():

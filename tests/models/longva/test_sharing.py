@@ -210,7 +210,7 @@ with CachedLongVA(checkpoint, sampling=Sampling(4), device="cpu", dtype="fp32") 
 
 def test_on_a_gpu_a_forked_child_is_refused_in_words(model, files, monkeypatch):
     asked = model(None)
-    frame = asked._encoder.identity.preprocessing.frame_shape
+    frame = (*asked._encoder.preprocessing.max_frame, 3)
     monkeypatch.setattr("torch.cuda._is_in_bad_fork", lambda: True)
     monkeypatch.setattr(asked._encoder, "device", torch.device("cuda:0"))
     for question in (

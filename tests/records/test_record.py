@@ -1,7 +1,9 @@
+from __future__ import annotations
+
 import dataclasses
 import struct
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 import numpy as np
@@ -12,47 +14,65 @@ from hypothesis import strategies as st
 from strategies import headers
 
 from featstore.errors import RecordError
-from featstore.records.codecs import compress
+from featstore.geometry import RowLayout
 from featstore.records.features import Features
-from featstore.records.header import Header, SourceFingerprint
+from featstore.records.header import Header, SourceFingerprint, to_map
 from featstore.records.quantization import QuantError, dequantize, quantize
-from featstore.records.record import LMDB_VALUE_OFFSET, Record, pack, pack_prefix, parse
-from featstore.records.sizes import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, PAGE
-from featstore.spec import STORED_DTYPES
+from featstore.records.record import LMDB_VALUE_OFFSET, Record, pack_prefix, pack_record, parse
+from featstore.records.storage import (
+    MAX_HEADER_BYTES,
+    MAX_PAYLOAD_BYTES,
+    PAGE,
+    STORED_DTYPES,
+    Storage,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+ROOM = 64 << 10
 
 HEADER = Header(
     video_id="demo/water é",
     video_path="/videos/demo/water é.mp4",
     dataset="demo",
+    spec="00112233445566778899aabbccddeeff",
     nframe=3,
     frame_indices=struct.pack("<2I", 0, 70_000),
     total_frames=70_001,
     fps=29.97,
+    decoder="pyav",
+    doubt="",
     shape=(4, 3),
-    tokens_per_frame=2,
-    quantization="int8",
-    scale="channel",
+    layout=RowLayout(units=2, tokens_per_unit=2),
     dtype="bf16",
-    model_signature="0123abcd",
-    spec="00112233445566778899aabbccddeeff",
+    storage=Storage("int8", "channel"),
     source=SourceFingerprint(123_456_789, 1_700_000_000_123_456_789, "f" * 32),
-    error=QuantError(cosine=0.99, relative_l2=0.01, max_abs=0.5),
+    error=QuantError(cosine=0.99, relative_l2=0.01, max_abs=0.5, token_p99=0.02, token_max=0.03),
     created=1_700_000_000.25,
 )
 VALUES = np.arange(-6, 6, dtype=np.float32).reshape(4, 3)
+
+
+def pack(header: Header, scales: bytes, payload: bytes) -> bytes:
+    return pack_prefix(header, scales, len(payload)) + payload
 
 
 def whole_record(
     header: Header = HEADER, x: np.ndarray = VALUES, codec: str = "raw"
 ) -> tuple[Header, bytes]:
     """Return a record of `x` with its header as the writer completes it."""
-    stored, scale = quantize(x, header.quantization, header.scale)
-    used, payload = compress(memoryview(stored.tobytes()), codec)
-    checksum = xxhash.xxh3_64_intdigest(payload)
-    header = dataclasses.replace(header, codec=used, payload_xxh3=checksum)
-    return header, pack(header, scale.tobytes(), bytes(payload))
+    stored, scales = quantize(x, header.storage)
+    buffer = memoryview(bytearray(ROOM) + stored.tobytes())
+    asked = dataclasses.replace(header.storage, codec=codec)
+    header = dataclasses.replace(header, storage=asked)
+    header, record = pack_record(header, joined(scales), buffer, slice(ROOM, len(buffer)))
+    return header, bytes(record)
+
+
+def joined(scales: Iterable[np.ndarray]) -> bytes:
+    return b"".join(scale.tobytes() for scale in scales)
 
 
 def values_of(header: Header, seed: int = 0) -> np.ndarray:
@@ -69,7 +89,7 @@ def hostile(fields: Any, scale: bytes = bytes(12), payload: bytes = bytes(12)) -
     """A record with a right checksum around any header: what a liar would write."""
     packer = msgpack.Packer(unicode_errors="surrogatepass")
     head = bytearray(b"\x93\xde" + struct.pack(">H", len(fields) + 4))
-    for key, value in (("format", 1), ("prefix_bytes", 0xFFFFFFFF), ("prefix_xxh3", bytes(8))):
+    for key, value in (("format", 2), ("prefix_bytes", 0xFFFFFFFF), ("prefix_xxh3", bytes(8))):
         head += packer.pack(key) + packer.pack(value)
     for key, value in fields.items():
         head += packer.pack(key) + packer.pack(value)
@@ -85,24 +105,31 @@ def hostile(fields: Any, scale: bytes = bytes(12), payload: bytes = bytes(12)) -
 
 
 def plain_fields(**changes: Any) -> dict[str, Any]:
-    fields = {**vars(HEADER), "payload_xxh3": xxhash.xxh3_64_intdigest(bytes(12))}
-    fields |= {"source": list(vars(HEADER.source).values()), "error": vars(HEADER.error)}
+    """The header as msgpack has it, with other values; `...` for a field that is missing."""
+    fields = to_map(dataclasses.replace(HEADER, payload_xxh3=xxhash.xxh3_64_intdigest(bytes(12))))
     fields |= changes
     return {name: value for name, value in fields.items() if value is not ...}
+
+
+def changed(part: str, **changes: Any) -> dict[str, Any]:
+    """A lie about one field of a part of the header, as its layout."""
+    fields = plain_fields()[part] | changes
+    return {part: {name: value for name, value in fields.items() if value is not ...}}
 
 
 @given(headers(), st.integers(0, 100))
 def test_a_record_comes_back_as_it_was_packed(header, seed):
     x = values_of(header, seed)
     header, record = whole_record(header, x)
-    stored, scale = quantize(x, header.quantization, header.scale)
+    stored, scales = quantize(x, header.storage)
     found = read(record)
     features = Features(found.header, found)
     assert found.header == header
     assert features.shape == x.shape
     assert np.array_equal(features.data, stored)
-    assert np.array_equal(features.scale, scale)
-    assert np.array_equal(features.dequantize(), dequantize(stored, scale, header.quantization))
+    assert len(features.scales) == len(scales)
+    assert all(map(np.array_equal, features.scales, scales))
+    assert np.array_equal(features.dequantize(), dequantize(stored, scales, header.storage.values))
     assert struct.pack(f"<{len(found.header.frames)}I", *found.header.frames) == (
         header.frame_indices
     )
@@ -127,7 +154,7 @@ def test_the_payload_begins_on_a_page_of_the_map(header):
 def test_any_msgpack_reader_can_open_a_record(header):
     header, record = whole_record(header, values_of(header))
     fields, scale, payload = msgpack.unpackb(record, unicode_errors="surrogatepass")
-    assert fields["format"] == 1
+    assert fields["format"] == 2
     assert fields["video_id"] == header.video_id
     assert fields["shape"] == list(header.shape)
     assert len(scale) == header.scale_bytes
@@ -144,7 +171,7 @@ def test_arrays_are_read_only_and_views_on_the_record():
     found = read(whole_record()[1])
     features = Features(found.header, found)
     assert not features.data.flags.writeable
-    assert not features.scale.flags.writeable
+    assert not any(scale.flags.writeable for scale in features.scales)
     assert np.shares_memory(features.data, np.frombuffer(found.payload, np.int8))
 
 
@@ -202,8 +229,8 @@ def test_garbage_behind_a_right_checksum_raises_record_error(garbage):
 
 def test_a_future_format_is_refused_with_the_remedy():
     record = bytearray(whole_record()[1])
-    record[11] = 2
-    with pytest.raises(RecordError, match="has format 2, this featstore reads format 1; update"):
+    record[11] = 3
+    with pytest.raises(RecordError, match="has format 3, this featstore reads format 2; update"):
         read(bytes(record))
 
 
@@ -249,49 +276,61 @@ LIES: list[dict[str, Any]] = [
     {"frame_indices": bytes(16)},
     {"frame_indices": [0, 1]},
     {"frame_indices": "\0" * 8},
-    {"tokens_per_frame": 0},
-    {"tokens_per_frame": -2},
-    {"tokens_per_frame": 3},
-    {"tokens_per_frame": (1 << 64) - 1},
+    {"layout": None},
+    {"layout": [2, 2, 1, 1, 0, 1, None]},
+    *(
+        changed("layout", **{name: value})
+        for name in ("units", "tokens_per_unit", "frames_per_unit", "stride", "planes")
+        for value in (0, -2, 3, 1 << 20, (1 << 64) - 1, 2.0, True, None, ...)
+        if (name, value) not in (("frames_per_unit", 3), ("planes", 3))  # which could be
+    ),
+    *(changed("layout", extra_rows=value) for value in (-1, 1, 1 << 25, None, ...)),
+    *(
+        changed("layout", grid=grid)
+        for grid in ([], [2], [2, 2], [2, 1, 2, 1], [1, 2, 2], [2, 3, 1], [2, -1, -2], [2, 0, 0])
+    ),
+    changed("layout", more=1),
     {"total_frames": 0},
     {"total_frames": -5},
     {"total_frames": "9"},
     {"fps": "fast"},
     {"fps": False},
-    {"quantization": "int4"},
-    {"quantization": "fp32"},
-    {"quantization": "bf16", "scale": "none"},
-    {"quantization": 8},
-    {"scale": "none"},
-    {"scale": "row"},
-    {"scale": "token"},
-    {"scale": "tensor"},
-    {"scale": None},
+    {"storage": "int8"},
+    *(changed("storage", values=value) for value in ("int4", "fp32", "bf16", 8, None, ...)),
+    *(
+        changed("storage", granularity=value)
+        for value in ("none", "row", "token", "tensor", "channel_token", None, ...)
+    ),
+    changed("storage", values="bf16", granularity="none"),
+    *(changed("storage", codec=value) for value in ("gzip", "planes", "", ["raw"], None, ...)),
+    changed("storage", more=1),
     {"dtype": "fp64"},
     {"dtype": b"bf16"},
-    {"codec": "gzip"},
-    {"codec": ["raw"]},
+    {"decoder": 7},
+    {"doubt": None},
     {"video_id": b"bytes"},
     {"video_id": 7},
     {"dataset": None},
     {"spec": []},
-    {"model_signature": {}},
     {"video_path": msgpack.ExtType(5, b"x")},
     {"created": "today"},
     {"payload_xxh3": "0"},
     {"payload_xxh3": 1},
     {"source": []},
-    {"source": [1, 2]},
-    {"source": [1, 2, "x", 4]},
-    {"source": ["1", 2, "x"]},
-    {"source": [1, None, "x"]},
-    {"source": [1, 2, 3]},
+    {"source": [1, 2, "x"]},
     {"source": 5},
+    changed("source", size="1"),
+    changed("source", mtime_ns=None),
+    changed("source", xxh3_128=3),
+    changed("source", more=4),
     {"error": {}},
-    {"error": {"cosine": 1.0, "relative_l2": 0.0}},
-    {"error": {"cosine": 1.0, "relative_l2": 0.0, "max_abs": 0.0, "more": 0.0}},
-    {"error": {"cosine": "1", "relative_l2": 0.0, "max_abs": 0.0}},
-    {"error": [1.0, 0.0, 0.0]},
+    {"error": [1.0, 0.0, 0.0, 0.0, 0.0]},
+    *(
+        changed("error", **{name: value})
+        for name in ("cosine", "relative_l2", "max_abs", "token_p99", "token_max")
+        for value in ("1", None, ...)
+    ),
+    changed("error", more=0.0),
     {"video_id": ...},
     {"payload_xxh3": ...},
     {"source": ...},
@@ -329,7 +368,9 @@ def test_any_value_in_any_field_parses_or_raises_record_error(name, value):
     except RecordError:
         return
     assert Features(found.header, found).dequantize().shape == found.header.shape
-    assert len(found.header.frames) * found.header.tokens_per_frame == found.header.shape[0]
+    layout = found.header.layout
+    assert layout.rows == found.header.shape[0]
+    assert (layout.units - 1) * layout.stride < len(found.header.frames)
 
 
 def test_keys_that_are_no_strings_raise_record_error():
@@ -364,13 +405,14 @@ def test_a_scale_or_payload_of_another_size_raises_record_error(scale, payload):
     [
         {"shape": (4, 0)},
         {"shape": (5, 3)},
-        {"shape": (1 << 30, 1 << 20), "tokens_per_frame": 1 << 29},
+        {"shape": (1 << 24, 1 << 20), "layout": RowLayout(units=2, tokens_per_unit=1 << 23)},
         {"frame_indices": bytes(7)},
         {"nframe": 1},
         {"nframe": np.int64(3)},
         {"total_frames": 1 << 70},
         {"fps": None},
-        {"codec": "gzip"},
+        {"layout": RowLayout(units=4, tokens_per_unit=1)},
+        {"layout": RowLayout(units=2, tokens_per_unit=2, planes=2)},
     ],
 )
 def test_what_could_not_be_read_is_not_packed(changes):
@@ -397,22 +439,40 @@ def test_a_header_too_long_to_be_read_is_not_packed():
 
 
 def test_a_payload_beyond_what_lmdb_takes_is_not_packed():
-    header = dataclasses.replace(HEADER, codec="lz4")
+    header = dataclasses.replace(HEADER, storage=Storage("int8", "channel", "lz4"))
     with pytest.raises(RecordError, match="4 GiB at most"):
         pack_prefix(header, np.ones(3, "<f4").tobytes(), MAX_PAYLOAD_BYTES + 1)
 
 
+# What a record of each kind holds; the header's numbers are those of HEADER if they are not named.
 GOLDEN_RECORDS = {
-    "record_v1_int8_channel": (HEADER, VALUES, "raw"),
-    "record_v1_bf16": (
-        dataclasses.replace(HEADER, quantization="bf16", scale="none"),
-        VALUES / 3,
-        "raw",
+    "int8_channel": (HEADER, VALUES),
+    "int8_channel_token": (
+        dataclasses.replace(HEADER, storage=Storage("int8", "channel_token")),
+        VALUES,
     ),
-    "record_v1_int8_tensor_lz4": (
-        dataclasses.replace(HEADER, scale="tensor", shape=(4, 60)),
+    "int8_tensor_lz4": (
+        dataclasses.replace(HEADER, storage=Storage("int8", "tensor", "lz4"), shape=(4, 60)),
         np.ones((4, 60), np.float32),
-        "lz4",
+    ),
+    "bf16": (dataclasses.replace(HEADER, storage=Storage("bf16")), VALUES / 3),
+    "fp16_grid": (
+        dataclasses.replace(
+            HEADER,
+            storage=Storage("fp16"),
+            shape=(7, 6),
+            layout=RowLayout(
+                units=1,
+                tokens_per_unit=6,
+                frames_per_unit=2,
+                stride=2,
+                extra_rows=1,
+                planes=2,
+                grid=(1, 2, 3),
+            ),
+            doubt="a frame could not be sought",
+        ),
+        np.arange(42, dtype=np.float32).reshape(7, 6),
     ),
 }
 
@@ -429,17 +489,24 @@ def read_golden(name: str) -> bytes:
 @pytest.mark.parametrize("name", GOLDEN_RECORDS)
 def test_golden_bytes_are_packed_and_read(name):
     """Should these change, records made before cannot be read: raise FORMAT, keep the old files, read both."""
-    header, x, codec = GOLDEN_RECORDS[name]
-    golden = read_golden(name)
+    header, x = GOLDEN_RECORDS[name]
+    golden = read_golden(f"record_v2_{name}")
     found = read(golden)
     features = Features(found.header, found)
-    stored, scale = quantize(x, header.quantization, header.scale)
-    header = dataclasses.replace(
-        header, codec=codec, payload_xxh3=xxhash.xxh3_64_intdigest(found.payload)
-    )
+    stored, scales = quantize(x, header.storage)
+    header = dataclasses.replace(header, payload_xxh3=xxhash.xxh3_64_intdigest(found.payload))
     assert found.header == header
     assert np.array_equal(features.data, stored)
-    assert np.array_equal(features.scale, scale)
-    assert features.data.dtype == np.dtype(STORED_DTYPES[header.quantization])
+    assert all(map(np.array_equal, features.scales, scales))
+    assert features.data.dtype == np.dtype(STORED_DTYPES[header.storage.values])
     # The compressed bytes are the library's to choose; ours are all around them.
-    assert pack(header, scale.tobytes(), bytes(found.payload)) == golden
+    assert pack(header, joined(scales), bytes(found.payload)) == golden
+
+
+def test_a_record_of_the_first_format_is_refused_in_words():
+    """Its checksum is right: it is not damaged."""
+    with pytest.raises(RecordError) as caught:
+        parse(memoryview(read_golden("record_v1_int8_channel")))
+    assert str(caught.value) == (
+        "a record has format 1, this featstore reads format 2; ingest its video again into another --cache-dir"
+    )

@@ -1,51 +1,62 @@
 import contextlib
 import dataclasses
 import hashlib
+import json
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import specs, texts
-from toys import toy_spec
+from strategies import specs
 
 from featstore.errors import StoreMismatch
-from featstore.preprocessing import Preprocessing
+from featstore.geometry import Geometry
+from featstore.preprocessing import ExactResize, PixelBudget, ShortestEdgeCrop
 from featstore.sampling import Sampling
 from featstore.spec import EncoderIdentity, FeatureSpec
 
 SPEC = FeatureSpec(
     encoder=EncoderIdentity(
-        name="toy",
+        family="toy",
         weights="ab" * 32,
-        vision_tower="openai/clip-vit-large-patch14-336",
-        select_layer=-2,
-        select_feature="patch",
-        projector="mlp2x_gelu",
-        pooling="average:2",
-        architecture="heads=16 hidden=1024",
-        preprocessing=Preprocessing(336, 336, 336),
         dtype="fp16",
-        tokens_per_frame=144,
-        hidden_dim=3584,
+        geometry=Geometry(
+            tokens_per_unit=144,
+            hidden_dim=3584,
+            frames_per_unit=2,
+            stride=2,
+            extra_rows=1,
+            planes=1,
+            grid=(12, 12),
+        ),
+        settings={"select_layer": -2, "projector": "mlp2x_gelu", "eps": 1e-5},
     ),
     sampling=Sampling(128),
     decoder="decord",
-    quantization="int8",
-    scale="channel",
+    preprocessing=ShortestEdgeCrop(shortest_edge=336, crop_height=336, crop_width=336),
 )
 
 ENCODER_CHANGES: dict[str, Any] = {
-    "name": "longva",
-    "weights": "cd" * 32,
-    "select_layer": -1,
-    "select_feature": "cls_patch",
-    "projector": "linear",
-    "pooling": "none",
-    "architecture": "heads=8 hidden=1024",
-    "dtype": "bf16",
-    "tokens_per_frame": 576,
+    "family": {"family": "longva"},
+    "weights": {"weights": "cd" * 32},
+    "dtype": {"dtype": "bf16"},
+    "settings.select_layer": {"settings": SPEC.encoder.settings | {"select_layer": -1}},
+    "settings.projector": {"settings": SPEC.encoder.settings | {"projector": "linear"}},
+    "settings.eps": {"settings": SPEC.encoder.settings | {"eps": 1e-6}},
+    "settings.more": {"settings": SPEC.encoder.settings | {"more": None}},
+}
+GEOMETRY_CHANGES: dict[str, Any] = {
     "hidden_dim": 4096,
+    "frames_per_unit": 3,
+    "stride": 1,
+    "extra_rows": 0,
+    "planes": 2,
+    "grid": (9, 16),
+}
+# A number of tokens goes with its grid.
+TWO_CHANGES: dict[str, dict[str, Any]] = {
+    "tokens_per_unit": {"tokens_per_unit": 576, "grid": (24, 24)},
+    "by_video": {"by_video": True, "grid": None},
 }
 PREPROCESSING_CHANGES: dict[str, Any] = {
     "shortest_edge": 224,
@@ -56,7 +67,6 @@ PREPROCESSING_CHANGES: dict[str, Any] = {
     "mean": (0.5, 0.5, 0.5),
     "std": (0.5, 0.5, 0.5),
 }
-SPEC_CHANGES: dict[str, Any] = {"decoder": "pyav", "scale": "token"}
 SAMPLING_CHANGES = {
     "sampling.nframe": Sampling(64),
     "sampling.policy": Sampling(128, "midpoint"),
@@ -67,49 +77,61 @@ def with_encoder(**changes: Any) -> FeatureSpec:
     return dataclasses.replace(SPEC, encoder=dataclasses.replace(SPEC.encoder, **changes))
 
 
+def with_geometry(**changes: Any) -> FeatureSpec:
+    return with_encoder(geometry=dataclasses.replace(SPEC.encoder.geometry, **changes))
+
+
+def with_preprocessing(**changes: Any) -> FeatureSpec:
+    return dataclasses.replace(
+        SPEC, preprocessing=dataclasses.replace(SPEC.preprocessing, **changes)
+    )
+
+
 def changed_specs() -> dict[str, FeatureSpec]:
     """A spec for each field that determines features, which alone is changed."""
-    pre = SPEC.encoder.preprocessing
     return {
-        **{f"encoder.{k}": with_encoder(**{k: v}) for k, v in ENCODER_CHANGES.items()},
+        **{f"encoder.{k}": with_encoder(**change) for k, change in ENCODER_CHANGES.items()},
+        **{f"encoder.geometry.{k}": with_geometry(**{k: v}) for k, v in GEOMETRY_CHANGES.items()},
         **{
-            f"encoder.preprocessing.{k}": with_encoder(
-                preprocessing=dataclasses.replace(pre, **{k: v})
-            )
+            f"preprocessing.{k}": with_preprocessing(**{k: v})
             for k, v in PREPROCESSING_CHANGES.items()
         },
-        **{k: dataclasses.replace(SPEC, **{k: v}) for k, v in SPEC_CHANGES.items()},
         **{k: dataclasses.replace(SPEC, sampling=v) for k, v in SAMPLING_CHANGES.items()},
+        "decoder": dataclasses.replace(SPEC, decoder="pyav"),
     }
 
 
 CHANGED = changed_specs()
 
-
 CANONICAL = (
-    '{"decoder":"decord","encoder":{"architecture":"heads=16 hidden=1024","dtype":"fp16","hidden_dim":3584,'
-    '"name":"toy","pooling":"average:2","preprocessing":{"crop_height":336,"crop_width":336,'
+    '{"decoder":"decord","encoder":{"dtype":"fp16","family":"toy","geometry":{"by_video":false,"extra_rows":1,'
+    '"frames_per_unit":2,"grid":[12,12],"hidden_dim":3584,"planes":1,"stride":2,"tokens_per_unit":144},'
+    '"settings":{"eps":1e-05,"projector":"mlp2x_gelu","select_layer":-2},'
+    '"weights":"abababababababababababababababababababababababababababababababab"},'
+    '"preprocessing":{"crop_height":336,"crop_width":336,"kind":"shortest_edge_crop",'
     '"mean":[0.48145466,0.4578275,0.40821073],"resample":3,"rescale":0.00392156862745098,"shortest_edge":336,'
-    '"std":[0.26862954,0.26130258,0.27577711]},"projector":"mlp2x_gelu","select_feature":"patch","select_layer":-2,'
-    '"tokens_per_frame":144,"weights":"abababababababababababababababababababababababababababababababab"},'
-    '"quantization":"int8","sampling":{"nframe":128,"policy":"linspace","rate":null},"scale":"channel"}'
+    '"std":[0.26862954,0.26130258,0.27577711]},"sampling":{"nframe":128,"policy":"linspace","rate":null}}'
 )
 
 
 def test_the_digest_of_a_spec_is_this_one():
     """Should it change, no store made before can be read: raise the store's format with it."""
     assert SPEC.digest == hashlib.sha256(CANONICAL.encode()).hexdigest()[:32]
-    assert SPEC.digest == "6f1aa75494dc7f063aecf70775135c1f"
+    assert SPEC.digest == "60735c53fd1ccadc37a204d3d6eb4820"
 
 
 def test_no_field_is_left_out_of_these_tests():
     names = {f"encoder.{f.name}" for f in dataclasses.fields(EncoderIdentity)}
-    names |= {f"encoder.preprocessing.{f.name}" for f in dataclasses.fields(Preprocessing)}
+    names |= {f"encoder.geometry.{f.name}" for f in dataclasses.fields(Geometry)}
+    names |= {f"encoder.settings.{name}" for name in (*SPEC.encoder.settings, "more")}
+    names |= {f"preprocessing.{f.name}" for f in dataclasses.fields(ShortestEdgeCrop)}
     names |= {f"sampling.{f.name}" for f in dataclasses.fields(Sampling)}
     names |= {f.name for f in dataclasses.fields(FeatureSpec)}
-    groups = {"encoder", "encoder.preprocessing", "sampling", "encoder.vision_tower"}
-    # A rate and a float storage need a second field changed with them.
-    assert names - groups == set(CHANGED) | {"sampling.rate", "quantization"}
+    groups = {"encoder", "encoder.geometry", "encoder.settings", "preprocessing", "sampling"}
+    # These need a second field changed with them.
+    others = {f"encoder.geometry.{name}" for name in TWO_CHANGES}
+    others |= {"sampling.rate", "preprocessing.kind"}
+    assert names - groups == set(CHANGED) | others
 
 
 @pytest.mark.parametrize("field", CHANGED)
@@ -117,19 +139,34 @@ def test_every_field_that_determines_features_changes_the_digest(field):
     assert CHANGED[field].digest != SPEC.digest
 
 
-def test_a_sampling_rate_and_the_storage_change_the_digest():
+def test_what_needs_a_second_field_changes_the_digest():
     rated = [dataclasses.replace(SPEC, sampling=Sampling(128, "fps", r)) for r in (1.0, 2.0)]
-    stored = [
-        dataclasses.replace(SPEC, quantization=q, scale="none") for q in ("bf16", "fp16", "fp32")
+    shaped = [with_geometry(**change) for change in TWO_CHANGES.values()]
+    kinds = [
+        dataclasses.replace(SPEC, preprocessing=pre)
+        for pre in (
+            ExactResize(height=336, width=336),
+            PixelBudget(multiple=14, min_pixels=196, max_pixels=336 * 336),
+        )
     ]
-    assert len({spec.digest for spec in [SPEC, *rated, *stored]}) == 6
+    assert len({spec.digest for spec in [SPEC, *rated, *shaped, *kinds]}) == 7
 
 
-def test_the_name_of_the_vision_tower_changes_the_signature_alone():
-    renamed = with_encoder(vision_tower="/models/clip")
-    assert renamed.digest == SPEC.digest
-    assert renamed.encoder.model_signature != SPEC.encoder.model_signature
-    assert SPEC.diff(renamed) == []
+def test_the_order_of_settings_is_not_part_of_a_spec():
+    turned = dict(reversed(SPEC.encoder.settings.items()))
+    assert with_encoder(settings=turned).digest == SPEC.digest
+    assert with_encoder(settings=turned) == SPEC
+    assert list(with_encoder(settings=turned).encoder.settings) == sorted(turned)
+
+
+def test_a_setting_of_another_type_is_another_setting():
+    values = [1, 1.5, "1", True, None]
+    digests = {with_encoder(settings={"x": value}).digest for value in values}
+    assert len(digests) == len(values)
+    for value in values:
+        spec = with_encoder(settings={"x": value})
+        again = FeatureSpec.from_dict(spec.to_dict())
+        assert (type(again.encoder.settings["x"]), again.digest) == (type(value), spec.digest)
 
 
 @pytest.mark.parametrize("field", CHANGED)
@@ -141,10 +178,10 @@ def test_a_difference_names_its_field_and_both_values(field):
 
 def test_equal_specs_have_one_digest_however_their_numbers_are_written():
     """A rate of 1 from Python and of 1.0 from the command line were two feature sets."""
-    pre = dataclasses.replace(SPEC.encoder.preprocessing, rescale=1, mean=(0, 0, 0), std=(1, 1, 1))
-    same = dataclasses.replace(pre, rescale=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    one = with_preprocessing(rescale=1, mean=(0, 0, 0), std=(1, 1, 1))
+    same = with_preprocessing(rescale=1.0, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     rates = [dataclasses.replace(SPEC, sampling=Sampling(8, "fps", rate)) for rate in (1, 1.0)]
-    assert with_encoder(preprocessing=pre).digest == with_encoder(preprocessing=same).digest
+    assert one.digest == same.digest
     assert rates[0].digest == rates[1].digest
 
 
@@ -160,41 +197,33 @@ def test_a_spec_comes_back_from_its_row(spec):
     assert again.digest == spec.digest
 
 
-def test_the_model_signature_is_md5_of_tower_and_layer():
-    text = b"openai/clip-vit-large-patch14-336:layer-2"
-    assert SPEC.encoder.model_signature == hashlib.md5(text).hexdigest()[:8]
+def test_a_dtype_that_no_encoder_computes_in_is_refused():
+    with pytest.raises(ValueError, match="dtype is 'int8'; use one of fp16, bf16, fp32"):
+        with_encoder(dtype="int8")
 
 
-def test_the_record_key_is_md5_of_dataset_video_frames_and_signature():
-    signature = hashlib.md5(b"openai/clip-vit-large-patch14-336:layer-2").hexdigest()[:8]
-    text = f"Video-MME:ab/cd é:nframe128:model{signature}".encode()
-    assert SPEC.record_key("Video-MME", "ab/cd é") == hashlib.md5(text).hexdigest()
+def test_the_most_rows_are_those_of_all_frames():
+    assert SPEC.max_rows == 64 * 144 + 1
+    assert with_geometry(by_video=True, grid=None).max_rows == SPEC.max_rows
 
 
-@given(texts, texts)
-def test_every_video_id_has_a_record_key_and_two_have_two(one, other):
-    """Lone surrogates were a UnicodeEncodeError, and `'\\udcc3\\udca9'` had the key of `'é'`."""
-    keys = {SPEC.record_key("demo", video) for video in (one, other, "é", "\udcc3\udca9")}
-    assert len(keys) == len({one, other, "é", "\udcc3\udca9"})
-
-
-@pytest.mark.parametrize(
-    ("quantization", "scale"),
-    [
-        ("int8", "none"),
-        ("bf16", "channel"),
-        ("fp16", "token"),
-        ("int4", "channel"),
-        ("int8", "row"),
-    ],
-)
-def test_a_storage_that_cannot_be_is_refused(quantization, scale):
-    with pytest.raises(ValueError, match=r"use one of|int8 takes"):
-        dataclasses.replace(SPEC, quantization=quantization, scale=scale)
+def test_how_features_are_stored_is_no_part_of_what_they_are():
+    text = json.dumps(SPEC.to_dict())
+    assert not any(word in text for word in ("int8", "channel", "quantization", "codec"))
 
 
 @given(
-    st.sampled_from([*SPEC.to_dict(), "encoder.preprocessing", "encoder.weights", "sampling.rate"]),
+    st.sampled_from(
+        [
+            *SPEC.to_dict(),
+            "encoder.geometry",
+            "encoder.settings",
+            "encoder.weights",
+            "encoder.geometry.grid",
+            "preprocessing.kind",
+            "sampling.rate",
+        ]
+    ),
     st.sampled_from(["missing", None, 7, "text", [], {}]),
 )
 def test_a_row_that_is_no_spec_raises_a_mismatch_or_gives_another_spec(field, value):
@@ -211,10 +240,7 @@ def test_a_row_that_is_no_spec_raises_a_mismatch_or_gives_another_spec(field, va
         assert isinstance(FeatureSpec.from_dict(row), FeatureSpec)
 
 
-def test_the_options_for_the_command_line_name_sampling_type_and_storage():
-    assert SPEC.ingest_options() == (
-        "--nframe 128 --sampling linspace --dtype fp16 --quantize int8 --scale channel"
-    )
+def test_the_options_for_the_command_line_name_sampling_and_type():
+    assert SPEC.ingest_options() == "--nframe 128 --sampling linspace --dtype fp16"
     rated = dataclasses.replace(SPEC, sampling=Sampling(64, "fps", 1 / 3))
     assert "--sampling fps:0.3333333333333333 " in rated.ingest_options()
-    assert toy_spec(quantization="bf16").ingest_options().endswith("--quantize bf16")

@@ -2,14 +2,20 @@
 
 import os
 import time
+from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import toy_spec
+from toys import put_video, toy_features, toy_spec
 
-from featstore.decoding.video_file import Video
+from featstore.decoding.video_file import Video, fingerprint
+from featstore.errors import StoreMismatch
+from featstore.pipeline import plan
 from featstore.pipeline.listing import list_videos
+from featstore.pipeline.options import IngestOptions
 from featstore.pipeline.plan import LARGEST_EVERY, decode_order, make_plan
+from featstore.records.storage import Storage
 from featstore.store.engine.environment import open_environment
 from featstore.store.rows import Failure
 from featstore.store.writer import FeatureWriter
@@ -27,9 +33,131 @@ def test_a_failure_of_a_clock_that_was_ahead_is_tried_again(cache, tmp_path):
             created = time.time() + seconds if seconds > 0 else os.stat(path).st_ctime
             writer.fail(Failure(video, path, spec.digest, "no frames", created))
     snapshot = open_environment(cache / "demo").snapshot()
-    plan = make_plan(list_videos([tmp_path]), snapshot, spec)
-    assert [video.video_id for video in plan.todo] == ["ahead"]
-    assert [failure.video_id for failure in plan.failed_before] == ["early"]
+    found = make_plan(list_videos([tmp_path]), snapshot, spec)
+    assert [video.video_id for video in found.todo] == ["ahead"]
+    assert [failure.video_id for failure in found.failed_before] == ["early"]
+
+
+@pytest.fixture
+def mixed(cache, tmp_path):
+    """A dataset of stored, failed and replaced videos, some in a second set; a listing of some of them and others."""
+    spec, other = toy_spec(), toy_spec(8)
+    videos = {}
+    for i in range(60):
+        path = tmp_path / f"{i}.mp4"
+        path.write_bytes(bytes(10))
+        videos[str(i)] = Video(str(i), str(path))
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        for one in (spec, other):
+            writer.add_set(one, origin="toy")
+        for i, video in enumerate(videos.values()):
+            source = replace(fingerprint(video.path), size=10 + (i % 7 == 0))  # replaced since
+            fields = {"video_path": video.path, "source": source}
+            if i % 3:
+                put_video(writer, spec, video.video_id, toy_features(i), **fields)
+            if i % 5 == 0:
+                writer.fail(Failure(video.video_id, video.path, spec.digest, "no", time.time()))
+            if i % 2:
+                put_video(writer, other, video.video_id, toy_features(i, 8), **fields)
+    listed = [video for i, video in enumerate(videos.values()) if i % 4]
+    listed += [Video("new", str(tmp_path / "0.mp4")), Video("", "/nowhere")]
+    return open_environment(cache / "demo").snapshot(), spec, listed[::-1]
+
+
+@pytest.mark.parametrize("retry", [False, True])
+def test_a_large_listing_is_the_same_work_as_a_small_one(mixed, monkeypatch, retry):
+    """A large one is compared with all rows of the set in one walk, a small one looked up."""
+    snapshot, spec, listed = mixed
+    options = IngestOptions(retry_failed=retry)
+    looked_up = make_plan(listed, snapshot, spec, options)
+    monkeypatch.setattr(plan, "FEW_VIDEOS", 0)
+    read, tables = snapshot.read, []
+
+    def watched(table, key):
+        tables.append(table)
+        return read(table, key)
+
+    monkeypatch.setattr(snapshot, "read", watched)
+    assert make_plan(listed, snapshot, spec, options) == looked_up
+    assert set(tables) <= {"specs", "manifest"}
+    numbers = {int(video.video_id) for video in looked_up.stored}
+    assert numbers == {i for i in range(60) if i % 4 and i % 3 and i % 7}
+    failed = {int(failure.video_id) for failure in looked_up.failed_before}
+    assert failed == (set() if retry else {i for i in range(0, 60, 5) if i % 4} - numbers)
+    assert [video.video_id for video in looked_up.todo[:2]] == ["", "new"]
+    kinds = [looked_up.todo, looked_up.stored, looked_up.failed_before]
+    assert sum(map(len, kinds)) == len(listed)
+    todo = {video.video_id for video in looked_up.todo}
+    stored_once = {str(i) for i in range(60) if i % 3}
+    assert looked_up.replaced == todo & stored_once
+
+
+def test_a_few_videos_of_many_are_looked_up(mixed, monkeypatch):
+    snapshot, spec, listed = mixed
+    monkeypatch.setattr(plan, "FEW_VIDEOS", 0)
+    monkeypatch.setattr(snapshot, "rows", None)
+    (video,) = listed[4:5]
+    found = make_plan([video], snapshot, spec)
+    assert [*found.todo, *found.stored] == [video]
+
+
+def stored_at(cache, tmp_path, *times: float, storage: Storage | None = None) -> list[Video]:
+    """Videos that were stored at some times, seconds from now."""
+    spec, videos = toy_spec(), []
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        writer.add_set(spec, storage, origin="toy")
+        for i, seconds in enumerate(times):
+            path = tmp_path / f"{i}.mp4"
+            path.write_bytes(bytes(10))
+            videos.append(Video(str(i), str(path)))
+            fields = {"source": fingerprint(str(path)), "created": time.time() + seconds}
+            put_video(writer, spec, str(i), toy_features(i), **fields)
+    return videos
+
+
+def test_a_plan_follows_the_storage_of_the_feature_set(cache, tmp_path):
+    spec, none = toy_spec(), Storage("fp16")
+    assert make_plan([], None, spec).storage == Storage()
+    assert make_plan([], None, spec, storage=none).storage == none
+    videos = stored_at(cache, tmp_path, 0.0, storage=Storage("bf16"))
+    snapshot = open_environment(cache / "demo").snapshot()
+    for asked in (None, Storage("bf16")):
+        found = make_plan(videos, snapshot, spec, storage=asked)
+        assert (found.storage, found.todo) == (Storage("bf16"), ())
+    with pytest.raises(StoreMismatch, match=r"is stored as bf16, asked for is fp16.*--restore-as"):
+        make_plan(videos, snapshot, spec, storage=Storage("fp16"))
+
+
+def test_all_stored_videos_are_work_if_their_storage_is_replaced_and_none_is_dropped(
+    cache, tmp_path
+):
+    videos = stored_at(cache, tmp_path, -9.0, -5.0)
+    options = IngestOptions(replace_storage=True)
+    snapshot = open_environment(cache / "demo").snapshot()
+    found = make_plan(videos, snapshot, toy_spec(), options, Storage("fp16"))
+    assert (found.storage, found.todo) == (Storage("fp16"), tuple(videos))
+    assert found.replaced == frozenset()  # what is stored stays if they fail now
+    same = make_plan(videos, snapshot, toy_spec(), options, Storage())
+    assert same.todo == ()
+
+
+def test_videos_stored_before_the_storage_was_replaced_are_work_for_any_ingest(cache, tmp_path):
+    """So one that was to store them again and was interrupted goes on."""
+    videos = stored_at(cache, tmp_path, -9.0, 9.0)
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        writer.add_set(toy_spec(), Storage("fp32"), replace_storage=True)
+    snapshot = open_environment(cache / "demo").snapshot()
+    found = make_plan(videos, snapshot, toy_spec())
+    assert (found.storage, found.todo) == (Storage("fp32"), (videos[0],))
+
+
+def test_records_older_than_their_set_are_stored_as_long_as_its_storage_is_its_first(
+    cache, tmp_path
+):
+    """A merge brings records from elsewhere into a set that is made for them."""
+    videos = stored_at(cache, tmp_path, -1e6)
+    snapshot = open_environment(cache / "demo").snapshot()
+    assert make_plan(videos, snapshot, toy_spec()).stored == tuple(videos)
 
 
 def test_long_videos_are_decoded_early_and_the_rest_as_listed(tmp_path):

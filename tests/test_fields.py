@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import msgpack
 import pytest
@@ -91,6 +92,68 @@ def test_what_is_no_map_of_the_fields_is_refused(plain):
 def test_an_int_is_a_float_where_one_is_declared():
     built = build(Whole, {**to_plain(WHOLE), "ratio": 2})
     assert type(built.ratio) is float
+
+
+@dataclass(frozen=True)
+class Round:
+    radius: float
+    kind: Literal["round"] = "round"
+
+
+@dataclass(frozen=True)
+class Long:
+    size: tuple[int, int] | None
+    kind: Literal["long"] = "long"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    shape: Round | Long
+    parts: dict[str, Part]
+    corner: tuple[int, str, float]
+
+
+DRAWN = Drawn(Long((1, 2)), {"a": Part(3)}, (1, "x", 0.5))
+
+
+@pytest.mark.parametrize("shape", [Round(1.5), Long((1, 2)), Long(None)], ids=str)
+def test_dataclasses_in_a_union_are_told_apart_by_a_literal(shape):
+    drawn = Drawn(shape, {"a": Part(3), "b": Part(4)}, (1, "x", 0.5))
+    assert build(Drawn, to_plain(drawn)) == drawn
+    assert build(Drawn, msgpack.unpackb(msgpack.packb(to_plain(drawn)))) == drawn
+    assert build(Round | Long, to_plain(shape)) == shape
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"shape": {"kind": "square"}}, "shape: .*Round has other fields"),
+        (
+            {"shape": {"radius": 1.0, "kind": "long"}},
+            r"shape: kind: 'long' is not one of \('round',\)",
+        ),
+        ({"shape": {"size": [1], "kind": "long"}}, "shape: .*size: .*is not a list of 2"),
+        ({"shape": None}, "shape: None is not a map of the fields of Round"),
+        ({"parts": {"a": {"size": 1}}}, "parts: Part has other fields: 'name' missing"),
+        ({"parts": {3: {"size": 1, "name": ""}}}, "parts: .* is not a map with names"),
+        ({"parts": []}, "parts: .* is not a map with names"),
+        ({"corner": [1, "x"]}, "corner: .* is not a list of 3"),
+        ({"corner": ["x", 1, 0.5]}, "corner: 'x' is not of type int"),
+    ],
+)
+def test_a_value_of_no_member_of_a_union_is_refused(change, says):
+    with pytest.raises(ValueError, match=says):
+        build(Drawn, {**to_plain(DRAWN), **change})
+
+
+def test_a_literal_that_cannot_be_compared_is_refused():
+    with pytest.raises(ValueError, match="kind"):
+        build(Round, {"radius": 1.0, "kind": [1]})
+
+
+def test_an_int_in_a_tuple_is_a_float_where_one_is_declared():
+    built = build(Drawn, {**to_plain(DRAWN), "corner": [1, "x", 2]})
+    assert type(built.corner[2]) is float
 
 
 def test_a_long_value_is_cut_in_the_message():

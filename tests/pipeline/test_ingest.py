@@ -17,6 +17,7 @@ from featstore.errors import (
     StoreError,
     StoreFull,
     StoreLocked,
+    StoreMismatch,
 )
 from featstore.pipeline import ingest as ingest_module
 from featstore.pipeline.ingest import ingest
@@ -366,6 +367,102 @@ def test_duplicate_ids_are_refused_before_any_work(clips, cache):
     with pytest.raises(ListingError, match="more than one file"):
         ingest(videos, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
     assert not cache.exists()
+
+
+def test_an_ingest_follows_the_storage_of_the_feature_set(clips, cache):
+    bf16 = Storage("bf16")
+    first = ingest(
+        clips,
+        cache,
+        "demo",
+        encoder=ToyEncoder(),
+        sampling=SIX,
+        storage=bf16,
+        options=IngestOptions(limit=1),
+    )
+    rest = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    assert (first.stored, rest.stored, rest.storage) == (1, 2, bf16)
+    dataset = featstore.open(cache)["demo"]
+    assert {features.header.storage for features in dataset.values()} == {bf16}
+    row = dataset.feature_set
+    assert (row.storage, row.origin, row.names, row.max_error) == (bf16, "toy", {}, None)
+
+
+def test_another_storage_is_refused_before_the_encoder_is_loaded(clips, cache):
+    ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+
+    class Unloadable(ToyEncoder):
+        def load(self):
+            raise AssertionError("its weights are not needed")
+
+    for options in (IngestOptions(), PLAN):
+        with pytest.raises(StoreMismatch, match=r"stored as int8/channel, asked for is fp16"):
+            ingest(
+                clips,
+                cache,
+                "demo",
+                encoder=Unloadable(),
+                sampling=SIX,
+                storage=Storage("fp16"),
+                options=options,
+            )
+    assert featstore.open(cache)["demo"].feature_set.storage == Storage()
+
+
+def test_a_set_is_stored_again_and_goes_on_after_an_interrupt(clips, cache):
+    ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    before = {name: f.numpy() for name, f in featstore.open(cache)["demo"].items()}
+    (clips / "blink.mp4").write_bytes((clips / "blink.mp4").read_bytes())  # touched
+    fp32 = Storage("fp32")
+    words = {"encoder": ToyEncoder(), "sampling": SIX}
+    limited = IngestOptions(replace_storage=True, limit=1)
+    first = ingest(clips, cache, "demo", storage=fp32, options=limited, **words)
+    assert (first.stored, first.skipped, first.storage) == (1, 0, fp32)
+    dataset = featstore.open(cache)["demo"]
+    stored_as = sorted(str(features.header.storage) for features in dataset.values())
+    assert stored_as == ["fp32", "int8/channel", "int8/channel"]  # each says its own
+    assert dataset.feature_set.storage == fp32
+    rest = ingest(clips, cache, "demo", **words)  # a plain one goes on
+    assert (rest.stored, rest.skipped) == (2, 1)
+    for path in clips.iterdir():
+        features = dataset[path.stem]
+        np.testing.assert_array_equal(features.data, toy_features(path, ToyEncoder(), SIX))
+        np.testing.assert_allclose(features.numpy(), before[path.stem], atol=0.1)
+    again = IngestOptions(replace_storage=True)
+    assert ingest(clips, cache, "demo", storage=fp32, options=again, **words).planned == 0
+    assert len(dataset.sets) == 1
+
+
+def test_a_video_that_fails_when_it_is_stored_again_keeps_what_is_stored(clips, cache):
+    ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    kept = featstore.get(cache, "demo", "blink").data.copy()
+    options = IngestOptions(replace_storage=True, decode_timeout=0.001)
+    done = ingest(
+        clips,
+        cache,
+        "demo",
+        encoder=ToyEncoder(),
+        sampling=SIX,
+        storage=Storage("fp32"),
+        options=options,
+    )
+    assert len(done.failures) == 3
+    np.testing.assert_array_equal(featstore.get(cache, "demo", "blink").data, kept)
+
+
+def test_a_codec_that_is_not_there_is_refused_before_any_work(clips, cache):
+    storage = Storage("fp32", codec="planes")
+    with pytest.raises(ValueError, match=r"no codec 'planes' .* use one of raw, lz4, zstd"):
+        ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, storage=storage)
+    assert not cache.exists()
+
+
+def test_the_record_says_what_decoded_it(clips, cache):
+    ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    header = featstore.get(cache, "demo", "blink").header
+    assert (header.decoder, header.doubt, header.nframe) == ("av", "", 6)
+    entry = featstore.open(cache)["demo"].entry("blink")
+    assert (entry.decoder, entry.doubt) == ("av", "")
 
 
 def test_cache_meta_counts_what_was_stored(clips, cache):

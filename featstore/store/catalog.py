@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import starmap
 from typing import TYPE_CHECKING
 
 from featstore.store.manifest import MANIFEST_KEY, Manifest, check_name, unpack_manifest
@@ -63,8 +64,7 @@ def read_entry(snapshot: Snapshot, key: bytes) -> Entry | None:
 
 def read_entries(snapshot: Snapshot, digest: str = "") -> Iterator[Entry]:
     """Yield the rows of the finished videos, of one feature set or of all."""
-    for key, data in snapshot.rows("catalog", set_key(digest)):
-        yield unpack_entry(key, data)
+    return starmap(unpack_entry, snapshot.rows("catalog", set_key(digest)))
 
 
 def read_failures(snapshot: Snapshot, digest: str = "") -> Iterator[Failure]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -145,8 +146,7 @@ class Snapshot:
     def rows(self, table: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Yield copies of the keys and values whose keys begin with `prefix`, in order."""
         name = TABLES[table]
-        for key, place in self._tree.scan(name + prefix):
-            yield key[len(name) :], self._row(place)
+        return chain.from_iterable(self._tree.rows(name + prefix, len(name), self._row))
 
     def count(self, table: str) -> int:
         """Return the number of keys, touching no value."""

@@ -25,7 +25,7 @@ from featstore.store.engine.pages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from featstore.errors import StoreDamaged
@@ -36,6 +36,8 @@ MAX_BRANCHES = 1024
 
 _U16 = struct.Struct("=H")
 _U64 = struct.Struct("=Q")
+# mn_lo and mn_hi, in the machine's order the value's size; mn_flags; mn_ksize.
+_unpack_leaf_node = struct.Struct("=IHH").unpack_from
 
 
 class Place(NamedTuple):
@@ -95,10 +97,39 @@ class Tree:
         for key, _, _ in self._nodes(prefix):
             yield key
 
-    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, Place]]:
-        """Yield the keys that begin with `prefix`, in order, each with the place of its value."""
-        for key, page, index in self._nodes(prefix):
-            yield key, self._place(page, index, self._limit())
+    def rows(
+        self, prefix: bytes, cut: int, read: Callable[[Place], bytes]
+    ) -> Iterator[list[tuple[bytes, bytes]]]:
+        """Yield the keys that begin with `prefix`, in order, and copies of their values, a page at a time.
+
+        Args:
+            prefix: Of the keys.
+            cut: So many first bytes of a key are left out.
+            read: Returns a copy of a value that has pages of its own.
+        """
+        if self._meta.root is None:
+            return
+        last = b""
+        for page, first in self._leaves(self._meta.root, self._meta.depth, prefix):
+            # A dataset has millions of rows: each is sliced from the page's copy, with one call to unpack its node.
+            data, size, starts = page.data, len(page.data), page.nodes[first:]
+            rows: list[tuple[bytes, bytes]] = []
+            if starts and not page.upper <= min(starts) <= max(starts) <= size - NODE.size:
+                raise self._wrong(page.number, f"its nodes begin at {starts}, not all within it")
+            for start in starts:
+                length, flags, key_bytes = _unpack_leaf_node(data, start)
+                at = start + 8 + key_bytes
+                key, value = data[start + 8 : at], data[at : at + length]
+                if at > size or key <= last:
+                    raise self._wrong(page.number, "its keys are out of order, or not within it")
+                if not key.startswith(prefix):
+                    yield rows
+                    return
+                if flags != 0 or len(value) < length:
+                    value = read(self._own_pages(page, at, length, flags, self._limit()))
+                last = key
+                rows.append((key[cut:], value))
+            yield rows
 
     def _nodes(self, prefix: bytes) -> Iterator[tuple[bytes, _Page, int]]:
         if self._meta.root is None:
@@ -183,13 +214,16 @@ class Tree:
 
     def _place(self, page: _Page, index: int, limit: int) -> Place:
         start = page.nodes[index]
-        low, high, flags, key_bytes = NODE.unpack_from(page.data, start)
-        length = low | high << 16
+        length, flags, key_bytes = _unpack_leaf_node(page.data, start)
         at = start + NODE.size + key_bytes
         if flags == 0 and at + length <= len(page.data):
             return Place(page.number * len(page.data) + at, length)
+        return self._own_pages(page, at, length, flags, limit)
+
+    def _own_pages(self, page: _Page, at: int, length: int, flags: int, limit: int) -> Place:
+        """Return the place of a value of which the node has, at `at`, the number of its first page."""
         if flags != BIG_VALUE or at + _U64.size > len(page.data):
-            raise self._wrong(page.number, f"node {index} has flags {flags} and {length} bytes")
+            raise self._wrong(page.number, f"a node has flags {flags} and {length} bytes at {at}")
         (number,) = _U64.unpack_from(page.data, at)
         return self._large(number, length, limit)
 

@@ -2,6 +2,7 @@
 
 import os
 import struct
+from itertools import chain
 from pathlib import Path
 
 import lmdb
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featstore.errors import StoreDamaged, StoreError, StoreMismatch
-from featstore.store.engine.pages import BRANCH, HEADER, NODE, read_metas
+from featstore.store.engine.pages import BRANCH, HEADER, LEAF, NODE, read_metas
 from featstore.store.engine.tree import Tree
 from featstore.system.file_map import FileMap
 
@@ -42,7 +43,8 @@ def open_tree(file: Path) -> Tree:
 
 
 def read_all(tree: Tree, prefix: bytes = b"") -> dict[bytes, bytes]:
-    return {key: tree.mapping.read(*place) for key, place in tree.scan(prefix)}
+    pages = tree.rows(prefix, 0, lambda place: tree.mapping.read(*place))
+    return dict(chain.from_iterable(pages))
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -68,7 +70,9 @@ def test_it_finds_what_lmdb_finds(tmp_path_factory, rows, smaller, gone, asked):
         place = tree.find(key)
         assert (None if place is None else tree.mapping.read(*place)) == kept.get(key)
         for prefix in (key, key[:1]):
-            assert list(tree.keys(prefix)) == sorted(k for k in kept if k.startswith(prefix))
+            below = {key: kept[key] for key in sorted(kept) if key.startswith(prefix)}
+            assert list(tree.keys(prefix)) == list(below)
+            assert list(read_all(tree, prefix).items()) == list(below.items())
 
 
 @pytest.fixture
@@ -85,6 +89,46 @@ def test_levels_and_large_values_are_walked(deep):
     assert tree._meta.depth >= 3
     assert len(read_all(tree)) == 92
     assert tree.mapping.read(*tree.find(b"large")) == b"x" * 10_000
+
+
+def test_rows_are_read_up_to_the_last_with_the_prefix_and_no_further(tmp_path):
+    kept = {b"a/%02d" % i: b"x" * i for i in range(30)}
+    tree = open_tree(write(tmp_path, {**kept, b"b/large": b"y" * 40_000, b"c": b""}))
+    read: list[object] = []
+    rows = list(chain.from_iterable(tree.rows(b"a/", 2, read.append)))
+    assert rows == [(key[2:], value) for key, value in kept.items()]
+    assert read == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        (0, 5_000),  # a small value's length
+        (4, 2),  # flags of a value that is a tree of its own
+        (4, 1),  # flags of one with pages of its own, which it has not
+        (6, 5_000),  # the key's length
+    ],
+)
+def test_a_node_that_leads_out_of_its_page_is_refused_when_rows_are_read(tmp_path, field, value):
+    file = write(tmp_path, {b"a": b"1", b"b": b"2", b"c": b"3"})
+    tree = open_tree(file)
+    page = tree._page(tree._meta.root, LEAF, 1 << 40)
+    with open(file, "r+b", buffering=0) as opened:
+        at = page.number * PAGE + page.nodes[1] + field
+        os.pwrite(opened.fileno(), struct.pack("=H", value), at)
+    with pytest.raises(StoreDamaged, match=r"page \d+ cannot be"):
+        read_all(open_tree(file))
+
+
+@pytest.mark.parametrize("start", [0, 20, PAGE - 7, PAGE, 65_535])
+def test_a_node_that_begins_outside_the_page_is_refused_when_rows_are_read(tmp_path, start):
+    file = write(tmp_path, {b"a": b"1", b"b": b"2", b"c": b"3"})
+    number = open_tree(file)._meta.root
+    with open(file, "r+b", buffering=0) as opened:
+        at = number * PAGE + HEADER.size + 2
+        os.pwrite(opened.fileno(), struct.pack("=H", start), at)
+    with pytest.raises(StoreDamaged, match=f"page {number} cannot be"):
+        read_all(open_tree(file))
 
 
 def probe(file: Path) -> set[type[Exception]]:

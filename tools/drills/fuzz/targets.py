@@ -185,9 +185,8 @@ def pages(data: bytes) -> None:
             place = tree.find(key)
             assert place is None or place.offset + place.length <= len(image)
         keys = []
-        for key, place in tree.scan(b""):
-            keys.append(key)
-            assert place.offset + place.length <= len(image)
+        for rows in tree.rows(b"", 0, lambda place: mapping.read(*place)):
+            keys += [key for key, _ in rows]
         assert keys == sorted(set(keys))
 
 
@@ -306,7 +305,7 @@ def _tree_keys() -> list[bytes]:
     mapping: Any = Memory(_tree())
     metas = [parse_meta(mapping.read(at, 4096), at >> 12, Path()) for at in (0, 4096)]
     tree = Tree(mapping, max(metas, key=lambda meta: meta.txn_id), Path())
-    return [key for key, _ in tree.scan(b"")][::3]
+    return list(tree.keys(b""))[::3]
 
 
 @cache

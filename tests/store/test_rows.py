@@ -1,0 +1,81 @@
+"""Rows of the catalog and their bytes: what was packed comes back, and nothing else is taken for a row."""
+
+import msgpack
+import pytest
+import xxhash
+
+from featstore.errors import StoreMismatch
+from featstore.store.rows import Entry, pack_row, unpack_entry, video_key
+
+DIGEST = "0123456789abcdef" * 2
+ENTRY = Entry(
+    spec=DIGEST,
+    video_id="v",
+    video_path="/v.mp4",
+    rows=16,
+    width=8,
+    frames=4,
+    values="int8",
+    granularity="channel",
+    codec="raw",
+    record_bytes=4224,
+    raw_bytes=128,
+    decoder="pyav",
+    doubt="",
+    size=1000,
+    mtime_ns=1_700_000_000_000_000_000,
+    xxh3_128="0" * 32,
+    cosine=1.0,
+    relative_l2=0.0,
+    max_abs=0.5,
+    token_p99=0.01,
+    token_max=0.02,
+    created=1.7e9,
+)
+KEY = video_key(DIGEST, "v")
+OTHERS = {str: (b"v", 1, None), int: (True, 1.0, "1"), float: (1, False, None)}
+
+
+def row_of(values: object) -> bytes:
+    """Pack any values as a row whose checksum is right."""
+    packed = msgpack.packb(values)
+    return b"\x92\xc4\x08" + xxhash.xxh3_64_digest(packed) + packed
+
+
+def test_a_video_comes_back_as_it_was():
+    found = unpack_entry(KEY, pack_row(ENTRY))
+    assert found == ENTRY
+    assert type(found) is Entry
+    assert [type(value) for value in found] == [type(value) for value in ENTRY]
+
+
+@pytest.mark.parametrize("field", Entry._fields[1:])
+def test_a_video_with_a_value_of_another_type_is_refused(field):
+    for value in OTHERS[type(getattr(ENTRY, field))]:
+        with pytest.raises(StoreMismatch, match="its values are not those of a video"):
+            unpack_entry(KEY, pack_row(ENTRY._replace(**{field: value})))
+
+
+@pytest.mark.parametrize(
+    "values", [list(ENTRY), list(ENTRY)[2:], [], {}, 7, None, dict.fromkeys(range(21), 0)]
+)
+def test_what_is_no_list_of_a_video_is_refused(values):
+    with pytest.raises(StoreMismatch, match="cannot be read"):
+        unpack_entry(KEY, row_of(values))
+
+
+@pytest.mark.parametrize(
+    "other", [{"values": "int4"}, {"granularity": "none"}, {"codec": "later"}, {"values": "bf16"}]
+)
+def test_a_video_that_is_stored_in_an_unknown_way_says_so_when_asked(other):
+    entry = unpack_entry(KEY, pack_row(ENTRY._replace(**other)))
+    with pytest.raises(StoreMismatch, match="another version"):
+        _ = entry.storage
+
+
+@pytest.mark.parametrize("at", [0, 2, 3, 10, 11, 40, -1])
+def test_a_flipped_byte_of_a_row_is_refused(at):
+    data = bytearray(pack_row(ENTRY))
+    data[at] ^= 1
+    with pytest.raises(StoreMismatch, match="is not the checksum of what follows"):
+        unpack_entry(KEY, bytes(data))

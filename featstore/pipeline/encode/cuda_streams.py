@@ -122,7 +122,8 @@ class EncoderStreams:
         with self._on(self._main):
             self._main.wait_event(read)
             started = self._mark()
-            features = self._encode(place)
+            # Cut into the rows of videos, which must not copy: that would be on another stream.
+            features = self._encode(place).contiguous()
             ended = self._mark()
         self._read[turn] = ended
         return Encoded(features, read, Span(started, ended))

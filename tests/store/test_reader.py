@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import pickle
 import tempfile
 from pathlib import Path
 
@@ -438,3 +439,43 @@ def test_a_manifest_is_unpacked_once_a_commit(cache, monkeypatch):
     for _ in range(3):
         assert (set(dataset), len(dataset)) == ({"a", "b"}, 2)
     assert len(unpacked) <= 1
+
+
+def test_a_repr_fits_a_line(cache):
+    store_videos(cache, "demo", {"a": A})
+    store = featstore.open(cache)
+    dataset, digest = store["demo"], toy_spec().digest[:8]
+    assert repr(store) == f"<featstore.FeatureStore {str(cache)!r}: demo>"
+    assert repr(dataset) == (
+        f"<featstore.Dataset 'demo': 1 videos, {digest}, 4 frames, linspace, int8/channel>"
+    )
+    assert repr(dataset["a"]) == "<featstore.Features 'a': 16 x 8, int8/channel>"
+    FeatureWriter(cache, "empty", min_free=0)
+    assert repr(store["empty"]).startswith("<featstore.Dataset 'empty': no feature set of dataset")
+    for found in (store, dataset, dataset["a"], store["empty"]):
+        assert repr(found).isprintable()
+
+
+def test_a_repr_of_what_cannot_be_read_says_why(cache):
+    store_videos(cache / "aside", "demo", {"a": A})
+    dataset = FeatureStore(cache / "aside")["demo"]
+    (cache / "aside" / "demo").rename(cache / "aside" / "gone")
+    assert repr(dataset).startswith("<featstore.Dataset 'demo': ")
+    assert "\n" not in repr(dataset)
+
+
+def test_stores_and_datasets_are_pickled_by_their_place_and_opened_again(cache):
+    store_videos(cache, "demo", {"a": A})
+    store_videos(cache, "demo", {"b": B}, spec=toy_spec(8))
+    store = FeatureStore(cache, verify="always")
+    found = pickle.loads(pickle.dumps(store))
+    assert (repr(found), found._verify, list(found["demo"])) == (repr(store), "always", ["a"])
+    other = store["demo"].sets[toy_spec(8).digest]
+    for dataset, held in ((store["demo"], ["a"]), (other, ["b"])):
+        found = pickle.loads(pickle.dumps(dataset))
+        assert (list(found), repr(found), found._verify) == (held, repr(dataset), "always")
+    content = pickle.dumps(other)
+    program = (
+        "import pickle, sys; print(list(pickle.loads(bytes.fromhex(sys.argv[1]))), flush=True)"
+    )
+    assert run_python(program, content.hex()).stdout == "['b']\n"

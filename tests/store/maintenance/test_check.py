@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from featstore.store.engine import snapshot
 from featstore.store.engine.environment import open_environment
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.repair import repair_dataset
+from featstore.store.manifest import MANIFEST_KEY, Counts
 from featstore.store.reader import FeatureStore, get
 from featstore.store.rows import Entry, Failure, pack_row, set_key, unpack_set, video_key
 from featstore.store.writer import FeatureWriter
@@ -252,3 +254,38 @@ def test_a_key_of_no_table_is_found(cache):
     assert "the key b'fbilures/x' belongs to no table" in problem
     with environment.lmdb.begin(write=True) as txn:
         txn.delete(b"fbilures/x")
+
+
+def put_manifest(cache, **changes) -> None:
+    manifest = read_manifest(open_environment(cache / "demo").snapshot())
+    put_raw(cache, "manifest", MANIFEST_KEY, pack_row(dataclasses.replace(manifest, **changes)))
+
+
+WRONG_MANIFESTS = {
+    "videos": ({"sets": {SPEC.digest: Counts(3, 0, 8, 8416)}}, "counts Counts.videos=3, .*=2, "),
+    "failures": ({"sets": {SPEC.digest: Counts(2, 1, 8, 8416)}}, "failures=1, .*failures=0, "),
+    "frames": ({"sets": {SPEC.digest: Counts(2, 0, 9, 8416)}}, "frames=9, .*frames=8, "),
+    "bytes": ({"sets": {SPEC.digest: Counts(2, 0, 8, 1)}}, "record_bytes=1.*record_bytes=8416"),
+    "no counts": ({"sets": {}}, f"counts None in set {SPEC.digest[:8]}, its rows come to"),
+    "a set that is not there": (
+        {"sets": {SPEC.digest: Counts(2, 0, 8, 8416), WIDE.digest: Counts()}},
+        f"counts the set {WIDE.digest[:8]}, which is not there",
+    ),
+    "default": ({"default": WIDE.digest}, f"default set is {WIDE.digest[:8]}, which is not there"),
+    "no default": ({"default": ""}, "default set is none, which is not there"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_MANIFESTS)
+def test_a_manifest_that_is_wrong_is_found_and_written_again(damaged, name):
+    right = read_manifest(open_environment(damaged / "demo").snapshot())
+    changes, says = WRONG_MANIFESTS[name]
+    put_manifest(damaged, **changes)
+    [problem] = check_dataset(damaged, "demo").problems
+    assert problem.startswith("the manifest ")
+    assert re.search(says, problem), problem
+    report = repair_dataset(damaged, "demo")
+    assert (report.problems, len(report.repaired), report.again) == ([], 1, 0)
+    assert report.repaired[0].endswith("; written again")
+    assert read_manifest(open_environment(damaged / "demo").snapshot()) == right
+    assert check_dataset(damaged, "demo").problems == []

@@ -210,6 +210,7 @@ remove.remove_videos(sys.argv[1], "demo", map(str, range(10)))
 """
     assert run_python(program, cache).returncode == -9
     assert set(FeatureStore(cache)["demo"]) == {"8", "9"}
+    assert FeatureStore(cache)["demo"].counts == Counts(2, 0, 8, 2 * (4080 + 128))
     assert check_dataset(cache, "demo").problems == []
     done = remove_videos(cache, "demo", map(str, range(10)))
     assert (done.videos, len(done.missing)) == (2, 8)

@@ -4,7 +4,7 @@ import msgpack
 import pytest
 import xxhash
 from damage import flip_in_file, put_raw, read_raw
-from toys import expected, store_videos, toy_features, toy_spec
+from toys import expected, run_python, store_videos, toy_features, toy_spec
 
 from featstore.decoding.video_file import Video
 from featstore.errors import FeatureNotFound, StoreError, StoreLocked, StoreNotFound
@@ -15,8 +15,10 @@ from featstore.store.engine.locks import ingest_lock
 from featstore.store.maintenance import repair
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.repair import repair_dataset
+from featstore.store.manifest import Counts
 from featstore.store.reader import FeatureStore, get
 from featstore.store.rows import Failure, pack_row, set_key, video_key
+from featstore.store.writer import FeatureWriter
 
 SPEC = toy_spec()
 A, B = toy_features(1), toy_features(2)
@@ -242,4 +244,79 @@ def test_many_problems_are_mended_in_several_commits(damaged, monkeypatch):
     for i in range(10):
         put_raw(damaged, "records", video_key(SPEC.digest, str(i)), b"nonsense")
     assert repair_dataset(damaged, "demo").again == 10
+    assert check_dataset(damaged, "demo").problems == []
+
+
+def counts_of(cache):
+    return FeatureStore(cache)["demo"].counts
+
+
+@pytest.mark.parametrize(
+    ("damage", "left"),
+    [
+        *((make, Counts(1, 1, 4, 4208)) for make in (bad_payload, bad_prefix, no_record, no_sense)),
+        *((make, Counts(1, 1, 4, 4208)) for make in (record_of_another, bad_row_and_payload)),
+        *((make, Counts(2, 0, 8, 8416)) for make in (no_row, bad_row, row_of_another)),
+        *((make, Counts(1, 0, 4, 4208)) for make in (bad_row_and_prefix, no_row_and_bad_prefix)),
+    ],
+)
+def test_the_manifest_counts_what_a_repair_left(damaged, damage, left):
+    damage(damaged)
+    repair_dataset(damaged, "demo")
+    assert counts_of(damaged) == left
+    store_videos(damaged, "demo", {"a": A})
+    assert counts_of(damaged) == Counts(2, 0, 8, 8416)
+    assert check_dataset(damaged, "demo").problems == []
+
+
+def test_failures_of_a_set_that_was_removed_are_counted_once_it_is_made_again(damaged):
+    put_raw(damaged, "specs", set_key(SPEC.digest), b"nonsense")
+    assert repair_dataset(damaged, "demo").again == 2
+    assert check_dataset(damaged, "demo").problems == []
+    store_videos(damaged, "demo", {"a": A})
+    assert counts_of(damaged) == Counts(1, 1, 4, 4208)
+    assert check_dataset(damaged, "demo").problems == []
+
+
+def test_the_oldest_set_left_becomes_the_default_if_a_repair_removes_the_default_one(damaged):
+    other = toy_spec(8)
+    store_videos(damaged, "demo", {"c": B}, spec=other)
+    put_raw(damaged, "specs", set_key(SPEC.digest), b"nonsense")
+    repair_dataset(damaged, "demo")
+    assert list(FeatureStore(damaged)["demo"]) == ["c"]
+
+
+def test_a_failure_beside_a_row_that_is_mended_stays(damaged):
+    """The video was stored, and then its file broke."""
+    with FeatureWriter(damaged, "demo", min_free=0) as writer:
+        writer.fail(Failure("a", "/a.mp4", SPEC.digest, "it is cut short", 1.0))
+    bad_row(damaged)
+    repair_dataset(damaged, "demo")
+    assert counts_of(damaged) == Counts(2, 1, 8, 8416)
+    assert [row.reason for row in FeatureStore(damaged)["demo"].failures()] == ["it is cut short"]
+    assert check_dataset(damaged, "demo").problems == []
+
+
+def test_a_repair_that_is_killed_leaves_right_counts_and_goes_on(damaged):
+    store_videos(damaged, "demo", {str(i): A for i in range(10)})
+    for i in range(10):
+        put_raw(damaged, "records", video_key(SPEC.digest, str(i)), b"nonsense")
+    program = """
+import os, signal, sys
+from featstore.store.maintenance import repair
+repair.COMMIT_KEYS = 3
+real, left = repair.CatalogTransaction.commit, [2]
+def commit(txn):
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    real(txn)
+repair.CatalogTransaction.commit = commit
+repair.repair_dataset(sys.argv[1], "demo")
+"""
+    assert run_python(program, damaged).returncode == -9
+    assert counts_of(damaged) == Counts(6, 6, 24, 6 * 4208)
+    assert len(check_dataset(damaged, "demo").problems) == 4
+    assert repair_dataset(damaged, "demo").again == 4
+    assert counts_of(damaged) == Counts(2, 10, 8, 8416)
     assert check_dataset(damaged, "demo").problems == []

@@ -1,0 +1,102 @@
+"""What a store says of itself: counts from the manifest, errors from the rows."""
+
+import json
+
+import pytest
+from damage import put_raw
+from toys import store_videos, toy_features, toy_spec
+
+from featstore.errors import FeatstoreError, StoreMismatch, StoreNotFound
+from featstore.records.storage import Storage
+from featstore.store.default_set import set_default
+from featstore.store.describe import describe_dataset, describe_store, write_cache_meta
+from featstore.store.engine.environment import open_environment
+from featstore.store.engine.snapshot import Snapshot
+from featstore.store.reader import FeatureStore
+from featstore.store.rows import Failure
+from featstore.store.writer import FeatureWriter
+
+FOUR, EIGHT = toy_spec(4), toy_spec(8)
+
+
+@pytest.fixture
+def two(cache):
+    store_videos(cache, "demo", {"a": toy_features(1), "b": toy_features(2)}, spec=FOUR)
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        writer.add_set(
+            EIGHT, Storage("fp16"), origin="here", names={"vision_tower": "clip"}, max_error=0.02
+        )
+        writer.fail(Failure("bad", "/bad.mp4", EIGHT.digest, "no frames", 0.0))
+    return cache
+
+
+def test_a_dataset_is_described_in_plain_values(two):
+    found = describe_dataset(two, "demo")
+    assert found == json.loads(json.dumps(found))
+    assert (found["videos"], found["failures"], found["record_bytes"]) == (2, 1, 2 * (4080 + 128))
+    assert (found["dataset"], found["format"], found["sealed"]) == ("demo", 2, False)
+    assert found["default"] == FOUR.digest
+    four, eight = found["feature_sets"]
+    assert (four["feature_set"], four["videos"], four["failures"], four["frames"]) == (
+        *(FOUR.digest, 2, 0, 8),
+    )
+    assert four["storage"] == {"values": "int8", "granularity": "channel", "codec": "raw"}
+    assert (four["max_error"], four["names"], four["spec"]) == (None, {}, FOUR.to_dict())
+    assert (eight["videos"], eight["failures"], eight["max_error"]) == (0, 1, 0.02)
+    assert (eight["origin"], eight["names"]) == ("here", {"vision_tower": "clip"})
+    assert set(eight["error"].values()) == {None}
+    set_default(two, "demo", EIGHT.digest)
+    assert describe_dataset(two, "demo")["default"] == EIGHT.digest
+
+
+def test_errors_are_the_worst_of_the_videos_and_the_mean(two):
+    entries = list(FeatureStore(two)["demo"].entries())
+    assert describe_dataset(two, "demo")["feature_sets"][0]["error"] == {
+        "cosine_min": min(entry.cosine for entry in entries),
+        "relative_l2_mean": sum(entry.relative_l2 for entry in entries) / 2,
+        "relative_l2_max": max(entry.relative_l2 for entry in entries),
+        "max_abs": max(entry.max_abs for entry in entries),
+        "token_p99_max": max(entry.token_p99 for entry in entries),
+        "token_max": max(entry.token_max for entry in entries),
+    }
+
+
+def test_a_store_is_listed_without_a_row_of_a_video(two, monkeypatch):
+    real = Snapshot.rows
+
+    def rows(snapshot, table, *words):
+        assert table == "specs", f"rows of {table} are read"
+        return real(snapshot, table, *words)
+
+    monkeypatch.setattr(Snapshot, "rows", rows)
+    found = describe_store(two)
+    assert (found["videos"], found["record_bytes"]) == (2, 2 * (4080 + 128))
+    assert "error" not in found["datasets"]["demo"]["feature_sets"][0]
+    write_cache_meta(two)
+    assert json.loads((two / "cache_meta.json").read_text()) == found
+    with pytest.raises(AssertionError, match="rows of catalog are read"):
+        describe_store(two, errors=True)
+
+
+def test_a_dataset_whose_rows_cannot_be_read_is_still_listed(tmp_path):
+    store_videos(tmp_path, "demo", {"a": toy_features(1), "b": toy_features(2)})
+    for key in list(open_environment(tmp_path / "demo").snapshot().keys("catalog")):
+        put_raw(tmp_path, "catalog", key, b"nonsense")
+    assert describe_store(tmp_path)["datasets"]["demo"]["videos"] == 2
+    assert len(FeatureStore(tmp_path)["demo"]) == 2
+    with pytest.raises(StoreMismatch, match="a row of the catalog cannot be read"):
+        describe_dataset(tmp_path, "demo")
+    assert "cannot be read" in describe_store(tmp_path, errors=True)["datasets"]["demo"]["error"]
+
+
+def test_a_dataset_that_cannot_be_described_at_all_says_why_and_hides_no_other(two):
+    (two / "broken").mkdir()
+    (two / "broken" / "data.mdb").write_bytes(b"x" * 9000)
+    found = describe_store(two)["datasets"]
+    assert found["demo"]["videos"] == 2
+    assert found["broken"]["error"]
+    with pytest.raises(FeatstoreError):
+        describe_dataset(two, "broken")
+    (two / "broken" / "data.mdb").unlink()
+    with pytest.raises(StoreNotFound):
+        describe_dataset(two, "nothing")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from functools import lru_cache
 from itertools import islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -13,9 +15,10 @@ import click
 from featstore.errors import plain_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 _LINES = 1024  # printed at once
+_NUMBERS = {int: "d", float: ".6f"}  # how they are printed, aligned right
 
 
 def clock(seconds: float) -> str:
@@ -28,9 +31,15 @@ def clock(seconds: float) -> str:
 def date(seconds: float) -> str:
     """Return a time for people, in local time; the number itself if it is outside the calendar."""
     try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+        minute, second = divmod(math.floor(seconds), 60)
+        return f"{_minute(minute)}:{second:02}"
     except (OverflowError, ValueError, OSError):
         return repr(seconds)
+
+
+@lru_cache
+def _minute(minutes: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(60 * minutes))
 
 
 def print_json(value: Any) -> None:
@@ -70,39 +79,40 @@ def print_table(
     """
     if not rows:
         return
-    shown = {names.index(name): to_text for name, to_text in (formats or {}).items()}
-    head, line = [], []
+    formats = formats or {}
+    head, line, columns = [], [], []
     for i, name in enumerate(names):
-        side, kind, to_text = _style(rows[0][i], shown.get(i))
-        width = len(name)
-        if side != "-" or i < len(names) - 1:  # at the end of a line, text needs no width
-            width = max(width, max(map(len, map(to_text, map(itemgetter(i), rows)))))
+        to_text = formats.get(name)
+        kind = "s" if to_text else _NUMBERS.get(type(rows[0][i]), "s")
+        side, width = "-" if kind == "s" else "", len(name)
+        if i < len(names) - 1 or not side:  # at the end of a line, text needs no width
+            width = max(width, _width(_column(rows, i, to_text), kind))
         head.append(f"%{side}{width}s")
         line.append(f"%{side}{width}{kind}")
+        columns.append(_column(rows, i, to_text))
     click.echo(("  ".join(head) % tuple(names)).rstrip())
-    form = "  ".join(line)
-    for lines in _portions(plain_line((form % _texts(row, shown)).rstrip()) for row in rows):
+    # Values go from function to function and no text is kept: there may be a million rows.
+    texts = map(str.rstrip, map("  ".join(line).__mod__, zip(*columns, strict=True)))
+    for lines in _portions(map(plain_line, texts)):
         click.echo("\n".join(lines))
 
 
-def _style(
-    value: Any, to_text: Callable[[Any], str] | None
-) -> tuple[str, str, Callable[[Any], str]]:
-    """Return alignment, conversion and text of the values of a column, given one of them."""
-    if to_text is not None:
-        return "-", "s", to_text
-    if isinstance(value, float):
-        return "", ".6f", "%.6f".__mod__
-    return ("", "d", str) if isinstance(value, int) else ("-", "s", str)
+def _column(
+    rows: Sequence[tuple[Any, ...]], i: int, to_text: Callable[[Any], str] | None
+) -> Iterator[Any]:
+    values = map(itemgetter(i), rows)
+    return map(to_text, values) if to_text else values
 
 
-def _texts(row: tuple[Any, ...], shown: dict[int, Callable[[Any], str]]) -> tuple[Any, ...]:
-    if not shown:
-        return row
-    return tuple([shown[i](value) if i in shown else value for i, value in enumerate(row)])
+def _width(values: Iterator[Any], kind: str) -> int:
+    """Return the characters that the longest of the values takes."""
+    if kind == "s":
+        return max(map(len, values))
+    numbers = [*values]  # of numbers it is the smallest or the largest
+    return max(len(f"%{kind}" % end) for end in (min(numbers), max(numbers)))
 
 
-def _portions(lines: Iterable[str]) -> Iterable[list[str]]:
+def _portions(lines: Iterable[str]) -> Iterator[list[str]]:
     lines = iter(lines)
     while portion := list(islice(lines, _LINES)):
         yield portion

@@ -1,8 +1,10 @@
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import featstore
 import featstore.store.maintenance.check
 from featstore.cli import main
 from featstore.cli._options import size
-from featstore.cli._printing import print_json_rows, print_table
+from featstore.cli._printing import date, print_json_rows, print_table
 from featstore.store.paths import DATA_FILE
 from featstore.store.writer import FeatureWriter
 
@@ -150,6 +152,17 @@ def test_a_table_is_aligned_and_its_numbers_are_on_the_right(capsys):
         "a          5   0.250000  <1>",
         "longer  1234  -0.500000  <2>",
     ]
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.5, 59.999, 1_700_000_000.25])
+def test_times_are_those_of_the_local_clock(seconds):
+    expected = datetime.fromtimestamp(math.floor(seconds))
+    assert date(seconds) == expected.strftime("%Y-%m-%d %H:%M:%S")
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 1e30])
+def test_a_time_outside_the_calendar_is_shown_as_it_is(seconds):
+    assert date(seconds) == repr(seconds)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2500])

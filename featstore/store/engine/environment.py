@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import tempfile
 import threading
 import time
@@ -18,15 +17,18 @@ from pathlib import Path
 
 import lmdb
 
-from featstore.errors import StoreError, StoreFull, StoreLocked, StoreMismatch, StoreNotFound
+from featstore.errors import StoreError, StoreFull, StoreLocked, StoreNotFound
 from featstore.store.engine.handles import (
     DataFileReplaced,
     begin_reading,
+    keepers,
     leave_inherited,
     lock,
+    open_data_file,
     open_handle,
     open_liblmdb,
     sweep,
+    with_room,
 )
 from featstore.store.engine.lmdb_errors import store_error, translated
 from featstore.store.engine.pages import read_metas
@@ -50,7 +52,6 @@ _PAUSE = 0.05
 _BEGINS = 100
 
 _uses = count(1)
-_keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
 _environments: weakref.WeakValueDictionary[_Files, Environment] = weakref.WeakValueDictionary()
 _inherited: list[Environment] = []
 
@@ -69,7 +70,7 @@ class Environment:
         self._cache = Cache()
         self._snapshot: weakref.ref[Snapshot] | None = None
         self._snapshot_lock = threading.Lock()
-        self._file = _open_file(path)
+        self._file = open_data_file(path)
         # Others may still read while the process ends.
         weakref.finalize(self, os.close, self._file).atexit = False
         found = os.fstat(self._file)
@@ -171,7 +172,7 @@ class Environment:
 
     def _map(self) -> FileMap:
         if self._mapping is None or self._mapping.file_bytes() > self._mapping.length:
-            self._mapping = FileMap(self._file)
+            self._mapping = with_room(lambda: FileMap(self._file))
         return self._mapping
 
 
@@ -180,12 +181,16 @@ def make_file(path: Path, table: str, key: bytes, value: bytes) -> None:
 
     It is made aside and linked into place: readers see it whole or not at all, whenever its maker is killed.
     """
+    with_room(lambda: _make_file(path, TABLES[table] + key, value))
+
+
+def _make_file(path: Path, key: bytes, value: bytes) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=".making-", dir=path) as aside, translated(path):
             allocate_table(Path(aside))
             draft = open_liblmdb(Path(aside), readonly=False)
             with draft.begin(write=True) as txn:
-                txn.put(TABLES[table] + key, value)
+                txn.put(key, value)
             draft.close()
             with contextlib.suppress(FileExistsError):
                 os.link(os.path.join(aside, DATA_FILE), path / DATA_FILE)
@@ -206,10 +211,14 @@ def open_environment(path: Path) -> Environment:
     """
     environment = None
     while environment is None:  # its file was replaced while it was opened
-        with lock:
-            environment = _known(path) or _opened(path)
+        environment = with_room(lambda: _known_or_opened(path))
         sweep()
     return environment
+
+
+def _known_or_opened(path: Path) -> Environment | None:
+    with lock:
+        return _known(path) or _opened(path)
 
 
 def _known(path: Path) -> Environment | None:
@@ -222,7 +231,7 @@ def _known(path: Path) -> Environment | None:
 
 
 def _opened(path: Path) -> Environment | None:
-    for keeper in _keepers:  # what is kept of replaced files would be in the way of writers
+    for keeper in keepers:  # what is kept of replaced files would be in the way of writers
         if keeper.environment is not None and not keeper.environment.is_current():
             keeper.environment = None
     warn_of_network(path)
@@ -258,8 +267,8 @@ class Keeper:
         if self.environment is not environment:
             with lock:
                 self.environment = environment
-                _keepers.add(self)
-                keeping = [keeper for keeper in _keepers if keeper.environment is not None]
+                keepers.add(self)
+                keeping = [keeper for keeper in keepers if keeper.environment is not None]
                 for keeper in sorted(keeping, key=_last_use)[:-KEPT_ENVIRONMENTS]:
                     keeper.environment = None
             sweep()
@@ -268,21 +277,6 @@ class Keeper:
 
 def _last_use(keeper: Keeper) -> int:
     return keeper._used
-
-
-def _open_file(path: Path) -> int:
-    try:
-        fd = os.open(path / DATA_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError as exc:
-        raise StoreNotFound(
-            f"there is no dataset in {path}; make it with featstore ingest"
-        ) from exc
-    except OSError as exc:
-        raise StoreError(f"{path / DATA_FILE} cannot be opened: {because(exc)}") from exc
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise StoreMismatch(f"{path / DATA_FILE} is not a file; put a dataset's own there")
-    return fd
 
 
 def _keep_inherited() -> None:

@@ -7,16 +7,19 @@ only asks for: `weakref` tells of an end before the finalizers run, so another t
 
 from __future__ import annotations
 
+import errno
+import gc
 import os
+import stat
 import threading
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import lmdb
 import lmdb._envid
 
-from featstore.errors import StoreError
+from featstore.errors import StoreError, StoreMismatch, StoreNotFound
 from featstore.store.engine.lmdb_errors import store_error
 from featstore.store.engine.pages import read_metas
 from featstore.store.engine.reader_table import (
@@ -27,13 +30,18 @@ from featstore.store.engine.reader_table import (
     remove_lock_file,
 )
 from featstore.store.engine.settings import MAP_BYTES, MAX_READERS
-from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, lmdb_name
+from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, because, lmdb_name
 from featstore.system.filesystems import is_read_only_disk
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+Made = TypeVar("Made")
+
 _TRIES = 100
+# As liblmdb and the system say that no address space or no descriptor is left.
+_NO_ROOM = tuple(map(os.strerror, (errno.ENOMEM, errno.EMFILE, errno.ENFILE)))
 
 lock = (
     threading.Lock()
@@ -41,6 +49,7 @@ lock = (
 _handles: dict[tuple[int, int], Handle] = {}
 _ended: deque[Handle] = deque()
 _inherited: list[object] = []
+keepers: weakref.WeakSet[Any] = weakref.WeakSet()  # whose `environment` is only kept for later
 
 
 class DataFileReplaced(Exception):
@@ -66,6 +75,22 @@ class Handle:
         if self.lock_file is None or _handles.get(self.lock_file) is self:
             self.lmdb.close()
             _handles.pop(self.lock_file or (0, 0), None)
+
+
+def open_data_file(path: Path) -> int:
+    """Open the data file in the folder `path` for reading; raise StoreNotFound, StoreMismatch or StoreError."""
+    try:
+        fd = os.open(path / DATA_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as exc:
+        raise StoreNotFound(
+            f"there is no dataset in {path}; make it with featstore ingest"
+        ) from exc
+    except OSError as exc:
+        raise StoreError(f"{path / DATA_FILE} cannot be opened: {because(exc)}") from exc
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StoreMismatch(f"{path / DATA_FILE} is not a file; put a dataset's own there")
+    return fd
 
 
 def open_handle(folder: Path, data: int, owner: object) -> Handle:
@@ -127,6 +152,21 @@ def sweep() -> None:
             close_ended()
         finally:
             lock.release()
+
+
+def with_room(make: Callable[[], Made]) -> Made:
+    """Return what `make` returns; once more, if address space or descriptors ran out, without all that is only kept."""
+    try:
+        return make()
+    except StoreError as exc:
+        if not any(words in str(exc.__cause__) for words in _NO_ROOM):
+            raise
+    for keeper in list(keepers):
+        keeper.environment = None
+    gc.collect()  # views in cycles, such as those of errors that were caught
+    with lock:
+        close_ended()
+    return make()
 
 
 def leave_inherited() -> None:

@@ -52,13 +52,15 @@ def allocate_table(folder: Path) -> None:
     except OSError:
         return
     try:
-        libc.fallocate(fd, os.fstat(fd).st_size or TABLE_BYTES)
-    except OSError as exc:
-        if exc.errno in DISK_FULL_ERRNOS:
-            raise StoreFull(
-                f"{folder}: the disk has no room for the {TABLE_BYTES >> 10} KiB of {LMDB_LOCK_FILE} ({exc.strerror}), "
-                "without which a store can neither be read nor written; free some space"
-            ) from exc
+        # os.posix_fallocate writes zeros over what others write if a file system cannot allocate.
+        size = os.fstat(fd).st_size or TABLE_BYTES
+        if libc.fallocate and libc.fallocate(fd, 0, 0, size) != 0:
+            exc = libc.error()
+            if exc.errno in DISK_FULL_ERRNOS:
+                raise StoreFull(
+                    f"{folder}: the disk has no room for the {TABLE_BYTES >> 10} KiB of {LMDB_LOCK_FILE} "
+                    f"({exc.strerror}), without which a store can neither be read nor written; free some space"
+                ) from exc
     finally:
         os.close(fd)
 

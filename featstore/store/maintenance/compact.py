@@ -8,6 +8,7 @@ own, for the readers in the old one's table follow the old file, whose views sta
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -37,6 +38,8 @@ from featstore.system.fsync import sync_dir, sync_file
 # Files that belong to the old data file, or that the new folder has of its own.
 _LEFT_BEHIND = {DATA_FILE, LMDB_LOCK_FILE, WRITE_LOCK_FILE, SEAL_FILE}
 _SLACK_BYTES = 1 << 20
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,11 @@ def rewrite(path: Path, *, unseal: bool = False) -> Compacted:
 def exchange(one: Path, other: Path) -> None:
     """Exchange two folders in one step that nobody sees halfway; durable once their parent is synced."""
     try:
-        libc.exchange(one, other)
+        if libc.renameat2 is None:  # older than glibc 2.28, or not Linux
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        names = os.fsencode(one), os.fsencode(other)
+        if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) != 0:
+            raise libc.error()
     except OSError as exc:
         raise StoreError(
             f"{one} cannot be exchanged for another folder: {exc.strerror}; it is as it was: if its file system cannot "

@@ -28,7 +28,6 @@ from featstore.store.maintenance.compact import compact_dataset
 from featstore.store.maintenance.remove import remove_dataset, remove_videos
 from featstore.store.reader import FeatureStore, get
 from featstore.store.writer import FeatureWriter
-from featstore.system import libc
 
 pytestmark = pytest.mark.slow
 
@@ -183,7 +182,7 @@ def test_a_disk_without_room_is_said_before_anything_is_written(hollow, monkeypa
 
 
 def test_where_folders_cannot_be_exchanged_all_is_as_before(hollow, monkeypatch):
-    monkeypatch.setattr(libc, "_RENAME_EXCHANGE", 1 << 20)
+    monkeypatch.setattr(compact, "_RENAME_EXCHANGE", 1 << 20)
     before = (hollow / "demo" / "data.mdb").stat()
     with pytest.raises(
         StoreError, match="cannot be exchanged for another folder: Invalid argument"

@@ -31,7 +31,6 @@ from featstore.store.engine.handles import (
     with_room,
 )
 from featstore.store.engine.lmdb_errors import store_error, translated
-from featstore.store.engine.pages import read_metas
 from featstore.store.engine.reader_table import (
     allocate_table,
     identify,
@@ -40,7 +39,7 @@ from featstore.store.engine.reader_table import (
 )
 from featstore.store.engine.settings import KEPT_ENVIRONMENTS
 from featstore.store.engine.snapshot import TABLES, Cache, Snapshot
-from featstore.store.engine.tree import Tree
+from featstore.store.engine.tree import Tree, read_metas
 from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, because, is_sealed
 from featstore.system.file_map import FileMap
 from featstore.system.filesystems import DISK_FULL_ERRNOS, warn_of_network

@@ -21,7 +21,6 @@ import lmdb._envid
 
 from featstore.errors import StoreError, StoreMismatch, StoreNotFound
 from featstore.store.engine.lmdb_errors import store_error
-from featstore.store.engine.pages import read_metas
 from featstore.store.engine.reader_table import (
     allocate_table,
     identify,
@@ -30,6 +29,7 @@ from featstore.store.engine.reader_table import (
     remove_lock_file,
 )
 from featstore.store.engine.settings import MAP_BYTES, MAX_READERS
+from featstore.store.engine.tree import read_metas
 from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, because, lmdb_name
 from featstore.system.filesystems import is_read_only_disk
 

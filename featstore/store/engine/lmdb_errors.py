@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import lmdb
 
 from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreMismatch
-from featstore.store.engine.pages import FOREIGN
 from featstore.store.engine.settings import MAP_BYTES, MAX_READERS
+from featstore.store.engine.tree import FOREIGN
 from featstore.store.paths import DATA_FILE
 from featstore.system.file_map import MORE_FILES
 from featstore.system.filesystems import is_full

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from featstore.store.engine.pages import damaged
 from featstore.store.engine.settings import CACHED_RECORDS
-from featstore.store.engine.tree import Place
+from featstore.store.engine.tree import Place, damaged
 from featstore.store.paths import DATA_FILE
 from featstore.system.file_map import is_resident, prefault
 

@@ -10,8 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featstore.errors import StoreDamaged, StoreError, StoreMismatch
-from featstore.store.engine.pages import BRANCH, HEADER, NODE, read_metas
-from featstore.store.engine.tree import Tree
+from featstore.store.engine.tree import BRANCH, HEADER, NODE, Tree, read_metas
 from featstore.system.file_map import FileMap
 
 PAGE = 4096

@@ -40,8 +40,7 @@ from featstore.store.catalog import (
     stored_spec,
     unpack_entry,
 )
-from featstore.store.engine.pages import parse_meta
-from featstore.store.engine.tree import Tree
+from featstore.store.engine.tree import Tree, parse_meta
 
 if TYPE_CHECKING:
     from collections.abc import Callable

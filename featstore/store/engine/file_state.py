@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from featstore.store.engine.environment import Environment
-    from featstore.store.engine.locks import WriteLock
+    from featstore.store.engine.locks import LockFile
 
 # What this process knows, if the note may not be written.
 _left: weakref.WeakKeyDictionary[Environment, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
-def leave_note(lock: WriteLock, environment: Environment) -> None:
+def leave_note(lock: LockFile, environment: Environment) -> None:
     """Note how the file is now; called under the lock, after a commit, which stands whatever happens here."""
     try:
         found = _describe(environment)
@@ -38,7 +38,7 @@ def leave_note(lock: WriteLock, environment: Environment) -> None:
     lock.write(json.dumps(found).encode())
 
 
-def check_trust(lock: WriteLock, environment: Environment) -> None:
+def check_trust(lock: LockFile, environment: Environment) -> None:
     """Raise StoreError unless the file is as its note says, or passes the verifier; called under the lock."""
     try:
         found = _describe(environment)

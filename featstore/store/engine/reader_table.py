@@ -13,11 +13,10 @@ import contextlib
 import fcntl
 import os
 import stat
-import struct
 from typing import TYPE_CHECKING
 
 from featstore.errors import StoreError, StoreFull
-from featstore.store.engine.settings import TABLE_BYTES
+from featstore.store.engine.settings import FLOCK, TABLE_BYTES
 from featstore.store.paths import LMDB_LOCK_FILE, WRITE_LOCK_FILE
 from featstore.system import libc
 from featstore.system.filesystems import DISK_FULL_ERRNOS
@@ -25,8 +24,6 @@ from featstore.system.filesystems import DISK_FULL_ERRNOS
 if TYPE_CHECKING:
     from pathlib import Path
 
-# struct flock on 64-bit Linux: type, whence, start, length, pid (0, as such locks want it), padding to 8 bytes.
-_FLOCK = "hhqqi0q"
 _TO_THE_END = 0
 _INODES = 1 << 62  # what off_t can say; some file systems set the highest bits
 
@@ -97,7 +94,7 @@ def is_marked_by_others(data: int, inode: int) -> bool:
     for start, length in ((0, byte), (byte + 1, _TO_THE_END)):
         asked = _flock(fcntl.F_WRLCK, start, length)
         found = fcntl.fcntl(data, fcntl.F_OFD_GETLK, asked)
-        if struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK:
+        if FLOCK.unpack(found)[0] != fcntl.F_UNLCK:
             return True
     return False
 
@@ -138,4 +135,4 @@ def is_being_written(folder: Path) -> bool:
 
 
 def _flock(kind: int, start: int, length: int) -> bytes:
-    return struct.pack(_FLOCK, kind, os.SEEK_SET, start, length, 0)
+    return FLOCK.pack(kind, os.SEEK_SET, start, length, 0)

@@ -13,7 +13,7 @@ from featstore.errors import StoreError
 from featstore.store.engine.environment import open_environment
 from featstore.store.engine.file_state import check_trust, leave_note, refuse_damaged_pages
 from featstore.store.engine.lmdb_errors import store_error, translated
-from featstore.store.engine.locks import WriteLock
+from featstore.store.engine.locks import write_lock
 from featstore.store.engine.reader_table import remove_lock_file
 from featstore.store.engine.snapshot import TABLES
 from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, is_sealed, lmdb_name
@@ -68,7 +68,7 @@ class WriteTransaction:
         self._path = path
         lock = txn = None
         try:
-            lock = self._lock = WriteLock(path)
+            lock = self._lock = write_lock(path)
             refuse_sealed(path)
             refuse_link(path)
             # Under the lock nobody replaces the file: what is opened now is what is there at the commit.
@@ -85,7 +85,7 @@ class WriteTransaction:
             if txn is not None:
                 txn.abort()
             if lock is not None:
-                lock.release()
+                lock.close()
             raise
 
     def get(self, table: str, key: bytes) -> bytes | None:
@@ -122,7 +122,7 @@ class WriteTransaction:
         """Drop what was put; after an end of any kind nothing happens."""
         if os.getpid() == self._pid:
             self._txn.abort()
-            self._lock.release()
+            self._lock.close()
 
     def __enter__(self) -> WriteTransaction:
         """Return the transaction itself."""
@@ -189,7 +189,7 @@ def hold_still(path: Path, *, sealed: bool) -> Iterator[StillFile]:
         finally:
             txn.abort()
         return
-    lock = WriteLock(path)
+    lock = write_lock(path)
     try:
         refuse_damaged_pages(path)
         environment = open_environment(path)
@@ -201,7 +201,7 @@ def hold_still(path: Path, *, sealed: bool) -> Iterator[StillFile]:
         with opened:
             yield StillFile(opened, path)
     finally:
-        lock.release()
+        lock.close()
 
 
 def _keep_inherited() -> None:

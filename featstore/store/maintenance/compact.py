@@ -19,7 +19,7 @@ from featstore.errors import StoreError, StoreFull
 from featstore.store.catalog import read_manifest
 from featstore.store.engine.environment import open_environment, open_snapshot
 from featstore.store.engine.file_state import find_page_problems, leave_note
-from featstore.store.engine.locks import WriteLock, clear_leftovers, ingest_lock, make_lock_file
+from featstore.store.engine.locks import LockFile, clear_leftovers, ingest_lock, write_lock
 from featstore.store.engine.transaction import StillFile, hold_still
 from featstore.store.paths import (
     DATA_FILE,
@@ -154,17 +154,17 @@ def _finish(source: StillFile, path: Path, aside: Path) -> None:
     for name in (DATA_FILE, LMDB_LOCK_FILE, ""):
         _look_alike(path / name, aside / name)
     _take_along(path, aside)
-    lock = WriteLock(aside)
+    lock = write_lock(aside)
     try:
         leave_note(lock, copy)
     finally:
-        lock.release()
+        lock.close()
     _look_alike(path / WRITE_LOCK_FILE, aside / WRITE_LOCK_FILE)
 
 
 def _take_along(path: Path, aside: Path) -> None:
     """Give the new folder the same lock files, so that who holds them goes on doing so, and whatever else is there."""
-    make_lock_file(path / FLIGHT_LOCK_FILE)
+    LockFile(path / FLIGHT_LOCK_FILE).close()
     for entry in path.iterdir():
         if entry.name in _LEFT_BEHIND or entry.name.startswith(".making-"):
             continue

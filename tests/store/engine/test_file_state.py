@@ -9,7 +9,7 @@ from toys import run_python, start_python, store_videos, toy_features
 from featstore.errors import StoreError
 from featstore.store.engine import file_state
 from featstore.store.engine.environment import open_environment
-from featstore.store.engine.locks import WriteLock, ingest_lock
+from featstore.store.engine.locks import LockFile, ingest_lock
 from featstore.store.engine.transaction import WriteTransaction
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.compact import compact_dataset
@@ -160,7 +160,7 @@ def test_a_note_that_cannot_be_read_is_none(cache, proofs, note):
 
 
 def test_a_note_that_cannot_be_written_costs_a_long_ingest_one_proof(cache, proofs, monkeypatch):
-    monkeypatch.setattr(WriteLock, "write", lambda lock, note: None)
+    monkeypatch.setattr(LockFile, "write", lambda lock, note: None)
     store_videos(cache, "demo", {"a": A})
     environment = open_environment(cache / "demo")
     del proofs[:]

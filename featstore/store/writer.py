@@ -29,9 +29,10 @@ from featstore.store.catalog import (
     unpack_set,
     video_key,
 )
-from featstore.store.engine.environment import Keeper, make_file
+from featstore.store.engine.environment import Keeper
 from featstore.store.engine.transaction import (
     WriteTransaction,
+    make_file,
     refuse_inherited,
     refuse_link,
     refuse_sealed,

@@ -288,10 +288,11 @@ class FailingTransaction:
         self._txn, self._method, self._error = txn, method, error
 
     def __getattr__(self, name):
-        if name == self._method:
-            self._txn.abort()
-            raise self._error
-        return getattr(self._txn, name)
+        return self._fail if name == self._method else getattr(self._txn, name)
+
+    def _fail(self, *arguments):
+        self._txn.abort()
+        raise self._error
 
 
 def put_and_commit(writer: FeatureWriter, video: str) -> None:

@@ -3,45 +3,45 @@
 Its locks belong to process and file, so one that is closed takes those of another on the same file along, and clears
 the reader table of what this process reads. A handle is therefore kept here until it is closed, which its owner's end
 only asks for: `weakref` tells of an end before the finalizers run, so another thread may come in between.
+
+The lock file, lock.mdb, holds the reader table, by which writers spare the pages that are being read, and the number of
+the last commit. It looks like litter: cleaners of stale locks delete it, and so does `rsync --delete`. Processes that
+have the old one open and those that make the next then know nothing of each other. So who opens one marks the data
+file, and a writer that finds the mark of another lock file does not write (transaction.py). That makes it safe to
+remove lock.mdb, which is how it is parted from a data file that is not its own.
 """
 
 from __future__ import annotations
 
-import errno
-import gc
+import contextlib
+import fcntl
 import os
 import stat
 import threading
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import lmdb
 import lmdb._envid
 
-from featstore.errors import StoreError, StoreMismatch, StoreNotFound
+from featstore.errors import StoreError
 from featstore.store.engine.lmdb_errors import store_error
 from featstore.store.engine.reader_table import (
     allocate_table,
-    identify,
     is_being_written,
-    mark,
     remove_lock_file,
 )
-from featstore.store.engine.settings import MAP_BYTES, MAX_READERS
+from featstore.store.engine.settings import FLOCK, MAP_BYTES, MAX_READERS
 from featstore.store.engine.tree import read_metas
-from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, because, lmdb_name
+from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, identify, lmdb_name
 from featstore.system.filesystems import is_read_only_disk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-Made = TypeVar("Made")
-
 _TRIES = 100
-# As liblmdb and the system say that no address space or no descriptor is left.
-_NO_ROOM = tuple(map(os.strerror, (errno.ENOMEM, errno.EMFILE, errno.ENFILE)))
+INODES = 1 << 62  # what off_t can say; some file systems set the highest bits
 
 lock = (
     threading.Lock()
@@ -49,7 +49,6 @@ lock = (
 _handles: dict[tuple[int, int], Handle] = {}
 _ended: deque[Handle] = deque()
 _inherited: list[object] = []
-keepers: weakref.WeakSet[Any] = weakref.WeakSet()  # whose `environment` is only kept for later
 
 
 class DataFileReplaced(Exception):
@@ -77,22 +76,6 @@ class Handle:
             _handles.pop(self.lock_file or (0, 0), None)
 
 
-def open_data_file(path: Path) -> int:
-    """Open the data file in the folder `path` for reading; raise StoreNotFound, StoreMismatch or StoreError."""
-    try:
-        fd = os.open(path / DATA_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError as exc:
-        raise StoreNotFound(
-            f"there is no dataset in {path}; make it with featstore ingest"
-        ) from exc
-    except OSError as exc:
-        raise StoreError(f"{path / DATA_FILE} cannot be opened: {because(exc)}") from exc
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise StoreMismatch(f"{path / DATA_FILE} is not a file; put a dataset's own there")
-    return fd
-
-
 def open_handle(folder: Path, data: int, owner: object) -> Handle:
     """Open the environment in `folder`, whose data file is open as `data`, for `owner`; under the lock.
 
@@ -118,7 +101,7 @@ def open_handle(folder: Path, data: int, owner: object) -> Handle:
     )
 
 
-def open_liblmdb(folder: Path, *, readonly: bool) -> lmdb.Environment:
+def open_liblmdb(folder: Path, *, readonly: bool, lock: bool = True) -> lmdb.Environment:
     """Open the environment in `folder`, of which the caller knows that this process does not have it open."""
     # py-lmdb's own guard goes by data files as well, and takes those inherited through fork for open. Closing the
     # inherited ones instead was measured: it wipes the parent's reader slots.
@@ -131,6 +114,7 @@ def open_liblmdb(folder: Path, *, readonly: bool) -> lmdb.Environment:
                 map_size=MAP_BYTES,
                 max_readers=MAX_READERS,
                 readonly=readonly,
+                lock=lock,
                 create=False,
                 mode=0o666,  # of what it makes; the umask says who may write it
                 lib_version=0,
@@ -152,21 +136,6 @@ def sweep() -> None:
             close_ended()
         finally:
             lock.release()
-
-
-def with_room(make: Callable[[], Made]) -> Made:
-    """Return what `make` returns; once more, if address space or descriptors ran out, without all that is only kept."""
-    try:
-        return make()
-    except StoreError as exc:
-        if not any(words in str(exc.__cause__) for words in _NO_ROOM):
-            raise
-    for keeper in list(keepers):
-        keeper.environment = None
-    gc.collect()  # views in cycles, such as those of errors that were caught
-    with lock:
-        close_ended()
-    return make()
 
 
 def leave_inherited() -> None:
@@ -193,14 +162,15 @@ def _let_go(handle: Handle) -> None:
 
 def _open_once(folder: Path, data: int, owner: object) -> Handle | None:
     """Open it; return None if the lock file was replaced since, or was not this data file's and is removed."""
-    allocate_table(folder)
+    if not _has_whole_table(folder):
+        allocate_table(folder)
     lock_file = identify(folder / LMDB_LOCK_FILE)
     handle = None
     try:
         readonly = not os.access(folder / DATA_FILE, os.W_OK)
         handle = Handle(open_liblmdb(folder, readonly=readonly), lock_file, owner)
         if lock_file is not None:
-            mark(data, lock_file[1])
+            _mark(data, lock_file[1])
         if identify(folder / LMDB_LOCK_FILE) == lock_file:  # since it was marked
             handle.lmdb.reader_check()  # clears the slots of readers that were killed
             if _is_in_step(handle.lmdb, data, folder):
@@ -214,6 +184,28 @@ def _open_once(folder: Path, data: int, owner: object) -> Handle | None:
         raise
     handle.close()
     return None
+
+
+def _has_whole_table(folder: Path) -> bool:
+    try:
+        found = os.stat(folder / LMDB_LOCK_FILE)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(found.st_mode) and 0 < found.st_size <= found.st_blocks * 512
+
+
+def _mark(data: int, inode: int) -> None:
+    """Mark the data file, by its descriptor, as open through the lock file `inode` and through no other.
+
+    The mark is a shared lock on the byte of that number, and goes with the last descriptor made from this one. Nothing
+    happens on systems and file systems without such locks.
+    """
+    if hasattr(fcntl, "F_OFD_SETLK"):
+        for kind, start, length in ((fcntl.F_UNLCK, 0, 0), (fcntl.F_RDLCK, inode % INODES, 1)):
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(
+                    data, fcntl.F_OFD_SETLK, FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
+                )
 
 
 def _part(folder: Path, data: int) -> None:

@@ -18,9 +18,10 @@ from pathlib import Path
 from featstore.errors import StoreError, StoreFull
 from featstore.store.catalog import read_manifest
 from featstore.store.engine.environment import open_environment, open_snapshot
-from featstore.store.engine.file_state import find_page_problems, leave_note
 from featstore.store.engine.locks import LockFile, clear_leftovers, ingest_lock, write_lock
-from featstore.store.engine.transaction import StillFile, hold_still
+from featstore.store.engine.still_file import StillFile, hold_still
+from featstore.store.engine.transaction import leave_note
+from featstore.store.engine.verifier import find_page_problems
 from featstore.store.paths import (
     DATA_FILE,
     FLIGHT_LOCK_FILE,

@@ -24,9 +24,9 @@ from featstore.store.catalog import (
     video_key,
 )
 from featstore.store.engine.environment import open_environment, open_snapshot
-from featstore.store.engine.file_state import refuse_damaged_pages
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.engine.transaction import WriteTransaction
+from featstore.store.engine.verifier import refuse_damaged_pages
 from featstore.store.maintenance.check import (
     CheckReport,
     Problem,

@@ -14,8 +14,9 @@ from featstore.store import reader
 from featstore.store.engine import environment as environment_module
 from featstore.store.engine import handles, lmdb_errors, tree
 from featstore.store.engine import snapshot as snapshot_module
-from featstore.store.engine.environment import make_file, open_environment
+from featstore.store.engine.environment import open_environment
 from featstore.store.engine.lmdb_errors import store_error
+from featstore.store.engine.transaction import make_file
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.paths import SEAL_FILE
 from featstore.store.reader import FeatureStore, get

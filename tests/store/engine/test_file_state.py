@@ -7,7 +7,7 @@ from damage import put_raw
 from toys import run_python, start_python, store_videos, toy_features
 
 from featstore.errors import StoreError
-from featstore.store.engine import file_state
+from featstore.store.engine import verifier
 from featstore.store.engine.environment import open_environment
 from featstore.store.engine.locks import LockFile, ingest_lock
 from featstore.store.engine.transaction import WriteTransaction
@@ -26,13 +26,13 @@ MANY = {str(i): A for i in range(30)}
 def proofs(monkeypatch) -> list[object]:
     """The files that were verified, from here on."""
     seen: list[object] = []
-    real = file_state.find_page_problems
+    real = verifier.find_page_problems
 
     def find(folder):
         seen.append(folder)
         return real(folder)
 
-    monkeypatch.setattr(file_state, "find_page_problems", find)
+    monkeypatch.setattr(verifier, "find_page_problems", find)
     return seen
 
 
@@ -270,5 +270,5 @@ def test_a_smaller_value_put_over_a_larger_leaves_no_page_behind(cache):
         txn.delete("failures", b"k")
         txn.put("failures", b"other", bytes(40_000))
         txn.put("failures", b"other", bytes(9_000))
-    assert file_state.find_page_problems(cache / "demo") == []
+    assert verifier.find_page_problems(cache / "demo") == []
     put_raw(cache, "failures", b"other", None)

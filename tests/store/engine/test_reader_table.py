@@ -15,6 +15,7 @@ from toys import expected, put_video, run_python, start_python, store_videos, to
 
 from featstore.errors import StoreError, StoreLocked
 from featstore.store.engine import environment as environment_module
+from featstore.store.engine import transaction
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.reader import FeatureStore, get
 from featstore.store.writer import FeatureWriter
@@ -23,9 +24,9 @@ SPEC = toy_spec()
 A, B = toy_features(0), toy_features(1)
 REPLACE_ALL = """
 import sys
-from featstore.store.engine import environment as env
+from featstore.store.engine import transaction
 from toys import *
-env.OTHERS_WAIT = 0.0
+transaction.OTHERS_WAIT = 0.0
 for seed in range(10, 15):
     store_videos(sys.argv[1], "demo", {name: toy_features(seed) for name in "abcdef"})
 """
@@ -88,7 +89,7 @@ def test_a_writer_is_not_in_its_own_way_when_the_lock_file_goes(cache, lose_lock
 def test_a_process_that_holds_views_refuses_to_write_over_them_when_the_lock_file_goes(
     cache, lose_lock_file, monkeypatch
 ):
-    monkeypatch.setattr(environment_module, "OTHERS_WAIT", 0.0)
+    monkeypatch.setattr(transaction, "OTHERS_WAIT", 0.0)
     store_videos(cache, "demo", {"a": A})
     features = get(cache, "demo", "a")
     lose_lock_file()

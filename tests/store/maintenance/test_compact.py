@@ -17,11 +17,11 @@ from toys import (
 )
 
 from featstore.errors import StoreError, StoreFull, StoreLocked, StoreNotFound
-from featstore.store.engine import file_state
+from featstore.store.engine import verifier
 from featstore.store.engine.environment import open_environment
-from featstore.store.engine.file_state import find_page_problems
 from featstore.store.engine.locks import ingest_lock, single_flight_lock
-from featstore.store.engine.transaction import StillFile
+from featstore.store.engine.still_file import StillFile
+from featstore.store.engine.verifier import find_page_problems
 from featstore.store.maintenance import compact
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.compact import compact_dataset
@@ -254,8 +254,8 @@ def test_no_file_is_made_through_a_link(hollow, tmp_path):
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new(hollow, moment, after):
     program = f"""
 import os, signal, sys
-from featstore.store.engine import file_state as trust
-from featstore.store.engine.transaction import StillFile
+from featstore.store.engine.still_file import StillFile
+from featstore.store.engine.verifier import find_page_problems
 from featstore.store.maintenance import compact
 real = compact.{moment}
 def killed(*words):
@@ -304,7 +304,7 @@ def test_what_a_kill_left_is_cleared_by_a_removal_as_well(hollow):
 def test_a_file_is_trusted_after_its_compaction(hollow, monkeypatch):
     compact_dataset(hollow, "demo")
     monkeypatch.setattr(
-        file_state, "find_page_problems", lambda folder: pytest.fail("verified again")
+        verifier, "find_page_problems", lambda folder: pytest.fail("verified again")
     )
     store_videos(hollow, "demo", {"new": VIDEOS["0"]}, spec=SPEC)
 

@@ -10,7 +10,7 @@ from featstore.decoding.video_file import Video
 from featstore.errors import FeatureNotFound, StoreError, StoreLocked, StoreNotFound
 from featstore.pipeline.plan import make_plan
 from featstore.store.catalog import Failure, pack_row, set_key, video_key
-from featstore.store.engine import file_state
+from featstore.store.engine import verifier
 from featstore.store.engine.environment import open_environment
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.maintenance import repair
@@ -220,7 +220,7 @@ def test_what_was_put_anew_since_it_was_found_is_kept(damaged, monkeypatch):
 
 
 def test_damaged_pages_are_not_written_into(damaged, monkeypatch):
-    monkeypatch.setattr(file_state, "find_page_problems", lambda folder: ["page 7 is no page"])
+    monkeypatch.setattr(verifier, "find_page_problems", lambda folder: ["page 7 is no page"])
     with pytest.raises(
         StoreError, match=r"page 7 is no page .*with featstore merge, which leaves it as it is"
     ):

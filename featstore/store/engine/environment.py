@@ -231,14 +231,11 @@ class Keeper:
                 self.environment = environment
                 _keepers.add(self)
                 keeping = [keeper for keeper in _keepers if keeper.environment is not None]
-                for keeper in sorted(keeping, key=_last_use)[:-KEPT_ENVIRONMENTS]:
+                keeping.sort(key=lambda keeper: keeper._used)
+                for keeper in keeping[:-KEPT_ENVIRONMENTS]:
                     keeper.environment = None
             sweep()
         return environment
-
-
-def _last_use(keeper: Keeper) -> int:
-    return keeper._used
 
 
 def _open_data_file(path: Path) -> int:

@@ -43,9 +43,7 @@ if TYPE_CHECKING:
 _TRIES = 100
 INODES = 1 << 62  # what off_t can say; some file systems set the highest bits
 
-lock = (
-    threading.Lock()
-)  # held while environments are opened and closed; not reentrant, see `let_go`
+lock = threading.Lock()  # held while environments are opened and closed; see `_let_go`
 _handles: dict[tuple[int, int], Handle] = {}
 _ended: deque[Handle] = deque()
 _inherited: list[object] = []
@@ -155,7 +153,7 @@ def begin_reading(environment: lmdb.Environment) -> lmdb.Transaction:
 
 
 def _let_go(handle: Handle) -> None:
-    # A finalizer: it runs anywhere, also in a thread that holds the lock.
+    # A finalizer: it runs anywhere, also in a thread that holds the lock, which is not reentrant.
     _ended.append(handle)
     sweep()
 

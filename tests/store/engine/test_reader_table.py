@@ -426,7 +426,7 @@ assert all(is_stored(name) for name in names[:4])
 def test_datasets_that_nothing_uses_make_room_for_the_map_of_a_file(cache, many):
     """liblmdb's own, of 4 TiB, finds room; the one that is read from, of 64 GiB, does not."""
     program = """
-pages = int(open("/proc/self/statm").read().split()[0])
+pages = int(Path("/proc/self/statm").read_text().split()[0])
 room = pages * os.sysconf("SC_PAGE_SIZE") + (4 << 40) + (32 << 30)
 resource.setrlimit(resource.RLIMIT_AS, (room, room))
 assert is_stored(names[4])

@@ -1,8 +1,8 @@
 """What determines features: the spec and its digest, which names the feature set.
 
 Two runs whose specs have the same digest make the same numbers, up to the float noise of batch sizes and devices;
-features made under one spec are never served for another. How the numbers are stored is not part of it. Weights identify
-a checkpoint, its name does not.
+features made under one spec are never served for another. How the numbers are stored is not part of it. Weights
+identify a checkpoint, its name does not.
 """
 
 from __future__ import annotations

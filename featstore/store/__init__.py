@@ -12,9 +12,9 @@ from featstore.system.forks import import_attribute
 if TYPE_CHECKING:
     from featstore.store.dataset import Dataset
     from featstore.store.engine.environment import open_snapshot
-    from featstore.store.engine.flock import report_waiting, report_waiting_to
     from featstore.store.engine.locks import ingest_lock, single_flight_lock
     from featstore.store.engine.snapshot import Snapshot
+    from featstore.store.engine.waiting import report_waiting, report_waiting_to
     from featstore.store.reader import FeatureStore, get
     from featstore.store.writer import FeatureWriter
 
@@ -40,8 +40,8 @@ _HOMES = {
     "get": "reader",
     "ingest_lock": "engine.locks",
     "open_snapshot": "engine.environment",
-    "report_waiting": "engine.flock",
-    "report_waiting_to": "engine.flock",
+    "report_waiting": "engine.waiting",
+    "report_waiting_to": "engine.waiting",
     "single_flight_lock": "engine.locks",
 }
 

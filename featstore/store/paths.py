@@ -71,6 +71,18 @@ def make_folder(path: Path) -> None:
         ) from exc
 
 
+def identify(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Return device and inode of a file, None if there is none; raise StoreError if it cannot be looked at."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as exc:
+        folder = os.path.dirname(path)
+        raise StoreError(f"{folder} cannot be looked into: {exc.strerror}") from exc
+    return found.st_dev, found.st_ino
+
+
 def is_sealed(path: str | os.PathLike[str]) -> bool:
     """Return whether the dataset in the folder `path` was sealed: no one writes to it, so readers need no lock."""
     return os.path.lexists(os.path.join(path, SEAL_FILE))

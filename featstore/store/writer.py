@@ -13,8 +13,13 @@ from featstore.records.record import parse
 from featstore.records.storage import PAGE, Storage
 from featstore.store.catalog import has_entry, read_manifest, read_set
 from featstore.store.changes import CatalogTransaction
-from featstore.store.engine.environment import Keeper, make_file
-from featstore.store.engine.transaction import refuse_inherited, refuse_link, refuse_sealed
+from featstore.store.engine.environment import Keeper
+from featstore.store.engine.transaction import (
+    make_file,
+    refuse_inherited,
+    refuse_link,
+    refuse_sealed,
+)
 from featstore.store.manifest import MANIFEST_KEY, Manifest
 from featstore.store.paths import (
     check_video_id,

@@ -32,6 +32,7 @@ PIECE_BYTES = 2 << 20
 # Asked for more at once, Linux reads no more than read_ahead_kb, 128 by default, or the disk's largest transfer.
 ADVICE_BYTES = 128 << 10
 
+_MAP_FAILED = ctypes.c_void_p(-1).value
 _PAST_END = 1 << 50  # of any file
 _RESIDENT = bytes(range(1, 256, 2))  # what mincore says of a page in memory: the lowest bit is set
 _scratch = threading.local()
@@ -62,14 +63,14 @@ class FileMap:
         weakref.finalize(self, os.close, self._fd).atexit = False  # as the map below
         self.length = max(MIN_BYTES, GROWTH * self.file_bytes())
         try:
-            self.address = libc.map_file(fd, self.length)
+            self.address = _map(fd, self.length)
         except OSError as exc:
             raise StoreError(
                 f"{self.length >> 30} GiB of address space for a store's map are not available: {exc.strerror}; lift "
                 "the limit (ulimit -v), or have fewer datasets open"
             ) from exc
         # Code that registers the map elsewhere adds a finalizer later, and the latest runs first: the map goes last.
-        unmap = weakref.finalize(self, libc.unmap, self.address, self.length)
+        unmap = weakref.finalize(self, libc.munmap, self.address, self.length)
         unmap.atexit = False  # views may be read to the very end
         if hides_pages(fd):
             _hidden[self.address] = self.address + self.length
@@ -89,7 +90,7 @@ def is_resident(address: int, length: int) -> bool:
     if not shows_pages(address):
         return False
     start = address - address % mmap.PAGESIZE
-    found = libc.resident_pages(start, address + length - start)
+    found = _resident_pages(start, address + length - start)
     return found is not None and not found.translate(None, _RESIDENT)
 
 
@@ -105,12 +106,28 @@ def hides_pages(fd: int) -> bool:
     kernel may do so for all. A page past the file's end shows it, since it cannot be in memory.
     """
     try:
-        page = libc.map_file(fd, mmap.PAGESIZE, _PAST_END)
+        page = _map(fd, mmap.PAGESIZE, _PAST_END)
     except OSError:
         return True
-    found = libc.resident_pages(page, mmap.PAGESIZE)
-    libc.unmap(page, mmap.PAGESIZE)
+    found = _resident_pages(page, mmap.PAGESIZE)
+    libc.munmap(page, mmap.PAGESIZE)
     return found is None or found in _RESIDENT
+
+
+def _map(fd: int, length: int, offset: int = 0) -> int:
+    """Map `length` bytes of a file read-only, also those beyond its end; return the address or raise OSError."""
+    address: int | None = libc.mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, fd, offset)
+    if address is None or address == _MAP_FAILED:
+        raise libc.error()
+    return address
+
+
+def _resident_pages(address: int, length: int) -> bytes | None:
+    """Return a byte per mapped page, its lowest bit set if the page is in memory; None if the system does not say."""
+    found = ctypes.create_string_buffer(-(-length // mmap.PAGESIZE))
+    if libc.mincore is None or libc.mincore(address, length, found) != 0:
+        return None
+    return found.raw
 
 
 def prefault(path: str | os.PathLike[str], offset: int, length: int) -> list[Future[None]]:

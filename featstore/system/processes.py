@@ -23,19 +23,21 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgpack
 
 from featstore.errors import FeatstoreError, retold
 from featstore.fields import build, to_plain
 from featstore.system import libc
-from featstore.system.forks import cached_property, no_fork, tell_of_forks
+from featstore.system.forks import no_fork, tell_of_forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 MAX_MESSAGE_BYTES = 256 << 20  # a token scale of some million tokens fits
+
+_PR_SET_PDEATHSIG = 1
 
 Message = TypeVar("Message")
 
@@ -47,6 +49,9 @@ class Slots:
     fd: int
     count: int
     slot_bytes: int
+    memory: ClassVar[
+        memoryview
+    ]  # of each instance, of all slots; not a field, so that it is not sent
 
     @classmethod
     def create(cls, count: int, slot_bytes: int) -> Slots:
@@ -62,12 +67,8 @@ class Slots:
 
     def __post_init__(self) -> None:
         """Map the memory."""
-        _ = self.memory
-
-    @cached_property
-    def memory(self) -> memoryview:
-        """Return the memory of all slots."""
-        return memoryview(mmap.mmap(self.fd, self.count * self.slot_bytes))
+        memory = memoryview(mmap.mmap(self.fd, self.count * self.slot_bytes))
+        object.__setattr__(self, "memory", memory)
 
     def slot(self, index: int) -> memoryview:
         """Return the memory of one slot."""
@@ -255,7 +256,7 @@ def join_parent(setup: type[Message], *, die_with_parent: bool) -> tuple[Connect
         signal.signal(number, signal.SIG_IGN)
     fd, parent = map(int, sys.argv[1:3])
     if die_with_parent and sys.platform == "linux":
-        libc.die_with_parent()
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before prctl
             raise SystemExit(1)
     connection = Connection(fd)

@@ -26,7 +26,7 @@ import os, pwd, sys, traceback
 from pathlib import Path
 import numpy as np
 import featstore
-from featstore.store.engine.locks import WriteLock, single_flight_lock, ingest_lock
+from featstore.store.engine.locks import write_lock, single_flight_lock, ingest_lock
 from featstore.store import describe
 from featstore.store.maintenance import check, compact, merge, remove, repair, seal
 from toys import store_videos, toy_features, toy_spec, expected
@@ -195,7 +195,7 @@ WRITES = [
     'compact.compact_dataset, cache, "demo"',
     'repair.repair_dataset, cache, "demo"',
     'seal.seal_dataset, cache, "demo"',
-    'WriteLock, cache / "demo"',
+    'write_lock, cache / "demo"',
 ]
 
 

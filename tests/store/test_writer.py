@@ -384,10 +384,11 @@ class FailingTransaction:
         self._txn, self._method, self._error = txn, method, error
 
     def __getattr__(self, name):
-        if name == self._method:
-            self._txn.abort()
-            raise self._error
-        return getattr(self._txn, name)
+        return self._fail if name == self._method else getattr(self._txn, name)
+
+    def _fail(self, *arguments):
+        self._txn.abort()
+        raise self._error
 
 
 def put_and_commit(writer: FeatureWriter, video: str) -> None:
@@ -397,16 +398,17 @@ def put_and_commit(writer: FeatureWriter, video: str) -> None:
 
 @pytest.mark.parametrize("method", ["put", "delete", "commit"])
 @pytest.mark.parametrize(
-    ("error", "there"),
+    ("refuse", "there"),  # made by each test: an error keeps what its traceback leads to
     [
-        (lmdb.DiskError("No space left on device"), StoreFull),
-        (lmdb.MapFullError("MDB_MAP_FULL"), StoreFull),
-        (lmdb.Error("Input/output error"), StoreError),
+        (lambda: lmdb.DiskError("No space left on device"), StoreFull),
+        (lambda: lmdb.MapFullError("MDB_MAP_FULL"), StoreFull),
+        (lambda: lmdb.Error("Input/output error"), StoreError),
     ],
 )
 def test_an_error_of_lmdb_drops_the_commit_and_the_writer_goes_on(
-    cache, writer, method, error, there
+    cache, writer, method, refuse, there
 ):
+    error = refuse()
     put_video(writer, SPEC, "a", A)
     writer._txn._txn = FailingTransaction(writer._txn._txn, method, error)
     with pytest.raises(there) as caught:

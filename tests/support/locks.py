@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from featstore.store.engine.locks import WriteLock, ingest_lock, single_flight_lock
+from featstore.store.engine.locks import ingest_lock, single_flight_lock, write_lock
 from featstore.store.paths import FLIGHT_LOCK_FILE, INGEST_LOCK_FILE, WRITE_LOCK_FILE
 
 if TYPE_CHECKING:
@@ -24,5 +24,5 @@ def taken(folder: Path, name: str) -> Iterator[None]:
         elif name == FLIGHT_LOCK_FILE:
             stack.enter_context(single_flight_lock(folder, b"video"))
         else:
-            stack.callback(WriteLock(folder).release)
+            stack.callback(write_lock(folder).close)
         yield

@@ -7,47 +7,47 @@ snapshot its environment, and nobody closes an environment outright: the last re
 from __future__ import annotations
 
 import contextlib
+import errno
+import gc
 import os
 import stat
-import tempfile
 import threading
-import time
 import weakref
 from itertools import count
-from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import lmdb
 
-from featstore.errors import StoreError, StoreFull, StoreLocked, StoreMismatch, StoreNotFound
+from featstore.errors import StoreError, StoreMismatch, StoreNotFound
 from featstore.store.engine.handles import (
     DataFileReplaced,
     begin_reading,
+    close_ended,
     leave_inherited,
     lock,
     open_handle,
-    open_liblmdb,
     sweep,
 )
-from featstore.store.engine.lmdb_errors import store_error, translated
+from featstore.store.engine.lmdb_errors import store_error
 from featstore.store.engine.pages import read_metas
-from featstore.store.engine.reader_table import (
-    allocate_table,
-    identify,
-    is_marked_by_others,
-    remove_lock_file,
-)
+from featstore.store.engine.reader_table import remove_lock_file
 from featstore.store.engine.settings import KEPT_ENVIRONMENTS
-from featstore.store.engine.snapshot import TABLES, Cache, Snapshot
+from featstore.store.engine.snapshot import Cache, Snapshot
 from featstore.store.engine.tree import Tree
-from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, because, is_sealed
+from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, because, identify, is_sealed
 from featstore.system.file_map import FileMap
-from featstore.system.filesystems import DISK_FULL_ERRNOS, warn_of_network
+from featstore.system.filesystems import warn_of_network
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+Made = TypeVar("Made")
 _Files = tuple[tuple[int, int], "tuple[int, int] | None"]
 
-OTHERS_WAIT = 2.0  # seconds
-_PAUSE = 0.05
 _BEGINS = 100
+# As liblmdb and the system say that no address space or no descriptor is left.
+_NO_ROOM = tuple(map(os.strerror, (errno.ENOMEM, errno.EMFILE, errno.ENFILE)))
 
 _uses = count(1)
 _keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
@@ -60,25 +60,32 @@ class Environment:
 
     liblmdb begins transactions, so that writers leave alone what a snapshot sees; the pages are read by ourselves (see
     tree.py), out of a map of our own.
+
+    Attributes:
+        path: The dataset's folder.
+        file: The data file's descriptor.
+        data_file: Its device and inode.
+        lock_file: Those of the lock file, None if it does without.
+        name_synced: Whether this process made its name durable.
     """
 
     def __init__(self, path: Path) -> None:
         """Open the environment in folder `path`, only for reading if the file may not be written."""
         self.path = path
-        self.name_synced = False  # whether this process made its name durable
+        self.name_synced = False
         self._cache = Cache()
         self._snapshot: weakref.ref[Snapshot] | None = None
         self._snapshot_lock = threading.Lock()
-        self._file = _open_file(path)
+        self.file = _open_data_file(path)
         # Others may still read while the process ends.
-        weakref.finalize(self, os.close, self._file).atexit = False
-        found = os.fstat(self._file)
+        weakref.finalize(self, os.close, self.file).atexit = False
+        found = os.fstat(self.file)
         self._mapping: FileMap | None = None
         self._tree: Tree | None = None
-        read_metas(self._file, path)  # liblmdb would take them as they are
-        self._handle = None if is_sealed(path) else open_handle(path, self._file, self)
-        self._data_file = found.st_dev, found.st_ino
-        self._lock_file = self._handle.lock_file if self._handle else None
+        read_metas(self.file, path)  # liblmdb would take them as they are
+        self._handle = None if is_sealed(path) else open_handle(path, self.file, self)
+        self.data_file = found.st_dev, found.st_ino
+        self.lock_file = self._handle.lock_file if self._handle else None
 
     @property
     def lmdb(self) -> lmdb.Environment:
@@ -94,44 +101,12 @@ class Environment:
         """Return whether it reads without liblmdb, because the dataset is sealed."""
         return self._handle is None
 
-    @property
-    def files(self) -> _Files:
-        """Return device and inode of the data file and of the lock file, None for one that it does without."""
-        return self._data_file, self._lock_file
-
     def is_current(self, path: Path | None = None) -> bool:
         """Return whether the files that it opened are those in the folder `path`, by default its own."""
         path = path or self.path
-        if identify(f"{path}/{DATA_FILE}") != self._data_file:
+        if identify(f"{path}/{DATA_FILE}") != self.data_file:
             return False
-        return self.reads_alone or identify(f"{path}/{LMDB_LOCK_FILE}") == self._lock_file
-
-    def wait_for_others(self) -> None:
-        """Wait until nobody reads through another lock file; raise StoreLocked after `OTHERS_WAIT` seconds.
-
-        For a writer, before its first change: who reads so is not in the reader table that it goes by.
-        """
-        deadline = time.monotonic() + OTHERS_WAIT
-        while self._lock_file and is_marked_by_others(self._file, self._lock_file[1]):
-            if time.monotonic() >= deadline:
-                raise StoreLocked(
-                    f"{self.path / LMDB_LOCK_FILE} was deleted or replaced while it was in use, and a commit could "
-                    "change what those still look at who opened it before: let go of their features, or end them "
-                    f"(fuser -v {self.path / DATA_FILE} lists them), and run the command again; keep whatever deletes "
-                    "lock files away from the cache"
-                )
-            time.sleep(_PAUSE)
-
-    def settle(self, path: Path) -> None:
-        """See that all find what was just committed in the folder `path`; raise StoreError if it is not there."""
-        if self.is_current(path):
-            return
-        remove_lock_file(path)  # a process that opened it just now may have missed the commit
-        if identify(path / DATA_FILE) != self._data_file:
-            raise StoreError(
-                f"{path / DATA_FILE} was removed or replaced while it was written, and what was written last is "
-                "not in the dataset; run the command again"
-            )
+        return self.reads_alone or identify(f"{path}/{LMDB_LOCK_FILE}") == self.lock_file
 
     def snapshot(self) -> Snapshot:
         """Return the newest snapshot; the one in use is shared for as long as nothing was committed since."""
@@ -150,14 +125,14 @@ class Environment:
     def _begin(self) -> Snapshot:
         if self._handle is None:  # nobody writes: the newest commit stays the newest
             if self._tree is None:
-                newest = max(read_metas(self._file, self.path), key=lambda meta: meta.txn_id)
+                newest = max(read_metas(self.file, self.path), key=lambda meta: meta.txn_id)
                 self._tree = Tree(self._map(), newest, self.path)
             return Snapshot(self, self.path, self._cache, None, self._tree)
         for _ in range(_BEGINS):
             txn = begin_reading(self.lmdb)
             tree = self._tree
             if tree is None or tree.txn_id != txn.id():
-                metas = read_metas(self._file, self.path)
+                metas = read_metas(self.file, self.path)
                 tree = Tree(self._map(), metas[txn.id() & 1], self.path)
             if tree.txn_id == txn.id():
                 self._tree = tree  # its branches serve until the next commit
@@ -171,30 +146,8 @@ class Environment:
 
     def _map(self) -> FileMap:
         if self._mapping is None or self._mapping.file_bytes() > self._mapping.length:
-            self._mapping = FileMap(self._file)
+            self._mapping = with_room(lambda: FileMap(self.file))
         return self._mapping
-
-
-def make_file(path: Path, table: str, key: bytes, value: bytes) -> None:
-    """Make the LMDB file in the folder `path` with one first row, unless a file is there.
-
-    It is made aside and linked into place: readers see it whole or not at all, whenever its maker is killed.
-    """
-    try:
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=path) as aside, translated(path):
-            allocate_table(Path(aside))
-            draft = open_liblmdb(Path(aside), readonly=False)
-            with draft.begin(write=True) as txn:
-                txn.put(TABLES[table] + key, value)
-            draft.close()
-            with contextlib.suppress(FileExistsError):
-                os.link(os.path.join(aside, DATA_FILE), path / DATA_FILE)
-    except StoreError:
-        raise
-    except OSError as exc:
-        raise (StoreFull if exc.errno in DISK_FULL_ERRNOS else StoreError)(
-            f"no dataset can be made in {path}: {because(exc, 'choose another --cache-dir')}"
-        ) from exc
 
 
 def open_environment(path: Path) -> Environment:
@@ -206,10 +159,14 @@ def open_environment(path: Path) -> Environment:
     """
     environment = None
     while environment is None:  # its file was replaced while it was opened
-        with lock:
-            environment = _known(path) or _opened(path)
+        environment = with_room(lambda: _known_or_opened(path))
         sweep()
     return environment
+
+
+def _known_or_opened(path: Path) -> Environment | None:
+    with lock:
+        return _known(path) or _opened(path)
 
 
 def _known(path: Path) -> Environment | None:
@@ -229,7 +186,7 @@ def _opened(path: Path) -> Environment | None:
     with contextlib.suppress(DataFileReplaced):
         environment = Environment(path)
         if environment.is_current():
-            _environments[environment.files] = environment
+            _environments[environment.data_file, environment.lock_file] = environment
             return environment
     return None
 
@@ -237,6 +194,21 @@ def _opened(path: Path) -> Environment | None:
 def open_snapshot(path: Path) -> Snapshot:
     """Return the newest snapshot of the dataset in the folder `path`; raise as `open_environment` does."""
     return open_environment(path).snapshot()
+
+
+def with_room(make: Callable[[], Made]) -> Made:
+    """Return what `make` returns; once more, if address space or descriptors ran out, without all that is only kept."""
+    try:
+        return make()
+    except StoreError as exc:
+        if not any(words in str(exc.__cause__) for words in _NO_ROOM):
+            raise
+    for keeper in list(_keepers):
+        keeper.environment = None
+    gc.collect()  # views in cycles, such as those of errors that were caught
+    with lock:
+        close_ended()
+    return make()
 
 
 class Keeper:
@@ -260,17 +232,14 @@ class Keeper:
                 self.environment = environment
                 _keepers.add(self)
                 keeping = [keeper for keeper in _keepers if keeper.environment is not None]
-                for keeper in sorted(keeping, key=_last_use)[:-KEPT_ENVIRONMENTS]:
+                keeping.sort(key=lambda keeper: keeper._used)
+                for keeper in keeping[:-KEPT_ENVIRONMENTS]:
                     keeper.environment = None
             sweep()
         return environment
 
 
-def _last_use(keeper: Keeper) -> int:
-    return keeper._used
-
-
-def _open_file(path: Path) -> int:
+def _open_data_file(path: Path) -> int:
     try:
         fd = os.open(path / DATA_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as exc:

@@ -3,11 +3,20 @@
 Its locks belong to process and file, so one that is closed takes those of another on the same file along, and clears
 the reader table of what this process reads. A handle is therefore kept here until it is closed, which its owner's end
 only asks for: `weakref` tells of an end before the finalizers run, so another thread may come in between.
+
+The lock file, lock.mdb, holds the reader table, by which writers spare the pages that are being read, and the number of
+the last commit. It looks like litter: cleaners of stale locks delete it, and so does `rsync --delete`. Processes that
+have the old one open and those that make the next then know nothing of each other. So who opens one marks the data
+file, and a writer that finds the mark of another lock file does not write (transaction.py). That makes it safe to
+remove lock.mdb, which is how it is parted from a data file that is not its own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import stat
 import threading
 import weakref
 from collections import deque
@@ -21,23 +30,20 @@ from featstore.store.engine.lmdb_errors import store_error
 from featstore.store.engine.pages import read_metas
 from featstore.store.engine.reader_table import (
     allocate_table,
-    identify,
     is_being_written,
-    mark,
     remove_lock_file,
 )
-from featstore.store.engine.settings import MAP_BYTES, MAX_READERS
-from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, lmdb_name
+from featstore.store.engine.settings import FLOCK, MAP_BYTES, MAX_READERS
+from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, identify, lmdb_name
 from featstore.system.filesystems import is_read_only_disk
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _TRIES = 100
+INODES = 1 << 62  # what off_t can say; some file systems set the highest bits
 
-lock = (
-    threading.Lock()
-)  # held while environments are opened and closed; not reentrant, see `let_go`
+lock = threading.Lock()  # held while environments are opened and closed; see `_let_go`
 _handles: dict[tuple[int, int], Handle] = {}
 _ended: deque[Handle] = deque()
 _inherited: list[object] = []
@@ -93,7 +99,7 @@ def open_handle(folder: Path, data: int, owner: object) -> Handle:
     )
 
 
-def open_liblmdb(folder: Path, *, readonly: bool) -> lmdb.Environment:
+def open_liblmdb(folder: Path, *, readonly: bool, lock: bool = True) -> lmdb.Environment:
     """Open the environment in `folder`, of which the caller knows that this process does not have it open."""
     # py-lmdb's own guard goes by data files as well, and takes those inherited through fork for open. Closing the
     # inherited ones instead was measured: it wipes the parent's reader slots.
@@ -106,6 +112,7 @@ def open_liblmdb(folder: Path, *, readonly: bool) -> lmdb.Environment:
                 map_size=MAP_BYTES,
                 max_readers=MAX_READERS,
                 readonly=readonly,
+                lock=lock,
                 create=False,
                 mode=0o666,  # of what it makes; the umask says who may write it
                 lib_version=0,
@@ -146,21 +153,22 @@ def begin_reading(environment: lmdb.Environment) -> lmdb.Transaction:
 
 
 def _let_go(handle: Handle) -> None:
-    # A finalizer: it runs anywhere, also in a thread that holds the lock.
+    # A finalizer: it runs anywhere, also in a thread that holds the lock, which is not reentrant.
     _ended.append(handle)
     sweep()
 
 
 def _open_once(folder: Path, data: int, owner: object) -> Handle | None:
     """Open it; return None if the lock file was replaced since, or was not this data file's and is removed."""
-    allocate_table(folder)
+    if not _has_whole_table(folder):
+        allocate_table(folder)
     lock_file = identify(folder / LMDB_LOCK_FILE)
     handle = None
     try:
         readonly = not os.access(folder / DATA_FILE, os.W_OK)
         handle = Handle(open_liblmdb(folder, readonly=readonly), lock_file, owner)
         if lock_file is not None:
-            mark(data, lock_file[1])
+            _mark(data, lock_file[1])
         if identify(folder / LMDB_LOCK_FILE) == lock_file:  # since it was marked
             handle.lmdb.reader_check()  # clears the slots of readers that were killed
             if _is_in_step(handle.lmdb, data, folder):
@@ -174,6 +182,28 @@ def _open_once(folder: Path, data: int, owner: object) -> Handle | None:
         raise
     handle.close()
     return None
+
+
+def _has_whole_table(folder: Path) -> bool:
+    try:
+        found = os.stat(folder / LMDB_LOCK_FILE)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(found.st_mode) and 0 < found.st_size <= found.st_blocks * 512
+
+
+def _mark(data: int, inode: int) -> None:
+    """Mark the data file, by its descriptor, as open through the lock file `inode` and through no other.
+
+    The mark is a shared lock on the byte of that number, and goes with the last descriptor made from this one. Nothing
+    happens on systems and file systems without such locks.
+    """
+    if hasattr(fcntl, "F_OFD_SETLK"):
+        for kind, start, length in ((fcntl.F_UNLCK, 0, 0), (fcntl.F_RDLCK, inode % INODES, 1)):
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(
+                    data, fcntl.F_OFD_SETLK, FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
+                )
 
 
 def _part(folder: Path, data: int) -> None:

@@ -1,29 +1,43 @@
-"""Who is at work on a dataset, and on which of its videos: locks that die with their holders."""
+"""Who is at work on a dataset, and on which of its videos: locks on files that die with their holders.
+
+A lock belongs to an open file, and so to each process that has a copy of its descriptor. A forked child has copies of
+all: it closes those of lock files at once, locked or not, or it would hold for its whole life what a thread of its
+parent was given later.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import shutil
 import socket
+import stat
+import threading
 import time
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import xxhash
 
-from featstore.store.engine.flock import LockFile, Patience, hold, lock_byte, lock_whole
+from featstore.errors import StoreError, StoreNotFound
+from featstore.store.engine.settings import FLOCK
+from featstore.store.engine.waiting import MAX_NOTE_BYTES, Patience
 from featstore.store.paths import (
     FLIGHT_LOCK_FILE,
     INGEST_LOCK_FILE,
     WRITE_LOCK_FILE,
+    because,
     compacting_path,
+    make_folder,
     sync_dataset,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 # Commits take a second or two; to compact 300 GB takes minutes.
 WRITE_WAIT = 600.0
@@ -32,6 +46,10 @@ FLIGHT_WAIT = 1800.0
 SAY_AFTER = 1.0
 SAY_FLIGHT_AFTER = (
     30.0  # to decode and encode takes seconds, and each of many videos may be waited for
+)
+_PERMISSION = (
+    "to write into a dataset takes write permission on its folder and the files in it, which users of one group have "
+    "under umask 002 in a folder with the group's setgid bit (chmod g+s)"
 )
 
 
@@ -51,7 +69,7 @@ def ingest_lock(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
         StoreNotFound: There is no such folder.
         StoreError: The file cannot be locked, or the disk fails.
     """
-    file = hold(folder / INGEST_LOCK_FILE, lock_whole, Patience("at work on", wait, SAY_AFTER))
+    file = _hold(folder / INGEST_LOCK_FILE, _lock_whole, "at work on", wait, SAY_AFTER)
     try:
         note = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
         file.write(json.dumps(note).encode())  # on a full disk nobody is named
@@ -81,10 +99,12 @@ def single_flight_lock(folder: Path, key: bytes) -> Iterator[None]:
         StoreError: The file cannot be locked.
     """
     byte = xxhash.xxh3_64_intdigest(key) >> 2  # within what off_t can say
-    file = hold(
+    file = _hold(
         folder / FLIGHT_LOCK_FILE,
-        lambda fd: lock_byte(fd, byte),
-        Patience("making the features of a video for", FLIGHT_WAIT, SAY_FLIGHT_AFTER),
+        lambda fd: _lock_byte(fd, byte),
+        "making the features of a video for",
+        FLIGHT_WAIT,
+        SAY_FLIGHT_AFTER,
         remake=True,
     )
     try:
@@ -93,35 +113,14 @@ def single_flight_lock(folder: Path, key: bytes) -> Iterator[None]:
         file.close()
 
 
-class WriteLock:
-    """The right to write into a dataset's file, and a note in which each writer says how it left the file.
+def write_lock(folder: Path) -> LockFile:
+    """Take the right to write into a dataset's file, and the note in which each writer says how it left the file.
 
-    It is taken before LMDB's own lock, so that the note is never older than the file that the next writer finds. Gone
-    with its last reference, or its holder, SIGKILL included. Waits up to `WRITE_WAIT` seconds for another holder; a
-    signal ends the wait.
+    It is taken before LMDB's own lock, so that the note is never older than the file that the next writer finds. Waits
+    up to `WRITE_WAIT` seconds for another holder; a signal ends the wait. Raises as `single_flight_lock` does.
     """
-
-    def __init__(self, folder: Path) -> None:
-        """Wait for the lock of the dataset in `folder`; raise StoreNotFound if there is none, or StoreLocked."""
-        patience = Patience("writing into", WRITE_WAIT, SAY_AFTER)
-        self._file = hold(folder / WRITE_LOCK_FILE, lock_whole, patience, readable=True)
-
-    def read(self) -> bytes:
-        """Return the note of the last writer."""
-        return self._file.read()
-
-    def write(self, note: bytes) -> None:
-        """Leave a note; does nothing if the file is another user's, or the disk is full."""
-        self._file.write(note)
-
-    def release(self) -> None:
-        """Let go; a second call does nothing."""
-        self._file.close()
-
-
-def make_lock_file(path: Path) -> None:
-    """Make the lock file at `path` if it is missing, as the process that locks it would."""
-    LockFile(path).close()
+    path = folder / WRITE_LOCK_FILE
+    return _hold(path, _lock_whole, "writing into", WRITE_WAIT, SAY_AFTER, readable=True)
 
 
 def clear_leftovers(path: Path) -> None:
@@ -136,3 +135,157 @@ def clear_leftovers(path: Path) -> None:
             path
         )  # after a power loss the old folder, were it emptied first, could be back
         shutil.rmtree(aside, ignore_errors=True)
+
+
+class LockFile:
+    """A lock file, open until `close` or its last reference, or in a forked child until it is forked."""
+
+    fd = -1
+
+    def __init__(self, path: Path, *, readable: bool = False) -> None:
+        """Open it, making it if it is missing; `readable`: for reading if it may not be written."""
+        with _descriptors:  # no fork between its opening and its place in the list
+            self.fd = _open(path, readable=readable)
+            _open_files.add(self)
+
+    def read(self) -> bytes:
+        """Return the note in it."""
+        return os.pread(self.fd, MAX_NOTE_BYTES, 0) if self.fd >= 0 else b""
+
+    def write(self, note: bytes) -> None:
+        """Put a note into it; does nothing if that fails."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self.fd, 0)
+            os.pwrite(self.fd, note, 0)
+
+    def close(self) -> None:
+        """Let go of the lock and the file; a second call does nothing."""
+        with _descriptors:
+            fd, self.fd = self.fd, -1
+            _open_files.discard(self)
+            if fd >= 0:
+                os.close(fd)
+
+    def __del__(self) -> None:
+        """Close it."""
+        self.close()
+
+
+_open_files: weakref.WeakSet[LockFile] = weakref.WeakSet()
+_descriptors = threading.RLock()
+
+
+def _let_go_in_child() -> None:
+    for file in list(_open_files):
+        file.close()
+    _descriptors.release()
+
+
+os.register_at_fork(
+    before=_descriptors.acquire,
+    after_in_parent=_descriptors.release,
+    after_in_child=_let_go_in_child,
+)
+
+
+def _hold(
+    path: Path,
+    lock: Callable[[int], None],
+    doing: str,
+    limit: float,
+    say_after: float,
+    *,
+    readable: bool = False,
+    remake: bool = False,
+) -> LockFile:
+    """Return the lock file at `path`, locked by `lock`, once it is the file of that name.
+
+    The folder may be removed or replaced while we wait: then the lock held is nobody's, and the new file's is taken.
+
+    Args:
+        path: The lock file; made if it is missing.
+        lock: Locks an open file, or raises BlockingIOError.
+        doing: What a holder does.
+        limit: Seconds to wait for one before StoreLocked.
+        say_after: Seconds after which it is said who is waited for.
+        readable: Lock a file that may not be written all the same.
+        remake: Make the folder again if it was removed.
+    """
+    patience = None
+    while True:
+        file = LockFile(path, readable=readable)
+        try:
+            while _is_current(file.fd, path):
+                try:
+                    lock(file.fd)
+                except BlockingIOError:
+                    patience = patience or Patience(doing, limit, say_after)
+                    patience.wait(file.fd, path)
+                else:
+                    if _is_current(file.fd, path):
+                        return file
+        except BaseException as exc:
+            file.close()
+            if isinstance(exc, OSError) and not isinstance(exc, StoreError):
+                raise StoreError(f"{path} cannot be locked: {because(exc)}") from exc
+            raise
+        file.close()
+        if remake:
+            make_folder(path.parent)
+
+
+def _lock_whole(fd: int) -> None:
+    """Lock the open file; raise BlockingIOError if another holds it."""
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _lock_byte(fd: int, offset: int) -> None:
+    """Lock one byte of the open file, or all of it on systems that cannot; raise BlockingIOError."""
+    if hasattr(fcntl, "F_OFD_SETLK"):
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
+    else:
+        _lock_whole(fd)
+
+
+def _open(path: Path, *, readable: bool) -> int:
+    """Open a lock file, making it if it is missing; `readable`: for reading if it may not be written."""
+    # A link in a folder that came from elsewhere would have us write through it, a FIFO wait for ever.
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
+        except PermissionError:
+            if not readable:
+                raise
+            fd = os.open(path, os.O_RDONLY | flags)
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise StoreNotFound(
+            f"there is no dataset in {path.parent}; make it with featstore ingest"
+        ) from exc
+    except OSError as exc:
+        if exc.errno in (errno.ELOOP, errno.EISDIR):
+            raise _no_file(path) from exc
+        remedy = _PERMISSION if isinstance(exc, PermissionError) else ""
+        raise StoreError(f"{path} cannot be locked: {because(exc, remedy)}") from exc
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        raise _no_file(path)
+    # To open a file for reading is enough to lock it: who may not write is not to stop those who may.
+    wanted = stat.S_IMODE(mode) & ~(0o044 & ~((mode & 0o022) << 1))
+    if wanted != stat.S_IMODE(mode):
+        with contextlib.suppress(OSError):  # another user's
+            os.fchmod(fd, wanted)
+    return fd
+
+
+def _no_file(path: Path) -> StoreError:
+    return StoreError(f"{path} cannot be locked: it is not a file; remove it")
+
+
+def _is_current(fd: int, path: Path) -> bool:
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(fd), there)

@@ -1,6 +1,8 @@
-"""LMDB's numbers: which engine, how large its map, how many readers and open environments."""
+"""LMDB's numbers: which engine, how large its map, how many readers and open environments; fcntl's `struct flock`."""
 
 from __future__ import annotations
+
+import struct
 
 ENGINE = "lmdb-0.9"
 # Virtual address space, not disk: the file is as large as its records. Growing a map would kill its views.
@@ -13,3 +15,5 @@ TABLE_BYTES = 64 << 10
 KEPT_ENVIRONMENTS = 16
 # Records of an environment whose parsed headers are kept, some 2 KB each.
 CACHED_RECORDS = 16_384
+# On 64-bit Linux: type, whence, start, length, pid (0, as locks on open files want it), padding to 8 bytes.
+FLOCK = struct.Struct("hhqqi0q")

@@ -1,31 +1,49 @@
-"""A write transaction on the file that is there now: not one that was replaced, nor sealed, nor damaged."""
+"""A write transaction on the file that is there now: not one that was replaced, nor sealed, nor damaged.
+
+LMDB trusts what a page says. To write into a file that was copied in part, restored over another or made to harm
+can end the process, or spoil what is good in it. Each writer therefore leaves a note: device, inode, change time and
+last transaction of the file. A file that fits its note is written to at once. Any other, a copy is one, is first read
+by the verifier.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import os
+import tempfile
+import time
 import weakref
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import lmdb
 
-from featstore.errors import StoreError
-from featstore.store.engine.environment import open_environment
-from featstore.store.engine.file_state import check_trust, leave_note, refuse_damaged_pages
+from featstore.errors import StoreError, StoreFull, StoreLocked
+from featstore.store.engine.environment import open_environment, with_room
+from featstore.store.engine.handles import INODES, open_liblmdb
 from featstore.store.engine.lmdb_errors import store_error, translated
-from featstore.store.engine.locks import WriteLock
-from featstore.store.engine.reader_table import remove_lock_file
+from featstore.store.engine.locks import write_lock
+from featstore.store.engine.pages import refuse_damaged_pages
+from featstore.store.engine.reader_table import allocate_table, remove_lock_file
+from featstore.store.engine.settings import FLOCK
 from featstore.store.engine.snapshot import TABLES
-from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, is_sealed, lmdb_name
-from featstore.system.filesystems import refuse_network
+from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, because, identify, is_sealed
+from featstore.system.filesystems import DISK_FULL_ERRNOS, refuse_network
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable
 
-_METAS = 2  # pages
+    from featstore.store.engine.environment import Environment
+    from featstore.store.engine.locks import LockFile
+
+OTHERS_WAIT = 2.0  # seconds
+_PAUSE = 0.05
 _open: weakref.WeakSet[WriteTransaction] = weakref.WeakSet()
 _inherited: list[lmdb.Transaction] = []
+# What this process knows of the files it left, if the note may not be written.
+_left: weakref.WeakKeyDictionary[Environment, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
 def refuse_sealed(path: Path) -> None:
@@ -68,52 +86,48 @@ class WriteTransaction:
         self._path = path
         lock = txn = None
         try:
-            lock = self._lock = WriteLock(path)
+            lock = self._lock = write_lock(path)
             refuse_sealed(path)
             refuse_link(path)
             # Under the lock nobody replaces the file: what is opened now is what is there at the commit.
             self.environment = open_environment(path)
-            with translated(path):
-                # A reader that was killed would keep the pages it saw from being used again.
-                self.environment.lmdb.reader_check()
-                txn = self._txn = self.environment.lmdb.begin(write=True)
+            # A reader that was killed would keep the pages it saw from being used again.
+            self.environment.lmdb.reader_check()
+            txn = self._txn = self.environment.lmdb.begin(write=True)
             _open.add(self)
             self._refuse_out_of_step()
-            self.environment.wait_for_others()
-            check_trust(self._lock, self.environment)
-        except BaseException:  # an interrupt may come between any two lines
+            self._wait_for_others()
+            _check_trust(self._lock, self.environment)
+        except BaseException as exc:  # an interrupt may come between any two lines
             if txn is not None:
                 txn.abort()
             if lock is not None:
-                lock.release()
+                lock.close()
+            if isinstance(exc, lmdb.Error):
+                raise store_error(exc, path) from exc
             raise
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """Return a copy of a value as this transaction sees it, or None."""
-        with self._ending():
-            value: bytes | None = self._txn.get(TABLES[table] + key)
-            return value
+        value: bytes | None = self._do(self._txn.get, TABLES[table] + key)
+        return value
 
     def put(self, table: str, key: bytes, value: bytes | memoryview) -> None:
         """Put a value in place of any that is there."""
-        with self._ending():
-            # To put over a larger value of the same transaction LMDB leaves pages behind that belong to nothing.
-            self._txn.delete(TABLES[table] + key)
-            self._txn.put(TABLES[table] + key, value)
+        # To put over a larger value of the same transaction LMDB leaves pages behind that belong to nothing.
+        self._do(self._txn.delete, TABLES[table] + key)
+        self._do(self._txn.put, TABLES[table] + key, value)
 
     def delete(self, table: str, key: bytes) -> bool:
         """Delete a value; return whether it was there."""
-        with self._ending():
-            there: bool = self._txn.delete(TABLES[table] + key)
-            return there
+        there: bool = self._do(self._txn.delete, TABLES[table] + key)
+        return there
 
     def commit(self) -> None:
         """Make durable what was put; on an error nothing of it is visible."""
-        refuse_inherited(self._pid)
         try:
-            with translated(self.environment.path):
-                self._txn.commit()
-            self.environment.settle(self._path)
+            self._do(self._txn.commit)
+            self._settle()
             leave_note(self._lock, self.environment)
         finally:
             self.abort()
@@ -122,7 +136,7 @@ class WriteTransaction:
         """Drop what was put; after an end of any kind nothing happens."""
         if os.getpid() == self._pid:
             self._txn.abort()
-            self._lock.release()
+            self._lock.close()
 
     def __enter__(self) -> WriteTransaction:
         """Return the transaction itself."""
@@ -145,63 +159,120 @@ class WriteTransaction:
                 "was written, run the command again"
             )
 
-    @contextlib.contextmanager
-    def _ending(self) -> Iterator[None]:
+    def _wait_for_others(self) -> None:
+        """Wait until nobody reads through another lock file; raise StoreLocked after `OTHERS_WAIT` seconds.
+
+        Who reads so is not in the reader table that this transaction goes by.
+        """
+        deadline = time.monotonic() + OTHERS_WAIT
+        while _is_marked_by_others(self.environment):
+            if time.monotonic() >= deadline:
+                raise StoreLocked(
+                    f"{self._path / LMDB_LOCK_FILE} was deleted or replaced while it was in use, and a commit could "
+                    "change what those still look at who opened it before: let go of their features, or end them "
+                    f"(fuser -v {self._path / DATA_FILE} lists them), and run the command again; keep whatever deletes "
+                    "lock files away from the cache"
+                )
+            time.sleep(_PAUSE)
+
+    def _settle(self) -> None:
+        """See that all find what was just committed; raise StoreError if it is not there."""
+        if self.environment.is_current(self._path):
+            return
+        remove_lock_file(self._path)  # a process that opened it just now may have missed the commit
+        if identify(self._path / DATA_FILE) != self.environment.data_file:
+            raise StoreError(
+                f"{self._path / DATA_FILE} was removed or replaced while it was written, and what was written last is "
+                "not in the dataset; run the command again"
+            )
+
+    def _do(self, action: Callable[..., Any], *arguments: Any) -> Any:
         refuse_inherited(self._pid)
         try:
-            yield
+            return action(*arguments)
         except lmdb.Error as exc:
             self.abort()
             raise store_error(exc, self.environment.path) from exc
 
 
-class StillFile:
-    """A dataset's file to be copied while nobody writes to it.
+def _is_marked_by_others(environment: Environment) -> bool:
+    """Return whether somebody, in this process too, has the data file open through another lock file."""
+    if environment.lock_file is None or not hasattr(fcntl, "F_OFD_GETLK"):
+        return False
+    byte = environment.lock_file[1] % INODES
+    for start, length in ((0, byte), (byte + 1, 0)):  # 0: to the end
+        asked = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+        found = fcntl.fcntl(environment.file, fcntl.F_OFD_GETLK, asked)
+        if FLOCK.unpack(found)[0] != fcntl.F_UNLCK:
+            return True
+    return False
 
-    Attributes:
-        live_bytes: Bytes of the pages in use: what a compacted copy takes.
-        rows: Keys in all tables.
+
+def make_file(path: Path, table: str, key: bytes, value: bytes) -> None:
+    """Make the LMDB file in the folder `path` with one first row, unless a file is there.
+
+    It is made aside and linked into place: readers see it whole or not at all, whenever its maker is killed.
     """
-
-    def __init__(self, environment: lmdb.Environment, path: Path) -> None:
-        """Take liblmdb's environment for the folder `path`."""
-        with translated(path):
-            found = environment.stat()
-        pages = found["branch_pages"] + found["leaf_pages"] + found["overflow_pages"]
-        self.live_bytes: int = (pages + _METAS) * found["psize"]
-        self.rows: int = found["entries"]
-        self._environment = environment
-        self._path = path
-
-    def copy_compacted(self, folder: Path) -> None:
-        """Copy the pages in use to a new data file in `folder`; raise StoreError."""
-        with translated(self._path), lmdb_name(folder) as name:
-            self._environment.copy(name, compact=True)
+    with_room(lambda: _make_file(path, TABLES[table] + key, value))
 
 
-@contextlib.contextmanager
-def hold_still(path: Path, *, sealed: bool) -> Iterator[StillFile]:
-    """Keep every writer out of the dataset in `path`, those of older releases by LMDB's own lock."""
-    if not sealed:
-        txn = WriteTransaction(path)
-        try:
-            yield StillFile(txn.environment.lmdb, path)
-        finally:
-            txn.abort()
-        return
-    lock = WriteLock(path)
+def _make_file(path: Path, key: bytes, value: bytes) -> None:
     try:
-        refuse_damaged_pages(path)
-        environment = open_environment(path)
-        if not environment.reads_alone:  # opened before it was sealed
-            yield StillFile(environment.lmdb, path)
-            return
-        with translated(path), lmdb_name(path) as name:
-            opened = lmdb.open(name, readonly=True, lock=False, create=False, lib_version=0)
-        with opened:
-            yield StillFile(opened, path)
-    finally:
-        lock.release()
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=path) as aside, translated(path):
+            allocate_table(Path(aside))
+            draft = open_liblmdb(Path(aside), readonly=False)
+            with draft.begin(write=True) as txn:
+                txn.put(key, value)
+            draft.close()
+            with contextlib.suppress(FileExistsError):
+                os.link(os.path.join(aside, DATA_FILE), path / DATA_FILE)
+    except OSError as exc:
+        if isinstance(exc, StoreError):
+            raise
+        raise (StoreFull if exc.errno in DISK_FULL_ERRNOS else StoreError)(
+            f"no dataset can be made in {path}: {because(exc, 'choose another --cache-dir')}"
+        ) from exc
+
+
+def leave_note(lock: LockFile, environment: Environment) -> None:
+    """Note how the file is now; called under the lock, after a commit, which stands whatever happens here."""
+    try:
+        found = _describe(environment)
+    except OSError:
+        return
+    _left[environment] = found
+    lock.write(json.dumps(found).encode())
+
+
+def _check_trust(lock: LockFile, environment: Environment) -> None:
+    """Raise StoreError unless the file is as its note says, or passes the verifier; called under the lock."""
+    try:
+        found = _describe(environment)
+    except OSError as exc:
+        raise StoreError(
+            f"{environment.path} cannot be looked into: {because(exc, 'was it removed?')}"
+        ) from exc
+    if found in (_left.get(environment), _read(lock.read())):
+        return
+    refuse_damaged_pages(environment.path)
+    leave_note(lock, environment)
+
+
+def _describe(environment: Environment) -> dict[str, Any]:
+    stat = os.stat(environment.path / DATA_FILE)
+    return {
+        "device": stat.st_dev,
+        "inode": stat.st_ino,
+        "ctime_ns": stat.st_ctime_ns,
+        "transaction": environment.lmdb.info()["last_txnid"],
+    }
+
+
+def _read(note: bytes) -> Any:
+    try:
+        return json.loads(note)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _keep_inherited() -> None:

@@ -1,40 +1,38 @@
-"""Finds keys in the pages of one snapshot without trusting them.
+"""The pages of an LMDB 0.9 file, and the keys in them, read without trusting either.
 
-A walk follows a page number only if it is in the file and the page there carries it; nodes must be within their page,
-leaves at the depth the tree states, keys in order. What does not hold raises StoreDamaged. Values are not touched.
+liblmdb trusts its file: one flipped bit in a page number sends it outside the map, and the process ends. A walk here
+follows a page number only if it is in the file and the page there carries it; nodes must be within their page, leaves
+at the depth the tree states, keys in order. What does not hold raises StoreDamaged. Values are not touched.
+
+Structures: MDB_page and MDB_node in LMDB's mdb.c (0.9), as on machines with 64 bits.
 """
 
 from __future__ import annotations
 
-import functools
 import struct
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from featstore.store.engine.pages import (
-    BIG_VALUE,
-    BRANCH,
-    EXTENT,
-    HEADER,
-    LEAF,
-    NODE,
-    OVERFLOW,
-    Meta,
-    damaged,
-)
+from featstore.store.engine.pages import HEADER, damaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from featstore.errors import StoreDamaged
+    from featstore.store.engine.pages import Meta
     from featstore.system.file_map import FileMap
 
 # Branches kept by a snapshot, some 10 KB each; those of a million records are a few hundred.
 MAX_BRANCHES = 1024
-
-_U16 = struct.Struct("=H")
+_EXTENT = struct.Struct("=QHHI")
+# mn_lo, mn_hi: the value's size, or the low bits of a child's page; mn_flags: its highest bits; mn_ksize.
+NODE = struct.Struct("=HHHH")
+_KEY_BYTES = struct.Struct("=6xH")
+BRANCH, LEAF, _OVERFLOW = 0x01, 0x02, 0x04
+_BIG_VALUE = 0x01
 _U64 = struct.Struct("=Q")
 # mn_lo and mn_hi, in the machine's order the value's size; mn_flags; mn_ksize.
 _unpack_leaf_node = struct.Struct("=IHH").unpack_from
@@ -88,8 +86,8 @@ class Tree:
             number = branch.children[bisect_right(branch.keys, key)]
         page = self._page(number, LEAF, limit)
         index = self._search(page, key)
-        if index < len(page.nodes) and self._key(page, index) == key:
-            return self._place(page, index, limit)
+        if index < len(page.nodes) and self._key(page, page.nodes[index]) == key:
+            return self._place(page, page.nodes[index], limit)
         return None
 
     def keys(self, prefix: bytes) -> Iterator[bytes]:
@@ -136,14 +134,14 @@ class Tree:
             return
         last = b""
         for page, first in self._leaves(self._meta.root, self._meta.depth, prefix):
-            for index in range(first, len(page.nodes)):
-                key = self._key(page, index)
+            for start in page.nodes[first:]:
+                key = self._key(page, start)
                 if not key.startswith(prefix):
                     return
                 if key <= last:
                     raise self._wrong(page.number, "its keys are out of order")
                 last = key
-                yield key, page, index
+                yield key, page, start
 
     def _leaves(self, number: int, levels: int, start: bytes) -> Iterator[tuple[_Page, int]]:
         """Yield the leaves below page `number`, and the index of the first node in each that is not before `start`."""
@@ -167,7 +165,7 @@ class Tree:
             return known
         page = self._page(number, BRANCH, limit)
         # The first node stands for all smaller keys, whatever its own says.
-        keys = [self._key(page, index) for index in range(len(page.nodes))][1:]
+        keys = [self._key(page, start) for start in page.nodes][1:]
         if any(key >= following for key, following in pairwise(keys)):
             raise self._wrong(number, "its keys are out of order")
         children = []
@@ -190,30 +188,22 @@ class Tree:
         count = (lower - HEADER.size) >> 1
         if lower & 1 or count < 1 or not lower <= upper <= size:
             raise self._wrong(number, f"its bounds are {lower} and {upper}")
-        return _Page(number, data, upper, _offsets(count).unpack_from(data, HEADER.size))
+        nodes = struct.unpack_from(f"={count}H", data, HEADER.size)
+        return _Page(number, data, upper, nodes)
 
     def _search(self, page: _Page, key: bytes) -> int:
         """Return the index of the first node whose key is not before `key`."""
-        low, high = 0, len(page.nodes)
-        while low < high:
-            middle = (low + high) >> 1
-            if self._key(page, middle) < key:
-                low = middle + 1
-            else:
-                high = middle
-        return low
+        return bisect_left(page.nodes, key, key=partial(self._key, page))
 
-    def _key(self, page: _Page, index: int) -> bytes:
-        start = page.nodes[index]
+    def _key(self, page: _Page, start: int) -> bytes:
         size = len(page.data)
         if page.upper <= start <= size - NODE.size:
-            end = start + NODE.size + _U16.unpack_from(page.data, start + 6)[0]
+            end = start + NODE.size + _KEY_BYTES.unpack_from(page.data, start)[0]
             if end <= size:
                 return page.data[start + NODE.size : end]
-        raise self._wrong(page.number, f"node {index}, which begins at {start}, is not within it")
+        raise self._wrong(page.number, f"the node that begins at {start} is not within it")
 
-    def _place(self, page: _Page, index: int, limit: int) -> Place:
-        start = page.nodes[index]
+    def _place(self, page: _Page, start: int, limit: int) -> Place:
         length, flags, key_bytes = _unpack_leaf_node(page.data, start)
         at = start + NODE.size + key_bytes
         if flags == 0 and at + length <= len(page.data):
@@ -222,7 +212,7 @@ class Tree:
 
     def _own_pages(self, page: _Page, at: int, length: int, flags: int, limit: int) -> Place:
         """Return the place of a value of which the node has, at `at`, the number of its first page."""
-        if flags != BIG_VALUE or at + _U64.size > len(page.data):
+        if flags != _BIG_VALUE or at + _U64.size > len(page.data):
             raise self._wrong(page.number, f"a node has flags {flags} and {length} bytes at {at}")
         (number,) = _U64.unpack_from(page.data, at)
         return self._large(number, length, limit)
@@ -235,9 +225,9 @@ class Tree:
             raise self._wrong(
                 number, f"a value of {length} bytes begins on it, and there are {limit}"
             )
-        found, _, flags, extent = EXTENT.unpack(self.mapping.read(number * size, EXTENT.size))
+        found, _, flags, extent = _EXTENT.unpack(self.mapping.read(number * size, _EXTENT.size))
         # A value that was replaced by a smaller one keeps the pages it had.
-        if (found, flags) != (number, OVERFLOW) or not pages <= extent <= limit - number:
+        if (found, flags) != (number, _OVERFLOW) or not pages <= extent <= limit - number:
             raise self._wrong(
                 number, f"a value of {length} bytes begins on it, and it says otherwise"
             )
@@ -245,8 +235,3 @@ class Tree:
 
     def _wrong(self, number: int, found: str) -> StoreDamaged:
         return damaged(self._path, f"page {number} cannot be: {found}")
-
-
-@functools.cache
-def _offsets(count: int) -> struct.Struct:
-    return struct.Struct(f"={count}H")

@@ -8,6 +8,7 @@ own, for the readers in the old one's table follow the old file, whose views sta
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -17,9 +18,10 @@ from pathlib import Path
 from featstore.errors import StoreError, StoreFull
 from featstore.store.catalog import read_manifest
 from featstore.store.engine.environment import open_environment, open_snapshot
-from featstore.store.engine.file_state import find_page_problems, leave_note
-from featstore.store.engine.locks import WriteLock, clear_leftovers, ingest_lock, make_lock_file
-from featstore.store.engine.transaction import StillFile, hold_still
+from featstore.store.engine.locks import LockFile, clear_leftovers, ingest_lock, write_lock
+from featstore.store.engine.pages import find_page_problems
+from featstore.store.engine.still_file import StillFile, hold_still
+from featstore.store.engine.transaction import leave_note
 from featstore.store.paths import (
     DATA_FILE,
     FLIGHT_LOCK_FILE,
@@ -37,6 +39,8 @@ from featstore.system.fsync import sync_dir, sync_file
 # Files that belong to the old data file, or that the new folder has of its own.
 _LEFT_BEHIND = {DATA_FILE, LMDB_LOCK_FILE, WRITE_LOCK_FILE, SEAL_FILE}
 _SLACK_BYTES = 1 << 20
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,11 @@ def rewrite(path: Path, *, unseal: bool = False) -> Compacted:
 def exchange(one: Path, other: Path) -> None:
     """Exchange two folders in one step that nobody sees halfway; durable once their parent is synced."""
     try:
-        libc.exchange(one, other)
+        if libc.renameat2 is None:  # older than glibc 2.28, or not Linux
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        names = os.fsencode(one), os.fsencode(other)
+        if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) != 0:
+            raise libc.error()
     except OSError as exc:
         raise StoreError(
             f"{one} cannot be exchanged for another folder: {exc.strerror}; it is as it was: if its file system cannot "
@@ -147,17 +155,17 @@ def _finish(source: StillFile, path: Path, aside: Path) -> None:
     for name in (DATA_FILE, LMDB_LOCK_FILE, ""):
         _look_alike(path / name, aside / name)
     _take_along(path, aside)
-    lock = WriteLock(aside)
+    lock = write_lock(aside)
     try:
         leave_note(lock, copy)
     finally:
-        lock.release()
+        lock.close()
     _look_alike(path / WRITE_LOCK_FILE, aside / WRITE_LOCK_FILE)
 
 
 def _take_along(path: Path, aside: Path) -> None:
     """Give the new folder the same lock files, so that who holds them goes on doing so, and whatever else is there."""
-    make_lock_file(path / FLIGHT_LOCK_FILE)
+    LockFile(path / FLIGHT_LOCK_FILE).close()
     for entry in path.iterdir():
         if entry.name in _LEFT_BEHIND or entry.name.startswith(".making-"):
             continue

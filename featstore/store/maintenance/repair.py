@@ -16,8 +16,8 @@ from featstore.errors import FeatstoreError, RecordError
 from featstore.records.record import has_whole_prefix, parse
 from featstore.store.changes import CatalogTransaction
 from featstore.store.engine.environment import open_environment, open_snapshot
-from featstore.store.engine.file_state import refuse_damaged_pages
 from featstore.store.engine.locks import ingest_lock
+from featstore.store.engine.pages import refuse_damaged_pages
 from featstore.store.engine.transaction import WriteTransaction
 from featstore.store.maintenance.check import (
     CheckReport,

@@ -12,10 +12,11 @@ from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreMismatch,
 from featstore.records.storage import PAGE
 from featstore.store import reader
 from featstore.store.engine import environment as environment_module
-from featstore.store.engine import handles, lmdb_errors, pages
+from featstore.store.engine import handles, lmdb_errors, tree
 from featstore.store.engine import snapshot as snapshot_module
-from featstore.store.engine.environment import make_file, open_environment
+from featstore.store.engine.environment import open_environment
 from featstore.store.engine.lmdb_errors import store_error
+from featstore.store.engine.transaction import make_file
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.paths import SEAL_FILE
 from featstore.store.reader import FeatureStore, get
@@ -42,7 +43,7 @@ def test_what_looks_damaged_is_checked_and_copied_from_but_not_removed(tmp_path)
     """It may be a good file that was put in another's place, or hold all but one video."""
     errors = [store_error(cls("in its own words"), tmp_path) for cls in LMDB_ERRORS]
     damaged = [error for error in errors if isinstance(error, StoreDamaged)]
-    for error in [*damaged, pages.damaged(tmp_path, "page 7 is no page")]:
+    for error in [*damaged, tree.damaged(tmp_path, "page 7 is no page")]:
         assert "featstore check" in str(error)
         assert "featstore merge" in str(error)
         assert "remove" not in str(error)

@@ -7,16 +7,14 @@ import pytest
 from toys import put_video, store_videos, toy_features, toy_spec
 
 from featstore.store.engine import locks
-from featstore.store.engine.flock import Patience, hold, lock_whole
-from featstore.store.engine.locks import WriteLock
+from featstore.store.engine.locks import write_lock
 from featstore.store.engine.transaction import WriteTransaction
-from featstore.store.paths import WRITE_LOCK_FILE
 from featstore.store.reader import FeatureStore
 from featstore.store.writer import FeatureWriter
 
 SPEC, A = toy_spec(), toy_features(1)
 # None with a `with` on a lock: a tracer could interrupt between its block and its end, where a signal cannot.
-BEGIN = [WriteTransaction.__init__, WriteLock.__init__, hold]
+BEGIN = [WriteTransaction.__init__, write_lock, locks._hold]
 COMMIT = [WriteTransaction.commit, FeatureWriter.commit]
 
 
@@ -86,5 +84,5 @@ def test_a_writer_interrupted_while_it_commits_goes_on(cache):
 
 def test_a_lock_that_nobody_refers_to_is_let_go(tmp_path):
     """An interrupt may come when the file is locked and nobody has it yet."""
-    hold(tmp_path / WRITE_LOCK_FILE, lock_whole, Patience("at work on", 0.0, 1.0))
-    WriteLock(tmp_path).release()
+    write_lock(tmp_path)
+    write_lock(tmp_path).close()

@@ -1,8 +1,6 @@
 """lock.mdb and data.mdb deleted or replaced while processes have them open: refused or followed, never misread."""
 
 import contextlib
-import gc
-import os
 import random
 import shutil
 import subprocess
@@ -17,8 +15,7 @@ from toys import expected, put_video, run_python, start_python, store_videos, to
 
 from featstore.errors import StoreError, StoreLocked
 from featstore.store.engine import environment as environment_module
-from featstore.store.engine import handles
-from featstore.store.engine.settings import KEPT_ENVIRONMENTS
+from featstore.store.engine import transaction
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.reader import FeatureStore, get
 from featstore.store.writer import FeatureWriter
@@ -27,9 +24,9 @@ SPEC = toy_spec()
 A, B = toy_features(0), toy_features(1)
 REPLACE_ALL = """
 import sys
-from featstore.store.engine import environment as env
+from featstore.store.engine import transaction
 from toys import *
-env.OTHERS_WAIT = 0.0
+transaction.OTHERS_WAIT = 0.0
 for seed in range(10, 15):
     store_videos(sys.argv[1], "demo", {name: toy_features(seed) for name in "abcdef"})
 """
@@ -92,7 +89,7 @@ def test_a_writer_is_not_in_its_own_way_when_the_lock_file_goes(cache, lose_lock
 def test_a_process_that_holds_views_refuses_to_write_over_them_when_the_lock_file_goes(
     cache, lose_lock_file, monkeypatch
 ):
-    monkeypatch.setattr(environment_module, "OTHERS_WAIT", 0.0)
+    monkeypatch.setattr(transaction, "OTHERS_WAIT", 0.0)
     store_videos(cache, "demo", {"a": A})
     features = get(cache, "demo", "a")
     lose_lock_file()
@@ -283,33 +280,49 @@ def test_an_environment_is_opened_again_by_another_thread_while_it_ends(cache):
     assert found == [True]
 
 
+OWN_PROCESS = """
+import gc, os, shutil, sys, threading
+import featstore
+from featstore.store.engine import handles
+from featstore.store.engine.settings import KEPT_ENVIRONMENTS
+from toys import *
+cache, names = sys.argv[1], sys.argv[2:]
+A, B, SPEC = toy_features(0), toy_features(1), toy_spec()
+
+def is_of(features, x):
+    return np.array_equal(features.data, expected(x, SPEC))
+
+def is_stored(name):
+    return is_of(featstore.get(cache, name, "a"), A)
+"""
+
+
+def run_alone(program: str, *arguments: object, timeout: float = 60) -> None:
+    """Run what counts the environments that are open, or needs all that a process can open, without other tests'."""
+    done = run_python(OWN_PROCESS + program, *arguments, timeout=timeout)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.race
-def test_threads_that_open_and_let_go_of_one_dataset_are_not_in_each_others_way(cache, opened):
+def test_threads_that_open_and_let_go_of_one_dataset_are_not_in_each_others_way(cache):
     store_videos(cache, "demo", {"a": A})
-    wrong: list[object] = []
+    program = """
+right = []
+def look():
+    for _ in range(1500):
+        assert is_of(featstore.open(cache)["demo"]["a"], A)
+    right.append(True)
 
-    def look() -> None:
-        try:
-            for _ in range(1500):
-                assert is_of(FeatureStore(cache)["demo"]["a"], A)
-        except BaseException as exc:
-            wrong.append(exc)
-
-    threads = [threading.Thread(target=look) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-    gc.collect()
-    assert len(handles._handles) == opened
-
-
-@pytest.fixture
-def opened() -> int:
-    """How many datasets other tests left open."""
-    gc.collect()
-    return len(handles._handles)
+threads = [threading.Thread(target=look) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert right == [True] * 4
+gc.collect()
+assert len(handles._handles) == 0
+"""
+    run_alone(program, cache)
 
 
 @pytest.fixture
@@ -321,50 +334,111 @@ def many(cache) -> list[str]:
 
 
 def test_a_process_reads_all_datasets_of_a_store_within_a_number_of_maps_and_descriptors(
-    cache, many, opened
+    cache, many
 ):
-    before = len(os.listdir("/proc/self/fd"))
-    assert all(is_of(get(cache, name, "a"), A) for name in many)
-    store = FeatureStore(cache)
-    assert all(len(list(dataset)) == 1 for dataset in store.values())
-    assert len(store.specs) == len(many)
-    assert len(handles._handles) - opened == KEPT_ENVIRONMENTS
-    assert len(os.listdir("/proc/self/fd")) - before <= 5 * KEPT_ENVIRONMENTS
+    program = """
+before = len(os.listdir("/proc/self/fd"))
+assert all(is_stored(name) for name in names)
+store = featstore.open(cache)
+assert all(len(list(dataset)) == 1 for dataset in store.values())
+assert len(store.specs) == len(names)
+assert len(handles._handles) == KEPT_ENVIRONMENTS
+assert len(os.listdir("/proc/self/fd")) - before <= 5 * KEPT_ENVIRONMENTS
+"""
+    run_alone(program, cache, *many)
 
 
 @pytest.mark.slow
-def test_a_process_reads_a_thousand_datasets(cache, tmp_path, opened):
+def test_a_process_reads_a_thousand_datasets(cache, tmp_path):
     store_videos(cache, "demo", {"a": A})
-    for i in range(1000):
-        shutil.copytree(cache, tmp_path / f"copy{i}")
-        assert is_of(get(tmp_path / f"copy{i}", "demo", "a"), A)
-    assert len(handles._handles) - opened == KEPT_ENVIRONMENTS
-    assert all(is_of(get(tmp_path / f"copy{i}", "demo", "a"), A) for i in range(1000))
+    program = """
+copies = [f"{cache}/../copy{i}" for i in range(1000)]
+for copy in copies:
+    shutil.copytree(cache, copy)
+    assert is_of(featstore.get(copy, "demo", "a"), A)
+assert len(handles._handles) == KEPT_ENVIRONMENTS
+assert all(is_of(featstore.get(copy, "demo", "a"), A) for copy in copies)
+"""
+    run_alone(program, cache, timeout=300)
 
 
-def test_views_keep_their_datasets_open_beyond_those_used_last(cache, many, opened):
-    held = {name: get(cache, name, "a") for name in many[:8]}
-    for name in many[8:]:
-        get(cache, name, "a")
-    assert len(handles._handles) - opened == KEPT_ENVIRONMENTS + len(held)
-    for name in many[:8]:
-        store_videos(cache, name, {"a": B})
-    assert all(is_of(features, A) for features in held.values())
+def test_views_keep_their_datasets_open_beyond_those_used_last(cache, many):
+    program = """
+held = {name: featstore.get(cache, name, "a") for name in names[:8]}
+assert all(is_stored(name) for name in names[8:])
+assert len(handles._handles) == KEPT_ENVIRONMENTS + len(held)
+for name in held:
+    store_videos(cache, name, {"a": B})
+assert all(is_of(features, A) for features in held.values())
+"""
+    run_alone(program, cache, *many)
+
+
+FILL = """
+held = []
+try:
+    for name in names:
+        held.append(featstore.get(cache, name, "a"))
+except featstore.errors.StoreError as exc:
+    assert "let go of features of other datasets" in str(exc), exc
+assert KEPT_ENVIRONMENTS < len(held) < len(names)
+"""
 
 
 def test_more_datasets_than_fit_into_the_address_space_say_so(cache, many):
+    run_alone(FILL + "del held[:]\nassert all(is_stored(name) for name in names)", cache, *many)
+
+
+def test_datasets_that_nothing_uses_make_room_for_one_that_is_opened(cache, many):
+    program = (
+        "held.pop()\nassert all(is_stored(name) for name in names)"  # it is still kept for later
+    )
+    run_alone(FILL + program, cache, *many)
+
+
+def test_datasets_in_garbage_make_room_for_one_that_is_opened(cache, many):
+    """An error that was caught often is in a cycle with what it was about."""
     program = """
-import sys, featstore
-held = []
-try:
-    for name in sys.argv[2:]:
-        held.append(featstore.get(sys.argv[1], name, "a"))
-except featstore.errors.StoreError as exc:
-    print(exc)
-del held[:]
-for name in sys.argv[2:]:
-    featstore.get(sys.argv[1], name, "a")
+gc.disable()
+cycle = [held.pop()]
+cycle.append(cycle)
+del cycle
+assert all(is_stored(name) for name in names)
 """
-    done = run_python(program, cache, *many)
-    assert done.returncode == 0, done.stderr
-    assert "let go of features of other datasets" in done.stdout
+    run_alone(FILL + program, cache, *many)
+
+
+def test_datasets_that_nothing_uses_make_room_for_one_that_is_made(cache, many):
+    program = """
+held.pop()
+store_videos(cache, "new", {"a": A})
+assert is_stored("new")
+"""
+    run_alone(FILL + program, cache, *many)
+
+
+LIMIT = """
+import resource
+assert all(is_stored(name) for name in names[:4])
+"""
+
+
+def test_datasets_that_nothing_uses_make_room_for_the_map_of_a_file(cache, many):
+    """liblmdb's own, of 4 TiB, finds room; the one that is read from, of 64 GiB, does not."""
+    program = """
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+room = pages * os.sysconf("SC_PAGE_SIZE") + (4 << 40) + (32 << 30)
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+assert is_stored(names[4])
+"""
+    run_alone(LIMIT + program, cache, *many)
+
+
+@pytest.mark.parametrize("free", range(5))
+def test_datasets_that_nothing_uses_make_room_among_the_open_files(cache, many, free):
+    program = """
+most = max(map(int, os.listdir("/proc/self/fd"))) + int(names.pop())
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+assert is_stored(names[4])
+"""
+    run_alone(LIMIT + program, cache, *many, free)

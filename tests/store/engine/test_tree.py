@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featstore.errors import StoreDamaged, StoreError, StoreMismatch
-from featstore.store.engine.pages import BRANCH, HEADER, LEAF, NODE, read_metas
-from featstore.store.engine.tree import Tree
+from featstore.store.engine.pages import HEADER, read_metas
+from featstore.store.engine.tree import BRANCH, LEAF, NODE, Tree
 from featstore.system.file_map import FileMap
 
 PAGE = 4096

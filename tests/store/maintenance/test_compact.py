@@ -17,18 +17,17 @@ from toys import (
 )
 
 from featstore.errors import StoreError, StoreFull, StoreLocked, StoreNotFound
-from featstore.store.engine import file_state
+from featstore.store.engine import pages
 from featstore.store.engine.environment import open_environment
-from featstore.store.engine.file_state import find_page_problems
 from featstore.store.engine.locks import ingest_lock, single_flight_lock
-from featstore.store.engine.transaction import StillFile
+from featstore.store.engine.pages import find_page_problems
+from featstore.store.engine.still_file import StillFile
 from featstore.store.maintenance import compact
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.compact import compact_dataset
 from featstore.store.maintenance.remove import remove_dataset, remove_videos
 from featstore.store.reader import FeatureStore, get
 from featstore.store.writer import FeatureWriter
-from featstore.system import libc
 
 pytestmark = pytest.mark.slow
 
@@ -183,7 +182,7 @@ def test_a_disk_without_room_is_said_before_anything_is_written(hollow, monkeypa
 
 
 def test_where_folders_cannot_be_exchanged_all_is_as_before(hollow, monkeypatch):
-    monkeypatch.setattr(libc, "_RENAME_EXCHANGE", 1 << 20)
+    monkeypatch.setattr(compact, "_RENAME_EXCHANGE", 1 << 20)
     before = (hollow / "demo" / "data.mdb").stat()
     with pytest.raises(
         StoreError, match="cannot be exchanged for another folder: Invalid argument"
@@ -255,8 +254,8 @@ def test_no_file_is_made_through_a_link(hollow, tmp_path):
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new(hollow, moment, after):
     program = f"""
 import os, signal, sys
-from featstore.store.engine import file_state as trust
-from featstore.store.engine.transaction import StillFile
+from featstore.store.engine.still_file import StillFile
+from featstore.store.engine.pages import find_page_problems
 from featstore.store.maintenance import compact
 real = compact.{moment}
 def killed(*words):
@@ -304,9 +303,7 @@ def test_what_a_kill_left_is_cleared_by_a_removal_as_well(hollow):
 
 def test_a_file_is_trusted_after_its_compaction(hollow, monkeypatch):
     compact_dataset(hollow, "demo")
-    monkeypatch.setattr(
-        file_state, "find_page_problems", lambda folder: pytest.fail("verified again")
-    )
+    monkeypatch.setattr(pages, "find_page_problems", lambda folder: pytest.fail("verified again"))
     store_videos(hollow, "demo", {"new": VIDEOS["0"]}, spec=SPEC)
 
 

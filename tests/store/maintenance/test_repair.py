@@ -9,7 +9,7 @@ from toys import expected, run_python, store_videos, toy_features, toy_spec
 from featstore.decoding.video_file import Video
 from featstore.errors import FeatureNotFound, StoreError, StoreLocked, StoreNotFound
 from featstore.pipeline.plan import make_plan
-from featstore.store.engine import file_state
+from featstore.store.engine import pages
 from featstore.store.engine.environment import open_environment
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.maintenance import repair
@@ -223,7 +223,7 @@ def test_what_was_put_anew_since_it_was_found_is_kept(damaged, monkeypatch):
 
 
 def test_damaged_pages_are_not_written_into(damaged, monkeypatch):
-    monkeypatch.setattr(file_state, "find_page_problems", lambda folder: ["page 7 is no page"])
+    monkeypatch.setattr(pages, "find_page_problems", lambda folder: ["page 7 is no page"])
     with pytest.raises(
         StoreError, match=r"page 7 is no page .*with featstore merge, which leaves it as it is"
     ):

@@ -7,9 +7,9 @@ from damage import put_raw
 from toys import run_python, start_python, store_videos, toy_features
 
 from featstore.errors import StoreError
-from featstore.store.engine import file_state
+from featstore.store.engine import pages
 from featstore.store.engine.environment import open_environment
-from featstore.store.engine.locks import WriteLock, ingest_lock
+from featstore.store.engine.locks import LockFile, ingest_lock
 from featstore.store.engine.transaction import WriteTransaction
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.compact import compact_dataset
@@ -26,13 +26,13 @@ MANY = {str(i): A for i in range(30)}
 def proofs(monkeypatch) -> list[object]:
     """The files that were verified, from here on."""
     seen: list[object] = []
-    real = file_state.find_page_problems
+    real = pages.find_page_problems
 
     def find(folder):
         seen.append(folder)
         return real(folder)
 
-    monkeypatch.setattr(file_state, "find_page_problems", find)
+    monkeypatch.setattr(pages, "find_page_problems", find)
     return seen
 
 
@@ -160,7 +160,7 @@ def test_a_note_that_cannot_be_read_is_none(cache, proofs, note):
 
 
 def test_a_note_that_cannot_be_written_costs_a_long_ingest_one_proof(cache, proofs, monkeypatch):
-    monkeypatch.setattr(WriteLock, "write", lambda lock, note: None)
+    monkeypatch.setattr(LockFile, "write", lambda lock, note: None)
     store_videos(cache, "demo", {"a": A})
     environment = open_environment(cache / "demo")
     del proofs[:]
@@ -259,7 +259,7 @@ def test_an_error_inside_lets_go(cache):
 
 
 def test_a_smaller_value_put_over_a_larger_leaves_no_page_behind(cache):
-    """Put over without a deletion, the file does not pass the verifier, and never again."""
+    """Put over without a deletion, the file does not pass the pages, and never again."""
     store_videos(cache, "demo", {})
     with WriteTransaction(cache / "demo") as txn:
         for size in (50_000, 20_000, 3_000, 30_000, 10):
@@ -270,5 +270,5 @@ def test_a_smaller_value_put_over_a_larger_leaves_no_page_behind(cache):
         txn.delete("failures", b"k")
         txn.put("failures", b"other", bytes(40_000))
         txn.put("failures", b"other", bytes(9_000))
-    assert file_state.find_page_problems(cache / "demo") == []
+    assert pages.find_page_problems(cache / "demo") == []
     put_raw(cache, "failures", b"other", None)

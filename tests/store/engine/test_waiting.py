@@ -11,7 +11,7 @@ from toys import run_python, start_python, store_videos, toy_features
 
 from featstore.errors import StoreError, StoreLocked
 from featstore.store.engine import locks
-from featstore.store.engine.locks import WriteLock, single_flight_lock
+from featstore.store.engine.locks import single_flight_lock, write_lock
 from featstore.store.engine.transaction import WriteTransaction
 from featstore.store.paths import FLIGHT_LOCK_FILE, WRITE_LOCK_FILE
 from featstore.store.reader import FeatureStore
@@ -121,14 +121,14 @@ def test_a_stopped_writer_is_named_while_it_is_waited_for_and_at_the_end(
         os.waitid(os.P_PID, holder.pid, os.WSTOPPED | os.WNOWAIT)
         who = rf"process {holder.pid} \(python\S*, stopped: kill -CONT {holder.pid} wakes it\)"
         with pytest.raises(StoreLocked, match=f"^{who} is writing into {tmp_path}, and still was"):
-            WriteLock(tmp_path)
+            write_lock(tmp_path)
         said = capsys.readouterr().err.splitlines()
         assert len(said) == 1
         with pytest.raises(StoreLocked, match=who):
             raise StoreLocked(said[0])
         holder.send_signal(signal.SIGCONT)
         holder.communicate("done\n")
-    WriteLock(tmp_path).release()
+    write_lock(tmp_path).close()
 
 
 def test_the_features_of_a_video_are_not_waited_for_for_ever(tmp_path, impatient, capsys):
@@ -162,11 +162,11 @@ from featstore.encoders.toy import ToyEncoder
 featstore.ingest(sys.argv[1], sys.argv[2], "demo", encoder=ToyEncoder(), sampling=featstore.Sampling(4))
 """
     store_videos(cache, "demo", {"a": A})
-    held = WriteLock(cache / "demo")
+    held = write_lock(cache / "demo")
     with start_python(program, clips, cache, stderr=subprocess.PIPE) as ingesting:
         line = next(line for line in ingesting.stderr if "waiting for" in line)
         assert f"waiting for process {os.getpid()} (" in line
-        held.release()
+        held.close()
         ingesting.communicate()
     assert ingesting.returncode == 0
     assert len(FeatureStore(cache)["demo"]) == 4
@@ -188,7 +188,7 @@ def test_a_lock_file_can_be_read_by_those_alone_that_may_write_it(tmp_path, umas
 def test_a_lock_file_of_an_older_release_is_closed_to_readers(tmp_path):
     (tmp_path / WRITE_LOCK_FILE).touch(0o644)
     (tmp_path / WRITE_LOCK_FILE).chmod(0o644)
-    WriteLock(tmp_path).release()
+    write_lock(tmp_path).close()
     assert stat.S_IMODE((tmp_path / WRITE_LOCK_FILE).stat().st_mode) == 0o600
 
 

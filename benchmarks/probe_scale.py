@@ -64,8 +64,7 @@ def list_featstore(reader: Any) -> int:
     return sum(1 for _ in reader.entries())
 
 
-def skip_featstore(reader: Any, names: list[str]) -> int:
-    videos = [Video(name, video_path(name)) for name in names]
+def skip_featstore(reader: Any, videos: list[Video]) -> int:
     return len(make_plan(videos, reader.snapshot(), scale_spec()).stored)
 
 
@@ -82,9 +81,9 @@ def list_sqlite(reader: Any) -> int:
     return sum(1 for _ in reader.execute("SELECT id, tokens, dim FROM features"))
 
 
-def skip_sqlite(reader: Any, names: list[str]) -> int:
+def skip_sqlite(reader: Any, videos: list[Video]) -> int:
     there = {name for (name,) in reader.execute("SELECT id FROM features")}
-    return sum(name in there for name in names)
+    return sum(video.video_id in there for video in videos)
 
 
 def open_files(folder: Path) -> Any:
@@ -99,9 +98,9 @@ def list_files(reader: Any) -> int:
     return sum(1 for _ in os.scandir(reader))
 
 
-def skip_files(reader: Any, names: list[str]) -> int:
+def skip_files(reader: Any, videos: list[Video]) -> int:
     there = {entry.name for entry in os.scandir(reader)}
-    return sum(f"{name}.safetensors" in there for name in names)
+    return sum(f"{video.video_id}.safetensors" in there for video in videos)
 
 
 # Opens, looks up, lists all, and tells how many of the videos it is given are stored.
@@ -131,9 +130,9 @@ def probe(kind: str, folder: Path, count: int, picks: int) -> dict[str, Any]:
         raise SystemExit(f"{kind} lists other than {count} videos")
     listing = time.perf_counter() - begun
     after_all = anonymous_bytes()
-    names = [video_id(number) for number in range(count)]
+    videos = [Video(name, video_path(name)) for name in map(video_id, range(count))]
     begun = time.perf_counter()
-    if skipped(reader, names) != count:
+    if skipped(reader, videos) != count:
         raise SystemExit(f"{kind} knows other than {count} videos")
     return {
         "open_s": opening,

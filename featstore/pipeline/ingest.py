@@ -15,7 +15,6 @@ from featstore.pipeline.options import IngestOptions
 from featstore.pipeline.plan import decode_order, plan_ingest
 from featstore.pipeline.scheduler import Scheduler
 from featstore.pipeline.summary import IngestSummary
-from featstore.records.codecs import CODECS
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.describe import write_cache_meta
@@ -91,7 +90,6 @@ def ingest(
     spec = FeatureSpec(built.identity, sampling or Sampling(), DECODER, built.preprocessing)
     plan = plan_ingest(listing, cache_dir, dataset, spec, options, storage)
     record_room(spec, plan.storage)
-    _check_codec(plan.storage)
     summary = IngestSummary(
         dataset=dataset,
         spec=spec,
@@ -127,13 +125,6 @@ def ingest(
             summary.seconds = time.monotonic() - started
             write_cache_meta(cache_dir)
     return summary
-
-
-def _check_codec(storage: Storage) -> None:
-    if storage.codec not in CODECS:
-        raise ValueError(
-            f"no codec {storage.codec!r} is in this featstore; use one of {', '.join(CODECS)}"
-        )
 
 
 def _check_space(cache_dir: str | os.PathLike[str], need: int, options: IngestOptions) -> None:

@@ -456,6 +456,13 @@ def test_every_granularity_is_stored_and_shown(sample_clips, tmp_path, scale):
     assert [x.shape for x in features.scales] == list(row_scales(scale))
 
 
+@pytest.mark.parametrize("codec", ["raw", "lz4", "zstd", "planes"])
+def test_every_codec_is_taken_for_floats(sample_clips, tmp_path, codec):
+    done = ingest(sample_clips, tmp_path, "--limit", 1, "--quantize", "fp32", "--codec", codec)
+    assert (done.exit_code, done.stdout[:14]) == (0, "demo: 1 stored")
+    assert featstore.open(tmp_path)["demo"].feature_set.storage.codec == codec
+
+
 def row_scales(scale: str) -> tuple[tuple[int, int], ...]:
     return featstore.Storage("int8", scale).scale_shapes(24, 8)
 

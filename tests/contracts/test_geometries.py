@@ -45,6 +45,7 @@ OTHER_STORAGES = [
     Storage("int8", "token"),
     Storage("int8", "tensor"),
     Storage("fp16", codec="lz4"),
+    Storage("fp32", codec="planes"),
 ]
 STEPS = [
     *((name, storage) for name in GEOMETRIES for storage in STORAGES),

@@ -68,15 +68,19 @@ def test_the_drill_sees_features_and_rows_that_nobody_put(folder, tree):
     other = dataclasses.replace(put, stored=np.zeros_like(put.stored))
     journal = Journal({**tree.journal.puts, key: other}, tree.journal.failures)
     assert look(folder, Store("", tree.data, journal), tree.data) == Verdict.WRONG
-    other = dataclasses.replace(put, entry=dataclasses.replace(put.entry, frames=9))
+    other = dataclasses.replace(put, entry=put.entry._replace(frames=9))
     journal = Journal({**tree.journal.puts, key: other}, tree.journal.failures)
     assert look(folder, Store("", tree.data, journal), tree.data) == Verdict.WRONG_ROW
 
 
-def test_the_drill_sees_what_is_not_found(folder, tree):
+def test_the_drill_sees_what_is_not_found(folder, tree, monkeypatch):
+    """Also if the manifest counts it."""
     key, put = next(iter(tree.journal.puts.items()))
     gone = dataclasses.replace(put, video_id="never put")
     journal = Journal({**tree.journal.puts, (key[0], "never put"): gone}, tree.journal.failures)
+    assert look(folder, Store("", tree.data, journal), tree.data) == Verdict.WRONG_ROW
+    counted = tree.journal.counts()
+    monkeypatch.setattr(Journal, "counts", lambda journal: counted)
     assert look(folder, Store("", tree.data, journal), tree.data) == Verdict.MISSED
 
 

@@ -450,13 +450,6 @@ def test_a_video_that_fails_when_it_is_stored_again_keeps_what_is_stored(clips, 
     np.testing.assert_array_equal(featstore.get(cache, "demo", "blink").data, kept)
 
 
-def test_a_codec_that_is_not_there_is_refused_before_any_work(clips, cache):
-    storage = Storage("fp32", codec="planes")
-    with pytest.raises(ValueError, match=r"no codec 'planes' .* use one of raw, lz4, zstd"):
-        ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, storage=storage)
-    assert not cache.exists()
-
-
 def test_the_record_says_what_decoded_it(clips, cache):
     ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
     header = featstore.get(cache, "demo", "blink").header

@@ -172,7 +172,7 @@ def wave(
     rng: random.Random,
 ) -> None:
     """Let threads ask `each` questions apiece, and fork children that do so too while they are at it."""
-    stored = model._cached and model._source._stores
+    stored = model._source._stores
     seeds = [rng.randrange(1 << 30) for _ in range(threads + children * IN_A_CHILD)]
 
     def ask_in_threads(seeds: list[int], count: int) -> list[str]:

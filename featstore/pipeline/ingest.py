@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from featstore.decoding.video_file import DECODER, Video
+from featstore.decoding.video_file import Video, identity_of
 from featstore.errors import StoreFull
 from featstore.pipeline.listing import Listing, list_videos
 from featstore.pipeline.options import IngestOptions
@@ -89,7 +89,8 @@ def ingest(
     recipes = encoder if isinstance(encoder, list) else []
     built = encoder[0].build() if isinstance(encoder, list) else encoder
     granularity = scale if quantization == "int8" else "none"
-    spec = FeatureSpec(built.identity, sampling or Sampling(), DECODER, quantization, granularity)
+    decoder = identity_of(options.decoder)
+    spec = FeatureSpec(built.identity, sampling or Sampling(), decoder, quantization, granularity)
     plan = plan_ingest(listing, cache_dir, dataset, spec, options)
     summary = IngestSummary(
         dataset=dataset,

@@ -75,7 +75,9 @@ def reason(exc: BaseException) -> str:
 
     Raises MemoryError if it says that memory ran out.
     """
-    if isinstance(exc, MemoryError) or getattr(exc, "errno", 0) == errno.ENOMEM:
+    # EAGAIN: a thread finds no place.
+    out_of_memory = getattr(exc, "errno", 0) in (errno.ENOMEM, errno.EAGAIN)
+    if isinstance(exc, MemoryError) or out_of_memory:
         raise MemoryError from exc
     if isinstance(exc, av.error.InvalidDataError):
         return "it is not a video, or is damaged or cut short"

@@ -76,8 +76,13 @@ _MEANINGS = {
     "Invalid frame count": "it has no frames",
     "The size must exactly match": "it is too narrow, or changes its size",
 }
-# FFmpeg's -ENOMEM in a check that failed, and the words of C++ and of C for it.
-_OUT_OF_MEMORY = ("(-12 vs. 0)", "bad_alloc", "Cannot allocate memory")
+# FFmpeg's -ENOMEM in a check that failed, the words of C++ and of C for it, and a thread that finds no place.
+_OUT_OF_MEMORY = (
+    "(-12 vs. 0)",
+    "bad_alloc",
+    "Cannot allocate memory",
+    "Resource temporarily unavailable",
+)
 
 
 def _reason(exc: BaseException) -> str:

@@ -81,15 +81,18 @@ class ExactReader:
 
     def _decode_all(self, selection: FrameSelection) -> Clip:
         """Decode from the beginning; twice if packets did not tell how many frames come out."""
-        while True:
-            if self._count:
-                clip = selection.choose(self._count, self._rate, "pyav")
+        for _ in range(2):
+            clip = selection.choose(self._count, self._rate, "pyav") if self._count else None
             count = self._decode_once(selection)
-            if count == self._count:
+            if clip is not None and count == self._count:
                 return clip
             self._count = count
             if not count:
                 raise VideoError(f"{self._path} cannot be decoded: it has no frames", self._path)
+        raise VideoError(
+            f"{self._path} cannot be decoded: it gives another number of frames each time",
+            self._path,
+        )
 
     def _decode_once(self, selection: FrameSelection) -> int:
         """Give `selection` what it wants of the frames as they come out; return how many came."""

@@ -32,9 +32,15 @@ def open_file(path: str) -> av.container.InputContainer:
     """Open the file; what is in it is never taken for the address of another.
 
     Raises:
-        av.FFmpegError: if it is not a video, or of a format that names other files.
+        VideoError: if its format is one that names other files.
+        av.FFmpegError: if it cannot be read.
     """
-    return av.open(f"file:{path}", options={"format_whitelist": _FORMATS})
+    try:
+        return av.open(f"file:{path}", options={"format_whitelist": _FORMATS})
+    except av.error.ArgumentError as exc:  # that is not in the list
+        raise VideoError(
+            f"{path} is a playlist, or no video; a video must hold its own frames", path
+        ) from exc
 
 
 def video_stream(
@@ -81,8 +87,6 @@ def reason(exc: BaseException) -> str:
         raise MemoryError from exc
     if isinstance(exc, av.error.InvalidDataError):
         return "it is not a video, or is damaged or cut short"
-    if isinstance(exc, av.error.ArgumentError):  # the whitelist refused it
-        return "it is not a video, or a playlist of others"
     if isinstance(exc, UnicodeDecodeError):
         return "its metadata are not UTF-8"
     text = getattr(exc, "strerror", None) or str(exc)

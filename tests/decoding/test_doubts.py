@@ -111,8 +111,18 @@ def test_a_doubt_is_told_also_of_files_that_are_read_by_decord_on_request(folder
     assert (clip.decoder, clip.fallback, clip.doubt) == ("decord", "", "")
 
 
-def test_what_is_mirrored_is_doubted(tmp_path):
-    """decord turns it by 180 degrees."""
-    case = corpus.Case("mirrored.mp4", frames=4, width=128, matrix_shown=(-1, 0, 0, 1))
-    clip, _ = frames_of(corpus.write(case, tmp_path / case.name), "auto")
-    assert clip.doubt == "mirrored"
+@pytest.mark.parametrize(
+    ("name", "matrix", "doubt"),
+    [
+        ("mirrored.mp4", (-1, 0, 0, 1), "mirrored"),  # decord turns it by 180 degrees
+        ("mirrored.mkv", (-1, 0, 0, 1), "mirrored"),
+        ("turned.mkv", (0, 1, -1, 0), "turned"),  # and leaves this one as it is
+        ("turned.mov", (0, 1, -1, 0), ""),
+    ],
+)
+def test_what_decord_does_not_turn_as_the_file_says_is_doubted(tmp_path, name, matrix, doubt):
+    case = corpus.Case(name, frames=4, width=128, height=96, matrix_shown=matrix)
+    path = corpus.write(case, tmp_path / name)
+    clip, frames = frames_of(path, "auto")
+    assert clip.doubt == doubt
+    assert np.array_equal(frames, frames_of(path, "exact")[1]) == (not doubt)

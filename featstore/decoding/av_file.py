@@ -62,7 +62,8 @@ def video_stream(
         raise VideoError(f"{path} cannot be decoded: it has no video stream", path)
     if len(pictures) == len(found):
         raise VideoError(
-            f"{path} cannot be decoded: it has no video stream, only a cover picture", path
+            f"{path} cannot be decoded: it has no video stream, only a cover picture; leave it out",
+            path,
         )
     stream = container.streams.best("video")
     if not isinstance(stream, av.VideoStream) or stream.codec_context is None:

@@ -51,7 +51,10 @@ class ExactReader:
             except NotValidated:
                 return self._decode_all(selection)
         except (av.FFmpegError, EOFError, UnicodeDecodeError, MemoryError) as exc:
-            raise VideoError(f"{self._path} cannot be decoded: {reason(exc)}", self._path) from exc
+            raise VideoError(
+                f"{self._path} cannot be decoded: {reason(exc)}; copy it again, or leave it out",
+                self._path,
+            ) from exc
 
     def _seek(self, selection: FrameSelection) -> Clip:
         """Take the frames from where packets say that they are; NotValidated if that is not certain."""

@@ -15,7 +15,10 @@ from featstore.decoding import exact_decoder
 from featstore.decoding.exact_decoder import ExactReader
 from featstore.decoding.frame_selection import FrameSelection, NotValidated
 from featstore.decoding.video_file import DECODERS, decode, identity_of
+from featstore.encoders.toy import ToyEncoder
 from featstore.errors import VideoError
+from featstore.pipeline.ingest import ingest
+from featstore.pipeline.options import IngestOptions
 from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
 
@@ -269,6 +272,23 @@ def test_a_file_that_was_cut_short_is_refused(folder, name):
 def test_decoders_with_the_same_frames_share_an_identity():
     assert {identity_of(decoder) for decoder in ("auto", "av", "decord")} == {"decord-rgb24"}
     assert identity_of("exact") == "pyav-presentation"
+
+
+def test_an_ingest_of_exact_frames_is_a_feature_set_of_its_own(folder, tmp_path):
+    made = [
+        ingest(
+            [folder / name],
+            tmp_path / "cache",
+            "demo",
+            encoder=ToyEncoder(),
+            sampling=Sampling(4),
+            options=IngestOptions(decoder=decoder),
+        )
+        for name, decoder in (("h264.mp4", "auto"), ("h264.ts", "exact"))
+    ]
+    assert [summary.failures for summary in made] == [[], []]
+    assert [summary.decoders for summary in made] == [{"pyav": 1}, {"pyav": 1}]
+    assert [summary.spec.decoder for summary in made] == ["decord-rgb24", "pyav-presentation"]
 
 
 def take(path, decoder):

@@ -1,5 +1,7 @@
 """Compare what PyAV and decord make of video files: whole frames, byte for byte, in several samplings.
 
+`--exact` compares the frames that a player shows with decord's instead: on which files is decord wrong?
+
 Each decoder runs in a process of its own that is replaced when it hangs or dies.
 """
 
@@ -12,7 +14,7 @@ import sys
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -20,12 +22,14 @@ import xxhash
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's featstore
 
-from featstore.decoding.av_packets import NotValidated
-from featstore.decoding.frame_selection import FrameSelection
+from featstore.decoding.frame_selection import Clip, FrameSelection, NotValidated
 from featstore.errors import VideoError
 from featstore.fields import to_plain
 from featstore.preprocessing import ExactResize
 from featstore.sampling import Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SAMPLINGS = (Sampling(1), Sampling(4), Sampling(16), Sampling(128), Sampling(32, "fps", 3.0))
 TIMEOUT = 60.0  # seconds a file may take
@@ -52,18 +56,18 @@ class WholeFrames(FrameSelection):
 
 def read(decoder: str, path: str, sampling: Sampling) -> dict[str, Any]:
     """Return frames, rate and digests that `decoder` finds, or its reason for finding none."""
-    from featstore.decoding import av_decoder, decord_decoder
+    from featstore.decoding import av_decoder, decord_decoder, exact_decoder
 
     frames = WholeFrames(path, sampling)
+    readers: dict[str, Callable[[FrameSelection], Clip]] = {
+        "av": av_decoder.AvReader(path).read,
+        "exact": exact_decoder.ExactReader(path).read,
+        "decord": partial(decord_decoder.read, path),
+    }
     try:
-        reader = (
-            av_decoder.AvReader(path).read
-            if decoder == "av"
-            else partial(decord_decoder.read, path)
-        )
-        clip = reader(frames)
+        clip = readers[decoder](frames)
     except NotValidated as exc:
-        return {"uncertain": str(exc)}
+        return {"uncertain": str(exc), "doubt": exc.doubt}
     except VideoError as exc:
         return {"error": str(exc)}
     return {"total": clip.total_frames, "fps": clip.fps, "frames": list(frames.digests.items())}
@@ -129,20 +133,23 @@ def verdict(av: dict[str, Any], decord: dict[str, Any]) -> str:
 
 @click.command()
 @click.argument("paths", nargs=-1, type=click.Path(exists=True, path_type=Path))
-@click.option("--serve", "decoder", type=click.Choice(["av", "decord"]), hidden=True)
-def main(paths: tuple[Path, ...], decoder: str | None) -> None:
+@click.option("--serve", "decoder", type=click.Choice(["av", "exact", "decord"]), hidden=True)
+@click.option("--exact", is_flag=True, help="Compare the frames that a player shows with decord's.")
+def main(paths: tuple[Path, ...], decoder: str | None, *, exact: bool) -> None:
     """Compare the decoders on files and folders; exit code 1 where any frame differs."""
     if decoder:
         serve(decoder)
         return
     files = [f for path in paths for f in (sorted(path.iterdir()) if path.is_dir() else [path])]
     counts: Counter[str] = Counter()
-    readers = Reader("av"), Reader("decord")
+    readers = Reader("exact" if exact else "av"), Reader("decord")
     for file in files:
         answers = [reader.ask(file, SAMPLINGS) for reader in readers]
         found = [verdict(av, decord) for av, decord in zip(*answers, strict=True)]
         counts.update(found)
-        why = {answer["uncertain"] for answer in answers[0] if "uncertain" in answer}
+        why = {
+            answer["doubt"] or answer["uncertain"] for answer in answers[0] if "uncertain" in answer
+        }
         click.echo(
             f"{file.name}: {', '.join(dict.fromkeys(found))} {'; '.join(sorted(why))}".rstrip()
         )

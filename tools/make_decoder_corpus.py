@@ -35,8 +35,9 @@ X265_QUIET = "log-level=none:pools=1:frame-threads=1"
 class Case:
     """One file of the corpus.
 
-    clock: ticks a second. ticks: index of a frame -> its time. matrix, color_range: numbers as FFmpeg has them. patch:
-    what is done to the finished bytes. certain: whether the faster decoder takes it.
+    clock: ticks a second. ticks: index of a frame -> its time. matrix, color_range: numbers as FFmpeg has them.
+    matrix_shown: the first two rows of the display matrix. patch: what is done to the finished bytes. certain: whether
+    the faster decoder takes it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Case:
     matrix: int | None = None
     color_range: int | None = None
     rotation: int = 0
+    matrix_shown: tuple[int, int, int, int] | None = None
     clock: int = TICKS
     ticks: Callable[[int], int] = lambda index: index * 3_600
     patch: Callable[[bytes], bytes] = lambda data: data
@@ -102,6 +104,9 @@ def write(case: Case, path: Path) -> Path:
             stream.codec_context.color_range = case.color_range
         if case.rotation:
             stream.set_display_rotation(case.rotation)
+        if case.matrix_shown:
+            a, b, c, d = (value << 16 for value in case.matrix_shown)
+            stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
         for index in range(case.frames):
             picture = draw(index, case.width, case.height)
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
@@ -115,6 +120,24 @@ def write(case: Case, path: Path) -> Path:
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     path.write_bytes(case.patch(path.read_bytes()))
+    return path
+
+
+def write_song(path: Path) -> Path:
+    """Write an MP3 with a cover picture to `path` and return it."""
+    with av.open(str(path), "w", options={"id3v2_version": "3"}) as container:
+        sound = container.add_stream("libmp3lame", rate=44_100)
+        cover = container.add_stream("png")
+        cover.width, cover.height, cover.pix_fmt = 96, 64, "rgb24"
+        cover.disposition = av.stream.Disposition.attached_pic
+        picture = av.VideoFrame.from_ndarray(draw(0, 96, 64), format="rgb24")
+        container.mux(cover.encode(picture))
+        for start in range(0, 1_152 * 20, 1_152):
+            samples = np.zeros((2, 1_152), np.float32)
+            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="stereo")
+            frame.sample_rate, frame.pts = 44_100, start
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode())
     return path
 
 
@@ -189,6 +212,21 @@ def small_corpus() -> Iterator[Case]:
     yield Case("h264.mov")
     yield Case("h264.ts", certain=False)
     yield Case("h264_fragments.mp4", muxer={"movflags": "frag_keyframe+empty_moov"})
+    yield Case(
+        "h264_close_keys.mp4",
+        options={
+            "preset": "medium",
+            "x264-params": "keyint=3:min-keyint=1:bframes=5:b-adapt=0:mbtree=0",
+        },
+        muxer={"movflags": "frag_keyframe+empty_moov"},
+        certain=False,
+    )
+    yield Case(
+        "h264_false_keys.mkv",
+        bframes=0,
+        options={"x264-params": "keyint=50:min-keyint=40:scenecut=400:ref=1"},
+        certain=False,
+    )
     yield Case("h264_five_frames.mp4", frames=5)
     yield Case("h264_one_frame.mp4", frames=1)
     yield Case("h264_starts_late.mp4", ticks=lambda i: 450_000 + i * 3_600)
@@ -200,6 +238,7 @@ def small_corpus() -> Iterator[Case]:
     yield Case("h264_odd_size.mp4", width=97, height=63, pix_fmt="yuv444p")
     yield Case("h264_cropped.mp4", width=102, height=58)
     yield Case("h264_tiny.mp4", width=16, height=16, certain=False)
+    yield Case("h264_narrow.mp4", width=72, certain=False)
     yield Case("h264_rotated_90.mp4", rotation=90, certain=False)
     yield Case("h264_rotated_180.mp4", rotation=180, certain=False)
     yield Case("h264_rotated_270.mp4", rotation=-90, certain=False)
@@ -237,9 +276,17 @@ def small_corpus() -> Iterator[Case]:
     frame_clock = {"clock": 25, "ticks": lambda i: i}
     yield Case("mpeg4.mp4", "mpeg4", **frame_clock, certain=False)
     yield Case("mpeg2.mp4", "mpeg2video", **frame_clock, certain=False)
+    yield Case("mpeg4.avi", "mpeg4", bframes=0, **frame_clock, certain=False)
+    yield Case("mpeg4_b.avi", "mpeg4", **frame_clock, certain=False)
+    yield Case("mpeg2.mpg", "mpeg2video", **frame_clock, certain=False)
+    yield Case("mpeg2.mxf", "mpeg2video", **frame_clock, certain=False)
+    yield Case("wmv2.wmv", "wmv2", bframes=0, **frame_clock, certain=False)
+    yield Case("h264.flv", certain=False)
+    yield Case("h264_no_b.ts", bframes=0, certain=False)
+    yield Case("h264_no_b.avi", bframes=0, **frame_clock, certain=False)
     yield Case("mjpeg.avi", "mjpeg", pix_fmt="yuvj420p", **frame_clock, certain=False)
     yield Case("h264_cut.mp4", muxer=fast, patch=cut(0.6), certain=False)
-    yield Case("h264_cut_in_header.mp4", muxer=fast, patch=cut(0.02), certain=False)
+    yield Case("h264_cut_in_header.mp4", muxer=fast, patch=cut(0.02))
     yield Case("h264_no_index.mp4", patch=cut(0.8), certain=False)
     yield Case("h264_cut.mkv", patch=cut(0.6))
     yield Case("h264_flipped.mp4", muxer=fast, patch=flip(0.25), certain=False)

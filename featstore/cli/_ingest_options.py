@@ -138,11 +138,12 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option(
         "--decoder",
-        type=click.Choice(["auto", "av", "decord"]),
+        type=click.Choice(["auto", "av", "decord", "exact"]),
         default=defaults.DECODER,
-        help="Library that reads the files; the frames are the same bytes. auto is PyAV, which is faster, for files "
-        "whose frames are certain to be the same, and decord for all others; av is only PyAV, which also reads AV1; "
-        "decord is only decord.",
+        help="Library that reads the files. The frames of the first three are the same bytes: auto is PyAV, which is "
+        "faster, for files whose frames are certain to be the same, and decord for all others; av is only PyAV, which "
+        "also reads AV1; decord is only decord. exact takes the frames that a player shows, of any file that PyAV "
+        "reads, which makes another feature set; decord miscounts some kinds of files.",
     ),
     click.option("--limit", type=click.IntRange(1), help="Maximum number of videos to ingest."),
     click.option("--retry-failed", is_flag=True, help="Try the videos that failed before again."),

@@ -1,158 +1,175 @@
-"""The packets of a video stream as decord counts frames: one a packet, sorted by the time it is shown.
+"""The packets of a video stream, read without decoding them: when each frame is shown, and where decoding can begin.
 
-decord finds a frame by seeking to the key frame before it and counting on. That is right only if every packet gives
-one frame, and every key frame has the same place in decoding order and in presentation order.
+decord counts frames as packets, one each, sorted by the time they are shown, and finds one by seeking to the key frame
+before it and counting on. `check_counted` says whether that is right. `check_seekable` says whether seeking finds the
+frames at all: whether the order in which they are shown is known from the packets.
 """
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from featstore.decoding.frame_selection import NotRepeatable, NotValidated
+from featstore.decoding.frame_units import Units, Use
 from featstore.system.forks import cached_property
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     import av
+    from numpy.typing import NDArray
 
-
-_H264_SLICES = range(1, 6)
-_HEVC_SLICES = range(32)
-_HEVC_LAST_UNREFERENCED = 14  # even kinds up to it: TRAIL_N, TSA_N, ..., RSV_VCL_N14
-
-
-class NotValidated(Exception):
-    """What is odd about a file: it was not verified that both decoders read such a file alike."""
-
-
-class Use(Enum):
-    """What other frames do with a frame; LAYERED: it is above the lowest temporal layer of an HEVC stream."""
-
-    REFERENCED = 0
-    UNREFERENCED = 1
-    LAYERED = 2
-
-
-@dataclass(frozen=True)
-class Units:
-    """The NAL units in the packets of an H.264 or HEVC stream: whether other frames are built on a packet's frame.
-
-    A unit is its length, big-endian, and that many bytes, of which the first or the first two tell its kind.
-    length_bytes: of that length; 0 if packets cannot be read, and all count as referenced.
-    """
-
-    codec: str
-    length_bytes: int
-
-    @classmethod
-    def of(cls, codec: str, record: bytes) -> Units:
-        """Read the decoder's configuration record, `avcC` or `hvcC`."""
-        place = {"h264": 4, "hevc": 21}.get(codec, len(record))
-        readable = len(record) > place and record[0] == 1
-        return cls(codec, (record[place] & 3) + 1 if readable else 0)
-
-    def use(self, packet: av.Packet[Any]) -> Use:
-        """Return what becomes of the packet's frame; REFERENCED if that is not certain."""
-        slices = set(self._slices(packet))
-        if Use.LAYERED in slices:
-            return Use.LAYERED
-        return Use.UNREFERENCED if slices == {Use.UNREFERENCED} else Use.REFERENCED
-
-    def _slices(self, packet: av.Packet[Any]) -> Iterator[Use]:
-        if not self.length_bytes:
-            return
-        data, place = memoryview(packet), 0
-        while place + self.length_bytes + 2 <= len(data):
-            begin = place + self.length_bytes
-            if use := self._use(data[begin], data[begin + 1]):
-                yield use
-            place = begin + int.from_bytes(data[place:begin], "big")
-
-    def _use(self, first: int, second: int) -> Use | None:
-        """Return what the first two bytes of a unit say; None if it is not a slice."""
-        if self.codec == "h264":
-            if first & 31 not in _H264_SLICES:
-                return None
-            return Use.REFERENCED if first & 0x60 else Use.UNREFERENCED  # nal_ref_idc
-        kind = first >> 1 & 63
-        if kind not in _HEVC_SLICES:
-            return None
-        if second & 7 != 1:  # nuh_temporal_id_plus1
-            return Use.LAYERED
-        unreferenced = kind <= _HEVC_LAST_UNREFERENCED and kind % 2 == 0
-        return Use.UNREFERENCED if unreferenced else Use.REFERENCED
+NO_TIME = -(1 << 63)
+# Beside the bits of `Use`.
+KEY, DISCARDED, CUT_SHORT = 32, 64, 128
 
 
 @dataclass(frozen=True)
 class PacketTable:
-    """A stream's frames in the order they are shown.
+    """A stream's packets in the order they are stored and decoded, in arrays: an hour has a hundred thousand.
 
-    pts: their times in the stream's clock, ascending. keys: indices of the key frames, ascending, the first one 0.
-    reordered: how many frames the decoder must hold back to show all in order. unreferenced: times of the frames that
-    no other is built on.
+    pts, dts: when the frame is shown and decoded, in the stream's clock; NO_TIME if nothing says. sizes: in bytes.
+    flags: of `Use`, KEY, DISCARDED (an edit list hides the frame) and CUT_SHORT.
     """
 
-    pts: list[int]
-    keys: list[int]
-    reordered: int
-    unreferenced: frozenset[int]
+    pts: NDArray[np.int64]
+    dts: NDArray[np.int64]
+    sizes: NDArray[np.int32]
+    flags: NDArray[np.uint8]
 
     @classmethod
     def read(cls, packets: Iterable[av.Packet[Any]], units: Units) -> PacketTable:
-        """Run through a stream's packets; NotValidated if counting them may not find the frames."""
-        times: list[int] = []
-        keys: list[int] = []
-        uses: list[Use] = []
+        """Run through a stream's packets."""
+        pts, dts, sizes, flags = array("q"), array("q"), array("i"), array("B")
         for packet in packets:
             if packet.dts is None and packet.size == 0:
                 continue  # not of the stream: PyAV's mark of its end
-            if packet.is_keyframe:
-                keys.append(len(times))
-            times.append(_checked_time(packet))
-            uses.append(units.use(packet))
-        pts = _ascending(times, keys)
-        shown = {time: index for index, time in enumerate(pts)}
-        early = [place - shown[time] for place, time in enumerate(times)]
-        return cls(pts, keys, max(early), _unreferenced(times, uses, early))
+            pts.append(NO_TIME if packet.pts is None else packet.pts)
+            dts.append(NO_TIME if packet.dts is None else packet.dts)
+            sizes.append(packet.size)
+            flags.append(
+                units.use(packet)
+                | KEY * packet.is_keyframe
+                | DISCARDED * packet.is_discard
+                | CUT_SHORT * packet.is_corrupt
+            )
+        return cls(
+            np.frombuffer(pts, np.int64) if pts else np.zeros(0, np.int64),
+            np.frombuffer(dts, np.int64) if dts else np.zeros(0, np.int64),
+            np.frombuffer(sizes, np.int32) if sizes else np.zeros(0, np.int32),
+            np.frombuffer(flags, np.uint8) if flags else np.zeros(0, np.uint8),
+        )
+
+    def having(self, bits: int) -> NDArray[np.int64]:
+        """Return the places of the packets that have one of the flags."""
+        return np.flatnonzero(self.flags & bits)
 
     @cached_property
-    def index(self) -> dict[int, int]:
-        """Return the indices of the frames by their times."""
-        return {time: index for index, time in enumerate(self.pts)}
+    def order(self) -> NDArray[np.int64]:
+        """Return the places of the packets whose frames are shown, in the order they are shown."""
+        shown = np.flatnonzero(self.flags & (Use.HIDDEN | DISCARDED) == 0)
+        return shown[np.argsort(self.pts[shown], kind="stable")]
+
+    @cached_property
+    def shown_at(self) -> NDArray[np.int64]:
+        """Return the times at which frames are shown, ascending."""
+        return self.pts[self.order]
+
+    @cached_property
+    def early(self) -> NDArray[np.int64]:
+        """Return how much sooner each shown frame is shown than decoded, in frames, in the order they are shown."""
+        rank = np.empty(len(self.order), np.int64)
+        rank[np.argsort(self.order)] = np.arange(len(self.order))
+        return rank - np.arange(len(self.order))
+
+    @property
+    def reordered(self) -> int:
+        """Return how many frames the decoder must hold back to show all in order."""
+        return int(self.early.max(initial=0))
+
+    @cached_property
+    def unreferenced(self) -> NDArray[np.bool_]:
+        """Return for each packet whether its frame may be left out.
+
+        None in HEVC with temporal layers: there the upper ones may be built on a frame that its own layer does without.
+        """
+        if len(self.having(Use.LAYERED)):
+            return np.zeros(len(self.flags), np.bool_)
+        return (self.flags & Use.UNREFERENCED).astype(np.bool_)
+
+    def index_of(self, pts: int | None) -> int:
+        """Return which frame is shown at that time; -1 if none is."""
+        if pts is None:
+            return -1
+        place = int(np.searchsorted(self.shown_at, pts))
+        return place if place < len(self.shown_at) and self.shown_at[place] == pts else -1
 
 
-def _checked_time(packet: av.Packet[Any]) -> int:
-    if packet.pts is None:
-        raise NotValidated("a frame has no time")
-    if packet.is_corrupt:
-        raise NotValidated("a frame is cut short")
-    if packet.is_discard:
-        raise NotValidated("an edit list leaves out frames")
-    return packet.pts
+def check_timed(table: PacketTable) -> None:
+    """Raise NotValidated unless each shown frame has a time of its own and is whole."""
+    if not len(table.order):
+        raise NotValidated("it has no frames", "no frames")
+    if np.any(table.pts == NO_TIME):
+        raise NotRepeatable("a frame has no time", "frames without a time")
+    if len(table.having(CUT_SHORT)):
+        raise NotValidated("a frame is cut short", "damage")
+    if np.any(np.diff(table.shown_at) == 0):
+        raise NotValidated("two frames have one time", "two frames at one time")
 
 
-def _ascending(times: list[int], keys: list[int]) -> list[int]:
-    """Return the times sorted, having checked that every key frame keeps its place."""
-    pts = sorted(times)
-    if not keys or keys[0] != 0:
-        raise NotValidated("it does not begin with a key frame")
-    if len(set(pts)) < len(pts):
-        raise NotValidated("two frames have one time")
-    if any(pts[key] != times[key] for key in keys):
-        raise NotValidated("a key frame comes before frames that are shown earlier (open GOP)")
-    return pts
+def check_counted(table: PacketTable, reorder_depth: int) -> None:
+    """Raise NotValidated unless counting packets on from a key frame finds the frames."""
+    if len(table.having(DISCARDED)):
+        raise NotValidated("an edit list leaves out frames", "edit list")
+    if len(table.having(Use.HIDDEN)):
+        raise NotValidated("some of its packets hold no frame that is shown", "alt-ref frames")
+    check_timed(table)
+    keys = table.having(KEY)
+    if not len(keys) or keys[0] != 0:
+        raise NotValidated("it does not begin with a key frame", "no key frame at the start")
+    if np.any(table.shown_at[keys] != table.pts[keys]):
+        raise NotValidated(
+            "a key frame comes before frames that are shown earlier (open GOP)", "open GOP"
+        )
+    if np.any(table.early[table.unreferenced[table.order]] < 0):
+        raise NotValidated(
+            "a frame that no other needs comes before frames that are shown earlier",
+            "frames out of order",
+        )
+    _check_depth(table, reorder_depth)
 
 
-def _unreferenced(times: list[int], uses: list[Use], early: list[int]) -> frozenset[int]:
-    """Return the times of frames to leave out; early: how much sooner each is shown than decoded, in frames.
+def check_close_keys(table: PacketTable) -> None:
+    """Raise NotValidated if decord's seek misses key frames in a container whose index has the times of decoding.
 
-    None in HEVC with temporal layers: there the upper ones may be built on a frame that its own layer does without.
+    It finds the last key frame that is decoded by the time at which the wanted one is shown. The index starts at 0,
+    also if an edit list moves what is decoded before that.
     """
-    if Use.LAYERED in uses:
-        return frozenset()
-    found = [place for place, use in enumerate(uses) if use is Use.UNREFERENCED]
-    if any(early[place] < 0 for place in found):
-        raise NotValidated("a frame that no other needs comes before frames that are shown earlier")
-    return frozenset(times[place] for place in found)
+    keys = table.having(KEY)
+    decoded = table.dts[keys] - min(int(table.dts[0]), 0)
+    if np.any(decoded[1:] <= table.pts[keys[:-1]]):
+        raise NotValidated(
+            "a key frame is decoded before the one before it is shown", "key frames too close"
+        )
+
+
+def check_seekable(table: PacketTable, reorder_depth: int) -> None:
+    """Raise NotValidated unless decoding from an entry gives the frames that decoding it all would give there."""
+    check_timed(table)
+    if not table.flags[0] & Use.ENTRY or np.any(table.shown_at < table.pts[0]):
+        raise NotValidated("decoding cannot begin with its first frame")
+    if len(table.having(Use.BROKEN)) or np.any(table.sizes == 0):
+        raise NotValidated("it was joined of several streams")
+    _check_depth(table, reorder_depth)
+
+
+def _check_depth(table: PacketTable, reorder_depth: int) -> None:
+    if table.reordered > reorder_depth:
+        raise NotValidated(
+            f"its frames are {table.reordered} places out of order, and it says less",
+            "frames out of order",
+        )

@@ -38,7 +38,9 @@ def read(path: str, selection: FrameSelection) -> Clip:
 
 def _decode(reader: Any, selection: FrameSelection) -> None:
     wanted = selection.wanted
-    height, width = reader[wanted[0]].shape[:2]
+    height, width, colors = reader[wanted[0]].shape
+    if colors != 3:  # it takes the padding of narrow lines for colors
+        raise ValueError(f"decord cannot read frames that are {width} pixels wide")
     step = max(1, BATCH_BYTES // (height * width * 3))
     for start in range(0, len(wanted), step):
         batch = wanted[start : start + step]
@@ -67,15 +69,20 @@ _MEANINGS = {
     "Cannot create buffer source": "it states no size or no pixel format",
     "Error sending packet": "a frame is damaged",
     "Error decoding frame": "a frame is damaged",
-    "Unable to handle EOF": "its last frames are missing",
+    "Unable to handle EOF": "decord does not reach its last frames",
     "Error seeking keyframe": "it has no key frame to begin with",
     "Failed to seek": "a frame cannot be reached",
-    "Failed to measure duration": "it states no length and has no frames",
+    "Failed to measure duration": "it states no length",
     "Invalid frame count": "it has no frames",
     "The size must exactly match": "it is too narrow, or changes its size",
 }
-# FFmpeg's -ENOMEM in a check that failed, and the words of C++ and of C for it.
-_OUT_OF_MEMORY = ("(-12 vs. 0)", "bad_alloc", "Cannot allocate memory")
+# FFmpeg's -ENOMEM in a check that failed, the words of C++ and of C for it, and a thread that finds no place.
+_OUT_OF_MEMORY = (
+    "(-12 vs. 0)",
+    "bad_alloc",
+    "Cannot allocate memory",
+    "Resource temporarily unavailable",
+)
 
 
 def _reason(exc: BaseException) -> str:
@@ -84,7 +91,7 @@ def _reason(exc: BaseException) -> str:
     Raises MemoryError if it says that memory ran out.
     """
     text = " ".join(line.strip() for line in str(exc).splitlines()[:3])
-    if any(words in text for words in _OUT_OF_MEMORY):
+    if isinstance(exc, MemoryError) or any(words in text for words in _OUT_OF_MEMORY):
         raise MemoryError from exc
     for words, meaning in _MEANINGS.items():
         if words in text:

@@ -1,4 +1,4 @@
-"""What a decoder is told: which frames of a clip are wanted, and where each of them goes."""
+"""What a decoder is told, which frames of a clip are wanted and where each of them goes, and what it answers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ class Clip:
     """What a decoder reports of a video, and what was taken of it.
 
     Args:
-        total_frames: number of frames.
-        fps: frames per second.
+        total_frames: number of frames of the video.
+        fps: frames per second of it.
         indices: of the frames that were taken.
-        decoder: what decoded them.
-        doubt: why the frames may not be those asked for; empty if they are.
+        decoder: what read them, `pyav` or `decord`.
+        fallback: why `auto` left the file to decord, as a clause; empty if it did not.
+        doubt: a short name of what makes decord give other frames than those asked for, or might; empty if the frames
+            are those asked for.
         size: (height, width) of the prepared frames.
     """
 
@@ -32,8 +34,28 @@ class Clip:
     fps: float
     indices: list[int]
     decoder: str = "decord"
+    fallback: str = ""
     doubt: str = ""
     size: tuple[int, int] = (0, 0)
+
+
+class NotValidated(Exception):
+    """What is odd about a file: it was not verified that both decoders read such a file alike.
+
+    Args:
+        found: what is odd, as a clause.
+        doubt: a short name for it if decord is known to give other frames than those asked for, or if nobody compared;
+            empty if decord's frames are right, and only PyAV's were not compared with them.
+    """
+
+    def __init__(self, found: str, doubt: str = "") -> None:
+        """Keep the name of the doubt beside the clause."""
+        super().__init__(found)
+        self.doubt = doubt
+
+
+class NotRepeatable(NotValidated):
+    """decord gives other frames of such a file from one run to the next."""
 
 
 class FrameSelection:

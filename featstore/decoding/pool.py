@@ -184,7 +184,8 @@ class DecoderPool:
         assert worker.video is not None
         end = worker.process.describe_end(self._log)
         self._log.seek(worker.log_place)
-        if b"bad_alloc" in self._log.read():
+        said = self._log.read()
+        if b"bad_alloc" in said or b"cannot allocate memory" in said.lower():
             return self._out_of_memory(worker)
         if "SIGKILL" in end:
             return f"{worker.video.path}: the decoder was killed from outside, as a system does that has no memory left"

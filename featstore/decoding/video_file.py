@@ -1,8 +1,11 @@
 """A video file: its id, its fingerprint, and its frames as RGB, 8 bit, resized and cropped.
 
-decord defines what the frames of a file are. PyAV reads most files in half the time and gives the same bytes; if that
-is not certain, decord reads them. A decoder can hang for good while holding the interpreter lock, so callers that must
-not hang run `decode` in a process they can kill.
+There are two answers to what the frames of a file are. decord's is that of the original models; PyAV reads most files
+in half the time and gives the same bytes, and if that is not certain, decord reads them. For some kinds of files decord
+gives other frames than those asked for; the decoder `exact` takes those that a player shows.
+
+A decoder can hang for good while holding the interpreter lock, so callers that must not hang run `decode` in a process
+they can kill.
 """
 
 from __future__ import annotations
@@ -16,8 +19,12 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from featstore import defaults
-from featstore.decoding.av_packets import NotValidated
-from featstore.decoding.frame_selection import Clip, FrameSelection
+from featstore.decoding.frame_selection import (
+    Clip,
+    FrameSelection,
+    NotRepeatable,
+    NotValidated,
+)
 from featstore.errors import VideoError
 from featstore.records.header import SourceFingerprint
 
@@ -28,10 +35,16 @@ if TYPE_CHECKING:
     from featstore.preprocessing import Preprocessing
     from featstore.sampling import Sampling
 
-DECODER = (
-    "decord-rgb24"  # the identity in a spec; decoders whose frames are the same bytes share it
-)
-DECODERS = ("auto", "av", "decord")
+# What stands for a decoder in a spec; decoders whose frames are the same bytes share it.
+DECODER = "decord-rgb24"
+_IDENTITIES = {
+    "auto": DECODER,
+    "av": DECODER,
+    "decord": DECODER,
+    "exact": "pyav-presentation",
+}
+DECODERS = tuple(_IDENTITIES)
+_TRY_EXACT = "use --decoder exact, which takes the frames that a player shows"
 _HASH_BLOCK_BYTES = 4 << 20
 # The start of files that make FFmpeg open others: an HLS playlist and a script for its concat demuxer.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat")
@@ -66,13 +79,15 @@ def decode(
         out: contiguous uint8, nframe * frame_bytes(pre) bytes or more; `len(clip.indices)` frames of `clip.size` are
             written one after the other, repeated if the clip is shorter than nframe.
         decoder: `auto` reads through PyAV what is certain to give decord's bytes, and AV1, which decord cannot read,
-            and everything else through decord; `av` and `decord` use only that one.
+            and everything else through decord; `av` and `decord` use only that one. `exact` takes the frames that a
+            player shows, through PyAV.
 
     Returns:
-        The clip, with the indices of the frames, their size and the decoder that read them.
+        The clip: the indices of the frames, their size, the decoder that read them, and any doubt that they are those
+        asked for.
 
     Raises:
-        VideoError: if no frame can be decoded; it says why.
+        VideoError: if no frame can be decoded, or decord gives others each time; it says why.
         MemoryError: if memory runs out.
     """
     check_is_file(path)
@@ -82,22 +97,48 @@ def decode(
 
 
 def _read(path: str, selection: FrameSelection, decoder: str) -> Clip:
+    from featstore.decoding.exact_decoder import ExactReader
+
+    if decoder == "exact":
+        return ExactReader(path).read(selection)
+    return _decode_like_decord(path, selection, decoder)
+
+
+def _decode_like_decord(path: str, selection: FrameSelection, decoder: str) -> Clip:
     from featstore.decoding import av_decoder, decord_decoder
 
-    if decoder == "decord":
-        return decord_decoder.read(path, selection)
     reader = av_decoder.AvReader(path)
+    why = NotValidated("")
     try:
-        return reader.read(selection)
+        if decoder != "decord":
+            return reader.read(selection)
+        reader.examine()
     except NotValidated as exc:
-        if reader.codec in av_decoder.PYAV_ONLY:
-            raise VideoError(f"{path} cannot be decoded: {exc}", path) from exc
-        if decoder == "av":
-            raise VideoError(
-                f"{path} is not read by PyAV: {exc}, so decord may give other frames; take --decoder auto",
-                path,
-            ) from exc
-    return decord_decoder.read(path, selection)
+        why = exc
+    if decoder != "decord" and reader.codec in av_decoder.PYAV_ONLY:
+        raise VideoError(f"{path} cannot be decoded: {why}; {_TRY_EXACT}", path) from why
+    if decoder == "av":
+        raise VideoError(
+            f"{path} is not read by PyAV: {why}, so decord may give other frames; take --decoder auto",
+            path,
+        ) from why
+    if decoder == "auto" and isinstance(why, NotRepeatable):
+        raise VideoError(
+            f"{path}: {why}, and decord gives other frames of such a file from one run to the next; {_TRY_EXACT}",
+            path,
+        ) from why
+    try:
+        clip = decord_decoder.read(path, selection)
+    except VideoError as exc:
+        if reader.frames and why.doubt != "damage":  # to PyAV it is a sound video
+            raise VideoError(f"{exc}; {_TRY_EXACT}", path) from exc
+        raise
+    return replace(clip, fallback=str(why) if decoder == "auto" else "", doubt=why.doubt)
+
+
+def identity_of(decoder: str) -> str:
+    """Return what stands in a spec for one of `DECODERS`."""
+    return _IDENTITIES[decoder]
 
 
 def fingerprint(path: str) -> SourceFingerprint:

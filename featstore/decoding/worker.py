@@ -92,12 +92,18 @@ def answer(task: DecodeTask, setup: DecodeSetup) -> DecodeResult:
     except VideoError as exc:
         return DecodeResult(task, seconds(), error=str(exc))
     except Exception as exc:  # whatever a decoder raises ends this video, not the run
-        unmapped = isinstance(exc, ImportError) and not isinstance(exc, ModuleNotFoundError)
-        if isinstance(exc, MemoryError) or unmapped:  # a part of a library that does not fit
+        if isinstance(exc, MemoryError) or _is_unmapped(exc):
             return DecodeResult(task, seconds(), out_of_memory=True)
         error = f"{path} cannot be decoded: {type(exc).__name__}: {exc}"
         return DecodeResult(task, seconds(), error=error)
     return DecodeResult(task, seconds(), clip, source)
+
+
+def _is_unmapped(exc: Exception) -> bool:
+    """Return whether a library was found, and does not fit into memory; for some of them, the loader says OSError."""
+    if isinstance(exc, OSError):
+        return " map " in str(exc)
+    return isinstance(exc, ImportError) and not isinstance(exc, ModuleNotFoundError)
 
 
 def _limit_memory(size: int) -> None:

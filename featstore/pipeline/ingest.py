@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from featstore.decoding.video_file import DECODER, Video
+from featstore.decoding.video_file import Video, identity_of
 from featstore.errors import StoreFull
 from featstore.pipeline.listing import Listing, list_videos
 from featstore.pipeline.make_record import record_room
@@ -87,7 +87,8 @@ def ingest(
     listing = videos if isinstance(videos, Listing) else list_videos(videos)
     recipes = encoder if isinstance(encoder, list) else []
     built = encoder[0].build() if isinstance(encoder, list) else encoder
-    spec = FeatureSpec(built.identity, sampling or Sampling(), DECODER, built.preprocessing)
+    decoder = identity_of(options.decoder)
+    spec = FeatureSpec(built.identity, sampling or Sampling(), decoder, built.preprocessing)
     plan = plan_ingest(listing, cache_dir, dataset, spec, options, storage)
     record_room(spec, plan.storage)
     summary = IngestSummary(

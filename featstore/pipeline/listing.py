@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import PurePath
 
-_NAMES = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv ts webm wmv"
+_NAMES = (
+    "264 265 3g2 3gp asf avi divx dv f4v flv gif h264 h265 hevc ivf m2ts m2v m4v mjpeg mjpg mkv mov mp4 mpe mpeg mpg "
+    "mts mxf nut ogm ogv rm rmvb ts vob webm wmv y4m"
+)
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
 MAX_MANIFEST_BYTES = 256 << 20  # a million videos take some 100 MB
+
+
+# Also as a `Path` has it, with one slash; a drive of Windows has one letter.
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,3}")
 
 
 class Listing(list[Video]):
@@ -39,13 +47,13 @@ def name_video(path: PurePath) -> str:
 def list_videos(places: Iterable[str | os.PathLike[str] | Video]) -> Listing:
     """Return the videos in folders and files; those of a folder are named by their path in it, without the suffix.
 
-    Links to folders are not followed.
+    Links to folders are followed, except back to a folder that they are in.
 
     Args:
-        places: folders, video files, and `Video`s, which keep their ids.
+        places: folders, video files, and `Video`s, which keep their ids. A `~` stands for the home folder.
 
     Raises:
-        ListingError: if a place does not exist or holds no video, if a folder in it cannot be read, or as
+        ListingError: if a place is a URL, does not exist or holds no video, if a folder in it cannot be read, or as
             `check_listing` does.
     """
     videos: list[Video] = []
@@ -58,7 +66,8 @@ def read_listing(file: str | os.PathLike[str]) -> Listing:
     """Return the videos of a manifest.
 
     Args:
-        file: JSONL, CSV or TSV with the columns `video_id` and `path`, which is relative to the manifest's folder.
+        file: JSONL, CSV or TSV with the columns `video_id` and `path`, which is relative to the manifest's folder, or
+            begins with `~`.
 
     Raises:
         ListingError: if a line cannot be read, which it names, or as `check_listing` does.
@@ -93,7 +102,27 @@ def _listed(file: Path, line: int, row: dict[str, Any]) -> Video:
             f"{file}, line {line}: found {repr(row)[:120]}; each row needs video_id and path, both strings that can "
             "be names"
         )
-    return Video(video_id, os.path.join(file.parent, path))
+    return Video(video_id, _local_path(path, file.parent, f"{file}, line {line}: "))
+
+
+def _local_path(text: str, folder: str | os.PathLike[str] = "", where: str = "") -> str:
+    """Return where a file is that is named relative to `folder`; ListingError, which begins with `where`, for a URL."""
+    url = _URL.match(text)
+    path = os.path.join(folder, os.path.expanduser(text))
+    if url is None or _exists(path):
+        return path
+    is_file = url[1].lower() == "file"
+    remedy = (
+        f"write its path, {text[url.end() - 1 :]}" if is_file else "download it, and name the file"
+    )
+    raise ListingError(f"{where}{text} is a URL; videos are read from files: {remedy}")
+
+
+def _exists(path: str) -> bool:
+    try:
+        return os.path.exists(path)
+    except ValueError:  # a NUL in the name
+        return False
 
 
 def check_listing(videos: Iterable[Video]) -> Listing:
@@ -121,9 +150,9 @@ def check_listing(videos: Iterable[Video]) -> Listing:
 
 
 def _find_videos(given: str | os.PathLike[str]) -> list[Video]:
-    place = Path(given)
     if not os.fspath(given):
         raise ListingError("a place of videos is empty; name a folder or a video file")
+    place = Path(_local_path(os.fspath(given)))
     found = list(_walk(place)) if _is_folder(place) else [_named(place, Path(place.name))]
     if not found:
         raise ListingError(
@@ -150,14 +179,30 @@ def _walk(folder: Path) -> Iterator[Video]:
     def refuse(exc: OSError) -> None:
         raise _unlisted(exc.filename, exc)
 
+    # The folders that each one is in, itself included, as the system numbers them: links may lead back to them.
+    around: dict[str, frozenset[tuple[int, int]]] = {}
     # A name with the suffix of a video is listed, whatever it is: a folder or FIFO called x.mp4 is reported.
-    for root, folders, files in os.walk(folder, onerror=refuse):
+    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         named = [name for name in folders if Path(name).suffix.lower() in VIDEO_SUFFIXES]
-        folders[:] = sorted(set(folders) - set(named))
+        above = around.pop(root, frozenset()) | {_number(root)}
+        folders[:] = sorted(
+            name
+            for name in set(folders) - set(named)
+            if _number(os.path.join(root, name)) not in above
+        )
+        around |= {os.path.join(root, name): above for name in folders}
         for name in sorted(files + named):
             path = Path(root, name)
             if path.suffix.lower() in VIDEO_SUFFIXES and not name.startswith("."):
                 yield _named(path, path.relative_to(folder))
+
+
+def _number(folder: str) -> tuple[int, int]:
+    try:
+        found = os.stat(folder)
+    except OSError as exc:
+        raise _unlisted(folder, exc) from exc
+    return found.st_dev, found.st_ino
 
 
 def _named(path: Path, below: Path) -> Video:

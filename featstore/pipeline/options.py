@@ -16,7 +16,8 @@ class IngestOptions:
         workers: decode processes; None for one a core.
         decode_timeout: seconds a video may take to decode.
         decode_memory: bytes a decode process may take beside its frames.
-        decoder: `auto`, `av` or `decord`, whose frames are the same bytes; see featstore.decoding.video_file.decode.
+        decoder: `auto`, `av` or `decord`, whose frames are the same bytes, or `exact`; see
+            featstore.decoding.video_file.decode.
         resume: leave out the videos that are stored, or that failed before; False makes all again.
         retry_failed: try the videos again that failed before.
         replace_storage: if the feature set is stored in another way than asked for, store it as asked from now on, and

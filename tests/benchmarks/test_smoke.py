@@ -147,6 +147,6 @@ def test_decoding_is_measured_by_each_decoder(sample_clips, tmp_path):
     data, text = run("bench_decode", tmp_path / "out", *size)
     assert [(row["asked"], row["took"], row["same"]) for row in data["rows"]] == [
         ("decord", "decord", True),
-        ("auto", "av", True),
+        ("auto", "pyav", True),
     ]
     assert "blink.mp4" in text

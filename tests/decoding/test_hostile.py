@@ -6,10 +6,12 @@ import os
 import tempfile
 from multiprocessing.connection import wait
 
+import av
 import pytest
 from drills.hostile import drill
 from tooling import load_tool
 
+from featstore.decoding.av_file import open_file
 from featstore.decoding.pool import DecoderPool
 from featstore.decoding.video_file import Video, check_is_file
 from featstore.errors import VideoError
@@ -81,3 +83,5 @@ def test_a_playlist_is_not_followed(tmp_path, begin):
         VideoError, match=r"clip.mp4 is a playlist; a video must hold its own frames"
     ):
         check_is_file(str(path))
+    with pytest.raises((VideoError, av.FFmpegError)):
+        open_file(str(path))

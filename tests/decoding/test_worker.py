@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
+import av
 import pytest
 
-from featstore.decoding import worker
+from featstore.decoding import av_file, decord_decoder, worker
 from featstore.decoding.video_file import fingerprint
 from featstore.preprocessing import ShortestEdgeCrop
 from featstore.sampling import Sampling
@@ -81,3 +83,40 @@ def test_a_file_that_stays_is_taken_by_its_content_also_through_a_link(clips, an
     link = clips / "link.mp4"
     link.symlink_to(clips / "blink.mp4")
     assert answer(link).source == fingerprint(str(clips / "blink.mp4"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        ImportError("_mask.so: failed to map segment from shared object"),
+        OSError("libavcodec.so.58: failed to map segment from shared object"),
+        OSError("libavfilter.so.7: cannot map zero-fill pages"),
+    ],
+)
+def test_a_limit_that_is_too_low_is_told_from_a_file_that_cannot_be_read(
+    clips, monkeypatch, answer, error
+):
+    def run_out(*args, **options):
+        raise error
+
+    monkeypatch.setattr(worker, "decode", run_out)
+    found = answer(clips / "blink.mp4")
+    assert (found.out_of_memory, found.error) == (True, "")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Check failed: avcodec_open2(ctx, dec, NULL) >= 0 (-12 vs. 0) ",
+        "ERROR opening: Resource temporarily unavailable",
+        "std::bad_alloc",
+    ],
+)
+def test_what_a_decoder_says_when_memory_runs_out_is_known(said):
+    for error in (RuntimeError(said), MemoryError()):
+        with pytest.raises(MemoryError):
+            decord_decoder._reason(error)
+    for number in (errno.ENOMEM, errno.EAGAIN):
+        with pytest.raises(MemoryError):
+            av_file.reason(av.FFmpegError(number, "x"))

@@ -48,6 +48,57 @@ def test_a_loop_of_links_ends(tmp_path):
     assert ids(list_videos([tmp_path])) == ["a"]
 
 
+def test_links_to_folders_are_followed(tmp_path):
+    touch(tmp_path, "disk/one/a.mp4", "disk/b.mp4", "videos/c.mp4")
+    (tmp_path / "videos" / "more").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "one" / "back").symlink_to(tmp_path / "videos")
+    (tmp_path / "disk" / "one" / "up").symlink_to("..")
+    assert ids(list_videos([tmp_path / "videos"])) == ["c", "more/b", "more/one/a"]
+
+
+@pytest.mark.parametrize(
+    "suffix", ["gif", "mxf", "vob", "mpe", "y4m", "h264", "264", "hevc", "asf", "rm", "nut", "DV"]
+)
+def test_every_kind_of_video_file_is_listed(tmp_path, suffix):
+    touch(tmp_path, f"a.{suffix}")
+    assert ids(list_videos([tmp_path])) == ["a"]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    touch(tmp_path, "videos/a.mp4")
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text(json.dumps({"video_id": "a", "path": "~/videos/a.mp4"}))
+    videos = [Video("a", str(tmp_path / "videos/a.mp4"))]
+    assert list_videos(["~/videos"]) == videos
+    assert list_videos([Path("~/videos/a.mp4")]) == videos
+    assert read_listing(manifest) == videos
+
+
+@pytest.mark.parametrize(
+    ("url", "remedy"),
+    [
+        ("https://example.org/a.mp4", "download it, and name the file"),
+        ("s3://bucket/a.mp4", "download it, and name the file"),
+        ("file:///data/a.mp4", "write its path, /data/a.mp4"),
+        (Path("https://example.org/a.mp4"), "download it"),
+    ],
+)
+def test_a_url_is_refused_in_words(tmp_path, url, remedy):
+    with pytest.raises(ListingError, match=f"{url} is a URL; .*{remedy}"):
+        list_videos([url])
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text(json.dumps({"video_id": "a", "path": str(url)}))
+    with pytest.raises(ListingError, match=f"list.jsonl, line 1: {url} is a URL; .*{remedy}"):
+        read_listing(manifest)
+
+
+def test_a_folder_with_a_colon_in_its_name_is_not_a_url(tmp_path, monkeypatch):
+    touch(tmp_path, "take:/a.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert ids(list_videos(["take:/a.mp4"])) == ["a"]
+
+
 def test_a_file_name_that_is_no_text_is_listed(tmp_path):
     with open(os.path.join(os.fsencode(tmp_path), b"l\xe9.mp4"), "wb") as file:
         file.write(b"x")

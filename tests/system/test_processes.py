@@ -22,11 +22,12 @@ START = """
 import os, sys, tempfile, threading, time
 from featstore.system.processes import Slots, WorkerProcess
 from featstore.decoding.worker import MODULE, DecodeResult, DecodeSetup, DecodeTask
-from featstore.preprocessing import Preprocessing
+from featstore.preprocessing import ShortestEdgeCrop
 from featstore.sampling import Sampling
 
 slots = Slots.create(1, 4096)
-setup = DecodeSetup(slots, Sampling(4), Preprocessing(32, 32, 32), 1 << 30, "auto")
+square = ShortestEdgeCrop(shortest_edge=32, crop_height=32, crop_width=32)
+setup = DecodeSetup(slots, Sampling(4), square, 1 << 30, "auto")
 log = tempfile.TemporaryFile()
 children = []
 

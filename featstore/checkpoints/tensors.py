@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from featstore.checkpoints.config_fields import read_json
 from featstore.checkpoints.files import Files, LocalFiles
+from featstore.checkpoints.unreadable import explain_unreadable
 from featstore.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def open_tensors(path: Path, framework: str = "pt") -> Iterator[Any]:
             yield tensors
     except (SafetensorError, OSError) as exc:
         raise CheckpointError(
-            f"{path} cannot be read as safetensors ({exc}); fetch it again"
+            f"{path} cannot be read as safetensors {explain_unreadable(path, exc)}"
         ) from exc
 
 

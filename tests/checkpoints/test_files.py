@@ -65,9 +65,9 @@ def test_a_file_is_not_asked_of_the_hub(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"{", "is not JSON"),
-        (b"\xff\xfe", "is not JSON"),
-        (b"[" * 100_000, "is not JSON"),
+        (b"{", "cannot be read as JSON"),
+        (b"\xff\xfe", "cannot be read as JSON"),
+        (b"[" * 100_000, "cannot be read as JSON"),
         (b"[1]", "holds a list, expected an object"),
         (b" " * (17 << 20), "has 17825792 bytes, at most 16777216"),
     ],

@@ -9,10 +9,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_HEADER_BYTES = 16 << 20  # a header of ten thousand tensors has 1 MB
-TO_SAFETENSORS = (
-    "featstore opens no pickle, which could run any code: fetch a copy in safetensors, or convert it with "
-    "safetensors.torch.save_file({k: v.clone() for k, v in torch.load(FILE, weights_only=True).items()}, NEW_FILE)"
-)
 _AGAIN = "fetch it again"
 _LFS = b"version https://git-lfs.github.com/spec/"
 
@@ -36,6 +32,15 @@ def explain_unreadable(path: Path, exc: Exception) -> str:
     return f"({found or exc}); {remedy}"
 
 
+def to_safetensors(name: str, new: str) -> str:
+    """Return the remedy for the pickle `name`, which could be read as `new`."""
+    return (
+        "featstore opens no pickle, which could run any code: fetch a copy in safetensors, or convert each file in "
+        "Python with `safetensors.torch.save_file({k: v.contiguous().clone() for k, v in "
+        f"torch.load({name!r}, 'cpu', weights_only=True).items()}}, {new!r})`"
+    )
+
+
 def _recognize(start: bytes, size: int) -> tuple[str, str] | None:
     """Return what a file is that starts like this, and the remedy; None if that is not known."""
     text = start.lstrip().lower()
@@ -55,7 +60,7 @@ def _recognize(start: bytes, size: int) -> tuple[str, str] | None:
         return "it is a GGUF file of llama.cpp", "use the safetensors that it was made from"
     # Safetensors may start like this as well, but go on with a brace after 8 bytes.
     if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:9] != b"{":
-        return "it is a pickle, as torch.save writes", TO_SAFETENSORS
+        return "it is a pickle, as torch.save writes", to_safetensors("FILE", "NEW_FILE")
     return None
 
 

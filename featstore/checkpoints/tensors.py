@@ -16,6 +16,7 @@ from featstore.checkpoints.other_weights import (
     no_safetensors,
     without_index,
 )
+from featstore.checkpoints.quantized import FLOATS, refuse_quantized, remedy_for_dtype
 from featstore.checkpoints.unreadable import explain_unreadable
 from featstore.errors import CheckpointError
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from featstore.checkpoints.files import Files
-
-FLOATS = ("F16", "BF16", "F32")  # safetensors' names of the dtypes that float32 holds exactly
 
 Shape = tuple[int, ...]
 
@@ -36,8 +35,14 @@ def list_tensors(files: Files) -> dict[str, str]:
     Without an index, from the headers of numbered files, if all are there and none repeats a tensor of another.
 
     Raises:
-        CheckpointError: there are no safetensors, or header or index is damaged.
+        CheckpointError: there are no safetensors, they are quantized, or header or index is damaged.
     """
+    listing = _list_tensors(files)
+    refuse_quantized(files, listing)
+    return listing
+
+
+def _list_tensors(files: Files) -> dict[str, str]:
     single = files.find(SINGLE)
     if single:
         with open_tensors(single, framework="np") as tensors:
@@ -116,10 +121,10 @@ def check_tensor(
         raise CheckpointError(
             f"{path} has {name!r} of shape {found}, its config makes it {shape}; do config and weights belong together?"
         )
-    if header.get_dtype() not in FLOATS:
+    dtype = header.get_dtype()
+    if dtype not in FLOATS:
         raise CheckpointError(
-            f"{path} has {name!r} as {header.get_dtype()}, expected one of {', '.join(FLOATS)}; "
-            "use a checkpoint that is not quantized"
+            f"{path} has {name!r} as {dtype}, expected one of {', '.join(FLOATS)}; {remedy_for_dtype(dtype)}"
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from featstore.checkpoints.config_fields import ConfigFields, read_json
 from featstore.checkpoints.files import Files, HubFiles, LocalFiles, open_files
+from featstore.checkpoints.quantized import quantized_config
 from featstore.errors import CheckpointError
 from featstore.preprocessing import Preprocessing
 
@@ -160,7 +161,7 @@ def _refuse_others(config: ConfigFields, model_types: tuple[str, ...]) -> None:
     if config.get("model_type") not in model_types:
         raise config.wrong("model_type", " or ".join(map(repr, model_types)), remedy)
     if config.get("quantization_config") is not None:
-        raise config.wrong("quantization_config", "none: weights are used as they are", remedy)
+        raise quantized_config(config, remedy)
 
 
 def _preprocessing(fields: ConfigFields, image_size: int) -> Preprocessing:

@@ -121,7 +121,7 @@ def _list_clip_tensors(checkpoint: Checkpoint) -> dict[str, str]:
     except CheckpointError as exc:
         why = "has delay_load and so uses no" if checkpoint.named_tower else "brings no"
         raise CheckpointError(
-            f"{checkpoint.files} {why} vision tower of its own, and that of the CLIP model it names is not there: {exc}"
+            f"{checkpoint.files} {why} vision tower of its own, and that of its CLIP model cannot be used: {exc}"
         ) from exc
 
 

@@ -8,8 +8,10 @@ import huggingface_hub
 import pytest
 import transformers
 from checkpoints import unreachable
+from safetensors.torch import load_file, save_file
 
 from featstore.encoders.longva.checkpoint import read_checkpoint
+from featstore.encoders.longva.weights import find_weights
 from featstore.errors import CheckpointError
 
 CLIP = "openai/clip-tiny-patch14-336"
@@ -42,6 +44,10 @@ def message_of(call) -> str:
     with pytest.raises(CheckpointError) as caught:
         call()
     return str(caught.value)
+
+
+def digest(checkpoint) -> str:
+    return find_weights(read_checkpoint(checkpoint)).digest
 
 
 # Which model
@@ -91,6 +97,51 @@ def test_the_published_tower_may_be_named_without_a_download(altered, monkeypatc
     checkpoint = altered({"mm_vision_tower": FOREIGN, "mm_hidden_size": 1024})
     name = "openai/clip-vit-large-patch14-336"
     assert read_checkpoint(checkpoint, vision_tower=name).vision.tower.hidden_size == 1024
+
+
+# Its weights
+
+
+@pytest.fixture
+def towerless(tiny, altered):
+    """A checkpoint without a tower of its own, and the tensors that a tower for it has, by CLIP's own names."""
+    own = "model.vision_tower.vision_tower.vision_model."
+    tower = {
+        name.removeprefix(own): tensor
+        for name, tensor in load_file(tiny / "model.safetensors").items()
+        if name.startswith(own)
+    }
+    checkpoint = altered(
+        tensors=lambda tensors: {k: v for k, v in tensors.items() if not k.startswith(own)}
+    )
+    return checkpoint, tower
+
+
+def test_a_vision_model_that_this_transformers_saves_is_read(tiny, towerless):
+    checkpoint, tower = towerless
+    config = json.loads((checkpoint / CLIP / "config.json").read_text())["vision_config"]
+    model = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**config))
+    within = getattr(model, "vision_model", model)  # up to 5.x
+    within.load_state_dict(tower, strict=False)
+    model.save_pretrained(checkpoint / CLIP)
+    assert digest(checkpoint) == digest(tiny)
+
+
+@pytest.mark.parametrize("prefix", ["", "vision_model."])
+def test_a_vision_model_is_read_by_either_of_its_names(tiny, towerless, prefix):
+    checkpoint, tower = towerless
+    tensors = {prefix + name: tensor for name, tensor in tower.items()}
+    save_file(tensors, checkpoint / CLIP / "model.safetensors")
+    assert digest(checkpoint) == digest(tiny)
+
+
+def test_a_clip_model_that_lacks_tensors_is_not_asked_to_be_longva(towerless):
+    checkpoint, tower = towerless
+    del tower["pre_layrnorm.bias"]
+    save_file(tower, checkpoint / CLIP / "model.safetensors")
+    message = message_of(lambda: digest(checkpoint))
+    assert f"{checkpoint / CLIP} lacks 1 of the 57 tensors that make features" in message
+    assert message.endswith("is the download complete, and is this a CLIP model with its weights?")
 
 
 # Preprocessing

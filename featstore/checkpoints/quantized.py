@@ -50,8 +50,8 @@ def refuse_quantized(files: Files, names: Iterable[str]) -> None:
     for end, method in _METHODS.items():
         if end in found:
             raise CheckpointError(
-                f"{files} is quantized with {method}: it holds {len(found[end])} tensors such as {min(found[end])!r}, "
-                f"expected plain weights as {' or '.join(FLOATS)}; {UNQUANTIZED}"
+                f"{files} is quantized with {method}: it holds {len(found[end])} tensors such as "
+                f"{min(found[end])!r:.200}, expected plain weights as {' or '.join(FLOATS)}; {UNQUANTIZED}"
             )
 
 

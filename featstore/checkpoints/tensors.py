@@ -137,7 +137,7 @@ def _list_numbered_tensors(files: Files) -> dict[str, str]:
         for name in names:
             if name in listing:
                 raise without_index(
-                    files, f"{name!r} in {listing[name]} and in {shard}", f"fetch {INDEX}"
+                    files, f"{name!r:.200} in {listing[name]} and in {shard}", f"fetch {INDEX}"
                 )
             listing[name] = shard
     if not listing:

@@ -80,4 +80,6 @@ def _cut(file: Any, size: int) -> str | None:
         whole = 8 + length + int(end)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
         return None
-    return None if whole == size else f"it has {size} bytes, its header says {whole}"
+    if whole == size or whole >= 1 << 63:
+        return None
+    return f"it has {size} bytes, its header says {whole}"

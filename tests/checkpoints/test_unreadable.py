@@ -33,9 +33,9 @@ OTHERS = [
 ]
 
 
-def weights() -> bytes:
-    """Return safetensors of one tensor, 8 bytes."""
-    header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+def weights(end: float = 8) -> bytes:
+    """Return safetensors of one tensor of 8 bytes, which its header may say to end elsewhere."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, end]}}).encode()
     return len(header).to_bytes(8, "little") + header + bytes(8)
 
 
@@ -83,6 +83,8 @@ def test_weights_of_another_format_are_named_for_what_they_are(tmp_path, content
         (weights() + b"more", "(it has 81 bytes, its header says 77); fetch it again"),
         (bytes(100), "EOF while parsing"),
         (b"\x04\0\0\0\0\0\0\0null", "header"),
+        (weights(9 * 10**4299), "header"),  # a number that Python does not print
+        (weights(float("inf")), "header"),
         (b"\x02\0\0\0\0\0\0\0{}more", "fetch it again"),
     ],
 )

@@ -149,10 +149,10 @@ def open_files(checkpoint: str, example: str = "lmms-lab/LongVA-7B-DPO") -> File
         CheckpointError: it is neither.
     """
     folder = Path(checkpoint).expanduser()
-    if os.path.isdir(folder):
+    if checkpoint and os.path.isdir(folder):  # Path("") is the working directory
         _refuse_cache_folder(folder)
         return LocalFiles(folder.absolute())  # also after a chdir
-    if os.path.exists(folder):
+    if checkpoint and os.path.exists(folder):
         raise CheckpointError(
             f"{checkpoint!r:.300} is a file",
             remedy="name the folder that holds config.json and safetensors",

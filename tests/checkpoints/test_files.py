@@ -53,6 +53,12 @@ def test_a_path_that_is_no_folder_is_not_asked_of_the_hub():
         read_checkpoint("/nowhere/at/all")
 
 
+def test_an_empty_name_is_not_the_working_directory(tiny, monkeypatch):
+    monkeypatch.chdir(tiny)
+    with pytest.raises(CheckpointError, match="there is no folder ''; name a folder that holds"):
+        read_checkpoint("")
+
+
 def test_a_file_is_not_asked_of_the_hub(monkeypatch, tmp_path):
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny/config.json").write_text("{}")

@@ -113,7 +113,7 @@ def find_clip(name: str, checkpoint: Files, override: str | None = None) -> Clip
         if isinstance(checkpoint, LocalFiles):
             inside = Path(os.path.abspath(checkpoint.folder))
             folders = [inside / name, *folders, *(above / name for above in inside.parents[:2])]
-    for folder in folders:
+    for folder in folders if name else []:  # an empty name would be the working directory's
         clip = LocalFiles(folder)
         config = read_json(clip, "config.json")
         if config is not None:

@@ -86,6 +86,13 @@ def test_a_tower_that_was_asked_for_and_is_not_there_is_refused_by_its_option(al
     assert f", but {tmp_path}/empty has no config.json; {REMEDY}" in message
 
 
+def test_an_empty_tower_is_not_the_working_directory(altered, monkeypatch):
+    checkpoint = altered()
+    monkeypatch.chdir(checkpoint / CLIP)
+    message = message_of(lambda: read_checkpoint(checkpoint, vision_tower=""))
+    assert f"the given vision_tower = '', but there is no folder ''; {REMEDY}" in message
+
+
 def test_the_remedy_for_a_foreign_path_works(altered):
     checkpoint = altered({"mm_vision_tower": FOREIGN})
     found = read_checkpoint(checkpoint, vision_tower=checkpoint / CLIP)

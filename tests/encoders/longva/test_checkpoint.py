@@ -316,6 +316,17 @@ def test_weights_that_are_not_what_the_config_says_are_refused(altered, tensors,
         digest(altered(tensors=tensors))
 
 
+def test_a_folder_that_holds_only_an_adapter_is_refused_for_it(tmp_path):
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"never read")
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path} holds an adapter, adapter_model.safetensors, which featstore does not apply; merge it into its "
+        "base model with peft's merge_and_unload and use the result, or take it out of the folder if it is not to be "
+        "used"
+    )
+
+
 def test_a_folder_without_config_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
         read_checkpoint(tmp_path)

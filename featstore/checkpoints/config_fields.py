@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from featstore.checkpoints.unreadable import explain_unreadable
 from featstore.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -24,15 +25,17 @@ def read_json(files: Files, name: str) -> ConfigFields | None:
     if path is None:
         return None
     origin = f"{files}/{name}"
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size
+        values = json.loads(path.read_bytes()) if size <= MAX_JSON_BYTES else None
+    except (ValueError, RecursionError, OSError) as exc:
+        raise CheckpointError(
+            f"{origin} cannot be read as JSON {explain_unreadable(path, exc)}"
+        ) from exc
     if size > MAX_JSON_BYTES:
         raise CheckpointError(
             f"{origin} has {size} bytes, at most {MAX_JSON_BYTES} are read; is it the right file?"
         )
-    try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as exc:
-        raise CheckpointError(f"{origin} is not JSON ({exc}); fetch it again") from exc
     if not isinstance(values, dict):
         raise CheckpointError(
             f"{origin} holds a {type(values).__name__}, expected an object; fetch it again"

@@ -10,7 +10,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from featstore.errors import CheckpointError
 
@@ -20,8 +20,21 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 class Files(Protocol):
     """A folder of files, local or remote; `str()` of it is what the user calls it."""
 
+    @property
+    def caveat(self) -> str:
+        """Return what a message that says that a file is missing must add, or nothing."""
+        ...
+
     def find(self, name: str) -> Path | None:
         """Return the local path of file `name`, fetched if necessary; None if there is no such file.
+
+        Raises:
+            CheckpointError: the files cannot be reached.
+        """
+        ...
+
+    def names(self) -> list[str]:
+        """Return the sorted names of the files, links included, not those in folders; [] if they are not known.
 
         Raises:
             CheckpointError: the files cannot be reached.
@@ -34,11 +47,39 @@ class LocalFiles:
     """A folder on disk."""
 
     folder: Path
+    caveat: ClassVar[str] = ""
 
     def find(self, name: str) -> Path | None:
-        """Return the path of file `name`; None if there is no such file."""
+        """Return the path of file `name`; None if there is no such file.
+
+        Raises:
+            CheckpointError: it is a link to a file that is not there.
+        """
         path = self.folder / name
-        return path if os.path.isfile(path) else None  # False, too, for names no file can have
+        if os.path.isfile(path):  # False, too, for names no file can have
+            return path
+        if os.path.islink(path) and not os.path.exists(path):
+            raise CheckpointError(
+                f"{path} is a link to {os.readlink(path)}, which is not there; copy a folder of the Hub's cache with "
+                "`cp -rL`, which copies what links stand for, or download the checkpoint with `hf download`"
+            )
+        return None
+
+    def names(self) -> list[str]:
+        """Return the sorted names of the files in the folder.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        try:
+            with os.scandir(self.folder) as entries:
+                return sorted(
+                    entry.name for entry in entries if entry.is_symlink() or entry.is_file()
+                )
+        except OSError as exc:
+            raise CheckpointError(
+                f"{self.folder} cannot be listed ({exc}); check that this user may read it"
+            ) from exc
 
     def __str__(self) -> str:
         """Return the folder's path."""
@@ -55,6 +96,7 @@ class HubFiles:
             repo: such as `lmms-lab/LongVA-7B-DPO`.
         """
         self.repo = repo
+        self.caveat = ""
         self._commit: str | None = None
 
     def find(self, name: str) -> Path | None:
@@ -70,6 +112,7 @@ class HubFiles:
             path = Path(hf_hub_download(self.repo, name, revision=self._commit))
         except LocalEntryNotFoundError as exc:
             if self._commit:  # offline, and the cache holds other files of this commit
+                self.caveat = ", and the Hub cannot be reached: only its cache here was searched"
                 return None
             raise self._unreachable(exc) from exc
         except EntryNotFoundError:
@@ -79,11 +122,15 @@ class HubFiles:
         self._commit = self._commit or path.parent.name  # .../snapshots/<commit>/<name>
         return path
 
+    def names(self) -> list[str]:
+        """Return []: no message is worth a request."""
+        return []
+
     def _unreachable(self, exc: Exception) -> CheckpointError:
         reason = str(exc).strip().partition("\n")[0]
         return CheckpointError(
-            f"{self.repo!r} is not a folder here and cannot be fetched from the Hub ({reason}); "
-            "give the path of a local folder, or check the name, the network and HF_HUB_OFFLINE"
+            f"{self.repo!r} is not a folder here and cannot be fetched from the Hub ({reason})",
+            remedy="give the path of a local folder, or check the name, the network and HF_HUB_OFFLINE",
         )
 
     def __str__(self) -> str:
@@ -91,25 +138,37 @@ class HubFiles:
         return self.repo
 
 
-def open_files(checkpoint: str) -> Files:
+def open_files(checkpoint: str, example: str = "lmms-lab/LongVA-7B-DPO") -> Files:
     """Return the files of a local folder or, if there is none, of the Hub repository of that name.
 
     Args:
         checkpoint: path of a folder, or a name on the Hub.
+        example: a name on the Hub, for messages.
 
     Raises:
         CheckpointError: it is neither.
     """
     folder = Path(checkpoint).expanduser()
-    if os.path.isdir(folder):
+    if checkpoint and os.path.isdir(folder):  # Path("") is the working directory
+        _refuse_cache_folder(folder)
         return LocalFiles(folder.absolute())  # also after a chdir
-    if os.path.exists(folder):
+    if checkpoint and os.path.exists(folder):
         raise CheckpointError(
-            f"{checkpoint!r:.300} is a file; name the folder that holds config.json and safetensors"
+            f"{checkpoint!r:.300} is a file",
+            remedy="name the folder that holds config.json and safetensors",
         )
     if _HUB_ID.fullmatch(checkpoint):
         return HubFiles(checkpoint)
     raise CheckpointError(
-        f"there is no folder {checkpoint!r:.300}; expected a folder with config.json and safetensors, "
-        "or a name on the Hub such as lmms-lab/LongVA-7B-DPO"
+        f"there is no folder {checkpoint!r:.300}",
+        remedy=f"name a folder that holds config.json, or a name on the Hub such as {example}",
     )
+
+
+def _refuse_cache_folder(folder: Path) -> None:
+    """Refuse the Hub's cache folder of a model, in which each commit has a folder of its own."""
+    owner, _, name = folder.name.removeprefix("models--").partition("--")
+    if folder.name.startswith("models--") and os.path.isdir(folder / "snapshots"):
+        raise CheckpointError(
+            f"{folder} is the Hub's cache of {owner}/{name}; name that, or a folder in its snapshots/"
+        )

@@ -9,33 +9,47 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from featstore.checkpoints.config_fields import read_json
-from featstore.checkpoints.files import Files, LocalFiles
+from featstore.checkpoints.other_weights import (
+    INDEX,
+    SINGLE,
+    list_numbered,
+    no_safetensors,
+    without_index,
+)
+from featstore.checkpoints.quantized import FLOATS, refuse_quantized, remedy_for_dtype
+from featstore.checkpoints.unreadable import explain_unreadable
 from featstore.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-FLOATS = ("F16", "BF16", "F32")  # safetensors' names of the dtypes that float32 holds exactly
+    from featstore.checkpoints.files import Files
 
 Shape = tuple[int, ...]
 
 
 def list_tensors(files: Files) -> dict[str, str]:
-    """Return name -> safetensors file of every tensor, from the header of the one file or the index of several.
+    """Return name -> safetensors file of every tensor: from the header of the one file, or the index of several.
+
+    Without an index, from the headers of numbered files, if all are there and none repeats a tensor of another.
 
     Raises:
-        CheckpointError: there are no safetensors, or header or index is damaged.
+        CheckpointError: there are no safetensors, they are quantized, or header or index is damaged.
     """
+    listing = _list_tensors(files)
+    refuse_quantized(files, listing)
+    return listing
+
+
+def _list_tensors(files: Files) -> dict[str, str]:
     single = files.find(SINGLE)
     if single:
         with open_tensors(single, framework="np") as tensors:
             return dict.fromkeys(tensors.keys(), SINGLE)
     index = read_json(files, INDEX)
     if index is None:
-        raise _no_safetensors(files)
+        return _list_numbered_tensors(files)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict):
         raise index.wrong("weight_map", "an object of tensor names and their files")
@@ -62,7 +76,7 @@ def find_shard(files: Files, shard: str, name: str) -> Path:
     path = files.find(shard)
     if path is None:
         raise CheckpointError(
-            f"{files} has no {shard}, in which its index places {name!r}; fetch that file"
+            f"{files} has no {shard}, in which its index places {name!r}{files.caveat}; fetch that file"
         )
     return path
 
@@ -80,7 +94,7 @@ def open_tensors(path: Path, framework: str = "pt") -> Iterator[Any]:
             yield tensors
     except (SafetensorError, OSError) as exc:
         raise CheckpointError(
-            f"{path} cannot be read as safetensors ({exc}); fetch it again"
+            f"{path} cannot be read as safetensors {explain_unreadable(path, exc)}"
         ) from exc
 
 
@@ -107,11 +121,28 @@ def check_tensor(
         raise CheckpointError(
             f"{path} has {name!r} of shape {found}, its config makes it {shape}; do config and weights belong together?"
         )
-    if header.get_dtype() not in FLOATS:
+    dtype = header.get_dtype()
+    if dtype not in FLOATS:
         raise CheckpointError(
-            f"{path} has {name!r} as {header.get_dtype()}, expected one of {', '.join(FLOATS)}; "
-            "use a checkpoint that is not quantized"
+            f"{path} has {name!r} as {dtype}, expected one of {', '.join(FLOATS)}; {remedy_for_dtype(dtype)}"
         )
+
+
+def _list_numbered_tensors(files: Files) -> dict[str, str]:
+    """Return name -> file of every tensor of numbered files without an index, if it is certain that these are all."""
+    listing: dict[str, str] = {}
+    for shard in list_numbered(files):
+        with open_tensors(find_shard(files, shard, shard), framework="np") as tensors:
+            names = list(tensors.keys())
+        for name in names:
+            if name in listing:
+                raise without_index(
+                    files, f"{name!r:.200} in {listing[name]} and in {shard}", f"fetch {INDEX}"
+                )
+            listing[name] = shard
+    if not listing:
+        raise no_safetensors(files)
+    return listing
 
 
 def _is_plain(shard: Any) -> bool:
@@ -121,17 +152,4 @@ def _is_plain(shard: Any) -> bool:
         and "\\" not in shard
         and "\0" not in shard
         and PurePosixPath(shard).name == shard
-    )
-
-
-def _no_safetensors(files: Files) -> CheckpointError:
-    found = "no safetensors"
-    if isinstance(files, LocalFiles):
-        pickled = sorted(
-            path.name for path in files.folder.iterdir() if path.suffix in (".bin", ".pt", ".pth")
-        )
-        found += f" but pickled weights ({pickled[0]})" if pickled else ""
-    return CheckpointError(
-        f"{files} holds {found}, expected {SINGLE} or {INDEX}; featstore opens no pickle, which could run any code: "
-        "convert the checkpoint to safetensors with transformers' save_pretrained, or fetch such a copy"
     )

@@ -53,6 +53,12 @@ def test_a_path_that_is_no_folder_is_not_asked_of_the_hub():
         read_checkpoint("/nowhere/at/all")
 
 
+def test_an_empty_name_is_not_the_working_directory(tiny, monkeypatch):
+    monkeypatch.chdir(tiny)
+    with pytest.raises(CheckpointError, match="there is no folder ''; name a folder that holds"):
+        read_checkpoint("")
+
+
 def test_a_file_is_not_asked_of_the_hub(monkeypatch, tmp_path):
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny/config.json").write_text("{}")
@@ -62,12 +68,47 @@ def test_a_file_is_not_asked_of_the_hub(monkeypatch, tmp_path):
         read_checkpoint("tiny/config.json")
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_link_whose_file_is_not_there_is_not_said_to_be_missing(altered, name):
+    checkpoint = altered()
+    (checkpoint / name).unlink()
+    (checkpoint / name).symlink_to("../../blobs/4d7a21")
+    with pytest.raises(CheckpointError) as caught:
+        digest(checkpoint)
+    assert str(caught.value) == (
+        f"{checkpoint}/{name} is a link to ../../blobs/4d7a21, which is not there; copy a folder of the Hub's cache "
+        "with `cp -rL`, which copies what links stand for, or download the checkpoint with `hf download`"
+    )
+
+
+def test_the_hubs_cache_of_a_model_is_not_taken_for_the_model(tmp_path):
+    folder = tmp_path / "models--someone--long-va"
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(folder)
+    assert str(caught.value) == (
+        f"{folder} is the Hub's cache of someone/long-va; name that, or a folder in its snapshots/"
+    )
+
+
+def test_a_folder_that_may_not_be_listed_is_not_said_to_be_empty(altered, monkeypatch):
+    checkpoint = altered()
+    (checkpoint / "model.safetensors").unlink()
+
+    def denied(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.scandir", denied)
+    with pytest.raises(CheckpointError, match=r"cannot be listed .*denied\); check that this user"):
+        digest(checkpoint)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"{", "is not JSON"),
-        (b"\xff\xfe", "is not JSON"),
-        (b"[" * 100_000, "is not JSON"),
+        (b"{", "cannot be read as JSON"),
+        (b"\xff\xfe", "cannot be read as JSON"),
+        (b"[" * 100_000, "cannot be read as JSON"),
         (b"[1]", "holds a list, expected an object"),
         (b" " * (17 << 20), "has 17825792 bytes, at most 16777216"),
     ],

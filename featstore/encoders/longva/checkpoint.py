@@ -129,6 +129,7 @@ def read_checkpoint(
     files = open_files(str(checkpoint))
     config = read_json(files, "config.json")
     if config is None:
+        _refuse_adapters(files)  # often all that a folder holds
         raise CheckpointError(
             f"{files} has no config.json; expected the folder of a LongVA checkpoint, with config.json and safetensors"
         )
@@ -156,8 +157,8 @@ def _refuse_adapters(files: Files) -> None:
     for name in ADAPTERS:
         if files.find(name) is not None:
             raise CheckpointError(
-                f"{files} holds an adapter, {name}, which featstore does not apply; merge it into the weights with "
-                "peft's merge_and_unload, or take it out of the folder if it is not to be used"
+                f"{files} holds an adapter, {name}, which featstore does not apply; merge it into its base model with "
+                "peft's merge_and_unload and use the result, or take it out of the folder if it is not to be used"
             )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from featstore.checkpoints.config_fields import ConfigFields, read_json
 from featstore.checkpoints.files import Files, HubFiles, LocalFiles, open_files
+from featstore.checkpoints.quantized import quantized_config
 from featstore.errors import CheckpointError
 from featstore.preprocessing import ShortestEdgeCrop
 
@@ -45,9 +46,10 @@ _SIZES = {
     "image_size": 1 << 13,
     "patch_size": 1 << 10,
 }
+EXAMPLE = "openai/clip-vit-large-patch14-336"  # the tower of the published LongVA
 # So that LongVA checkpoints with their own tower need no second download.
 BUILT_IN = {
-    "openai/clip-vit-large-patch14-336": TowerConfig(
+    EXAMPLE: TowerConfig(
         hidden_size=1024,
         intermediate_size=4096,
         num_hidden_layers=24,
@@ -81,13 +83,13 @@ class ClipModel:
         size = self.tower.image_size
         if self.built_in:
             return ShortestEdgeCrop(shortest_edge=size, crop_height=size, crop_width=size)
-        fields = read_json(self.files, "preprocessor_config.json")
-        if fields is None:
+        found = [_preprocessing(fields, size) for fields in _image_processors(self.files)]
+        if found[1:] and found[0] != found[1]:
             raise CheckpointError(
-                f"{self.files} has no preprocessor_config.json, which says how frames are resized; "
-                "copy the CLIP model's own beside its config.json"
+                f"{self.files} says in preprocessor_config.json and in processor_config.json how frames are resized, "
+                "but not the same; remove the one that the model was not trained with"
             )
-        return _preprocessing(fields, size)
+        return found[0]
 
 
 def find_clip(name: str, checkpoint: Files, override: str | None = None) -> ClipModel:
@@ -111,21 +113,35 @@ def find_clip(name: str, checkpoint: Files, override: str | None = None) -> Clip
         if isinstance(checkpoint, LocalFiles):
             inside = Path(os.path.abspath(checkpoint.folder))
             folders = [inside / name, *folders, *(above / name for above in inside.parents[:2])]
-    for folder in folders:
+    for folder in folders if name else []:  # an empty name would be the working directory's
         clip = LocalFiles(folder)
         config = read_json(clip, "config.json")
         if config is not None:
             return ClipModel(clip, _tower(config))
     if name in BUILT_IN:
         return ClipModel(HubFiles(name), BUILT_IN[name], built_in=True)
-    files = open_files(name)
-    config = read_json(files, "config.json")
+    try:
+        files = open_files(name, EXAMPLE)
+        config = read_json(files, "config.json")
+    except CheckpointError as exc:
+        raise _no_clip(exc.found, name, checkpoint, override) from exc
     if config is None:
-        raise CheckpointError(
-            f"the vision tower {name!r} that {checkpoint} uses has no config.json in {files}; "
-            "name a folder that has one with --vision-tower"
-        )
+        raise _no_clip(f"{files} has no config.json{files.caveat}", name, checkpoint, override)
     return ClipModel(files, _tower(config))
+
+
+def _no_clip(found: str, name: str, checkpoint: Files, override: str | None) -> CheckpointError:
+    """Return the error that says who named a CLIP model that cannot be read."""
+    named = (
+        f"{checkpoint}/config.json has mm_vision_tower"
+        if override is None
+        else "the given vision_tower"
+    )
+    return CheckpointError(
+        f"{named} = {name!r:.200}, but {found}",
+        remedy=f"give the CLIP model's folder, or its name on the Hub such as {EXAMPLE}, with --vision-tower "
+        "(in Python: vision_tower=); for a name on the Hub check the network and HF_HUB_OFFLINE",
+    )
 
 
 def _tower(config: ConfigFields) -> TowerConfig:
@@ -160,7 +176,25 @@ def _refuse_others(config: ConfigFields, model_types: tuple[str, ...]) -> None:
     if config.get("model_type") not in model_types:
         raise config.wrong("model_type", " or ".join(map(repr, model_types)), remedy)
     if config.get("quantization_config") is not None:
-        raise config.wrong("quantization_config", "none: weights are used as they are", remedy)
+        raise quantized_config(config, remedy)
+
+
+def _image_processors(files: Files) -> list[ConfigFields]:
+    """Return what the files say of the image processor, at least once; transformers 5 writes it into the processor."""
+    own = read_json(files, "preprocessor_config.json")
+    processor = read_json(files, "processor_config.json")
+    found = [own] if own is not None else []
+    if processor is not None and "image_processor" in processor.values:
+        nested = processor.get("image_processor")
+        if not isinstance(nested, dict):
+            raise processor.wrong("image_processor", "an object")
+        found.append(ConfigFields(nested, f"image_processor of {processor.origin}"))
+    if not found:
+        raise CheckpointError(
+            f"{files} has no preprocessor_config.json, and no processor_config.json with an image_processor, which say "
+            "how frames are resized; copy the CLIP model's own beside its config.json"
+        )
+    return found
 
 
 def _preprocessing(fields: ConfigFields, image_size: int) -> ShortestEdgeCrop:

@@ -16,6 +16,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from featstore.checkpoints.quantized import quantized_config
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -67,9 +69,7 @@ FIELDS = {
     "delay_load": Field(_flag, "true or false", False),
     "unfreeze_mm_vision_tower": Field(_flag, "true or false", False),
     "mm_tunable_parts": Field(lambda x: x is None or isinstance(x, str), "a string", ""),
-    "quantization_config": Field(
-        _one_of(None), "none: weights are used as they are, not quantized as they are loaded", None
-    ),
+    "quantization_config": Field(_one_of(None), "none", None),  # see `quantized_config`
     # How features are made of a frame.
     "s2": Field(_one_of(False, None), "none: frames are encoded at one scale", False),
     "mm_vision_select_layer": Field(_integer(-1025, 1024), "an integer"),
@@ -116,6 +116,8 @@ def read_fields(config: ConfigFields) -> dict[str, Any]:
         stated = name in config.values
         value = values[name] = config.values[name] if stated else field.default
         if value is REQUIRED or (stated and not field.takes(value)):
+            if name == "quantization_config":
+                raise quantized_config(config)
             raise config.wrong(name, field.expected, REMEDY)
     if values["mm_use_im_start_end"] and values["tune_mm_mlp_adapter"]:
         raise config.wrong("tune_mm_mlp_adapter", "false if mm_use_im_start_end is true", REMEDY)

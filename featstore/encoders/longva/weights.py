@@ -100,7 +100,10 @@ def _find_places(checkpoint: Checkpoint, needed: list[str]) -> dict[str, _Place]
         places = {name: place for name, place in places.items() if not name.startswith(TOWER)}
     if not any(name.startswith(TOWER) for name in places):
         source = checkpoint.clip.files
-        places |= _matching(source, _list_clip_tensors(checkpoint), {TOWER: TOWER})
+        listing = _list_clip_tensors(checkpoint)
+        # A CLIPVisionModel that transformers 5 saved has the tower's own names.
+        prefix = "" if "embeddings.class_embedding" in listing else TOWER
+        places |= _matching(source, listing, {prefix: TOWER})
     known = {*_model_shapes(vision, vision.tower.num_hidden_layers), *_UNUSED}
     strangers = [place for name, place in places.items() if name not in known]
     if strangers:
@@ -108,9 +111,10 @@ def _find_places(checkpoint: Checkpoint, needed: list[str]) -> dict[str, _Place]
     missing = [name for name in needed if name not in places]
     if missing:
         lacking = checkpoint.files if missing[0].startswith(PROJECTOR) else source
+        kind = "LongVA checkpoint" if lacking is checkpoint.files else "CLIP model with its weights"
         raise CheckpointError(
             f"{lacking} lacks {len(missing)} of the {len(needed)} tensors that make features, the first is "
-            f"{missing[0]!r}; is the download complete, and is this a LongVA checkpoint?"
+            f"{missing[0]!r}; is the download complete, and is this a {kind}?"
         )
     return {name: places[name] for name in needed}
 
@@ -121,7 +125,7 @@ def _list_clip_tensors(checkpoint: Checkpoint) -> dict[str, str]:
     except CheckpointError as exc:
         why = "has delay_load and so uses no" if checkpoint.named_tower else "brings no"
         raise CheckpointError(
-            f"{checkpoint.files} {why} vision tower of its own, and that of the CLIP model it names is not there: {exc}"
+            f"{checkpoint.files} {why} vision tower of its own, and that of its CLIP model cannot be used: {exc}"
         ) from exc
 
 

@@ -303,8 +303,8 @@ def test_a_clip_folder_without_preprocessing_is_refused(altered):
         ),
         (added(TOWER + "encoder.layers.4.mlp.fc1.bias", PROJECTOR + "0.bias"), "layers.4.mlp"),
         (added(PROJECTOR + "4.bias", PROJECTOR + "0.bias"), "1 vision .*mm_projector.4.bias"),
-        (cast(torch.float64), "as F64, expected one of F16, BF16, F32"),
-        (cast(torch.int8), "as I8.*not quantized"),
+        (cast(torch.float64), "as F64, expected one of F16, BF16, F32.*not quantized"),
+        (cast(torch.int8), "as I8.*quantized to integers"),
         (
             lambda t: t | {PROJECTOR + "0.weight": torch.zeros(128, 65)},
             r"mm_projector\.0\.weight' of shape \(128, 65\), its config makes it \(128, 64\)",
@@ -314,6 +314,17 @@ def test_a_clip_folder_without_preprocessing_is_refused(altered):
 def test_weights_that_are_not_what_the_config_says_are_refused(altered, tensors, says):
     with pytest.raises(CheckpointError, match=says):
         digest(altered(tensors=tensors))
+
+
+def test_a_folder_that_holds_only_an_adapter_is_refused_for_it(tmp_path):
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"never read")
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path} holds an adapter, adapter_model.safetensors, which featstore does not apply; merge it into its "
+        "base model with peft's merge_and_unload and use the result, or take it out of the folder if it is not to be "
+        "used"
+    )
 
 
 def test_a_folder_without_config_is_refused(tmp_path):

@@ -14,7 +14,7 @@ import os
 import stat
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import xxhash
 
@@ -155,7 +155,26 @@ def fingerprint(path: str) -> SourceFingerprint:
     return SourceFingerprint(found.st_size, found.st_mtime_ns, digest.hexdigest())
 
 
-def was_replaced(source: SourceFingerprint, path: str) -> bool:
+class Fingerprinted(Protocol):
+    """What says which file it is of, as a SourceFingerprint does: a video's row, too."""
+
+    @property
+    def size(self) -> int:
+        """Return the file's bytes."""
+        ...
+
+    @property
+    def mtime_ns(self) -> int:
+        """Return its modification time."""
+        ...
+
+    @property
+    def xxh3_128(self) -> str:
+        """Return the checksum of its content."""
+        ...
+
+
+def was_replaced(source: Fingerprinted, path: str) -> bool:
     """Return whether the file at `path` is another than the one `source` describes; False if there is none.
 
     It is read only if it has the same size and another modification time, and once a process while it does not change.

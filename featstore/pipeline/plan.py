@@ -9,6 +9,8 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass
+from itertools import compress
+from operator import not_
 from typing import TYPE_CHECKING
 
 from featstore.decoding.video_file import was_replaced
@@ -21,7 +23,7 @@ from featstore.store.catalog import read_manifest, read_set
 from featstore.store.manifest import Counts
 from featstore.store.paths import dataset_path
 from featstore.store.rows import set_key, unpack_entry, unpack_failure, video_key
-from featstore.store.writer import wanted_set
+from featstore.store.selection import wanted_set
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -88,7 +90,8 @@ def make_plan(
     """Return the work that `videos` are, minus what `snapshot` holds under `spec`; nothing is decoded.
 
     A stored video whose file has another size, or another modification time and content, is work again; one whose
-    file is gone stays stored. If the feature set's storage was replaced, a video that was stored before is work again.
+    file is gone stays stored. If the feature set's storage was replaced, a video that was made before is work again,
+    unless it is stored as the set says.
     A failed video is work again if it was found damaged, or if its file changed since, whether failed videos are
     retried or not.
 
@@ -121,13 +124,13 @@ def make_plan(
             failure = unpack_failure(data)
             if not (options.retry_failed or _is_worth_again(failure, videos[place].path)):
                 failures[place] = failure
-        # A merge brings records that are older than the set.
-        due_before = wanted.storage_since if wanted.storage_since > wanted.created else 0
+        since, asked = wanted.storage_since, tuple(vars(wanted.storage).values())
         clashes = []
         for key, place, data in _known_rows(snapshot, "catalog", counts.videos, places, digest):
             entry, video = unpack_entry(key, data), videos[place]
-            if not was_replaced(entry.source, video.path):
-                stored[place] = entry.created >= due_before
+            if not was_replaced(entry, video.path):
+                found = entry.values, entry.granularity, entry.codec
+                stored[place] = entry.created >= since or found == asked
             elif place not in failures:
                 replaced.add(video.video_id)
                 if _is_another(entry, video.path):
@@ -135,14 +138,12 @@ def make_plan(
         if clashes:
             raise _clash(videos, sorted(clashes))
     left_out = [failures[place] for place in sorted(failures) if not stored[place]]
-    todo = [v for place, v in enumerate(videos) if not stored[place] and place not in failures]
-    return Plan(
-        stored_as,
-        tuple(todo[: options.limit]),
-        tuple(video for place, video in enumerate(videos) if stored[place]),
-        tuple(left_out),
-        frozenset(replaced),
-    )
+    known = bytearray(stored)
+    for place in failures:
+        known[place] = 1
+    todo = tuple(compress(videos, map(not_, known)))[: options.limit]
+    done = tuple(compress(videos, stored))
+    return Plan(stored_as, todo, done, tuple(left_out), frozenset(replaced))
 
 
 def _known_rows(
@@ -224,6 +225,6 @@ def _is_another(entry: Entry, path: str) -> bool:
         return (
             not os.path.samefile(before, path)
             and os.path.isfile(before)
-            and not was_replaced(entry.source, before)
+            and not was_replaced(entry, before)
         )
     return False

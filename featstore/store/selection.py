@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from featstore.errors import FeatureNotFound, StoreMismatch, plain_line
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
+    from featstore.records.storage import Storage
     from featstore.store.engine.snapshot import Snapshot
     from featstore.store.rows import FeatureSet
 
@@ -59,6 +62,30 @@ def fits(found: FeatureSpec, nframe: int | None, spec: FeatureSpec | str | None)
     if isinstance(spec, FeatureSpec):
         return found.digest == spec.digest
     return spec is None or (len(spec) >= MIN_DIGITS and found.digest.startswith(spec))
+
+
+def wanted_set(
+    there: FeatureSet | None, storage: Storage | None, replace_storage: bool
+) -> FeatureSet | None:
+    """Return the feature set as it is to be: `there` itself if nothing changes, None if it is to be made.
+
+    Args:
+        there: The row of the set in the dataset, None if it has none.
+        storage: How it is to be stored, None for as it is.
+        replace_storage: Take `storage` if the set's is another.
+
+    Raises:
+        StoreMismatch: It is stored in another way than `storage` says, and not to be replaced.
+    """
+    if there is None or storage is None or storage == there.storage:
+        return there
+    if replace_storage:
+        return replace(there, storage=storage, storage_since=time.time())
+    raise StoreMismatch(
+        f"the feature set {there.spec.digest[:8]} is stored as {there.storage}, asked for is {storage}",
+        remedy="leave --quantize, --scale and --codec out to go on as it is, store it again with --restore-as, or take "
+        "another --dataset",
+    )
 
 
 def describe_mismatch(

@@ -29,13 +29,8 @@ from featstore.store.paths import (
     stored_bytes,
     sync_dataset,
 )
-from featstore.store.rows import (
-    Entry,
-    Failure,
-    FeatureSet,
-    pack_row,
-    video_key,
-)
+from featstore.store.rows import Entry, Failure, FeatureSet, pack_row, video_key
+from featstore.store.selection import wanted_set
 from featstore.system.filesystems import format_bytes, free_bytes, refuse_network
 
 if TYPE_CHECKING:
@@ -53,7 +48,6 @@ Done = TypeVar("Done")
 class FeatureWriter:
     """Puts records into one dataset and commits them by bytes; made durable with each commit.
 
-    min_free: bytes that stay free on the disk. max_size: bytes the whole cache directory may take, None for no limit.
     Usable in `with`: leaving commits, an exception inside drops what was not committed. Of the process that made it: a
     forked child is refused, and leaving the block there commits nothing.
     """
@@ -67,7 +61,19 @@ class FeatureWriter:
         max_size: int | None = None,
         commit_bytes: int = defaults.COMMIT_BYTES,
     ) -> None:
-        """Open the dataset, making it if it is missing; raise StoreError if it may not be written."""
+        """Open the dataset, making it if it is missing.
+
+        Args:
+            cache_dir: The cache directory.
+            dataset: The dataset's name.
+            min_free: Bytes that stay free on the disk.
+            max_size: Bytes that the whole cache directory may take, None for no limit.
+            commit_bytes: Bytes of records that are `due` to be committed.
+
+        Raises:
+            StoreMismatch: What is there is not this dataset, or of another format.
+            StoreError: The dataset is sealed or damaged, or may not be written.
+        """
         self._pid = os.getpid()
         self.dataset = dataset
         self.path = dataset_path(cache_dir, dataset)
@@ -106,6 +112,7 @@ class FeatureWriter:
         origin: str = "",
         names: Mapping[str, str] | None = None,
         max_error: float | None = None,
+        storage_since: float = 0.0,
         replace_storage: bool = False,
     ) -> FeatureSet:
         """Return the feature set of `spec`, made unless it is there.
@@ -113,15 +120,20 @@ class FeatureWriter:
         Visible at once, or with the next commit if something waits for one.
 
         Args:
-            spec: what determines its features.
-            storage: how they are to be stored; None follows the set that is there, or is `Storage()` for a new one.
-            origin: the checkpoint it is first ingested from.
-            names: further names of the encoder's parts.
-            max_error: the error budget of a new set.
-            replace_storage: the set that is there is to be stored as `storage` says from now on.
+            spec: What determines its features.
+            storage: How they are to be stored; None follows the set that is there, or is `Storage()` for a new one.
+            origin: The checkpoint that a new set is ingested from.
+            names: Further names of the encoder's parts, of a new set.
+            max_error: The error budget of a new set.
+            storage_since: When the storage of a new set was replaced, in seconds since 1970; 0 if it never was.
+            replace_storage: The set that is there is to be stored as `storage` says from now on.
+
+        Returns:
+            The row of the set, as it is in the dataset now.
 
         Raises:
-            StoreMismatch: the set that is there is stored in another way, and `replace_storage` is not set.
+            StoreMismatch: The set that is there is stored in another way, and `replace_storage` is not set.
+            StoreError: The dataset cannot be written.
         """
         refuse_inherited(self._pid)
         digest = spec.digest
@@ -131,12 +143,13 @@ class FeatureWriter:
             or there is None
             or wanted_set(there, storage, replace_storage) is not there
         ):
-            txn, now = self._transaction(), time.time()
+            txn = self._transaction()
             there = self._do(txn.get_set, digest)
             wanted = wanted_set(there, storage, replace_storage)
             if wanted is None:
-                stored_as = storage or Storage()
-                wanted = FeatureSet(spec, stored_as, max_error, origin, dict(names or {}), now, now)
+                stored_as, names = storage or Storage(), dict(names or {})
+                made = time.time(), storage_since
+                wanted = FeatureSet(spec, stored_as, max_error, origin, names, *made)
             if wanted is not there:
                 self._do(txn.put_set, wanted)
             there = wanted
@@ -149,8 +162,18 @@ class FeatureWriter:
     def put(self, header: Header, record: memoryview) -> Entry:
         """Put what `pack_record` returned; visible after the next `commit`.
 
-        Raises StoreFull, leaving what was put before ready to be committed, and StoreMismatch if the header is not of
-        a record of its feature set in this dataset.
+        Args:
+            header: The record's.
+            record: Its bytes, which may change once this returns.
+
+        Returns:
+            The row of the video.
+
+        Raises:
+            StoreFull: There is no room; what was put before is still ready to be committed.
+            StoreMismatch: The header is not of a record of its feature set in this dataset.
+            StoreError: The feature set was removed, or the dataset cannot be written.
+            ValueError: The id cannot be one, or `add_set` was not called.
         """
         check_video_id(header.video_id)
         txn, row = self._at(header.spec)
@@ -167,10 +190,7 @@ class FeatureWriter:
         return entry
 
     def put_whole(self, record: memoryview) -> Entry:
-        """Put a record as it was stored elsewhere; visible after the next `commit`.
-
-        Raises RecordError if it is damaged, and otherwise as `put`.
-        """
+        """Put a record as it was stored elsewhere, as `put` does; raise RecordError if it is damaged."""
         parsed = parse(record)
         parsed.verify()
         return self.put(parsed.header, record)
@@ -180,9 +200,11 @@ class FeatureWriter:
         return has_entry(self._keeper.open().snapshot(), video_key(digest, video_id))
 
     def fail(self, failure: Failure, *, drop: bool = False) -> None:
-        """Put the row of a video that could not be ingested; of a very long reason the beginning.
+        """Put the row of a video that could not be ingested; visible after the next `commit`.
 
-        drop: remove what is stored of the video, for it is of another file than the one that failed.
+        Args:
+            failure: The row; of a very long reason the beginning is kept.
+            drop: Remove what is stored of the video, for it is of another file than the one that failed.
         """
         failure = replace(failure, reason=failure.reason[:MAX_REASON_CHARACTERS])
         check_video_id(failure.video_id)
@@ -273,22 +295,3 @@ class FeatureWriter:
                     f"the limit is {format_bytes(self._max_size)}; raise --max-size, or give back with featstore "
                     "compact what featstore rm freed"
                 )
-
-
-def wanted_set(
-    there: FeatureSet | None, storage: Storage | None, replace_storage: bool
-) -> FeatureSet | None:
-    """Return the feature set as it is to be: `there` itself if nothing changes, None if it is to be made.
-
-    Raises:
-        StoreMismatch: it is stored in another way than `storage` says, and not to be replaced.
-    """
-    if there is None or storage is None or storage == there.storage:
-        return there
-    if replace_storage:
-        return replace(there, storage=storage, storage_since=time.time())
-    raise StoreMismatch(
-        f"the feature set {there.spec.digest[:8]} is stored as {there.storage}, asked for is {storage}",
-        remedy="leave --quantize, --scale and --codec out to go on as it is, store it again with --restore-as, or take "
-        "another --dataset",
-    )

@@ -151,6 +151,23 @@ def test_videos_stored_before_the_storage_was_replaced_are_work_for_any_ingest(c
     assert (found.storage, found.todo) == (Storage("fp32"), (videos[0],))
 
 
+def test_a_video_that_is_stored_as_the_set_says_is_no_work_whenever_that_was_decided(
+    cache, tmp_path
+):
+    """The clock was ahead when the storage was replaced, or it was replaced and is again what it was."""
+    videos = stored_at(cache, tmp_path, -9.0)
+    for storage, due in (
+        (Storage("fp32"), videos),
+        (Storage(codec="zstd"), videos),
+        (Storage("int8", "token"), videos),
+        (Storage(), []),
+    ):
+        with FeatureWriter(cache, "demo", min_free=0) as writer:
+            writer.add_set(toy_spec(), storage, replace_storage=True)
+        snapshot = open_environment(cache / "demo").snapshot()
+        assert make_plan(videos, snapshot, toy_spec()).todo == tuple(due)
+
+
 def test_records_older_than_their_set_are_stored_as_long_as_its_storage_is_its_first(
     cache, tmp_path
 ):

@@ -114,7 +114,7 @@ def test_a_set_that_is_there_keeps_its_storage_unless_it_is_to_be_replaced(cache
     put_video(writer, SPEC, "a", A)
     writer.commit()
     before = FeatureStore(cache)["demo"].feature_set
-    assert before.storage == Storage()
+    assert (before.storage, before.storage_since) == (Storage(), 0.0)
     assert writer.add_set(SPEC) == writer.add_set(SPEC, Storage()) == before
     with pytest.raises(StoreMismatch) as caught:
         writer.add_set(SPEC, Storage("fp16", codec="zstd"))

@@ -33,7 +33,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class CheckReport:
-    """What a check saw: problems are sentences, none means clean."""
+    """What a check saw.
+
+    Attributes:
+        dataset: The dataset's name.
+        videos: Finished videos, of all feature sets.
+        record_bytes: Bytes of the records of those without a problem.
+        failures: Videos that failed.
+        problems: A sentence each; none means clean.
+    """
 
     dataset: str
     videos: int = 0
@@ -49,8 +57,17 @@ def check_dataset(
 ) -> CheckReport:
     """Read every row, record and checksum of `dataset` as of one snapshot.
 
-    on_video is called after each video, for progress. Problems go into the report; only a dataset that is not there, or
-    cannot be opened at all, raises.
+    Args:
+        cache_dir: The cache directory.
+        dataset: The dataset's name.
+        on_video: Called after each video without a problem, for progress.
+
+    Returns:
+        What was seen, problems included.
+
+    Raises:
+        StoreNotFound: There is no such dataset.
+        StoreError: It cannot be opened at all.
     """
     report = CheckReport(dataset)
     try:
@@ -64,7 +81,13 @@ def check_dataset(
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong, and with what: the row or record under `key` of `table`, or with none that could be named."""
+    """What is wrong, and with what.
+
+    Attributes:
+        sentence: What is wrong.
+        table: The table of the row or record that it is wrong with; empty if none can be named.
+        key: The key in that table.
+    """
 
     sentence: str
     table: str = ""
@@ -74,7 +97,13 @@ class Problem:
 def find_problems(
     snapshot: Snapshot, report: CheckReport, on_video: Callable[[Entry], None]
 ) -> Iterator[Problem]:
-    """Yield what is wrong with the dataset, counting into `report` what was seen."""
+    """Yield what is wrong with a dataset.
+
+    Args:
+        snapshot: Of the dataset.
+        report: Its counts grow by what is seen.
+        on_video: Called after each video without a problem.
+    """
     # Digests of the sets with a problem: once that is mended, they are counted again.
     odd: set[str] = set()
     known: dict[str, FeatureSpec | None] = {}
@@ -98,7 +127,15 @@ def whole_entry(
 ) -> Entry:
     """Return the row that the record under `key` should have.
 
-    Raises RecordError or StoreError if there is no record, or it is damaged, or not the one that belongs there.
+    Args:
+        snapshot: Of the dataset.
+        key: Of the record.
+        known: The specs of the feature sets by digest, None for one whose row is damaged.
+        dataset: The dataset's name.
+
+    Raises:
+        RecordError: The record is damaged.
+        StoreError: There is no record, or not the one that belongs there.
     """
     value = snapshot.get("records", key)
     if value is None:

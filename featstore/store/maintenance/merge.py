@@ -34,8 +34,15 @@ if TYPE_CHECKING:
 class MergeSummary:
     """What a merge came to, and how far it is.
 
-    total: videos in the source, feature sets counted apart. stored: committed now. skipped: there before. failures: id
-    and reason of those that are damaged in the source. interrupted: stopped by request. full: why there was no room.
+    Attributes:
+        dataset: The dataset's name.
+        total: Videos in the source, feature sets counted apart.
+        stored: Videos committed now.
+        skipped: Videos that were there before.
+        record_bytes: Bytes of the records committed now.
+        failures: Id and reason of those that are damaged in the source.
+        interrupted: Whether it was stopped by request.
+        full: Why there was no room; empty if there was.
     """
 
     dataset: str
@@ -62,7 +69,8 @@ def merge_dataset(
     """Copy into `cache_dir/dataset` the videos that `source/dataset` has and it lacks, feature set by feature set.
 
     A video that is stored already is left as it is. Records are copied in the storage that they have, and a set that is
-    there already keeps its own for what is ingested later. The source's default set becomes that of a new dataset.
+    there already keeps its own for what is ingested later; one that is made is the source's, and what is due to be
+    stored again there is so here. The source's default set becomes that of a new dataset.
     Whenever a merge ends or is killed, what was committed stays, and the same call goes on.
 
     Args:
@@ -78,8 +86,11 @@ def merge_dataset(
     Returns:
         What was copied, and which videos are damaged in the source.
 
-    Raises StoreNotFound or StoreMismatch if there is no such source, StoreLocked while an ingest is at work on the
-    target, and StoreError if it cannot be written.
+    Raises:
+        StoreNotFound: There is no such source.
+        StoreMismatch: It is another dataset or of another format, or source and target are one.
+        StoreLocked: An ingest is at work on the target.
+        StoreError: The target cannot be written.
     """
     there, here = dataset_path(source, dataset), dataset_path(cache_dir, dataset)
     snapshot = open_snapshot(there)
@@ -154,6 +165,7 @@ class _Merge:
                 origin=row.origin,
                 names=row.names,
                 max_error=row.max_error,
+                storage_since=row.storage_since,
             )
         except StoreMismatch:  # it is there, and to be stored in another way
             self._writer.add_set(row.spec)

@@ -35,9 +35,13 @@ VIDEO_TABLES = ("catalog", "records", "failures")
 
 @dataclass
 class Removed:
-    """What was removed: videos with features, failures on record, bytes of records.
+    """What was removed.
 
-    missing: the ids of which nothing was there.
+    Attributes:
+        videos: Videos with features.
+        failures: Failures on record.
+        record_bytes: Bytes of the videos' records.
+        missing: The ids of which nothing was there.
     """
 
     videos: int = 0
@@ -47,11 +51,22 @@ class Removed:
 
 
 def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
-    """Remove `dataset` and return the bytes it took on disk; of one that is a link, only the link is removed.
+    """Remove `dataset`, or what is left of one whose file is gone; of one that is a link, only the link is removed.
 
-    What is left of one whose file is gone is removed too. Raises StoreNotFound if it never was, StoreLocked while an
-    ingest is at work. A run killed halfway leaves a folder whose name begins with a dot, which no one reads and the
-    next removal of the dataset clears.
+    A run killed halfway leaves a folder whose name begins with a dot, which no one reads and the next removal of the
+    dataset clears.
+
+    Args:
+        cache_dir: The cache directory.
+        dataset: The dataset's name.
+
+    Returns:
+        The bytes that it took on disk.
+
+    Raises:
+        StoreNotFound: There never was such a dataset.
+        StoreLocked: An ingest is at work.
+        StoreError: Its folder may not be removed.
     """
     path = dataset_path(cache_dir, dataset)
     gone = path.with_name(f".removed-{dataset}")
@@ -93,9 +108,22 @@ def remove_videos(
 ) -> Removed:
     """Remove what is stored of `videos`, failures too, from one feature set, or from all if `spec` is None.
 
-    Videos that are not there are named in the result. The file keeps its size: the space is used by later ingests, or
-    given back by `compact_dataset`. Raises StoreNotFound, StoreLocked while an ingest is at work, and StoreError if
-    the dataset is sealed. A run killed halfway has removed some of the videos, each wholly.
+    The file keeps its size: the space is used by later ingests, or given back by `compact_dataset`. A run killed
+    halfway has removed some of the videos, each wholly.
+
+    Args:
+        cache_dir: The cache directory.
+        dataset: The dataset's name.
+        videos: Their ids.
+        spec: The feature set; None for all.
+
+    Returns:
+        What was removed, and the ids that were not there.
+
+    Raises:
+        StoreNotFound: There is no such dataset.
+        StoreLocked: An ingest is at work.
+        StoreError: The dataset is sealed or damaged.
     """
     with _opened(cache_dir, dataset) as (path, snapshot):
         digests = [spec.digest] if spec is not None else list(read_sets(snapshot))
@@ -116,10 +144,23 @@ def remove_videos(
 
 
 def remove_set(cache_dir: str | os.PathLike[str], dataset: str, spec: FeatureSpec) -> Removed:
-    """Remove the feature set of `spec` with all its videos and failures; otherwise as `remove_videos`.
+    """Remove the feature set of `spec` with all its videos and failures.
 
     The oldest set that is left becomes the default one if this was. A run killed halfway leaves the set with the videos
     that are not removed yet.
+
+    Args:
+        cache_dir: The cache directory.
+        dataset: The dataset's name.
+        spec: The feature set's.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        StoreNotFound: There is no such dataset.
+        StoreLocked: An ingest is at work.
+        StoreError: The dataset is sealed or damaged.
     """
     with _opened(cache_dir, dataset) as (path, snapshot):
         removed = _remove_keys(path, dataset, _keys_of(snapshot, spec.digest))

@@ -53,9 +53,11 @@ COMMIT_KEYS = 256
 
 @dataclass
 class RepairReport(CheckReport):
-    """What a repair saw and did: problems are those that are left, repaired those that are gone, with what was done.
+    """What a repair saw and did; its `problems` are those that are left.
 
-    again: how many videos the next ingest makes again.
+    Attributes:
+        repaired: The problems that are gone, with what was done about each.
+        again: How many videos the next ingest makes again.
     """
 
     repaired: list[str] = field(default_factory=list)
@@ -70,8 +72,20 @@ def repair_dataset(
     """Check `dataset` as `check_dataset` does and mend what it finds; afterwards a check finds what `problems` says.
 
     A feature set whose row is damaged takes its videos with it; if it was the default one, the oldest that is left
-    becomes it. The manifest's counts are made again if they are wrong, or if anything was mended. Raises StoreLocked
-    while an ingest is at work, and StoreError if the pages of the file are damaged: then it may not be written.
+    becomes it. The manifest's counts are made again if they are wrong, or if anything was mended.
+
+    Args:
+        cache_dir: The cache directory.
+        dataset: The dataset's name.
+        on_video: Called after each video without a problem, for progress.
+
+    Returns:
+        What was seen and done.
+
+    Raises:
+        StoreNotFound: There is no such dataset.
+        StoreLocked: An ingest is at work.
+        StoreError: The pages of the file are damaged, so that it may not be written; or it is sealed.
     """
     path = dataset_path(cache_dir, dataset)
     open_environment(path)  # makes no lock file if there is no dataset

@@ -20,8 +20,14 @@ from featstore.system.fsync import sync_dir
 def seal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
     """Refuse all writes to `dataset` from now on; nothing happens if it is sealed.
 
-    Raises StoreNotFound, StoreLocked while an ingest is at work, and StoreError if the file may not be written or
-    its pages are damaged.
+    Args:
+        cache_dir: The cache directory.
+        dataset: The dataset's name.
+
+    Raises:
+        StoreNotFound: There is no such dataset.
+        StoreLocked: An ingest is at work.
+        StoreError: The file may not be written, or its pages are damaged.
     """
     path = dataset_path(cache_dir, dataset)
     read_manifest(open_snapshot(path), dataset)  # refuses what is not a dataset
@@ -42,7 +48,17 @@ def unseal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
     """Let `dataset` be written again; nothing happens if it is not sealed.
 
     A copy takes the place of its file, as in a compaction: readers without locks may be at work on the file itself, and
-    nobody would keep a writer from the pages they see. Raises as `compact_dataset` does.
+    nobody would keep a writer from the pages they see.
+
+    Args:
+        cache_dir: The cache directory.
+        dataset: The dataset's name.
+
+    Raises:
+        StoreNotFound: There is no such dataset.
+        StoreLocked: An ingest is at work.
+        StoreFull: The disk has no room for the copy.
+        StoreError: The file may not be written, or is damaged.
     """
     path = dataset_path(cache_dir, dataset)
     read_manifest(open_snapshot(path), dataset)

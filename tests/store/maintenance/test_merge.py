@@ -1,5 +1,6 @@
 import os
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -236,15 +237,13 @@ def test_records_come_as_they_are_stored_into_a_set_that_is_stored_in_another_wa
 def test_a_set_comes_with_all_that_its_row_says(tmp_path, cache):
     names = {"vision_tower": "openai/clip"}
     with FeatureWriter(tmp_path / "source", "demo", min_free=0) as writer:
-        writer.add_set(SPEC, Storage("fp16"), origin="here", names=names, max_error=0.02)
+        writer.add_set(SPEC, origin="here", names=names, max_error=0.02)
+        there = writer.add_set(SPEC, Storage("fp16"), replace_storage=True)
+    assert (there.origin, there.names, there.max_error) == ("here", names, 0.02)
+    assert there.storage_since > 0, "records made before are due to be stored again"
     run(tmp_path / "source", cache)
-    row = FeatureStore(cache)["demo"].feature_set
-    assert (row.storage, row.origin, row.names, row.max_error) == (
-        Storage("fp16"),
-        "here",
-        names,
-        0.02,
-    )
+    here = FeatureStore(cache)["demo"].feature_set
+    assert here == replace(there, created=here.created)
 
 
 def test_a_new_dataset_gets_the_default_set_of_the_source_and_an_old_one_keeps_its_own(

@@ -20,6 +20,7 @@ from featstore.sampling import Sampling
 from featstore.system.forks import cached_property
 
 DTYPES = ("fp16", "bf16", "fp32")  # what encoders compute in
+_EXACT = "pyav-presentation"  # the decoder that takes the frames a player shows
 Setting: TypeAlias = str | int | float | bool | None
 
 
@@ -96,14 +97,14 @@ class FeatureSpec:
         """Return a line for people."""
         return plain_line(
             f"{self.digest[:8]}  {self.encoder.family} weights {self.encoder.weights[:8]}  "
-            f"{self.sampling}  {self.encoder.dtype}"
+            f"{self.sampling}  {self.encoder.dtype}{'  exact' * (self.decoder == _EXACT)}"
         )
 
     def ingest_options(self) -> str:
         """Return the options of `featstore ingest` that make such features, given the checkpoint."""
         return (
             f"--nframe {self.sampling.nframe} --sampling {self.sampling.rule} "
-            f"--dtype {self.encoder.dtype}"
+            f"--dtype {self.encoder.dtype}{' --decoder exact' * (self.decoder == _EXACT)}"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import specs
 
+from featstore.decoding.video_file import identity_of
 from featstore.errors import StoreMismatch
 from featstore.geometry import Geometry
 from featstore.preprocessing import ExactResize, PixelBudget, ShortestEdgeCrop
@@ -244,3 +245,10 @@ def test_the_options_for_the_command_line_name_sampling_and_type():
     assert SPEC.ingest_options() == "--nframe 128 --sampling linspace --dtype fp16"
     rated = dataclasses.replace(SPEC, sampling=Sampling(64, "fps", 1 / 3))
     assert "--sampling fps:0.3333333333333333 " in rated.ingest_options()
+
+
+def test_exact_frames_are_named_to_people_and_to_ingest():
+    exact = dataclasses.replace(SPEC, decoder=identity_of("exact"))
+    assert exact.ingest_options() == f"{SPEC.ingest_options()} --decoder exact"
+    line = SPEC.describe().removeprefix(SPEC.digest[:8])
+    assert exact.describe() == f"{exact.digest[:8]}{line}  exact"

@@ -15,8 +15,13 @@ MAX_JSON_BYTES = 16 << 20  # the index of a 7B checkpoint has some 60 kB
 AS_PUBLISHED = "use the file as the model's authors published it"
 
 
-def read_json(files: Files, name: str) -> ConfigFields | None:
+def read_json(files: Files, name: str, limit: int = MAX_JSON_BYTES) -> ConfigFields | None:
     """Return the JSON object in file `name`; None if there is no such file.
+
+    Args:
+        files: the checkpoint.
+        name: the file's name.
+        limit: how many bytes the file may have.
 
     Raises:
         CheckpointError: the file is too large, or does not hold a JSON object.
@@ -27,14 +32,14 @@ def read_json(files: Files, name: str) -> ConfigFields | None:
     origin = f"{files}/{name}"
     try:
         size = path.stat().st_size
-        values = json.loads(path.read_bytes()) if size <= MAX_JSON_BYTES else None
+        values = json.loads(path.read_bytes()) if size <= limit else None
     except (ValueError, RecursionError, OSError) as exc:
         raise CheckpointError(
             f"{origin} cannot be read as JSON {explain_unreadable(path, exc)}"
         ) from exc
-    if size > MAX_JSON_BYTES:
+    if size > limit:
         raise CheckpointError(
-            f"{origin} has {size} bytes, at most {MAX_JSON_BYTES} are read; is it the right file?"
+            f"{origin} has {size} bytes, at most {limit} are read; is it the right file?"
         )
     if not isinstance(values, dict):
         raise CheckpointError(

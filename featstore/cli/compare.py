@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -25,10 +25,6 @@ from featstore.cli._printing import print_json, print_table
 from featstore.cli._streams import say
 from featstore.errors import plain_line
 
-if TYPE_CHECKING:
-    from featstore.encoders import LongVAEncoder
-    from featstore.models import CachedLongVA
-
 
 @click.command()
 @dataset_option
@@ -46,6 +42,11 @@ if TYPE_CHECKING:
 )
 @which_nframe_option
 @spec_option
+@click.option(
+    "--decoder",
+    type=click.Choice(["auto", "exact"]),
+    help="Decoder of the feature set, to choose another than the default by it.",
+)
 @click.option(
     "--generate", is_flag=True, help="Also compare greedy answers; loads the language model."
 )
@@ -79,14 +80,25 @@ if TYPE_CHECKING:
 @json_option
 def compare(**options: Any) -> None:
     """Encode a sample of the stored videos again and compare; exit code 1 if one is outside the limits."""
-    from featstore.models.compare import Limits
+    from featstore.encoders import LongVAEncoder
+    from featstore.models import CachedLongVA
+    from featstore.models.compare import Limits, choose, fitting_sets
     from featstore.models.compare import compare as run
     from featstore.store.reader import FeatureStore
 
     if options["min_identical"] and not options["generate"]:
         raise click.UsageError("--min-identical applies to answers: also pass --generate")
+    if not options["model_path"]:
+        raise click.UsageError("name the checkpoint with --model-path")
     dataset = FeatureStore(options["cache_dir"])[options["dataset"]]
-    encoder, model = _build(options)
+    which = options["nframe"], options["spec"]
+    fitting_sets(dataset, *which)  # what is not there is refused before the checkpoint is read
+    with usage_errors():
+        encoder = LongVAEncoder(options["model_path"], **_encoder_options(options))
+    chosen = choose(dataset, encoder, *which, options["decoder"])
+    model = None
+    if options["generate"]:
+        model = CachedLongVA(options["model_path"], prefix_cache=0, **_encoder_options(options))
     report = run(
         dataset,
         encoder,
@@ -95,8 +107,7 @@ def compare(**options: Any) -> None:
         max_new_tokens=options["max_new_tokens"],
         samples=options["samples"],
         seed=options["seed"],
-        nframe=options["nframe"],
-        spec=options["spec"],
+        spec=chosen.digest,
         limits=Limits(options["max_relative_l2"], options["min_cosine"], options["min_identical"]),
         on_row=lambda row: say(f"compared {plain_line(row.video_id)}"),
     )
@@ -110,24 +121,12 @@ def compare(**options: Any) -> None:
         sys.exit(SOME_FAILED)
 
 
-def _build(options: dict[str, Any]) -> tuple[LongVAEncoder, CachedLongVA | None]:
-    """Return the encoder and, where answers are asked for, the model."""
-    from featstore.encoders import LongVAEncoder
-    from featstore.models import CachedLongVA
-
-    checkpoint = options["model_path"]
-    if not checkpoint:
-        raise click.UsageError("name the checkpoint with --model-path")
-    words = {
+def _encoder_options(options: dict[str, Any]) -> dict[str, Any]:
+    return {
         "device": options["device"],
         "dtype": None if options["dtype"] == "auto" else options["dtype"],
         "vision_tower": options["vision_tower"],
     }
-    with usage_errors():
-        encoder = LongVAEncoder(checkpoint, **words)
-        if not options["generate"]:
-            return encoder, None
-        return encoder, CachedLongVA(checkpoint, prefix_cache=0, **words)
 
 
 def _print_report(report: Any) -> None:

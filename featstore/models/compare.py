@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from featstore import defaults
-from featstore.decoding.video_file import DECODER, Video
+from featstore.decoding.video_file import Video, identity_of
 from featstore.errors import (
     FeatureNotFound,
     NotFinite,
@@ -20,10 +20,11 @@ from featstore.errors import (
     VideoError,
 )
 from featstore.fields import to_plain
-from featstore.models.lookup import serves
+from featstore.models.lookup import refusal, serves
+from featstore.models.source_options import DECODERS_OF_SETS
 from featstore.pipeline.on_demand import OnDemandEncoder
 from featstore.spec import FeatureSpec
-from featstore.store.selection import describe_mismatch, fits
+from featstore.store.selection import fits
 from featstore.torch import measure_error, to_tensor
 
 if TYPE_CHECKING:
@@ -32,9 +33,8 @@ if TYPE_CHECKING:
     from featstore.encoders.base import Encoder
     from featstore.records.features import Features
     from featstore.records.quantization import QuantError
-    from featstore.sampling import Sampling
     from featstore.store.dataset import Dataset
-    from featstore.store.rows import Entry
+    from featstore.store.rows import Entry, FeatureSet
 
 
 class AnswersFromFeatures(Protocol):
@@ -138,7 +138,7 @@ class CompareReport:
         """Return plain values, for JSON."""
         return {
             "dataset": self.dataset,
-            "spec": self.spec.digest,
+            "feature_set": self.spec.digest,
             "limits": asdict(self.limits),
             "summary": self.summary(),
             "videos": [
@@ -160,6 +160,7 @@ def compare(
     seed: int = defaults.COMPARE_SEED,
     nframe: int | None = None,
     spec: str | None = None,
+    decoder: str | None = None,
     limits: Limits | None = None,
     decode_timeout: float = defaults.DECODE_TIMEOUT,
     on_row: Callable[[Comparison], None] = lambda row: None,
@@ -180,6 +181,8 @@ def compare(
         nframe: number of frames of the feature set, if another is meant than the dataset's own, or than the one that is
             the encoder's.
         spec: digest of the feature set or a prefix of it, likewise.
+        decoder: `auto` or `exact`, whose frames the feature set is of, likewise. The fresh frames are always those of
+            the feature set's own decoder.
         limits: what is allowed; the defaults of `Limits` if None.
         decode_timeout: seconds that decoding a video may take.
         on_row: called after each video.
@@ -187,11 +190,13 @@ def compare(
     Raises:
         StoreMismatch: no feature set is the encoder's, or several are.
     """
-    chosen = _choose(dataset, encoder, nframe, spec)
+    chosen = choose(dataset, encoder, nframe, spec, decoder)
     report = CompareReport(dataset.name, chosen, limits or Limits())
     entries = sorted(dataset.sets[chosen.digest].entries(), key=lambda entry: entry.video_id)
     random.Random(seed).shuffle(entries)
-    on_demand = OnDemandEncoder(encoder, timeout=decode_timeout)
+    on_demand = OnDemandEncoder(
+        encoder, timeout=decode_timeout, decoder=DECODERS_OF_SETS[chosen.decoder]
+    )
     try:
         for entry in entries[:samples]:
             try:
@@ -206,30 +211,52 @@ def compare(
     return report
 
 
-def _choose(
-    dataset: Dataset, encoder: Encoder, nframe: int | None, spec: str | None
+def choose(
+    dataset: Dataset,
+    encoder: Encoder,
+    nframe: int | None = None,
+    spec: str | None = None,
+    decoder: str | None = None,
 ) -> FeatureSpec:
-    fitting = [found for found in dataset.sets.rows() if fits(found.spec, nframe, spec)]
-    if not fitting:
-        fitting = [dataset.select(nframe, spec)]  # says what there is to choose from
+    """Return the feature set that is compared with what the encoder gives; arguments and errors are `compare`'s."""
+    fitting = fitting_sets(dataset, nframe, spec)
     serving = [
-        found.spec for found in fitting if serves(found.spec, _wanted(encoder, found.spec.sampling))
+        found.spec for found in fitting if serves(found.spec, _wanted(encoder, found.spec, decoder))
     ]
     if not serving:
-        wanted = _wanted(encoder, fitting[0].spec.sampling)
-        raise StoreMismatch(describe_mismatch(fitting, dataset.path, wanted, encoder.origin))
+        wanted = _wanted(encoder, fitting[0].spec, decoder)
+        raise StoreMismatch(refusal(fitting, dataset, wanted, encoder.origin))
     own = [found for found in serving if found.digest == dataset.feature_set.spec.digest]
     if own or len(serving) == 1:
         return (own or serving)[0]
     listed = "".join(f"\n  {found.describe()}" for found in serving)
     raise StoreMismatch(
-        f"{len(serving)} feature sets of dataset {dataset.name!r} are of this encoder; name one with --spec or "
-        f"--nframe:{listed}"
+        f"{len(serving)} feature sets of dataset {dataset.name!r} are of this encoder; name one with --spec, --nframe "
+        f"or --decoder:{listed}"
     )
 
 
-def _wanted(encoder: Encoder, sampling: Sampling) -> FeatureSpec:
-    return FeatureSpec(encoder.identity, sampling, DECODER, encoder.preprocessing)
+def fitting_sets(
+    dataset: Dataset, nframe: int | None = None, spec: str | None = None
+) -> list[FeatureSet]:
+    """Return the feature sets that a choice leaves, before an encoder is known.
+
+    Args:
+        dataset: the dataset.
+        nframe: number of frames of the feature set, if it matters.
+        spec: digest of the feature set or a prefix of it, if it matters.
+
+    Raises:
+        StoreMismatch: there is none.
+    """
+    fitting = [found for found in dataset.sets.rows() if fits(found.spec, nframe, spec)]
+    return fitting or [dataset.select(nframe, spec)]  # says what there is to choose from
+
+
+def _wanted(encoder: Encoder, stored: FeatureSpec, decoder: str | None) -> FeatureSpec:
+    """Return what the encoder makes in place of `stored`: of the same frames, unless `decoder` says otherwise."""
+    identity = identity_of(decoder or DECODERS_OF_SETS.get(stored.decoder, defaults.DECODER))
+    return FeatureSpec(encoder.identity, stored.sampling, identity, encoder.preprocessing)
 
 
 def _compare_one(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
 from featstore.errors import FeatureNotFound, StoreError, StoreMismatch, StoreNotFound
+from featstore.models.source_options import DECODERS_OF_SETS
 from featstore.store.catalog import has_entry, read_sets
 from featstore.store.dataset import Dataset
 from featstore.store.paths import absolute
@@ -18,9 +19,11 @@ from featstore.store.selection import describe_mismatch
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
     from featstore.records.features import Features
     from featstore.spec import FeatureSpec
+    from featstore.store.rows import FeatureSet
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Lookup:
             return ""
         if not sets or any(serves(found.spec, request.spec) for found in sets):
             return ""
-        return describe_mismatch(sets, dataset.path, request.spec, origin)
+        return refusal(sets, dataset, request.spec, origin)
 
     def close(self) -> None:
         """Let go of the datasets; a later lookup opens them again."""
@@ -143,6 +146,22 @@ def refuse(dataset: Dataset, video: str, wanted: FeatureSpec, origin: str) -> No
     sets = dataset.sets.rows()
     serving = [found.spec for found in sets if serves(found.spec, wanted)]
     if not serving and sets:
-        raise StoreMismatch(describe_mismatch(sets, dataset.path, wanted, origin))
+        raise StoreMismatch(refusal(sets, dataset, wanted, origin))
     dataset.lookup(video, spec=min(serving, key=lambda spec: spec != wanted, default=wanted))
     raise FeatureNotFound(f"video {video!r} was stored only now; ask again")
+
+
+def refusal(sets: Sequence[FeatureSet], dataset: Dataset, wanted: FeatureSpec, origin: str) -> str:
+    """Return the sentence that says why none of `sets` serves: what differs, and what to do.
+
+    Args:
+        sets: feature sets of the dataset, at least one.
+        dataset: the dataset.
+        wanted: the feature set that they would have to serve.
+        origin: the model's checkpoint.
+    """
+    sentence = describe_mismatch(sets, dataset.path, wanted, origin)
+    for identity, decoder in DECODERS_OF_SETS.items():
+        if any(serves(found.spec, replace(wanted, decoder=identity)) for found in sets):
+            sentence += f"\nor read what is stored, of other frames: decoder={decoder!r}, --decoder {decoder}"
+    return sentence

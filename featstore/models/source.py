@@ -42,11 +42,9 @@ if TYPE_CHECKING:
 
     from featstore.encoders.base import Encoder
     from featstore.models.lookup import FeatureRequest
+    from featstore.models.source_options import SourceOptions
     from featstore.models.statistics import CacheStatistics
     from featstore.records.features import Features
-    from featstore.records.storage import Storage
-
-ON_MISS = ("encode", "encode-only", "error")
 
 
 @dataclass(frozen=True)
@@ -76,37 +74,31 @@ class FeatureSource:
     def __init__(
         self,
         encoder: Encoder,
-        cache_dir: str | os.PathLike[str] | None,
+        options: SourceOptions,
         *,
         device: torch.device,
         dtype: torch.dtype,
-        on_miss: str,
-        decode_timeout: float,
         statistics: CacheStatistics,
-        storage: Storage | None = None,
     ) -> None:
-        """Check the options; nothing is opened yet.
+        """Take the options; nothing is opened yet.
 
         Args:
             encoder: makes the features that are not stored.
-            cache_dir: the store; None to encode each time.
+            options: the store, the decoder, and what becomes of a miss.
             device: the device of what `VisualInput.load` returns.
             dtype: its dtype.
-            on_miss: what to do about a video that is not stored, one of ON_MISS.
-            decode_timeout: seconds that decoding a video may take.
             statistics: counts hits and misses.
-            storage: how a feature set is stored that a miss makes; `Storage()` if None.
         """
-        if on_miss not in ON_MISS:
-            raise ValueError(f"on_miss is {on_miss!r}; use one of {', '.join(ON_MISS)}")
-        self.on_demand = OnDemandEncoder(encoder, timeout=decode_timeout)
+        self.on_demand = OnDemandEncoder(
+            encoder, timeout=options.decode_timeout, decoder=options.decoder
+        )
         self._encoder = encoder
-        self._storage = storage
-        self._stores = on_miss == "encode" and cache_dir is not None
+        self._storage = options.storage
+        self._stores = options.on_miss == "encode" and options.cache_dir is not None
         self._given_up: set[str] = set()
-        self._lookup = None if cache_dir is None else Lookup(cache_dir)
+        self._lookup = None if options.cache_dir is None else Lookup(options.cache_dir)
         self._device, self._dtype = device, dtype
-        self._on_miss = on_miss
+        self._on_miss = options.on_miss
         self._statistics = statistics
         self._reported: set[str] = set()
         self._describe: weakref.finalize[[str | os.PathLike[str]], FeatureSource] | None = None

@@ -29,6 +29,7 @@ class CacheStatistics:
         seconds_reading: time spent on looking up and reading.
         seconds_encoding: time spent on misses: waiting, decoding, encoding and storing.
         seconds_generating: time spent on generating.
+        decoders: `auto`, `exact` or both: whose frames the features are of.
     """
 
     hits: int = 0
@@ -37,6 +38,7 @@ class CacheStatistics:
     seconds_reading: float = 0.0
     seconds_encoding: float = 0.0
     seconds_generating: float = 0.0
+    decoders: frozenset[str] = frozenset()
 
     @property
     def asked(self) -> int:
@@ -65,15 +67,17 @@ class CacheStatistics:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
-        return asdict(self) | {"hit_rate": self.hit_rate}
+        return asdict(self) | {"hit_rate": self.hit_rate, "decoders": sorted(self.decoders)}
 
     def __add__(self, other: CacheStatistics) -> CacheStatistics:
-        """Return the sums of both."""
-        names = [field.name for field in fields(self)]
-        return CacheStatistics(**{n: getattr(self, n) + getattr(other, n) for n in names})
+        """Return the sums of both, and all their decoders."""
+        names = [field.name for field in fields(self) if field.name != "decoders"]
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return CacheStatistics(**sums, decoders=self.decoders | other.decoders)
 
     def __str__(self) -> str:
         """Return the report, a few lines."""
+        decoders = f"\n  Decoder: {', '.join(sorted(self.decoders))}" if self.decoders else ""
         return (
             "Vision Cache Statistics:\n"
             f"  Cache hits: {self.hits}\n"
@@ -81,7 +85,7 @@ class CacheStatistics:
             f"  Hit rate: {100 * self.hit_rate:.1f}%\n"
             f"  Bytes read: {self.bytes_read:,}\n"
             f"  Seconds: {self.seconds_reading:.2f} reading, {self.seconds_encoding:.2f} encoding, "
-            f"{self.seconds_generating:.2f} generating"
+            f"{self.seconds_generating:.2f} generating{decoders}"
         )
 
 
@@ -107,7 +111,7 @@ def _start_from_zero() -> None:
     global _adding
     _adding = threading.Lock()
     for statistics in _of_this_process:
-        vars(statistics).update(vars(CacheStatistics()))
+        vars(statistics).update(vars(CacheStatistics(decoders=statistics.decoders)))
 
 
 atexit.register(_report)

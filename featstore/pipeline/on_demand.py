@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from featstore import defaults
 from featstore.decoding.pool import Decoded, DecoderPool
 from featstore.decoding.video_file import was_replaced
 from featstore.errors import NotFinite, StoreNotFound, VideoError
@@ -74,15 +75,19 @@ class OnDemandEncoder:
     Its decoder runs from the first video to `close`; a forked child starts its own.
     """
 
-    def __init__(self, encoder: Encoder, *, timeout: float) -> None:
+    def __init__(
+        self, encoder: Encoder, *, timeout: float, decoder: str = defaults.DECODER
+    ) -> None:
         """Keep the encoder; nothing is started or loaded yet.
 
         Args:
             encoder: makes the features.
             timeout: seconds that decoding a video may take before its decoder is killed.
+            decoder: see featstore.decoding.video_file.decode.
         """
         self._encoder = encoder
         self._timeout = timeout
+        self._decoder = decoder
         self._lock = threading.RLock()  # one decoder, one slot
         self._stack = ExitStack()
         self._sampling: Sampling | None = None
@@ -187,7 +192,13 @@ class OnDemandEncoder:
         self._frames = Slots.create(1, sampling.nframe * frame_bytes(preprocessing))
         self._stack.callback(self._frames.close)
         self._pool = DecoderPool(
-            self._frames, sampling, preprocessing, workers=1, timeout=self._timeout, log=log
+            self._frames,
+            sampling,
+            preprocessing,
+            workers=1,
+            timeout=self._timeout,
+            log=log,
+            decoder=self._decoder,
         )
         self._stack.callback(self._pool.kill)
         self._sampling = sampling

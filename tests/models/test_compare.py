@@ -1,26 +1,33 @@
+import importlib
 import json
 import random
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from damage import flip_in_file
+from tooling import load_tool
 from toys import store_videos, toy_features
 
 from featstore.cli import main
-from featstore.decoding.video_file import DECODER
+from featstore.decoding.video_file import DECODER, identity_of
 from featstore.encoders import LongVAEncoder
 from featstore.encoders.toy import ToyEncoder
 from featstore.errors import StoreMismatch
 from featstore.models import CachedLongVA
-from featstore.models.compare import Limits, _choose, compare
+from featstore.models.compare import Limits, choose, compare
 from featstore.pipeline.ingest import ingest
+from featstore.pipeline.options import IngestOptions
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.dataset import Dataset
+from featstore.store.default_set import set_default
 from featstore.store.maintenance.remove import remove_set, remove_videos
+from featstore.store.writer import FeatureWriter
 
 pytestmark = pytest.mark.slow
 
@@ -131,6 +138,7 @@ def test_the_command_prints_json_and_exits_3_where_a_file_was_replaced(stored, t
         shutil.copy(kept, clips / "blink.mp4")
     report = json.loads(done.stdout)
     assert done.exit_code == 3
+    assert report["feature_set"] == Dataset(cache, "demo").feature_set.spec.digest
     assert "was replaced" in report["failures"]["blink"]
     assert report["summary"]["videos"] == 2
     shown = CliRunner().invoke(main, [*words, "--samples", "1", "--max-relative-l2", "0"])
@@ -172,18 +180,132 @@ def test_of_several_sets_of_an_encoder_the_dataset_s_default_is_compared(tmp_pat
         x = toy_features(0, frames=nframe)
         store_videos(tmp_path / "cache", "demo", {"v": x}, spec=sets[nframe])
     dataset = Dataset(tmp_path / "cache", "demo")
-    assert _choose(dataset, encoder, None, None) == sets[4]
-    assert _choose(dataset, encoder, 2, None) == sets[2]
-    assert _choose(dataset, encoder, None, sets[3].digest[:8]) == sets[3]
+    assert choose(dataset, encoder, None, None) == sets[4]
+    assert choose(dataset, encoder, 2, None) == sets[2]
+    assert choose(dataset, encoder, None, sets[3].digest[:8]) == sets[3]
     other = ToyEncoder(seed=1)
     theirs = FeatureSpec(other.identity, Sampling(2), DECODER, other.preprocessing)
     store_videos(tmp_path / "cache", "demo", {"v": toy_features(0, frames=2)}, spec=theirs)
-    assert _choose(dataset, other, None, None) == theirs
+    assert choose(dataset, other, None, None) == theirs
     remove_set(tmp_path / "cache", "demo", sets[4])
-    assert _choose(dataset, encoder, None, None) == sets[2]
+    assert choose(dataset, encoder, None, None) == sets[2]
     store_videos(tmp_path / "two", "demo", {"v": toy_features(0, frames=2)}, spec=theirs)
     for nframe in (2, 3):
         x = toy_features(0, frames=nframe)
         store_videos(tmp_path / "two", "demo", {"v": x}, spec=sets[nframe])
     with pytest.raises(StoreMismatch, match="2 feature sets of dataset 'demo' are of this encoder"):
-        _choose(Dataset(tmp_path / "two", "demo"), encoder, None, None)
+        choose(Dataset(tmp_path / "two", "demo"), encoder, None, None)
+
+
+@pytest.fixture
+def both(tmp_path):
+    """A dataset with toy features of one encoder, of the frames of either decoder."""
+    encoder, sets = ToyEncoder(), {}
+    for decoder in ("auto", "exact"):
+        sets[decoder] = FeatureSpec(
+            encoder.identity, Sampling(4), identity_of(decoder), encoder.preprocessing
+        )
+        store_videos(tmp_path / "cache", "demo", {"v": toy_features(0)}, spec=sets[decoder])
+    return Dataset(tmp_path / "cache", "demo"), encoder, sets
+
+
+def test_the_decoder_chooses_between_the_sets_of_an_encoder(both):
+    dataset, encoder, sets = both
+    assert choose(dataset, encoder) == sets["auto"]
+    for decoder, spec in sets.items():
+        assert choose(dataset, encoder, decoder=decoder) == spec
+        assert choose(dataset, encoder, spec=spec.digest) == spec
+
+
+def test_a_set_of_the_other_decoder_is_not_compared_unless_it_is_named(both):
+    dataset, encoder, sets = both
+    remove_set(dataset.path.parent, "demo", sets["auto"])
+    assert choose(dataset, encoder) == sets["exact"]
+    with pytest.raises(StoreMismatch) as refused:
+        choose(dataset, encoder, decoder="auto")
+    assert "decoder: stored pyav-presentation, asked for decord-rgb24" in str(refused.value)
+    assert "decoder='exact', --decoder exact" in str(refused.value)
+
+
+def test_a_set_of_an_unknown_decoder_is_refused(tmp_path):
+    encoder = ToyEncoder()
+    spec = FeatureSpec(encoder.identity, Sampling(4), "of-tomorrow", encoder.preprocessing)
+    store_videos(tmp_path / "cache", "demo", {"v": toy_features(0)}, spec=spec)
+    with pytest.raises(StoreMismatch, match="decoder: stored of-tomorrow, asked for decord-rgb24"):
+        choose(Dataset(tmp_path / "cache", "demo"), encoder)
+
+
+def test_fresh_features_are_of_the_frames_that_the_stored_ones_are_of(tmp_path):
+    """`auto` refuses this file: decord gives other frames of it from one run to the next."""
+    corpus = load_tool("make_decoder_corpus")
+    [case] = [case for case in corpus.small_corpus() if case.name == "mpeg4_b.avi"]
+    path = corpus.write(case, tmp_path / case.name)
+    made = ingest(
+        path,
+        tmp_path / "cache",
+        "demo",
+        encoder=ToyEncoder(),
+        sampling=Sampling(4),
+        options=IngestOptions(decoder="exact"),
+    )
+    assert made.failures == []
+    dataset = Dataset(tmp_path / "cache", "demo")
+    report = compare(dataset, TorchToyEncoder())
+    assert (report.failures, len(report.rows)) == ({}, 1)
+    assert report.rows[0].error.relative_l2 < 0.02
+
+
+class TorchToyEncoder(ToyEncoder):
+    """The toy encoder, giving tensors as LongVA's does."""
+
+    def encode(self, frames):
+        return torch.from_numpy(super().encode(frames))
+
+
+# What is refused before work
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """What the command read: the configs and vision weights of a checkpoint, or its language model."""
+    done = []
+    for name in ("featstore.encoders.LongVAEncoder", "featstore.models.CachedLongVA"):
+        place, _, cls = name.rpartition(".")
+        real = getattr(importlib.import_module(place), cls)
+
+        def build(*args, real=real, cls=cls, **options):
+            done.append(cls)
+            return real(*args, **options)
+
+        monkeypatch.setattr(name, build)
+    return done
+
+
+@pytest.mark.parametrize("choice", [["--spec", "zzzz"], ["--nframe", "5"]])
+def test_a_choice_that_no_set_fits_is_refused_before_the_checkpoint_is_read(stored, work, choice):
+    checkpoint, cache, _ = stored
+    words = ["compare", "--dataset", "demo", "--cache-dir", str(cache), "--device", "cpu"]
+    done = CliRunner().invoke(
+        main, [*words, "--model-path", str(checkpoint), "--generate", *choice]
+    )
+    assert (done.exit_code, work) == (1, [])
+    assert "no feature set of dataset 'demo' fits" in done.stderr
+
+
+def test_two_sets_that_serve_are_refused_before_the_language_model_is_loaded(
+    stored, work, tmp_path
+):
+    checkpoint, made, _ = stored
+    cache = Path(shutil.copytree(made, tmp_path / "cache"))
+    [own] = Dataset(cache, "demo").sets.rows()
+    other = replace(own.spec, encoder=replace(own.spec.encoder, weights="0" * 64))
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        for spec in (other, replace(own.spec, sampling=Sampling(3))):
+            writer.add_set(spec)
+        writer.commit()
+    set_default(cache, "demo", other.digest)
+    words = ["compare", "--dataset", "demo", "--cache-dir", str(cache), "--device", "cpu"]
+    words += ["--model-path", str(checkpoint), "--generate"]
+    done = CliRunner().invoke(main, words)
+    assert (done.exit_code, work) == (1, ["LongVAEncoder"])
+    assert "2 feature sets of dataset 'demo' are of this encoder; name one with" in done.stderr

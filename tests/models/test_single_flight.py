@@ -43,6 +43,7 @@ from featstore.decoding.video_file import DECODER
 from featstore.encoders.toy import ToyEncoder
 from featstore.models.lookup import FeatureRequest
 from featstore.models.source import FeatureSource
+from featstore.models.source_options import SourceOptions
 from featstore.models.statistics import CacheStatistics
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
@@ -58,8 +59,8 @@ class SlowEncoder(ToyEncoder):
 
 encoder, statistics = SlowEncoder(), CacheStatistics()
 source = FeatureSource(
-    encoder, cache_dir, device=torch.device("cpu"), dtype=torch.float32, on_miss="encode",
-    decode_timeout=60, statistics=statistics,
+    encoder, SourceOptions(cache_dir, decode_timeout=60), device=torch.device("cpu"),
+    dtype=torch.float32, statistics=statistics,
 )
 spec = FeatureSpec(encoder.identity, Sampling(4), DECODER, encoder.preprocessing)
 visual = source.get(FeatureRequest("demo", "blink", path, spec))

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from opened import Opened
+from tooling import load_tool
 
 import featstore
 from featstore.decoding import video_file as decoding
-from featstore.decoding.video_file import DECODER
+from featstore.decoding.video_file import DECODER, identity_of
 from featstore.encoders.toy import ToyEncoder
 from featstore.errors import FeatstoreError, FeatureNotFound, StoreFull
 from featstore.integrations.vlmevalkit import video_id
 from featstore.models import source
 from featstore.models.lookup import FeatureRequest
 from featstore.models.source import FeatureSource
+from featstore.models.source_options import SourceOptions
 from featstore.models.statistics import CacheStatistics
 from featstore.pipeline import on_demand
 from featstore.records.storage import Storage
@@ -45,6 +47,7 @@ class Encoder(ToyEncoder):
 
 SPEC = FeatureSpec(Encoder().identity, Sampling(4), DECODER, Encoder().preprocessing)
 EXACT = Storage("fp32")
+SHOWN = replace(SPEC, decoder=identity_of("exact"))
 
 
 @pytest.fixture
@@ -52,17 +55,14 @@ def model(cache):
     """Build sources on `cache` unless said otherwise."""
     built = []
 
-    def build(cache_dir=cache, on_miss="encode", storage=EXACT):
+    def build(cache_dir=cache, on_miss="encode", storage=EXACT, decoder="auto"):
         built.append(
             FeatureSource(
                 Encoder(),
-                cache_dir,
+                SourceOptions(cache_dir, on_miss, decoder, 60, storage),
                 device=torch.device("cpu"),
                 dtype=torch.float32,
-                on_miss=on_miss,
-                decode_timeout=60,
                 statistics=CacheStatistics(),
-                storage=storage,
             )
         )
         return built[-1]
@@ -319,6 +319,48 @@ def test_a_touched_files_content_is_compared_once_in_each_state(model, clips, re
     with pytest.raises(FeatureNotFound):
         ask(model(on_miss="error"), path)
     assert len(read) == 2
+
+
+# Whose frames
+
+
+@pytest.fixture
+def doubtful(tmp_path):
+    """A video of which decord gives other frames from one run to the next."""
+    corpus = load_tool("make_decoder_corpus")
+    [case] = [case for case in corpus.small_corpus() if case.name == "mpeg4_b.avi"]
+    return corpus.write(case, tmp_path / case.name)
+
+
+def test_a_model_s_decoder_encodes_what_is_missing_into_a_set_of_its_own(model, cache, doubtful):
+    with pytest.raises(featstore.VideoError, match="--decoder exact"):
+        ask(model(), doubtful)
+    made = ask(model(decoder="exact"), doubtful, spec=SHOWN)
+    [found] = featstore.open(cache)["demo"].sets.rows()
+    assert found.spec == SHOWN
+    assert torch.equal(ask(model(decoder="exact", on_miss="error"), None, spec=SHOWN), made)
+
+
+def test_features_of_the_other_decoder_do_not_serve_and_its_option_is_named(model, clips, capsys):
+    path = clips / "blink.mp4"
+    ask(model(decoder="exact"), path, spec=SHOWN)
+    with pytest.raises(featstore.StoreMismatch) as refused:
+        ask(model(on_miss="error"), path)
+    said = [
+        "decoder: stored pyav-presentation, asked for decord-rgb24",
+        "or read what is stored, of other frames: decoder='exact', --decoder exact",
+    ]
+    assert all(sentence in str(refused.value) for sentence in said)
+    capsys.readouterr()
+    asked = model()
+    ask(asked, path)
+    assert counts(asked) == (0, 1)
+    shown = capsys.readouterr().err
+    assert all(sentence in shown for sentence in said)
+    assert counts(asked) == (0, 1)
+    asked = model(decoder="exact")
+    ask(asked, path, spec=SHOWN)
+    assert (counts(asked), capsys.readouterr().err) == ((1, 0), "")
 
 
 # Stores that cannot be written

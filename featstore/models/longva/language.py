@@ -14,6 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from featstore import defaults
 from featstore.checkpoints.config_fields import ConfigFields, read_json
+from featstore.checkpoints.unreadable import explain_unreadable
 from featstore.encoders.longva.checkpoint import Checkpoint, read_checkpoint
 from featstore.errors import CheckpointError, FeatstoreError
 from featstore.models.longva.settings import IDS, plain_config, read_stated
@@ -33,6 +34,7 @@ _TOKENIZER_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
 )
+_MAX_TOKENIZER_BYTES = 64 << 20  # Qwen2's tokenizer.json has 7 MB, those of larger vocabularies 20
 _SIZES = {
     "hidden_size": 1 << 20,
     "intermediate_size": 1 << 22,
@@ -118,19 +120,29 @@ def load_language(
     )
 
 
+def check_attention(attn_implementation: str) -> None:
+    """Raise FeatstoreError unless the attention implementation is available; no checkpoint is needed.
+
+    Args:
+        attn_implementation: as transformers takes it, such as `sdpa` or `flash_attention_2`.
+    """
+    smallest = Qwen2Config(
+        vocab_size=1, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1, num_key_value_heads=1,
+    )  # fmt: skip
+    _build(smallest, attn_implementation)
+
+
 def _tokenizer(files: Files, config: ConfigFields) -> Any:
-    found = [path for name in _TOKENIZER_FILES if (path := files.find(name)) is not None]
-    if not {path.name for path in found} & {"tokenizer.json", "vocab.json"}:
-        raise CheckpointError(f"{files} has no tokenizer.json and no vocab.json; fetch them again")
+    main = _check_tokenizer(files)
     try:
         # By its class: AutoTokenizer asks config.json, whose model_type transformers does not know.
-        folder = found[0].parent
         tokenizer = Qwen2Tokenizer.from_pretrained(  # nosec B615 # nothing is fetched
-            folder, local_files_only=True
+            main.parent, local_files_only=True
         )
     except Exception as exc:  # a damaged file may raise anything
         raise CheckpointError(
-            f"the tokenizer of {files} cannot be read ({exc}); fetch its files again"
+            f"{files}/{main.name} cannot be read as a tokenizer {explain_unreadable(main, exc)}"
         ) from exc
     # As longva/model/builder.py adds them before it cuts the vocabulary.
     if config.values.get("mm_use_im_patch_token", True):
@@ -138,6 +150,21 @@ def _tokenizer(files: Files, config: ConfigFields) -> Any:
     if config.get("mm_use_im_start_end"):
         tokenizer.add_tokens(["<im_start>", "<im_end>"], special_tokens=True)
     return tokenizer
+
+
+def _check_tokenizer(files: Files) -> Path:
+    """Return the file that decides how text is cut; refuse what transformers would misread or explain badly."""
+    found = {name: path for name in _TOKENIZER_FILES if (path := files.find(name)) is not None}
+    main = "tokenizer.json" if "tokenizer.json" in found else "merges.txt"
+    if main not in found or not found.keys() & {"tokenizer.json", "vocab.json"}:
+        lacking = "vocab.json" if main in found else "vocab.json with its merges.txt"
+        raise CheckpointError(f"{files} has no tokenizer.json and no {lacking}; fetch them again")
+    for name in ("tokenizer_config.json", main if main == "tokenizer.json" else "vocab.json"):
+        read_json(files, name, _MAX_TOKENIZER_BYTES)
+    if not found[main].stat().st_size:  # without merges each byte would be a token
+        why = explain_unreadable(found[main], ValueError())
+        raise CheckpointError(f"{files}/{main} cannot be read as a tokenizer {why}")
+    return found[main]
 
 
 def _model(config: ConfigFields, vocabulary: int, attn_implementation: str) -> Any:
@@ -157,11 +184,16 @@ def _model(config: ConfigFields, vocabulary: int, attn_implementation: str) -> A
             f"{config.origin} is not a Qwen2's ({exc}); use the file as the model's authors published it"
         ) from exc
     try:
-        qwen._attn_implementation = attn_implementation
-        with torch.device("meta"):
-            return Qwen2ForCausalLM(qwen)
+        return _build(qwen, attn_implementation)
     except KeyError as exc:
         raise config.wrong("hidden_act", "an activation transformers knows, as 'silu'") from exc
+
+
+def _build(config: Qwen2Config, attn_implementation: str) -> Any:
+    try:
+        config._attn_implementation = attn_implementation
+        with torch.device("meta"):
+            return Qwen2ForCausalLM(config)
     except (ImportError, ValueError) as exc:
         raise FeatstoreError(
             f"attn_implementation {attn_implementation!r} cannot be used here ({exc}); use 'sdpa'"

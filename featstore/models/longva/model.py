@@ -10,20 +10,21 @@ import torch
 from PIL import Image
 
 from featstore import defaults
-from featstore.decoding.video_file import DECODER
+from featstore.decoding.video_file import identity_of
 from featstore.encoders.longva.encoder import LongVAEncoder
 from featstore.models.longva.generation import Answerer
 from featstore.models.longva.images import Tiling, read_tiling
-from featstore.models.longva.language import load_language
+from featstore.models.longva.language import check_attention, load_language
 from featstore.models.longva.prompt import build_prompt, split, tokenize
 from featstore.models.longva.settings import read_options
 from featstore.models.lookup import FeatureRequest
 from featstore.models.source import FeatureSource, VisualInput
+from featstore.models.source_options import SourceOptions
 from featstore.models.statistics import CacheStatistics, report_at_exit
 from featstore.pipeline.on_demand import check_finite
 from featstore.sampling import Sampling, check_nframe
 from featstore.spec import FeatureSpec
-from featstore.store.paths import check_video_id
+from featstore.store.paths import check_video_id, dataset_path
 from featstore.torch.forked import about_to_compute
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class CachedLongVA:
         attn_implementation: str = defaults.ATTENTION,
         vision_tower: str | os.PathLike[str] | None = None,
         on_miss: str = defaults.ON_MISS,
+        decoder: str = defaults.DECODER,
         prefix_cache: int = defaults.PREFIX_CACHE,
         storage: Storage | None = None,
         decode_timeout: float = defaults.DECODE_TIMEOUT,
@@ -76,6 +78,8 @@ class CachedLongVA:
             on_miss: what to do about a video that is not stored. `encode` makes its features, stores them and answers
                 from the stored ones, as later questions do; `encode-only` makes them for this question only; `error`
                 raises.
+            decoder: whose frames the features are of, which makes other feature sets. `auto` is the original model's;
+                `exact` takes the frames that a player shows. See featstore.decoding.video_file.decode.
             prefix_cache: number of videos whose keys and values stay on the device, so that a further question on one
                 computes only its own text; a gigabyte each at 128 frames of a 7B model, 0 for none.
             storage: how features are stored if a miss makes their feature set, which every later miss follows; by
@@ -84,30 +88,34 @@ class CachedLongVA:
 
         Raises:
             CheckpointError: the checkpoint is not LongVA's, is incomplete, or needs something featstore does not do.
+            StoreMismatch: the dataset's name cannot be one.
+            StoreError: `cache_dir` is a file.
             FeatstoreError: the device or the attention implementation is not available.
             ValueError: an option is invalid.
         """
+        # What costs nothing to refuse comes first: a checkpoint takes minutes to read.
         if prefix_cache < 0:
             raise ValueError(f"prefix_cache is {prefix_cache}; it must be 0 or more")
+        if cache_dir is not None and dataset is not None:
+            dataset_path(cache_dir, dataset)
+        options = SourceOptions(cache_dir, on_miss, decoder, decode_timeout, storage)
+        check_attention(attn_implementation)
         checkpoint = os.fspath(checkpoint)
         tower = None if vision_tower is None else os.fspath(vision_tower)
         encoder = LongVAEncoder(checkpoint, vision_tower=tower, device=device, dtype=dtype)
         self._spec = FeatureSpec(
             encoder.identity,
             sampling or Sampling(),
-            DECODER,
+            identity_of(decoder),
             encoder.preprocessing,
         )
-        self.statistics = CacheStatistics()
+        self.statistics = CacheStatistics(decoders=frozenset({decoder}))
         self._source = FeatureSource(
             encoder,
-            cache_dir,
+            options,
             device=encoder.device,
             dtype=encoder.dtype,
-            on_miss=on_miss,
-            decode_timeout=decode_timeout,
             statistics=self.statistics,
-            storage=storage,
         )
         self._language = load_language(
             encoder.checkpoint,
@@ -120,6 +128,7 @@ class CachedLongVA:
         )
         self._encoder = encoder
         self._cache_dir = cache_dir
+        self._decoder = decoder
         self._dataset = dataset
         self._tiling: Tiling | None = None
         if self._cache_dir is not None:
@@ -220,11 +229,11 @@ class CachedLongVA:
         self._answerer.close()
 
     def __repr__(self) -> str:
-        """Return checkpoint, device, dtype and store."""
+        """Return checkpoint, device, dtype, decoder and store."""
         encoder = self._encoder
         store = "no store" if self._cache_dir is None else repr(os.fspath(self._cache_dir))
-        about = f"{encoder.origin!r}: {encoder.device}, {encoder.identity.dtype}, {store}"
-        return f"<featstore.CachedLongVA {about}>"
+        about = f"{encoder.device}, {encoder.identity.dtype}, decoder {self._decoder}, {store}"
+        return f"<featstore.CachedLongVA {encoder.origin!r}: {about}>"
 
     def __reduce__(self) -> NoReturn:
         """Refuse to pickle: weights stay on their device."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from featstore.checkpoints.tensors import check_tensor, find_shard, list_tensors, open_tensors
 from featstore.errors import CheckpointError
 
 if TYPE_CHECKING:
-    import torch
-
     from featstore.checkpoints.files import Files
     from featstore.checkpoints.tensors import Shape
 
@@ -41,12 +41,13 @@ def load_weights(
             of which the first are taken.
         device: the device the tensors go to.
         dtype: the dtype they are converted to.
-        tied: the head is the embedding.
+        tied: the head is the embedding, which a file holds by either name.
 
     Raises:
-        CheckpointError: a tensor is missing, unknown, damaged or of another shape.
+        CheckpointError: a tensor is missing, unknown, damaged or of another shape; or `tied`, and a file holds a head
+            and an embedding that differ.
     """
-    places = _places(files, [name for name in shapes if not (tied and name == HEAD)])
+    places = _places(files, list(shapes), tied=tied)
     weights: dict[str, torch.Tensor] = {}
     for shard in dict.fromkeys(places.values()):
         names = [name for name in places if places[name] == shard]
@@ -58,13 +59,23 @@ def load_weights(
                 tensor = opened.get_slice(name)[: shape[0]] if cut else opened.get_tensor(name)
                 weights[name] = tensor.to(device, dtype, copy=True)
     if tied:
-        weights[HEAD] = weights[EMBEDDING]
+        one = weights[EMBEDDING if EMBEDDING in weights else HEAD]
+        if not torch.equal(weights.get(HEAD, one), one):
+            raise CheckpointError(
+                f"{files} has tie_word_embeddings = true in config.json, which makes {HEAD!r} and {EMBEDDING!r} one "
+                "tensor, and its safetensors hold two that differ; use both as the model's authors published them, or "
+                "write tie_word_embeddings = false if the model was trained so"
+            )
+        weights[EMBEDDING] = weights[HEAD] = one
     return weights
 
 
-def _places(files: Files, names: list[str]) -> dict[str, str]:
+def _places(files: Files, names: list[str], *, tied: bool) -> dict[str, str]:
     """Return name -> safetensors file of each tensor of the language model; refuse too few and too many."""
     listing = list_tensors(files)
+    if tied:  # transformers keeps the embedding, safetensors' save_model the head, others both
+        spare = next((name for name in (HEAD, EMBEDDING) if name not in listing), None)
+        names = [name for name in names if name != spare]
     missing = [name for name in names if name not in listing]
     if missing:
         raise CheckpointError(

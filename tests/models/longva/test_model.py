@@ -19,6 +19,7 @@ from toys import run_python
 import featstore
 from featstore.checkpoints.config_fields import ConfigFields
 from featstore.encoders import LongVAEncoder
+from featstore.encoders.longva import encoder as longva_encoder
 from featstore.errors import (
     CheckpointError,
     FeatstoreError,
@@ -26,6 +27,7 @@ from featstore.errors import (
     QuantizeError,
     RecordError,
     StoreDamaged,
+    StoreError,
     StoreFull,
     StoreMismatch,
     StoreNotFound,
@@ -135,6 +137,17 @@ def test_a_miss_is_answered_from_the_features_as_stored(model, clips, granularit
             ASK, "blink", path=clips / "blink.mp4", logits_processor=[note], max_new_tokens=1
         )
     assert logits[0].equal(logits[1])
+
+
+def test_a_model_asks_for_the_features_of_its_decoder(model, clips, cache):
+    path = clips / "blink.mp4"
+    first = model(decoder="exact")
+    first.generate(ASK, "blink", path=path, **NEW)
+    [found] = sets(cache)
+    assert (found.spec.decoder, first.statistics.decoders) == ("pyav-presentation", {"exact"})
+    with pytest.raises(StoreMismatch, match=r"decoder: .*\n.*\n.*decoder='exact'"):
+        model(on_miss="error").generate(ASK, "blink", **NEW)
+    model(on_miss="error", decoder="exact").generate(ASK, "blink", **NEW)
 
 
 def test_features_that_ingest_stored_serve(model, clips, cache, tiny):
@@ -298,8 +311,8 @@ def test_a_file_that_is_no_video_is_named_and_the_next_one_is_answered(model, cl
 
 
 def test_a_decoder_that_hangs_is_killed(model, clips):
-    asked = model(decode_timeout=0.0)
-    with pytest.raises(VideoError, match="decoding took longer than 0 s"):
+    asked = model(decode_timeout=1e-6)
+    with pytest.raises(VideoError, match="decoding took longer than 1e-06 s"):
         asked.generate(ASK, "blink", path=clips / "blink.mp4")
 
 
@@ -355,13 +368,40 @@ def test_what_a_run_stored_is_described_when_it_closes(model, clips, cache):
     assert json.loads((cache / "cache_meta.json").read_text())["videos"] == 1
 
 
-def test_unknown_policies_and_sizes_are_refused(model):
-    with pytest.raises(
-        ValueError, match="on_miss is 'ignore'; use one of encode, encode-only, error"
-    ):
-        model(on_miss="ignore")
-    with pytest.raises(ValueError, match="prefix_cache is -1"):
-        model(prefix_cache=-1)
+@pytest.mark.parametrize(
+    ("options", "error", "sentence"),
+    [
+        ({"dataset": "a/b"}, StoreMismatch, "a dataset cannot be called 'a/b'"),
+        (
+            {"on_miss": "ignore"},
+            ValueError,
+            "on_miss is 'ignore'; use one of encode, encode-only, error",
+        ),
+        ({"decoder": "av"}, ValueError, "decoder is 'av'; use one of auto, exact"),
+        ({"prefix_cache": -1}, ValueError, "prefix_cache is -1"),
+        ({"decode_timeout": 0}, ValueError, "decode_timeout is 0 s; it must be above 0"),
+        ({"decode_timeout": math.nan}, ValueError, "decode_timeout is nan s"),
+        ({"storage": "fp16"}, ValueError, "storage is 'fp16'; pass a featstore.Storage"),
+        ({"attn_implementation": "flash"}, FeatstoreError, "'flash' cannot be used here"),
+        ({"cache_dir": __file__}, StoreError, r"test_model\.py is a file; name the folder"),
+        ({"device": "banana"}, ValueError, "device is 'banana'"),
+        ({"dtype": "int8"}, ValueError, "dtype is 'int8'"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_asked_for_is_refused_before_the_checkpoint_is_read(
+    model, monkeypatch, options, error, sentence
+):
+    read = []
+    monkeypatch.setattr(
+        longva_encoder, "read_checkpoint", lambda *args, **kwargs: read.append(args)
+    )
+    with pytest.raises(error, match=sentence):
+        model(**options)
+    assert read == []
+
+
+def test_unknown_videos_and_options_are_refused(model):
     with pytest.raises(ValueError, match="a video id of 0"):
         model().generate(ASK, "")
     with pytest.raises(ValueError, match="no video is named"):
@@ -433,6 +473,13 @@ def test_the_report_has_the_form_of_the_design_documents():
     ]
 
 
+def test_the_report_names_the_decoders_of_all_its_models():
+    one, other = (CacheStatistics(decoders=frozenset({name})) for name in ("exact", "auto"))
+    assert str(one).endswith("generating\n  Decoder: exact")
+    assert str(one + other + one).endswith("\n  Decoder: auto, exact")
+    assert (one + other).to_dict()["decoders"] == ["auto", "exact"]
+
+
 def run(program):
     done = run_python(program)
     assert done.returncode == 0, done.stderr
@@ -473,6 +520,23 @@ if child == 0:
 os.waitpid(child, 0)
 """
     assert run(program).count("Cache hits: 1") == 1
+
+
+def test_a_forked_child_reports_what_it_asked_itself_and_of_which_decoder():
+    program = """
+import os, sys
+from featstore.models.statistics import CacheStatistics, report_at_exit
+statistics = CacheStatistics(hits=1, decoders=frozenset({"exact"}))
+report_at_exit(statistics)
+child = os.fork()
+if child == 0:
+    statistics.add(hits=3)
+    sys.exit()
+os.waitpid(child, 0)
+"""
+    report = run(program)
+    assert [report.count(f"Cache hits: {hits}\n") for hits in (1, 3)] == [1, 1]
+    assert report.count("Decoder: exact") == 2
 
 
 # Text and images
@@ -622,8 +686,9 @@ def test_the_store_is_let_go_of_when_the_model_closes(model, clips, cache):
 
 
 def test_a_models_repr_is_a_line_that_says_what_it_is(model, tiny, cache):
-    assert repr(model()) == f"<featstore.CachedLongVA '{tiny}': cpu, fp32, '{cache}'>"
-    assert repr(model(cache_dir=None)) == f"<featstore.CachedLongVA '{tiny}': cpu, fp32, no store>"
+    begin = f"<featstore.CachedLongVA '{tiny}': cpu, fp32, decoder"
+    assert repr(model()) == f"{begin} auto, '{cache}'>"
+    assert repr(model(cache_dir=None, decoder="exact")) == f"{begin} exact, no store>"
 
 
 def test_a_model_that_is_pickled_says_how_to_do_without(model):

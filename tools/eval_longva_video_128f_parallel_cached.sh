@@ -18,7 +18,9 @@ A run is finished if every question has an answer; a video that cannot be read i
                            -Cached the same model encodes for each question, for comparison
   --data "NAME..."         [default: the seven benchmarks]
   --checkpoint NAME=PATH   checkpoint of a model; repeatable
-  --vision-tower DIR       folder of the CLIP model that the checkpoints name, if it cannot be found by that name
+  --vision-tower CLIP      the CLIP model that the checkpoints name, if it cannot be found by that name: a local folder,
+                           or an id on the Hugging Face Hub
+  --decoder DECODER        auto, whose frames are those of the original models, or exact, those that a player shows
   --quantize VALUES        these four as for featstore ingest; the models get the same values
   --scale SCALE
   --dtype DTYPE
@@ -91,6 +93,7 @@ while (($#)); do
         --quantize) both quantize "$2" quantize ;;
         --scale) both scale "$2" scale ;;
         --sampling) both sampling "$2" sampling ;;
+        --decoder) both decoder "$2" decoder ;;
         --dtype) [[ $2 == auto ]] || both dtype "$2" dtype ;;
         --ingest-option) ingest_options+=("$2") ;;
         --option) vlmeval_options+=(--option "$2") ;;

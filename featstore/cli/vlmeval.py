@@ -47,6 +47,12 @@ def _pair(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     "adds these two models. Repeatable.",
 )
 @click.option(
+    "--decoder",
+    type=click.Choice(["auto", "exact"]),
+    help="Whose frames the models see: auto, those of the original models, or exact, those that a player shows. Each "
+    "has feature sets of its own, made with --decoder of featstore ingest.  [default: auto]",
+)
+@click.option(
     "--option",
     "model_options",
     multiple=True,
@@ -67,6 +73,7 @@ def vlmeval(
     cache_dir: str | None,
     no_cache: bool,
     checkpoints: dict[str, str],
+    decoder: str | None,
     model_options: dict[str, str],
     keep_going: bool,
     arguments: tuple[str, ...],
@@ -82,14 +89,18 @@ def vlmeval(
 
     if cache_dir is None and not no_cache:
         raise click.UsageError("name the store with --cache-dir, or pass --no-cache")
+    options = {name: _value(text) for name, text in model_options.items()}
+    if decoder:
+        options["decoder"] = decoder
+    if keep_going:
+        options["keep_going"] = True
     run_vlmevalkit(
         arguments,
         run_py,
         cache_dir=cache_dir,
         enable_cache=not no_cache,
         checkpoints=checkpoints,
-        **({"keep_going": True} if keep_going else {}),
-        **{name: _value(text) for name, text in model_options.items()},
+        **options,
     )
 
 

@@ -167,6 +167,20 @@ def test_what_follows_the_dashes_is_run_pys(vlmeval):
     assert calls == [(arguments, None, options)]
 
 
+def test_the_decoder_is_an_option_of_the_models(vlmeval):
+    for words in (("--decoder", "exact"), ("--option", "decoder=exact")):
+        _, calls = vlmeval("--cache-dir", "cache", *words, "--", "--model", "M")
+        assert calls.pop()[2]["decoder"] == "exact"
+    done, _ = vlmeval("--cache-dir", "cache", "--decoder", "av", "--", "--model", "M")
+    assert (done.exit_code, "'av' is not one of 'auto', 'exact'" in done.stderr) == (2, True)
+
+
+def test_an_option_given_in_both_ways_is_no_error(vlmeval):
+    words = ("--keep-going", "--option", "keep_going=true", "--decoder", "exact")
+    done, calls = vlmeval("--cache-dir", "cache", *words, "--option", "decoder=auto", "--", "M")
+    assert (done.exit_code, calls[0][2]["keep_going"], calls[0][2]["decoder"]) == (0, True, "exact")
+
+
 def test_the_store_is_named_by_the_environment_or_refused(vlmeval):
     done, calls = vlmeval("--", "--model", "M", FEATSTORE_CACHE_DIR="cache")
     assert (done.exit_code, calls[0][2]["cache_dir"]) == (0, "cache")

@@ -113,19 +113,19 @@ def test_what_a_run_could_not_read_is_named_at_the_end_and_the_first_run_alone(e
 
 def test_how_features_are_made_and_stored_is_told_to_ingest_and_models_alike(evaluate):
     done, calls = evaluate(
-        "--quantize", "bf16", "--scale", "token", "--dtype", "bf16", "--sampling", "midpoint",
+        "--quantize", "bf16", "--scale", "token", "--dtype", "bf16", "--sampling", "midpoint", "--decoder", "exact",
         "--ingest-option", "--codec", "--ingest-option", "lz4",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for call in calls:
         if " ingest " in call:
             assert call.endswith(
-                "--quantize bf16 --scale token --dtype bf16 --sampling midpoint --codec lz4"
+                "--quantize bf16 --scale token --dtype bf16 --sampling midpoint --decoder exact --codec lz4"
             )
         else:
             assert (
-                "--option quantize=bf16 --option scale=token --option dtype=bf16 --option sampling=midpoint"
-                in call
+                "--option quantize=bf16 --option scale=token --option dtype=bf16 --option sampling=midpoint "
+                "--option decoder=exact" in call
             )
 
 
@@ -172,5 +172,5 @@ def test_wrong_usage_is_told(arguments):
 def test_help_names_every_option():
     done = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, check=True)
     named = set(re.findall(r"^ +(--[a-z-]+)(?: \| -h)?\)", SCRIPT.read_text(), flags=re.MULTILINE))
-    assert len(named) == 19
+    assert len(named) == 20
     assert all(f"\n  {name} " in done.stdout for name in named)

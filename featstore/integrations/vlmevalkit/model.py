@@ -80,7 +80,8 @@ class LongVAMixin:
             codec: How the payload is compressed.
             keep_going: If a video or image cannot be read, answer with VLMEvalKit's FAIL_MSG, which its --reuse asks
                 again, instead of raising an exception that ends the whole dataset.
-            **options: Those in GENERATION apply to each answer, the others to featstore.models.CachedLongVA.
+            **options: Those in GENERATION apply to each answer, the others, such as `decoder`, to
+                featstore.models.CachedLongVA.
         """
         super().__init__()
         if enable_cache and cache_dir is None:

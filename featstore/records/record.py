@@ -105,7 +105,10 @@ def pack_record(
     written before the payload, into the same buffer, so that LMDB's copy is the only one. Raises ValueError if too
     little room precedes the payload for the prefix, or if header and payload do not belong together.
     """
-    storage, stored = compress(buffer[payload], header.storage)
+    storage = header.storage
+    stored: bytes | bytearray | memoryview = buffer[payload]
+    if storage.codec != "raw":
+        storage, stored = compress(buffer[payload], storage)
     header = replace(header, storage=storage, payload_xxh3=xxhash.xxh3_64_intdigest(stored))
     prefix = pack_prefix(header, scales, len(stored))
     if storage.codec != "raw":

@@ -92,7 +92,7 @@ class StoreMismatch(StoreError, ValueError):
 
 
 class FeatureNotFound(FeatstoreError, KeyError):
-    """The video has no finished features in this feature set."""
+    """The video has no finished features in this feature set, or there is no such set."""
 
 
 class RecordError(FeatstoreError, ValueError):

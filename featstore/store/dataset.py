@@ -8,7 +8,7 @@ from concurrent.futures import wait
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import FeatstoreError, RecordError, StoreMismatch, plain_line
+from featstore.errors import FeatstoreError, RecordError, plain_line
 from featstore.records.features import Features
 from featstore.records.record import Record, parse
 from featstore.store.catalog import (
@@ -25,7 +25,7 @@ from featstore.store.engine.snapshot import CachedRecord
 from featstore.store.manifest import Counts, check_name
 from featstore.store.paths import dataset_path
 from featstore.store.rows import video_key
-from featstore.store.selection import MIN_DIGITS, explain_missing, select
+from featstore.store.selection import explain_missing, find_set, select
 
 if TYPE_CHECKING:
     import os
@@ -272,17 +272,11 @@ class FeatureSets(Mapping[str, Dataset]):
         self._dataset = dataset
 
     def __getitem__(self, digest: str) -> Dataset:
-        """Return the set; raise StoreMismatch, a KeyError here, if none fits or several do."""
+        """Return the set; raise FeatureNotFound, which lists those there are, if none fits or several do."""
         there = self._dataset
-        if not isinstance(digest, str) or len(digest) < MIN_DIGITS:
-            raise KeyError(
-                f"{digest!r} names no feature set; give {MIN_DIGITS} or more digits of its digest"
-            )
-        try:
-            found = there.select(spec=digest).spec.digest
-        except StoreMismatch as exc:
-            raise KeyError(str(exc)) from exc
-        return Dataset(there.path.parent, there.name, verify=there._verify, digest=found)
+        found = find_set(read_sets(there.snapshot()), there.path, digest)
+        place = there.path.parent, there.name
+        return Dataset(*place, verify=there._verify, digest=found.spec.digest)
 
     def __iter__(self) -> Iterator[str]:
         """Yield the digests, oldest first."""

@@ -55,6 +55,14 @@ def select(
     raise StoreMismatch(_refuse(sets.values(), fitting, path, nframe, spec))
 
 
+def find_set(sets: Mapping[str, FeatureSet], path: Path, digest: object) -> FeatureSet:
+    """Return the set that the first digits of its digest name; FeatureNotFound, a KeyError, if none or several do."""
+    try:
+        return select(sets, path, None, digest if isinstance(digest, str) else "")
+    except StoreMismatch as exc:
+        raise FeatureNotFound(str(exc)) from exc
+
+
 def fits(found: FeatureSpec, nframe: int | None, spec: FeatureSpec | str | None) -> bool:
     """Return whether a feature set is one of those that `nframe` and `spec` ask for, if they are given."""
     if nframe is not None and found.sampling.nframe != nframe:

@@ -68,8 +68,11 @@ def test_each_set_is_a_mapping_of_its_own_found_by_its_first_digits(two):
     for name in ("ffff" if not FOUR.digest.startswith("ffff") else "0000", EIGHT.digest[:3], "", 7):
         assert name not in sets
         assert sets.get(name) is None
-        with pytest.raises(KeyError):
+        with pytest.raises(
+            FeatureNotFound, match=f"{FOUR.digest[:8]}[^$]*{EIGHT.digest[:8]}"
+        ) as caught:
             sets[name]
+        assert isinstance(caught.value, KeyError)
 
 
 def test_another_set_is_asked_for_by_frames_or_spec_and_changes_nothing_for_others(two):
@@ -80,6 +83,7 @@ def test_another_set_is_asked_for_by_frames_or_spec_and_changes_nothing_for_othe
     assert len(dataset) == 1
 
 
+@pytest.mark.slow
 def test_a_set_made_later_by_another_process_changes_nothing(cache):
     """As a model does with one question at another number of frames."""
     store_videos(cache, "demo", {"a": A})

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_EDGE = 1 << 15  # pixels
+_EDGES = ("shortest_edge", "crop_height", "crop_width", "height", "width")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,11 @@ class _Normalization:
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self) -> None:
-        """Make 1 and 1.0 one value, so that they have one digest."""
+        """Check the edges, and make 1 and 1.0 one value, so that they have one digest."""
+        for name, value in vars(self).items():
+            least = int(name != "shortest_edge")
+            if name in _EDGES and not least <= value <= MAX_EDGE:
+                raise ValueError(f"{name} is {value}; it must be from {least} to {MAX_EDGE} pixels")
         object.__setattr__(self, "rescale", float(self.rescale))
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
@@ -38,13 +43,16 @@ class ShortestEdgeCrop(_Normalization):
     """Resize the shorter side, keeping the shape, and crop the centre: CLIP's image processor, bit for bit.
 
     Args:
-        shortest_edge: pixels of the shorter side; 0 does not resize.
+        shortest_edge: pixels of the shorter side, MAX_EDGE at most; 0 does not resize.
         crop_height: rows kept around the centre.
         crop_width: columns kept around the centre.
         resample: Pillow's number of the filter; 3 is bicubic.
         rescale: factor from bytes to floats.
         mean: one value per channel, in RGB order.
         std: likewise.
+
+    Raises:
+        ValueError: an edge is not from 1 to MAX_EDGE.
     """
 
     shortest_edge: int
@@ -77,6 +85,9 @@ class ExactResize(_Normalization):
         height: rows of the frame after it.
         width: columns.
         resample: as in ShortestEdgeCrop, and so are `rescale`, `mean` and `std`.
+
+    Raises:
+        ValueError: an edge is not from 1 to MAX_EDGE.
     """
 
     height: int
@@ -102,6 +113,9 @@ class PixelBudget(_Normalization):
         min_pixels: pixels of a frame at least.
         max_pixels: pixels of a frame at most.
         resample: as in ShortestEdgeCrop, and so are `rescale`, `mean` and `std`.
+
+    Raises:
+        ValueError: no frame fits, or the largest has more than MAX_EDGE x MAX_EDGE pixels.
     """
 
     multiple: int
@@ -112,11 +126,12 @@ class PixelBudget(_Normalization):
     def __post_init__(self) -> None:
         """Check the numbers, and make equal values one."""
         super().__post_init__()
-        fits = self.multiple > 0 and self.multiple**2 <= self.max_pixels
-        if not fits or self.min_pixels > self.max_pixels:
+        fits = self.multiple > 0 and self.multiple**2 <= self.max_pixels <= MAX_EDGE**2
+        if not (fits and 1 <= self.min_pixels <= self.max_pixels):
             raise ValueError(
                 f"a frame is to have {self.min_pixels} to {self.max_pixels} pixels in cells of {self.multiple} x "
-                f"{self.multiple}; at least one cell must fit, and the smallest must not exceed the largest"
+                f"{self.multiple}; at least one cell must fit, the smallest frame has 1 pixel or more, and no more "
+                f"than the largest, which has {MAX_EDGE} x {MAX_EDGE} at most"
             )
 
     @property

@@ -8,6 +8,7 @@ from PIL import Image
 
 from featstore.fields import build, to_plain
 from featstore.preprocessing import (
+    MAX_EDGE,
     ExactResize,
     PixelBudget,
     Preprocessing,
@@ -113,11 +114,40 @@ def test_a_frame_keeps_nearly_its_shape_within_a_pixel_budget():
 
 
 @pytest.mark.parametrize(
-    ("multiple", "least", "most"), [(0, 1, 100), (14, 1, 195), (14, 400, 300), (-14, 1, 400)]
+    ("multiple", "least", "most"),
+    [
+        (0, 1, 100),
+        (14, 1, 195),
+        (14, 400, 300),
+        (-14, 1, 400),
+        (14, 0, 400),
+        (14, 1, MAX_EDGE**2 + 1),
+    ],
 )
 def test_a_budget_without_room_for_a_cell_is_refused(multiple, least, most):
     with pytest.raises(ValueError, match="at least one cell must fit"):
         PixelBudget(multiple=multiple, min_pixels=least, max_pixels=most)
+
+
+@pytest.mark.parametrize(
+    ("pre", "edge", "least"),
+    [
+        (SQUARE, "shortest_edge", 0),
+        (SQUARE, "crop_height", 1),
+        (SQUARE, "crop_width", 1),
+        (EXACT, "height", 1),
+        (EXACT, "width", 1),
+    ],
+)
+def test_an_edge_that_no_frame_has_is_refused(pre, edge, least):
+    for value in (least, MAX_EDGE):
+        assert max(replace(pre, **{edge: value}).max_frame) <= MAX_EDGE
+    for value in (least - 1, MAX_EDGE + 1):
+        said = rf"{edge} is {value}; it must be from {least} to 32768 pixels"
+        with pytest.raises(ValueError, match=said):
+            replace(pre, **{edge: value})
+        with pytest.raises(ValueError, match=said):
+            build(Preprocessing, to_plain(pre) | {edge: value})
 
 
 def test_the_table_scales_then_subtracts_the_mean_and_divides_by_the_deviation():

@@ -7,10 +7,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from featstore.system.forks import import_attribute, no_fork
+from featstore.system.forks import lazy_names
 
 if TYPE_CHECKING:
     from featstore.errors import (
@@ -80,10 +79,14 @@ __all__ = [
     "open",
 ]
 
-# Modules of the public names, imported at first use, so that `import featstore` loads nothing heavy.
+# Modules of the public names, and folders; imported at first use, so that `import featstore` loads nothing heavy.
 _HOMES = {
+    "CheckpointError": "featstore.errors",
     "Dataset": "featstore.store.dataset",
+    "DatasetNotFound": "featstore.errors",
     "EncoderIdentity": "featstore.spec",
+    "FeatstoreError": "featstore.errors",
+    "FeatureNotFound": "featstore.errors",
     "FeatureSpec": "featstore.spec",
     "FeatureStore": "featstore.store.reader",
     "Features": "featstore.records.features",
@@ -91,27 +94,26 @@ _HOMES = {
     "Header": "featstore.records.header",
     "IngestOptions": "featstore.pipeline.options",
     "IngestSummary": "featstore.pipeline.summary",
+    "ListingError": "featstore.errors",
+    "MissingExtra": "featstore.errors",
+    "NotFinite": "featstore.errors",
+    "QuantizeError": "featstore.errors",
+    "RecordError": "featstore.errors",
     "RowLayout": "featstore.geometry",
     "Sampling": "featstore.sampling",
     "Storage": "featstore.records.storage",
+    "StoreDamaged": "featstore.errors",
+    "StoreError": "featstore.errors",
+    "StoreFull": "featstore.errors",
+    "StoreLocked": "featstore.errors",
+    "StoreMismatch": "featstore.errors",
+    "StoreNotFound": "featstore.errors",
+    "VideoError": "featstore.errors",
+    "encoders": "featstore.encoders",
     "get": "featstore.store.reader",
     "ingest": "featstore.pipeline.ingest",
-    "open": "featstore.store.reader",
+    "models": "featstore.models",
+    "open": "featstore.store.reader:FeatureStore",
+    "torch": "featstore.torch",
 }
-_FOLDERS = ("encoders", "models", "torch")
-
-
-def __getattr__(name: str) -> object:
-    if name in _FOLDERS:
-        with no_fork():
-            return import_module(f"featstore.{name}")
-    if name not in __all__:
-        raise AttributeError(f"module 'featstore' has no attribute {name!r}")
-    home = _HOMES.get(name, "featstore.errors")
-    value: object = import_attribute(home, "FeatureStore" if name == "open" else name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return [*__all__, *_FOLDERS, "__version__"]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from featstore.system.forks import import_attribute
+from featstore.system.forks import lazy_names
 
 if TYPE_CHECKING:
     from featstore.models.longva.model import CachedLongVA
@@ -17,12 +17,4 @@ _HOMES = {
     "CachedLongVA": "featstore.models.longva.model",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return import_attribute(_HOMES[name], name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

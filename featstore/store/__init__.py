@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featstore.system.forks import import_attribute
+from featstore.system.forks import lazy_names
 
 if TYPE_CHECKING:
     from featstore.store.dataset import Dataset
     from featstore.store.engine.environment import open_snapshot
     from featstore.store.engine.locks import ingest_lock, single_flight_lock
     from featstore.store.engine.snapshot import Snapshot
+    from featstore.store.engine.transaction import refuse_sealed
     from featstore.store.engine.waiting import report_waiting, report_waiting_to
     from featstore.store.reader import FeatureStore, get
     from featstore.store.writer import FeatureWriter
@@ -26,29 +27,25 @@ __all__ = [
     "get",
     "ingest_lock",
     "open_snapshot",
+    "refuse_sealed",
     "report_waiting",
     "report_waiting_to",
     "single_flight_lock",
 ]
 
-# Where the names are; resolved when first used, so that importing this folder loads nothing heavy.
+# Imported when first used, so that importing this folder loads nothing heavy.
 _HOMES = {
-    "Dataset": "dataset",
-    "FeatureStore": "reader",
-    "FeatureWriter": "writer",
-    "Snapshot": "engine.snapshot",
-    "get": "reader",
-    "ingest_lock": "engine.locks",
-    "open_snapshot": "engine.environment",
-    "report_waiting": "engine.waiting",
-    "report_waiting_to": "engine.waiting",
-    "single_flight_lock": "engine.locks",
+    "Dataset": "featstore.store.dataset",
+    "FeatureStore": "featstore.store.reader",
+    "FeatureWriter": "featstore.store.writer",
+    "Snapshot": "featstore.store.engine.snapshot",
+    "get": "featstore.store.reader",
+    "ingest_lock": "featstore.store.engine.locks",
+    "open_snapshot": "featstore.store.engine.environment",
+    "refuse_sealed": "featstore.store.engine.transaction",
+    "report_waiting": "featstore.store.engine.waiting",
+    "report_waiting_to": "featstore.store.engine.waiting",
+    "single_flight_lock": "featstore.store.engine.locks",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = import_attribute(f"{__name__}.{_HOMES[name]}", name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -7,6 +7,7 @@ one that forks.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 LONGEST_WAIT = 60.0  # seconds
 
@@ -65,6 +66,34 @@ def import_attribute(module: str, name: str) -> Any:
     """Return an attribute of a module; no fork copies the lock that the module is imported under."""
     with no_fork():
         return getattr(import_module(module), name)
+
+
+def lazy_names(
+    package: str, homes: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return the `__getattr__` and `__dir__` of a package that imports what is in it at first use, then keeps it.
+
+    Args:
+        package: the package's name.
+        homes: of each name the module that has it, and after a colon what it is called there if that is another name;
+            of a folder of the package, the folder itself.
+    """
+
+    def find(name: str) -> Any:
+        module, _, original = homes.get(name, "").partition(":")
+        if not module:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        if module == f"{package}.{name}":
+            with no_fork():
+                return import_module(module)
+        value = import_attribute(module, original or name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def list_names() -> list[str]:
+        return [*homes, *(name for name in vars(sys.modules[package]) if name.startswith("__"))]
+
+    return find, list_names
 
 
 class cached_property(Generic[Value]):

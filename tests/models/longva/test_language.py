@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from featstore.errors import CheckpointError, FeatstoreError
-from featstore.models.longva.language import load_language
+from featstore.models.longva.language import check_attention, load_language
 from featstore.models.longva.settings import MAX_NEW_TOKENS, read_options
 
 CPU = torch.device("cpu")
@@ -55,6 +55,7 @@ def test_no_file_of_the_vision_side_is_opened(altered):
     )
 
 
+@pytest.mark.slow
 def test_shards_hold_the_same_model(make_checkpoint, tiny, tmp_path):
     sharded = load(make_checkpoint(tmp_path / "sharded", shards=3)).model.state_dict()
     whole = load(tiny).model.state_dict()
@@ -77,6 +78,50 @@ def test_tied_embeddings_are_one_tensor(altered):
     )
     model = load(checkpoint).model
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_tied_checkpoint_may_keep_the_one_tensor_by_either_name_or_both(altered):
+    """transformers keeps the embedding, safetensors' save_model the head."""
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+
+    def keep(*kept):
+        def tensors(found):
+            one = found.pop(names[0])
+            found.pop(names[1])
+            return found | {name: one.clone() for name in kept}
+
+        return load(altered({"tie_word_embeddings": True}, tensors)).model
+
+    expected = keep(names[0])
+    tokens = torch.tensor([[1, 2, 3]])
+    for kept in (names[1:], names):
+        model = keep(*kept)
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        assert torch.equal(model(tokens).logits, expected(tokens).logits)
+    with pytest.raises(CheckpointError, match=r"lacks 1 of .* 'model\.embed_tokens\.weight'"):
+        keep()
+
+
+def test_a_tied_checkpoint_whose_head_is_another_tensor_is_refused(altered):
+    said = r"tie_word_embeddings = true .* hold two that differ; .* tie_word_embeddings = false"
+    with pytest.raises(CheckpointError, match=said):
+        load(altered({"tie_word_embeddings": True}))
+
+    def pad(tensors):
+        """The same rows for the tokens there are, others for those there are not."""
+        head = tensors["model.embed_tokens.weight"].clone()
+        head[512:] += 1
+        return tensors | {"lm_head.weight": head}
+
+    model = load(altered({"tie_word_embeddings": True}, pad)).model
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_an_untied_checkpoint_needs_both_tensors(altered):
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        checkpoint = altered(tensors=lambda ts, name=name: {n: ts[n] for n in ts if n != name})
+        with pytest.raises(CheckpointError, match=f"lacks 1 of .* '{name}'"):
+            load(checkpoint)
 
 
 def test_rope_scaling_is_ignored_as_the_original_ignores_it(altered):
@@ -124,6 +169,60 @@ def test_a_folder_without_a_tokenizer_is_refused(altered):
         load(checkpoint)
 
 
+def test_a_vocabulary_without_merges_is_refused(altered):
+    """transformers would take each byte for a token."""
+    checkpoint = altered()
+    (checkpoint / "tokenizer.json").unlink()
+    (checkpoint / "merges.txt").write_bytes(b"")
+    with pytest.raises(
+        CheckpointError, match=r"merges\.txt cannot be read as a tokenizer \(it is e"
+    ):
+        load(checkpoint)
+    (checkpoint / "merges.txt").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"no tokenizer\.json and no vocab\.json with its mer"
+    ):
+        load(checkpoint)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 7031645\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (POINTER, r"\(it is a Git LFS pointer, 72 bytes .*\); run `git lfs pull`"),
+        (b"", r"\(it is empty\); fetch it again"),
+        (b"<!DOCTYPE html><html>", r"\(it is a web page, .*hf auth login"),
+    ],
+    ids=["pointer", "empty", "page"],
+)
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "vocab.json"])
+def test_a_tokenizers_file_that_stands_for_another_is_named(altered, name, content, sentence):
+    checkpoint = altered()
+    if name == "vocab.json":  # else it is not read
+        (checkpoint / "tokenizer.json").unlink()
+    (checkpoint / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"checkpoint/{name} cannot be read .*{sentence}"):
+        load(checkpoint)
+
+
+def test_merges_that_stand_for_a_file_are_named(altered):
+    checkpoint = altered()
+    (checkpoint / "tokenizer.json").unlink()
+    (checkpoint / "merges.txt").write_bytes(POINTER)
+    with pytest.raises(CheckpointError, match=r"merges\.txt cannot .* \(it is a Git LFS pointer"):
+        load(checkpoint)
+
+
+def test_a_large_tokenizer_is_read(altered, tiny):
+    checkpoint = altered()
+    path = checkpoint / "tokenizer.json"
+    path.write_bytes(path.read_bytes() + b" " * (20 << 20))
+    text = "What color is the ball?"
+    assert load(checkpoint).tokenizer(text).input_ids == load(tiny).tokenizer(text).input_ids
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -141,6 +240,9 @@ def test_a_config_that_is_no_qwen2s_is_refused(altered, field, value):
 def test_an_attention_that_is_not_to_be_had_is_refused(tiny):
     with pytest.raises(FeatstoreError, match="'flash_attention_9' cannot be used here"):
         load(tiny, attn_implementation="flash_attention_9")
+    with pytest.raises(FeatstoreError, match="'flash_attention_9' cannot be used here"):
+        check_attention("flash_attention_9")
+    check_attention("sdpa")
 
 
 def test_the_limit_of_a_prompt_is_the_configs(altered, tiny):

@@ -187,6 +187,17 @@ def test_answers_are_the_same_in_any_order_with_and_without(ask):
         assert len(kept(model)) == size
 
 
+def test_a_prefix_serves_only_under_the_text_before_its_video(ask):
+    questions = [f"{before}<image>\nWhy?" for before in ("", "Nothing of this is true: ")]
+    expected = [ask(prefix_cache=0).generate_ids(q, "blink", max_new_tokens=12) for q in questions]
+    assert expected[0] != expected[1]
+    for size in (1, 2):
+        model = ask(prefix_cache=size)
+        found = [model.generate_ids(q, "blink", max_new_tokens=12) for q in questions * 2]
+        assert found == expected * 2
+        assert len(kept(model)) == size
+
+
 def test_an_answer_that_was_broken_off_leaves_nothing_behind(ask):
     model = ask()
     expected = model.generate_ids(ASK, "blink", max_new_tokens=12)

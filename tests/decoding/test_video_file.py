@@ -1,0 +1,65 @@
+"""Whether a file is the one that features were made from."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from featstore.decoding.video_file import fingerprint, was_replaced
+
+SECOND = 1_700_000_000 * 10**9
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A file, last changed on a full second."""
+    path = tmp_path / "video.mp4"
+    path.write_bytes(b"old")
+    os.utime(path, ns=(SECOND, SECOND))
+    return path
+
+
+def test_another_content_of_the_same_second_is_another_file(file):
+    source = fingerprint(str(file))
+    assert not was_replaced(source, str(file))
+    file.write_bytes(b"new")
+    os.utime(file, ns=(SECOND + 1, SECOND + 1))
+    assert was_replaced(source, str(file))
+
+
+def test_a_content_that_was_compared_is_compared_again_after_a_write_that_keeps_the_time(file):
+    """As `cp -p` or rsync leave it: size, time and inode are the same; only the time of the change tells."""
+    source = fingerprint(str(file))
+    os.utime(file, ns=(SECOND + 1, SECOND + 1))
+    assert not was_replaced(source, str(file))  # read, and found equal
+    compared = os.stat(file)
+    while os.stat(file).st_ctime_ns == compared.st_ctime_ns:  # its clock may be coarse
+        with file.open("r+b") as opened:
+            opened.write(b"new")
+        os.utime(file, ns=(SECOND + 1, SECOND + 1))
+    found = os.stat(file)
+    assert (found.st_ino, found.st_size) == (compared.st_ino, compared.st_size)
+    assert found.st_mtime_ns == compared.st_mtime_ns
+    assert was_replaced(source, str(file))
+
+
+def test_a_content_that_came_back_is_the_file_again(file):
+    source = fingerprint(str(file))
+    file.write_bytes(b"new")
+    os.utime(file, ns=(SECOND + 1, SECOND + 1))
+    assert was_replaced(source, str(file))
+    file.write_bytes(b"old")
+    os.utime(file, ns=(SECOND + 2, SECOND + 2))
+    assert not was_replaced(source, str(file))
+
+
+def test_a_file_of_another_size_or_kind_is_another(file):
+    source = fingerprint(str(file))
+    file.write_bytes(b"longer")
+    os.utime(file, ns=(SECOND, SECOND))
+    assert was_replaced(source, str(file))
+    file.unlink()
+    assert not was_replaced(source, str(file))
+    file.mkdir()
+    assert was_replaced(source, str(file))

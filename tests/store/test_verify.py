@@ -1,0 +1,47 @@
+"""When a payload's checksum is verified: damaged bytes are refused at each lookup, not only at the first."""
+
+from __future__ import annotations
+
+import pytest
+from damage import flip_in_file
+from toys import store_videos, toy_features
+
+from featstore.errors import RecordError
+from featstore.records.record import Record
+from featstore.store.reader import FeatureStore
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A store whose only video has a bit of its payload flipped."""
+    cache = tmp_path / "damaged"
+    store_videos(cache, "demo", {"a": toy_features(1)})
+    payload = FeatureStore(cache)["demo"]["a"].data.tobytes()
+    flip_in_file(cache, payload)
+    return cache
+
+
+@pytest.mark.parametrize("verify", ["first", "always"])
+def test_damaged_features_are_refused_at_every_lookup(damaged, verify):
+    dataset = FeatureStore(damaged, verify=verify)["demo"]
+    for _ in range(3):
+        with pytest.raises(RecordError, match="is damaged"):
+            dataset["a"]
+
+
+def test_they_are_served_only_to_who_verifies_nothing(damaged):
+    dataset = FeatureStore(damaged, verify="never")["demo"]
+    assert dataset["a"].shape == (16, 8)
+
+
+def test_features_that_were_verified_are_not_verified_again(cache, monkeypatch):
+    store_videos(cache, "demo", {"a": toy_features(1)})
+    verified = []
+    real = Record.verify
+    monkeypatch.setattr(Record, "verify", lambda self: (verified.append(1), real(self)))
+    for verify, expected in (("never", 0), ("first", 1), ("always", 3)):
+        verified.clear()
+        dataset = FeatureStore(cache, verify=verify)["demo"]
+        for _ in range(3):
+            dataset["a"]
+        assert len(verified) == expected

@@ -17,7 +17,7 @@ from checkpoints import (  # fixtures
     reference,  # noqa: F401
     tiny,  # noqa: F401
 )
-from hypothesis import settings
+from quick import load_profile
 
 from featstore.store import reader
 from featstore.store.maintenance.check import check_dataset
@@ -29,9 +29,9 @@ TOOLS = Path(__file__).parents[1] / "tools"
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# An example that takes long on a busy machine is no failure.
-settings.register_profile("featstore", deadline=None)
-settings.load_profile("featstore")
+
+def pytest_configure(config: pytest.Config) -> None:
+    load_profile(config.option.markexpr)
 
 
 @pytest.fixture(scope="session")

@@ -71,6 +71,7 @@ def test_every_module_named_on_a_page_exists():
             assert (REPOSITORY / name).is_file(), name
 
 
+@pytest.mark.slow
 def test_every_name_of_ours_in_the_readme_is_reached_from_featstore():
     """With `import featstore` alone, as its examples have it."""
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,6 @@ from toys import REPOSITORY, run_python
 import featstore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 PACKAGE = REPOSITORY / "featstore"
@@ -35,14 +35,17 @@ AT_THE_TOP = {
 }
 
 
-def imports_at_the_top(path: Path) -> Iterator[str]:
-    """Yield the libraries that loading a file imports."""
+@cache
+def imports_at_the_top(path: Path) -> set[str]:
+    """Return the libraries that loading a file imports."""
+    libraries = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
+            libraries |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} has a relative import: name the whole path"
-            yield (node.module or "").split(".")[0]
+            libraries.add((node.module or "").split(".")[0])
+    return libraries
 
 
 @pytest.mark.parametrize("library", AT_THE_TOP)

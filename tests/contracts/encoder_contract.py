@@ -17,7 +17,7 @@ from featstore.spec import EncoderIdentity, FeatureSpec
 if TYPE_CHECKING:
     from featstore.encoders.base import Encoder
 
-UNITS = 5
+UNITS = 3
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 

@@ -39,6 +39,7 @@ export.save_features(featstore.get(sys.argv[1], "demo", "a"), sys.argv[2])
 """
 
 
+@pytest.mark.crash
 @pytest.mark.parametrize("moment", ["before the rename", "while it is written"])
 def test_an_export_that_is_killed_leaves_what_was_there(cache, tmp_path, moment):
     store_videos(cache, "demo", {"a": toy_features(1)})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from drills.fuzz.targets import TARGETS, Target
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from quick import examples
 
 pytestmark = pytest.mark.fuzz
 
@@ -19,7 +20,7 @@ def test_golden_bytes_are_read(target: Target):
 
 
 @by_name
-@settings(max_examples=60)
+@examples(60)
 @given(data=st.data())
 def test_edited_golden_bytes_are_read_or_refused(target: Target, data: st.DataObject):
     edited = bytearray(data.draw(st.sampled_from(target.seeds())))
@@ -30,7 +31,7 @@ def test_edited_golden_bytes_are_read_or_refused(target: Target, data: st.DataOb
 
 
 @by_name
-@settings(max_examples=60)
+@examples(60)
 @given(garbage=st.binary(max_size=200))
 def test_garbage_is_refused(target: Target, garbage: bytes):
     target.run(garbage)

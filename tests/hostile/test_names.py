@@ -143,6 +143,7 @@ def test_what_steers_a_terminal_is_shown_and_not_sent(cache):
         assert all(character.isprintable() or character == "\n" for character in shown)
 
 
+@pytest.mark.slow
 def test_what_steers_a_terminal_is_shown_and_not_sent_by_an_ingest(clips, tmp_path):
     escape = "\x1b]0;owned\x07"
     (clips / "blink.mp4").rename(clips / f"bad{escape}.mp4")

@@ -100,6 +100,7 @@ def test_keeping_going_costs_the_questions_about_these_videos_alone(
     assert said.count(why_missing) == said.count(why_damaged) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["json", "tsv"])
 def test_once_the_files_are_back_the_same_command_asks_what_failed_and_completes(
     evaluate, broken, noted, tmp_path, monkeypatch, kind
@@ -119,6 +120,7 @@ def test_once_the_files_are_back_the_same_command_asks_what_failed_and_completes
     assert asked(noted) == []
 
 
+@pytest.mark.slow
 def test_what_failed_before_a_run_was_ended_in_the_middle_is_asked_again(evaluate, noted, tmp_path):
     folder = tmp_path / "outputs" / MODEL / "T1"
     folder.mkdir(parents=True)
@@ -135,6 +137,7 @@ def test_scoring_predictions_that_are_not_there_is_no_success(evaluate):
     )
 
 
+@pytest.mark.slow
 def test_scoring_predictions_of_which_some_failed_is_no_success(evaluate, broken):
     assert evaluate(keep_going=True)
     lines = evaluate("--mode", "eval", configs=["MLVU_128frame", "VideoMMMU_128frame"])
@@ -162,12 +165,14 @@ def test_an_error_without_words_is_told_by_its_place(evaluate, noted, monkeypatc
     assert line.endswith(": raise AssertionError")
 
 
+@pytest.mark.slow
 def test_scoring_that_fails_without_words_is_no_success(evaluate, monkeypatch):
     monkeypatch.setenv("STANDIN_SCORING_FAILS", "1")
     lines = evaluate(configs=["MLVU_128frame"])
     assert lines[1].startswith(f"  {MODEL} x MLVU_128frame: AssertionError at __init__.py:")
 
 
+@pytest.mark.slow
 def test_a_store_that_is_full_ends_the_dataset_also_when_keeping_going(
     evaluate, noted, monkeypatch
 ):
@@ -185,6 +190,7 @@ def test_a_run_that_took_up_nothing_is_no_success():
     assert Outcome(run).problems() == ["it ran no model and no dataset"]
 
 
+@pytest.mark.slow
 def test_the_model_without_the_store_answers_beside_the_one_that_has_it(run, noted, tmp_path):
     run("--model", "LongVA-7B", MODEL, "--data", "MLVU_128frame")
     assert [built.cache_dir for built in noted.built] == [None, "cache"]

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from quick import examples
 
 from featstore.errors import RecordError
 from featstore.records.codecs import CODECS, compress, decompress, lz4, planes, zstd
@@ -121,7 +122,7 @@ def test_a_truncated_payload_raises_record_error(payload, codec, data):
 
 
 @given(st.binary(max_size=200), codecs, st.integers(1, 1 << 40))
-@settings(max_examples=300)
+@examples(300)
 def test_garbage_raises_record_error(stored, codec, raw_bytes):
     try:
         out = CODECS[codec].decompress(memoryview(stored), raw_bytes)

@@ -237,6 +237,7 @@ BOUNDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", BOUNDS, ids=lambda draw: draw.__name__)
 def test_the_error_of_a_token_is_as_measured_for_each_granularity(draw):
     x = draw(np.random.default_rng(11), 4608, 512).astype(np.float32)

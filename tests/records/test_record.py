@@ -9,8 +9,9 @@ import msgpack
 import numpy as np
 import pytest
 import xxhash
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from quick import examples
 from strategies import headers
 
 from featstore.errors import RecordError
@@ -198,7 +199,7 @@ def test_bytes_after_a_record_raise_record_error():
 
 
 @given(headers(), st.data())
-@settings(max_examples=50)
+@examples(50)
 def test_any_damage_to_any_record_raises_record_error(header, data):
     record = bytearray(whole_record(header, values_of(header))[1])
     at = data.draw(st.integers(0, len(record) - 1))

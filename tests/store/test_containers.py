@@ -65,6 +65,7 @@ def test_a_process_of_the_same_number_elsewhere_is_told_apart_in_words(cache, ho
     assert "docker run --pid=host" in said
 
 
+@pytest.mark.slow
 def test_a_sealed_dataset_is_read_from_any_number_of_containers(cache):
     store_videos(cache, "demo", {"a": toy_features(1)})
     (cache / "demo" / SEAL_FILE).touch()

@@ -111,6 +111,7 @@ def test_the_tool_makes_stores_that_hold_what_the_golden_ones_do(tmp_path):
     same_as_the_golden_ones(golden.make_golden_stores(tmp_path / "again"))
 
 
+@pytest.mark.slow
 def test_the_tool_makes_the_same_stores_on_the_oldest_processor(tmp_path):
     program = (
         f"import runpy, sys; sys.argv[0] = tool = {str(golden.__file__)!r}; "

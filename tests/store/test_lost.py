@@ -127,6 +127,7 @@ def test_one_that_never_was_is_not_lost(cache):
     assert run("check", cache).exit_code == 0
 
 
+@pytest.mark.crash
 def test_a_removal_that_is_killed_makes_no_lost_dataset(cache):
     store_videos(cache, "demo", {"a": A})
     store_videos(cache, "other", {"a": A})

@@ -305,6 +305,7 @@ def test_a_reader_opens_while_a_writer_has_something_put(cache):
         assert done.stdout == "(16, 8)\n", done.stderr
 
 
+@pytest.mark.slow
 def test_a_store_of_this_process_sees_each_commit_of_another(cache):
     store_videos(cache, "demo", {"a": A})
     dataset = FeatureStore(cache)["demo"]
@@ -464,6 +465,7 @@ def test_a_repr_of_what_cannot_be_read_says_why(cache):
     assert "\n" not in repr(dataset)
 
 
+@pytest.mark.slow
 def test_stores_and_datasets_are_pickled_by_their_place_and_opened_again(cache):
     store_videos(cache, "demo", {"a": A})
     store_videos(cache, "demo", {"b": B}, spec=toy_spec(8))

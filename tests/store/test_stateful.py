@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from quick import examples
 from toys import expected, put_video, store_videos, toy_features, toy_spec
 
 from featstore.errors import FeatureNotFound
@@ -200,4 +200,4 @@ class Store(RuleBasedStateMachine):
 
 
 TestStore = Store.TestCase
-TestStore.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+TestStore.settings = examples(30, stateful_step_count=30)

@@ -4,7 +4,8 @@ import os
 import lmdb
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
+from quick import examples
 from strategies import video_ids
 from toys import (
     INT8,
@@ -246,9 +247,7 @@ def test_commits_are_due_by_bytes(cache):
 
 
 @given(video=video_ids)
-@settings(
-    max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@examples(30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_id_without_control_characters_can_be_stored_and_read(cache, video):
     store_videos(cache, "demo", {video: A, "é": B})
     dataset = FeatureStore(cache)["demo"]
@@ -484,6 +483,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.crash
 def test_a_reader_that_was_killed_keeps_no_pages_from_the_writer(cache, writer):
     put_video(writer, SPEC, "a", A)
     writer.commit()

@@ -93,6 +93,7 @@ print(shows_pages(features.owner.address), is_resident(features.data.ctypes.data
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="to be another takes root")
 def test_of_a_file_that_is_only_read_no_page_is_called_resident():
     """Linux says that all are, so what was cold was taken for hot, and read by faults."""

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quick import examples, first_is_quick
 from strategies import LARGEST, feature_arrays
 from toys import run_python
 
@@ -73,7 +74,7 @@ def assert_same_bits(x, storage):
 
 
 @each_granularity
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", first_is_quick([torch.float32, torch.float16, torch.bfloat16]))
 @pytest.mark.parametrize("case", CASES)
 def test_int8_has_numpys_bits(case, dtype, granularity):
     x = CASES[case].to(dtype)
@@ -91,7 +92,7 @@ def test_int8_of_any_floats_has_numpys_bits(granularity, x):
 
 @each_storage
 @given(seed=st.integers(0, 10_000), spread=st.sampled_from([0.0, 1.0, 8.0]))
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_torch_quantizes_as_numpy_does_bit_for_bit(storage, seed, spread):
     x = normal(seed=seed) * (normal(1, seed=seed + 1) * spread).exp()
     assert_same_bits(x.clamp(-6e4, 6e4) if storage.values == "fp16" else x, storage)

@@ -14,6 +14,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from quick import first_is_quick
 from toys import store_videos, toy_features, toy_spec
 
 import featstore
@@ -80,7 +81,7 @@ def runtime(monkeypatch):
         known.starts.clear()
 
 
-@pytest.fixture(params=[4096, 10_000, 1 << 20])
+@pytest.fixture(params=first_is_quick([4096, 10_000, 1 << 20]))
 def ring(request, monkeypatch, runtime):
     """Slots that hold no whole number of rows, of which few there are, and one that holds all."""
     ring = staged.Ring(slot_bytes=request.param, threads=4)
@@ -173,7 +174,7 @@ def test_an_upload_that_is_given_up_waits_for_what_was_begun(ring, monkeypatch):
     assert len(copied) == min(slots, -(-len(values) // slot_bytes))
 
 
-@pytest.mark.parametrize("way", ["staged", "registered", "pageable"])
+@pytest.mark.parametrize("way", first_is_quick(["staged", "registered", "pageable"]))
 def test_a_map_is_let_go_of_with_the_last_who_uses_it(ring, tmp_path, way):
     """A thread that waited for work kept what it had copied last."""
     store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
@@ -207,6 +208,7 @@ def test_a_ring_whose_threads_cannot_be_started_is_let_go_of(runtime, monkeypatc
     assert not set(threading.enumerate()) - before
 
 
+@pytest.mark.slow
 def test_what_is_raised_between_two_pieces_lets_go_of_the_ring(ring, store, monkeypatch):
     """Its traceback kept the upload, and with it the lock: the next one waited for good."""
     features = store["channel-raw"]["v0"]

@@ -122,6 +122,7 @@ def test_weights_that_are_loaded_may_be_replaced(altered, other):
     assert encoder.encode(FRAMES).equal(before)
 
 
+@pytest.mark.slow
 def test_a_models_miss_stores_nothing_under_the_digest_of_other_weights(
     altered, other, sample_clips, cache
 ):
@@ -139,6 +140,7 @@ def test_a_models_miss_stores_nothing_under_the_digest_of_other_weights(
     assert list(featstore.open(cache)["demo"]) == ["blink"]
 
 
+@pytest.mark.slow
 def test_an_ingest_stores_nothing_under_the_digest_of_other_weights(
     altered, other, sample_clips, cache
 ):

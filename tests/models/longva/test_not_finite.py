@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from PIL import Image
+from quick import first_is_quick
 
 import featstore
 from featstore.encoders.longva.encoder import LongVAEncoder
@@ -41,8 +42,8 @@ def open_model(checkpoint, cache_dir, **options):
     return CachedLongVA(checkpoint, cache_dir, **options)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("on_miss", ["encode", "encode-only", None])
+@pytest.mark.parametrize("dtype", first_is_quick(DTYPES))
+@pytest.mark.parametrize("on_miss", first_is_quick(["encode", "encode-only", None]))
 def test_a_video_with_such_features_is_refused(broken, clips, cache, dtype, on_miss):
     where = (None, {}) if on_miss is None else (cache, {"on_miss": on_miss})
     with open_model(broken(), where[0], dtype=dtype, **where[1]) as model:
@@ -70,6 +71,7 @@ def test_features_that_are_handed_over_are_looked_at_too(tiny):
         model.answer_features(QUESTION, features)
 
 
+@pytest.mark.slow
 def test_stored_features_beyond_fp16_are_refused_by_a_model_in_fp16(broken, clips, cache):
     checkpoint, asked = broken(1e5), {"path": clips / "blink.mp4", "max_new_tokens": 2}
     with open_model(checkpoint, cache, dtype="bf16") as model:
@@ -81,6 +83,7 @@ def test_stored_features_beyond_fp16_are_refused_by_a_model_in_fp16(broken, clip
         model.generate(QUESTION, "blink", **asked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_ingest_names_the_dtype_it_ran_in(broken, clips, cache, dtype):
     encoder = LongVAEncoder(broken(), device="cpu", dtype=dtype)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from drills.shared.processes import ask
+from quick import first_is_quick
 
 import featstore
 from featstore.encoders.longva.encoder import LongVAEncoder
@@ -51,7 +52,7 @@ def precisions():
     )
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", first_is_quick(SETTINGS))
 def test_an_encoder_gives_the_same_bits_whatever_the_caller_set(tiny, name):
     def build():
         return LongVAEncoder(tiny, device="cpu", dtype="fp32")
@@ -70,7 +71,7 @@ def test_an_encoder_gives_the_same_bits_whatever_the_caller_set(tiny, name):
     assert [torch.equal(features, expected) for features in found] == [True] * 3
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", first_is_quick(SETTINGS))
 def test_a_model_stores_the_same_bits_whatever_the_caller_set(tiny, clips, tmp_path, name):
     def stored(folder):
         with CachedLongVA(tiny, folder, sampling=Sampling(4), device="cpu", dtype="fp32") as model:
@@ -83,6 +84,7 @@ def test_a_model_stores_the_same_bits_whatever_the_caller_set(tiny, clips, tmp_p
         assert stored(tmp_path / "set") == expected
 
 
+@pytest.mark.slow
 def test_a_prefix_made_under_autocast_serves_no_question_without(tiny, clips, tmp_path):
     with CachedLongVA(tiny, tmp_path / "cache", dataset="demo", sampling=Sampling(4)) as model:
         asked = {"path": clips / "blink.mp4", "max_new_tokens": 8}

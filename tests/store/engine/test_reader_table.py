@@ -60,6 +60,7 @@ def lose_lock_file(request, cache):
     return lose
 
 
+@pytest.mark.slow
 def test_views_stay_good_when_the_lock_file_goes_and_writers_wait_for_them(cache, lose_lock_file):
     """The writer's reader table does not name the reader: its pages would be written over."""
     store_videos(cache, "demo", {name: A for name in "abc"})
@@ -101,6 +102,7 @@ def test_a_process_that_holds_views_refuses_to_write_over_them_when_the_lock_fil
     assert is_of(get(cache, "demo", "a"), B)
 
 
+@pytest.mark.slow
 def test_no_acknowledged_commit_is_lost_when_both_locks_go_while_a_writer_is_at_work(
     cache, lose_lock_file
 ):
@@ -120,6 +122,7 @@ def test_no_acknowledged_commit_is_lost_when_both_locks_go_while_a_writer_is_at_
     assert sorted(FeatureStore(cache)["demo"]) == sorted(["a", "mine", "mine too", *"bcdef"])
 
 
+@pytest.mark.slow
 def test_who_opened_the_new_lock_file_sees_the_commit_of_who_had_the_old_one(cache, lose_lock_file):
     store_videos(cache, "demo", {"a": A})
     writer = FeatureWriter(cache, "demo", min_free=0)
@@ -143,6 +146,7 @@ print(sorted(store["demo"]), flush=True)
     assert (reader.returncode, out) == (0, "['a', 'mine']\n")
 
 
+@pytest.mark.slow
 def test_a_forked_child_that_holds_the_parents_views_keeps_writers_away(cache):
     store_videos(cache, "demo", {name: A for name in "abc"})
     program = f"""
@@ -221,6 +225,7 @@ def other_file(request, tmp_path) -> Path:
     return tmp_path / "other" / "demo" / "data.mdb"
 
 
+@pytest.mark.slow
 def test_a_data_file_replaced_by_renaming_is_followed_while_readers_live(cache, other_file):
     """The lock file goes on naming the old file's last commit for as long as anyone has it open."""
     store_videos(cache, "demo", {"old": A, "older": A})
@@ -333,6 +338,7 @@ def many(cache) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_a_process_reads_all_datasets_of_a_store_within_a_number_of_maps_and_descriptors(
     cache, many
 ):
@@ -362,6 +368,7 @@ assert all(is_of(featstore.get(copy, "demo", "a"), A) for copy in copies)
     run_alone(program, cache, timeout=300)
 
 
+@pytest.mark.slow
 def test_views_keep_their_datasets_open_beyond_those_used_last(cache, many):
     program = """
 held = {name: featstore.get(cache, name, "a") for name in names[:8]}
@@ -385,10 +392,12 @@ assert KEPT_ENVIRONMENTS < len(held) < len(names)
 """
 
 
+@pytest.mark.slow
 def test_more_datasets_than_fit_into_the_address_space_say_so(cache, many):
     run_alone(FILL + "del held[:]\nassert all(is_stored(name) for name in names)", cache, *many)
 
 
+@pytest.mark.slow
 def test_datasets_that_nothing_uses_make_room_for_one_that_is_opened(cache, many):
     program = (
         "held.pop()\nassert all(is_stored(name) for name in names)"  # it is still kept for later
@@ -396,6 +405,7 @@ def test_datasets_that_nothing_uses_make_room_for_one_that_is_opened(cache, many
     run_alone(FILL + program, cache, *many)
 
 
+@pytest.mark.slow
 def test_datasets_in_garbage_make_room_for_one_that_is_opened(cache, many):
     """An error that was caught often is in a cycle with what it was about."""
     program = """
@@ -408,6 +418,7 @@ assert all(is_stored(name) for name in names)
     run_alone(FILL + program, cache, *many)
 
 
+@pytest.mark.slow
 def test_datasets_that_nothing_uses_make_room_for_one_that_is_made(cache, many):
     program = """
 held.pop()
@@ -423,6 +434,7 @@ assert all(is_stored(name) for name in names[:4])
 """
 
 
+@pytest.mark.slow
 def test_datasets_that_nothing_uses_make_room_for_the_map_of_a_file(cache, many):
     """liblmdb's own, of 4 TiB, finds room; the one that is read from, of 64 GiB, does not."""
     program = """
@@ -434,6 +446,7 @@ assert is_stored(names[4])
     run_alone(LIMIT + program, cache, *many)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("free", range(5))
 def test_datasets_that_nothing_uses_make_room_among_the_open_files(cache, many, free):
     program = """

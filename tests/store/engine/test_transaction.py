@@ -41,6 +41,7 @@ def copied(cache):
     return shutil.copytree(cache, cache.parent / "copy")
 
 
+@pytest.mark.slow
 def test_a_file_that_we_left_is_written_to_at_once(cache, proofs):
     store_videos(cache, "demo", {"a": A})
     del proofs[:]
@@ -134,6 +135,7 @@ def test_a_foreign_write_is_noticed(cache, proofs):
     put_raw(cache, "failures", b"x" * 64, None)
 
 
+@pytest.mark.crash
 def test_after_a_kill_the_next_writer_verifies(cache, proofs):
     program = """
 import os, signal, sys
@@ -222,6 +224,7 @@ def test_the_right_to_write_dies_with_its_holder(cache):
     WriteTransaction(cache / "demo").abort()
 
 
+@pytest.mark.slow
 def test_a_forked_child_does_not_keep_the_right_to_write(cache):
     store_videos(cache, "demo", {"a": A})
     program = """

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import lmdb
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
+from quick import examples
 
 from featstore.errors import StoreDamaged, StoreError, StoreMismatch
 from featstore.store.engine.pages import HEADER, read_metas
@@ -47,7 +48,7 @@ def read_all(tree: Tree, prefix: bytes = b"") -> dict[bytes, bytes]:
     return dict(chain.from_iterable(pages))
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.dictionaries(KEYS, SIZES, max_size=120),
     smaller=st.sets(st.integers(0, 119)),
@@ -142,6 +143,7 @@ def probe(file: Path) -> set[type[Exception]]:
     return raised
 
 
+@pytest.mark.slow
 def test_no_flipped_byte_of_a_page_header_or_node_leads_out_of_the_file(deep):
     data = bytearray(deep.read_bytes())
     with open(deep, "r+b", buffering=0) as file:

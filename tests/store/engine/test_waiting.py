@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 from locks import LOCK_FILES, taken
+from quick import first_is_quick
 from toys import run_python, start_python, store_videos, toy_features
 
 from featstore.errors import StoreError, StoreLocked
@@ -85,8 +86,8 @@ beside.join()
 """
 
 
-@pytest.mark.parametrize("moment", [WHILE_ONE_WAITS, BETWEEN_OPEN_AND_LOCK])
-@pytest.mark.parametrize("name", LOCK_FILES)
+@pytest.mark.parametrize("moment", first_is_quick([WHILE_ONE_WAITS, BETWEEN_OPEN_AND_LOCK]))
+@pytest.mark.parametrize("name", first_is_quick(LOCK_FILES))
 def test_a_forked_child_has_no_lock_of_its_parents(tmp_path, name, moment):
     """Else it holds for its whole life what a thread that waited was given after the fork."""
     done = run_python(FORK + moment, tmp_path, name, timeout=20)

@@ -174,6 +174,7 @@ def test_a_target_that_is_lost_is_no_damage_in_the_source(
     assert run(source, cache).failures == []
 
 
+@pytest.mark.crash
 def test_a_killed_merge_goes_on(source, cache):
     program = """
 import os, signal, sys

@@ -104,6 +104,7 @@ def test_a_name_that_is_no_datasets_removes_nothing(cache, name):
     assert "a" in FeatureStore(cache)["demo"]
 
 
+@pytest.mark.slow
 def test_another_process_reads_on_what_was_removed(cache):
     store_videos(cache, "demo", {"a": A})
     program = """
@@ -181,6 +182,7 @@ def test_what_is_held_of_a_removed_video_stays_good(cache):
     assert np.array_equal(old.data, expected(A))
 
 
+@pytest.mark.slow
 def test_the_space_of_removed_videos_is_used_again(cache):
     x = toy_features(0, 1000)
     spec = store_videos(cache, "demo", {str(i): x for i in range(20)}, spec=toy_spec(1000))
@@ -192,6 +194,7 @@ def test_the_space_of_removed_videos_is_used_again(cache):
     assert grown < 2 * record_bytes, "but for the first, which LMDB puts beside what was just freed"
 
 
+@pytest.mark.crash
 def test_a_removal_that_is_killed_has_removed_whole_videos(cache, monkeypatch):
     store_videos(cache, "demo", {str(i): A for i in range(10)})
     monkeypatch.setattr(remove, "COMMIT_VIDEOS", 4)

@@ -297,6 +297,7 @@ def test_a_failure_beside_a_row_that_is_mended_stays(damaged):
     assert check_dataset(damaged, "demo").problems == []
 
 
+@pytest.mark.crash
 def test_a_repair_that_is_killed_leaves_right_counts_and_goes_on(damaged):
     store_videos(damaged, "demo", {str(i): A for i in range(10)})
     for i in range(10):

@@ -1,0 +1,33 @@
+"""What a plain `pytest` does less of, to be quick; `pytest -m ""` does all of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+FULL, QUICK = 100, 8  # examples of a property
+
+
+def load_profile(marks: str) -> None:
+    """Take as many examples as suit a run of the tests that `marks`, the argument of -m, leaves."""
+    examples = QUICK if marks.startswith("not ") else FULL
+    # An example that takes long on a busy machine is no failure.
+    settings.register_profile("featstore", deadline=None, max_examples=examples)
+    settings.load_profile("featstore")
+
+
+def examples(number: int, **options: Any) -> settings:
+    """Settings of `number` examples, or of their share in a quick run."""
+    share = number * settings().max_examples // FULL
+    return settings(max_examples=max(1, share), deadline=None, **options)
+
+
+def first_is_quick(values: Iterable[Any]) -> list[Any]:
+    """Parameters of which all but the first are slow."""
+    first, *others = values
+    return [first, *(pytest.param(other, marks=pytest.mark.slow) for other in others)]

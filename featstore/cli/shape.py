@@ -28,8 +28,8 @@ def shape(model_path: str | None, vision_tower: str | None, nframe: int, as_json
         {
             "frames": found.frames,
             "tokens a frame": found.tokens_per_frame,
-            "tokens a video": found.num_tokens,
-            "hidden size": found.hidden_dim,
+            "rows": found.rows,
+            "width": found.width,
         }
     )
     click.echo("bytes a video:")

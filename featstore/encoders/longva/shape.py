@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """The axes of one video's features, (F, T, D), and what they take to store.
+    """The shape of one video's features, (rows, width), and what they take to store.
 
-    >>> FeatureShape(frames=128, tokens_per_frame=144, hidden_dim=3584).stored_bytes()["int8/tensor"]
+    >>> FeatureShape(frames=128, tokens_per_frame=144, width=3584).stored_bytes()["int8/tensor"]
     66060292
     """
 
     frames: int
     tokens_per_frame: int
-    hidden_dim: int
+    width: int
 
     @property
-    def num_tokens(self) -> int:
-        """Return the number of tokens the language model sees, F * T."""
+    def rows(self) -> int:
+        """Return the number of rows, one for each token."""
         return self.frames * self.tokens_per_frame
 
     def stored_bytes(self) -> dict[str, int]:
         """Return bytes of uncompressed payload and scales for each storage, as `int8/channel` or `bf16`."""
-        shape = self.num_tokens, self.hidden_dim
+        shape = self.rows, self.width
         storages = [Storage("int8", granularity) for granularity in GRANULARITIES]
         storages += [Storage(values) for values in STORED_DTYPES if values != "int8"]
         return {
@@ -45,8 +45,8 @@ class FeatureShape:
         return {
             "frames": self.frames,
             "tokens_per_frame": self.tokens_per_frame,
-            "num_tokens": self.num_tokens,
-            "hidden_dim": self.hidden_dim,
+            "rows": self.rows,
+            "width": self.width,
             "stored_bytes": self.stored_bytes(),
         }
 

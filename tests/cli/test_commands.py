@@ -167,7 +167,7 @@ def test_a_time_outside_the_calendar_is_shown_as_it_is(seconds):
 
 @pytest.mark.parametrize("count", [0, 1, 2500])
 def test_a_list_of_any_length_is_json(capsys, count):
-    print_json_rows({"i": i} for i in range(count))
+    print_json_rows(json.dumps({"i": i}) for i in range(count))
     out = capsys.readouterr().out
     assert json.loads(out) == [{"i": i} for i in range(count)]
     assert len(out.splitlines()) == (count + 2 if count else 1)

@@ -10,7 +10,7 @@ from toys import run_python, store_videos, toy_features
 
 from featstore.fields import build
 from featstore.formats.export import save_features
-from featstore.formats.facts import entry_facts, record_facts
+from featstore.formats.facts import entries_json, entry_facts, record_facts
 from featstore.geometry import RowLayout
 from featstore.records.storage import Storage
 from featstore.store.reader import FeatureStore, get
@@ -136,3 +136,23 @@ def test_the_catalog_and_the_record_say_the_same_in_the_same_words(cache):
     record, row = record_facts(dataset["a"].header), entry_facts("demo", dataset.entry("a"))
     del row["record_bytes"]
     assert {name: record[name] for name in row} == row
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"video_id": 'a "quoted" \\ name, 100 %s', "doubt": "%(odd)d\n"},
+        {"video_path": "/\udcff/\u00e9\U0001f600.mp4", "values": "int4", "codec": "%s"},
+        {"cosine": 0.1 + 0.2, "relative_l2": 5e-324, "max_abs": 1e300, "size": 1 << 70},
+        {"token_max": float("nan")},
+        {"created": float("inf"), "max_abs": float("-inf")},
+        {"max_abs": 1.7e308, "token_max": 1.7e308},
+    ],
+)
+def test_many_entries_are_written_as_json_writes_their_facts(cache, changed):
+    store_videos(cache, "demo", {"a": toy_features(1), "b": toy_features(2)})
+    entries = [entry._replace(**changed) for entry in FeatureStore(cache)["demo"].entries()]
+    assert list(entries_json("demo", entries)) == [
+        json.dumps(entry_facts("demo", entry)) for entry in entries
+    ]

@@ -15,6 +15,12 @@ def storage_text(storage: Mapping[str, str]) -> str:
     return text if codec == "raw" else f"{text} {codec}"
 
 
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Return how many there are of each, the most first, as `pyav 40, decord 12`."""
+    most_first = sorted(counts.items(), key=lambda row: (-row[1], row[0]))
+    return ", ".join(f"{name} {count}" for name, count in most_first)
+
+
 def error_text(error: Mapping[str, float]) -> str:
     """Return how far a video's stored values are from the encoder's."""
     return (

@@ -9,6 +9,7 @@ import click
 from featstore.cli._options import cache_dir_option, json_option, one_dataset_option
 from featstore.cli._printing import date, print_facts, print_json
 from featstore.cli._words import (
+    counts_text,
     errors_text,
     geometry_text,
     preprocessing_text,
@@ -24,12 +25,12 @@ from featstore.system.filesystems import format_bytes
 @one_dataset_option
 @json_option
 def info(cache_dir: str, dataset: str | None, as_json: bool) -> None:
-    """Show the manifest, counts, sizes, feature sets and quantization errors."""
+    """Show the manifest, counts, sizes, feature sets, decoders, doubts and quantization errors."""
     from featstore.store.describe import describe_dataset, describe_store
     from featstore.store.reader import FeatureStore
 
     if dataset is None:
-        described = describe_store(cache_dir, errors=True)["datasets"]
+        described = describe_store(cache_dir, rows=True)["datasets"]
     else:
         FeatureStore(cache_dir)[dataset]  # raises DatasetNotFound, which names those there are
         described = {dataset: describe_dataset(cache_dir, dataset)}
@@ -72,6 +73,8 @@ def _print_set(found: dict[str, Any], is_default: bool) -> None:
         "sampling": sampling_text(plain["sampling"]),
         "preprocessing": preprocessing_text(plain["preprocessing"]),
         "decoder": spec.decoder,
+        "decoded by": counts_text(found["decoders"]),
+        "doubts": counts_text(found["doubts"]),
         "stored": storage_text(found["storage"]),
         "error budget": "" if budget is None else f"relative L2 of a token {budget:g}",
         "error": errors_text(found["error"]) if found["videos"] else "",

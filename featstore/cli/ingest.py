@@ -20,12 +20,11 @@ from featstore.cli._printing import clock, print_json
 from featstore.cli._progress import show_progress
 from featstore.cli._sources import choose_sources
 from featstore.cli._streams import say
+from featstore.cli._words import counts_text
 from featstore.errors import plain, plain_line
 from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from featstore.pipeline.summary import IngestSummary
 
 
@@ -86,10 +85,6 @@ def _plan_line(plan: IngestSummary, cache_dir: str) -> str:
     return f"{plan.dataset}: {', '.join(parts)}; {need}"
 
 
-def _shares(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-
-
 def _print_summary(summary: IngestSummary) -> None:
     click.echo(
         f"{summary.dataset}: {summary.stored} stored, {summary.skipped} skipped, {len(summary.failures)} failed, "
@@ -100,8 +95,15 @@ def _print_summary(summary: IngestSummary) -> None:
         shares = summary.shares
         worst = summary.bottleneck
         others = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if name != worst)
-        click.echo("  decoded by: " + _shares(summary.decoders))
+        click.echo(f"  decoded by: {counts_text(summary.decoders)}")
         click.echo(f"  bottleneck: {worst} ({shares[worst]:.0%} busy); {others}")
+    if summary.doubts:
+        count = sum(summary.doubts.values())
+        videos = "1 video" if count == 1 else f"{count} videos"
+        click.echo(
+            f"  {videos} decoded by decord: frames may not be those asked for: {counts_text(summary.doubts)}; "
+            "see --decoder exact"
+        )
     for heading, failures in (
         ("failed", summary.failures),
         ("failed before", summary.failed_before),

@@ -182,8 +182,7 @@ class Scheduler:
                 self._pool.release(decoded.slot)
                 self._fail(decoded.video, decoded.error)
             elif decoded.clip is not None:
-                decoders = self._summary.decoders
-                decoders[decoded.clip.decoder] = decoders.get(decoded.clip.decoder, 0) + 1
+                self._summary.count(decoded.clip)
                 self._ready.append(decoded)
 
     def _feed(self) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from featstore.formats.facts import failure_facts
+
 if TYPE_CHECKING:
+    from featstore.decoding.frame_selection import Clip
     from featstore.records.storage import Storage
     from featstore.spec import FeatureSpec
     from featstore.store.rows import Failure
@@ -58,6 +61,7 @@ class IngestSummary:
         interrupted: it was stopped by request.
         full: why it stopped for lack of room, else empty.
         decoders: number of videos read by each decoder.
+        doubts: number of videos by why their frames may not be those asked for; without those that have no doubt.
         busy: seconds of work by stage, summed over its workers.
     """
 
@@ -80,6 +84,7 @@ class IngestSummary:
     interrupted: bool = False
     full: str = ""
     decoders: dict[str, int] = field(default_factory=dict)
+    doubts: dict[str, int] = field(default_factory=dict)
     busy: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     @property
@@ -98,7 +103,22 @@ class IngestSummary:
         shares = self.shares
         return max(STAGES, key=lambda stage: shares[stage])
 
+    def count(self, clip: Clip) -> None:
+        """Count a video that was decoded."""
+        self.decoders[clip.decoder] = self.decoders.get(clip.decoder, 0) + 1
+        if clip.doubt:
+            self.doubts[clip.doubt] = self.doubts.get(clip.doubt, 0) + 1
+
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
-        found = {"spec": self.spec.digest, "shares": self.shares, "bottleneck": self.bottleneck}
-        return asdict(self) | found
+        """Return plain values, for JSON, in the words of featstore.formats.facts."""
+        plain = asdict(self)
+        del plain["spec"]
+        for name in ("failures", "failed_before"):
+            plain[name] = [failure_facts(self.dataset, row) for row in getattr(self, name)]
+        return {
+            "dataset": self.dataset,
+            "feature_set": self.spec.digest,
+            **plain,
+            "shares": self.shares,
+            "bottleneck": self.bottleneck,
+        }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +25,15 @@ if TYPE_CHECKING:
 
 
 def describe_dataset(
-    cache_dir: str | os.PathLike[str], dataset: str, *, errors: bool = True
+    cache_dir: str | os.PathLike[str], dataset: str, *, rows: bool = True
 ) -> dict[str, Any]:
     """Return what a dataset holds: counts and bytes from its manifest, and its feature sets, oldest first.
 
     Args:
         cache_dir: The cache directory.
         dataset: The dataset's name.
-        errors: Add to each set, as `error`, how far stored values are from the encoder's; this alone reads the rows of
-            the videos.
+        rows: Also read the rows of the videos, and add to each set, as `error`, how far stored values are from the
+            encoder's, and how many videos each of the `decoders` read, and have each of the `doubts`.
 
     Raises:
         StoreNotFound: There is no such dataset.
@@ -45,9 +46,9 @@ def describe_dataset(
         _describe_set(found, manifest.sets.get(digest, Counts()))
         for digest, found in read_sets(snapshot).items()
     ]
-    if errors:
+    if rows:
         for described in sets:
-            described["error"] = _describe_errors(snapshot, described["feature_set"])
+            described |= _describe_rows(snapshot, described["feature_set"])
     return {
         "dataset": manifest.dataset,
         "format": manifest.format,
@@ -63,19 +64,19 @@ def describe_dataset(
     }
 
 
-def describe_store(cache_dir: str | os.PathLike[str], *, errors: bool = False) -> dict[str, Any]:
+def describe_store(cache_dir: str | os.PathLike[str], *, rows: bool = False) -> dict[str, Any]:
     """Return what each dataset of the cache holds; one that cannot be read, or is lost, has an `error` instead.
 
     Args:
         cache_dir: The cache directory.
-        errors: As for `describe_dataset`.
+        rows: As for `describe_dataset`.
     """
     datasets: dict[str, Any] = {
         name: {"dataset": name, "error": lost} for name, lost in lost_datasets(cache_dir).items()
     }
     for name in dataset_names(cache_dir):
         try:
-            datasets[name] = describe_dataset(cache_dir, name, errors=errors)
+            datasets[name] = describe_dataset(cache_dir, name, rows=rows)
         except FeatstoreError as exc:
             datasets[name] = {"dataset": name, "error": str(exc)}
     datasets = dict(sorted(datasets.items()))
@@ -114,23 +115,30 @@ def _describe_set(found: FeatureSet, counts: Counts) -> dict[str, Any]:
     }
 
 
-def _describe_errors(snapshot: Snapshot, digest: str) -> dict[str, float | None]:
-    """Return the worst of the videos' errors and the mean of the relative L2, None if there are no videos."""
+def _describe_rows(snapshot: Snapshot, digest: str) -> dict[str, dict[str, Any]]:
+    """Return what the rows of the videos say: how often each decoder and doubt, and how far values are off.
+
+    Of the errors it is the worst, and the mean of the relative L2; None if there are no videos.
+    """
     count, total = 0, 0.0
+    decoders: Counter[str] = Counter()
+    doubts: Counter[str] = Counter()
     worst: tuple[float | None, ...] = (None,) * 5
     for entry in read_entries(snapshot, digest):
-        error = entry.error
         row = (
-            -error.cosine,
-            error.relative_l2,
-            error.max_abs,
-            error.token_p99,
-            error.token_max,
+            -entry.cosine,
+            entry.relative_l2,
+            entry.max_abs,
+            entry.token_p99,
+            entry.token_max,
         )
         worst = tuple(map(max, worst, row)) if count else row  # type: ignore[arg-type]
-        count, total = count + 1, total + error.relative_l2
+        count, total = count + 1, total + entry.relative_l2
+        decoders[entry.decoder] += 1
+        if entry.doubt:
+            doubts[entry.doubt] += 1
     cosine, relative_l2, max_abs, token_p99, token_max = worst
-    return {
+    error = {
         "cosine_min": None if cosine is None else -cosine,
         "relative_l2_mean": total / count if count else None,
         "relative_l2_max": relative_l2,
@@ -138,3 +146,4 @@ def _describe_errors(snapshot: Snapshot, digest: str) -> dict[str, float | None]
         "token_p99_max": token_p99,
         "token_max": token_max,
     }
+    return {"decoders": dict(decoders), "doubts": dict(doubts), "error": error}

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from damage import flip_in_file
 from safetensors.numpy import load_file
+from tooling import load_tool
 from toys import put_video, toy_features, toy_spec
 
 import featstore
@@ -63,6 +64,7 @@ def test_the_command_works_through_its_real_entry_point(sample_clips, tmp_path):
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert (summary["stored"], summary["failures"]) == (3, [])
+    assert (summary["decoders"], summary["doubts"]) == ({"pyav": 3}, {})
     assert "3/3 videos" in done.stderr
 
 
@@ -99,6 +101,72 @@ def test_ls_lists_feature_sets_and_videos(stored):
     assert names == ["video_id", "blink", "bouncing_ball", "color_bars"]
     assert shown.stdout.splitlines()[1].split()[1:7] == ["6", "24", "8", "int8", "channel", "raw"]
     assert shown.stderr == ""
+
+
+def test_an_ingest_says_what_it_did_in_the_words_of_all_commands(sample_clips, tmp_path):
+    clips = Path(shutil.copytree(sample_clips, tmp_path / "clips"))
+    (clips / "bad.mp4").touch()
+    at = ("--cache-dir", tmp_path / "cache")
+    summary = json.loads(ingest(clips, tmp_path / "cache", "--json").stdout)
+    failed = json.loads(run("ls", *at, "--dataset", "demo", "--failed", "--json").stdout)
+    [row] = json.loads(run("ls", *at, "--json").stdout)
+    assert summary["failures"] == failed
+    assert "spec" not in summary
+    same = ("dataset", "feature_set", "storage", "record_bytes")
+    assert {name: summary[name] for name in same} == {name: row[name] for name in same}
+
+
+@pytest.fixture(scope="module")
+def doubted(sample_clips, tmp_path_factory) -> tuple[Path, Path, str]:
+    """Clips of which decord may give other frames, one of which it does not, their cache, and the ingest's output."""
+    folder = tmp_path_factory.mktemp("doubted")
+    clips, cache = folder / "clips", folder / "cache"
+    clips.mkdir()
+    shutil.copy(sample_clips / "blink.mp4", clips)
+    corpus = load_tool("make_decoder_corpus")
+    for case in corpus.small_corpus():
+        if case.name in ("h264_edit_at_start.mp4", "h264_open_gop.mp4", "mpeg4.mp4"):
+            corpus.write(case, clips / case.name)
+    done = ingest(clips, cache)
+    assert done.exit_code == 0
+    return clips, cache, done.stdout
+
+
+def test_an_ingest_counts_the_videos_whose_frames_are_doubted(doubted, tmp_path):
+    clips, _, out = doubted
+    assert out.splitlines()[-1] == (
+        "  3 videos decoded by decord: frames may not be those asked for: open GOP 2, edit list 1; see --decoder exact"
+    )
+    summary = json.loads(ingest(clips, tmp_path / "cache", "--json").stdout)
+    assert summary["doubts"] == {"open GOP": 2, "edit list": 1}
+    assert summary["decoders"] == {"pyav": 1, "decord": 3}
+    exact = ingest(clips, tmp_path / "exact", "--decoder", "exact")
+    assert (exact.exit_code, "asked for" in exact.stdout) == (0, False)
+    one = ingest(clips / "mpeg4.mp4", tmp_path / "one")
+    assert "  1 video decoded by decord: frames may not be" in one.stdout
+
+
+def test_a_doubt_is_seen_wherever_a_video_is_listed(doubted):
+    at = ("--cache-dir", doubted[1], "--dataset", "demo")
+    doubts = {
+        "blink": "",
+        "h264_edit_at_start": "edit list",
+        "h264_open_gop": "open GOP",
+        "mpeg4": "open GOP",
+    }
+    rows = json.loads(run("ls", *at, "--json").stdout)
+    assert {row["video_id"]: row["doubt"] for row in rows} == doubts
+    table = re.findall(r"^(\w+) .* (?:pyav|decord) +(.*?) +\d{4}-", run("ls", *at).stdout, re.M)
+    assert dict(table) == doubts
+    for video, doubt in doubts.items():
+        assert json.loads(run("get", *at, video, "--json").stdout)["doubt"] == doubt
+        shown = re.findall(r"^doubt +(.*)$", run("get", *at, video).stdout, re.M)
+        assert shown == ([doubt] if doubt else [])
+    described = json.loads(run("info", *at, "--json").stdout)["demo"]["feature_sets"][0]
+    assert described["doubts"] == {"open GOP": 2, "edit list": 1}
+    assert described["decoders"] == {"pyav": 1, "decord": 3}
+    text = " ".join(run("info", *at).stdout.split())
+    assert "decoded by decord 3, pyav 1 doubts open GOP 2, edit list 1 stored" in text
 
 
 def test_ls_info_and_get_say_the_same_in_the_same_words(stored):

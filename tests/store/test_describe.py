@@ -4,7 +4,7 @@ import json
 
 import pytest
 from damage import put_raw
-from toys import store_videos, toy_features, toy_spec
+from toys import put_video, store_videos, toy_features, toy_spec
 
 from featstore.errors import FeatstoreError, StoreMismatch, StoreNotFound
 from featstore.records.storage import Storage
@@ -45,6 +45,8 @@ def test_a_dataset_is_described_in_plain_values(two):
     assert (eight["videos"], eight["failures"], eight["max_error"]) == (0, 1, 0.02)
     assert (eight["origin"], eight["names"]) == ("here", {"vision_tower": "clip"})
     assert set(eight["error"].values()) == {None}
+    assert (four["decoders"], four["doubts"]) == ({"pyav": 2}, {})
+    assert (eight["decoders"], eight["doubts"]) == ({}, {})
     set_default(two, "demo", EIGHT.digest)
     assert describe_dataset(two, "demo")["default"] == EIGHT.digest
 
@@ -61,6 +63,19 @@ def test_errors_are_the_worst_of_the_videos_and_the_mean(two):
     }
 
 
+def test_decoders_and_doubts_are_counted_by_set(two):
+    with FeatureWriter(two, "demo", min_free=0) as writer:
+        writer.add_set(FOUR)
+        for video, doubt in {"c": "edit list", "d": "open GOP", "e": "edit list"}.items():
+            put_video(writer, FOUR, video, toy_features(1), decoder="decord", doubt=doubt)
+    four, eight = describe_dataset(two, "demo")["feature_sets"]
+    assert (four["decoders"], four["doubts"]) == (
+        {"pyav": 2, "decord": 3},
+        {"edit list": 2, "open GOP": 1},
+    )
+    assert (eight["decoders"], eight["doubts"]) == ({}, {})
+
+
 def test_a_store_is_listed_without_a_row_of_a_video(two, monkeypatch):
     real = Snapshot.rows
 
@@ -71,11 +86,11 @@ def test_a_store_is_listed_without_a_row_of_a_video(two, monkeypatch):
     monkeypatch.setattr(Snapshot, "rows", rows)
     found = describe_store(two)
     assert (found["videos"], found["record_bytes"]) == (2, 2 * (4080 + 128))
-    assert "error" not in found["datasets"]["demo"]["feature_sets"][0]
+    assert not {"error", "decoders", "doubts"} & {*found["datasets"]["demo"]["feature_sets"][0]}
     write_cache_meta(two)
     assert json.loads((two / "cache_meta.json").read_text()) == found
     with pytest.raises(AssertionError, match="rows of catalog are read"):
-        describe_store(two, errors=True)
+        describe_store(two, rows=True)
 
 
 def test_a_dataset_whose_rows_cannot_be_read_is_still_listed(tmp_path):
@@ -86,7 +101,7 @@ def test_a_dataset_whose_rows_cannot_be_read_is_still_listed(tmp_path):
     assert len(FeatureStore(tmp_path)["demo"]) == 2
     with pytest.raises(StoreMismatch, match="a row of the catalog cannot be read"):
         describe_dataset(tmp_path, "demo")
-    assert "cannot be read" in describe_store(tmp_path, errors=True)["datasets"]["demo"]["error"]
+    assert "cannot be read" in describe_store(tmp_path, rows=True)["datasets"]["demo"]["error"]
 
 
 def test_a_dataset_that_cannot_be_described_at_all_says_why_and_hides_no_other(two):

@@ -105,8 +105,10 @@ model_option = click.option(
 )
 tower_option = click.option(
     "--vision-tower",
-    type=click.Path(exists=True, file_okay=False),
-    help="Folder of the CLIP model that the checkpoint names, if it cannot be found by that name.",
+    metavar="CLIP",
+    callback=not_empty,
+    help="The CLIP model that the checkpoint names, if it cannot be found by that name: a local folder, or an id on "
+    "the Hugging Face Hub.",
 )
 nframe_option = click.option(
     "--nframe",

@@ -32,10 +32,13 @@ if TYPE_CHECKING:
 @ingest_options
 def ingest(**options: Any) -> None:
     """Compute and store the features of videos, except those that are already stored."""
+    from featstore.pipeline.ingest import check_target
     from featstore.pipeline.ingest import ingest as run
 
     work, storage = choose_work(options), choose_storage(options)
     sources = choose_sources(options)
+    for source in sources:
+        check_target(options["cache_dir"], source.dataset, work)
     encoder = choose_encoder(options)
     summaries: list[IngestSummary] = []
     with stop_on_signals() as stop:

@@ -17,6 +17,7 @@ from featstore.pipeline.scheduler import Scheduler
 from featstore.pipeline.summary import IngestSummary
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
+from featstore.store import refuse_sealed
 from featstore.store.describe import write_cache_meta
 from featstore.store.paths import absolute, dataset_path, make_folder, stored_bytes
 from featstore.system.cpus import default_workers
@@ -26,6 +27,7 @@ from featstore.system.processes import enough_descriptors
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from featstore.encoders.base import Encoder
     from featstore.encoders.registry import EncoderRecipe
@@ -75,15 +77,16 @@ def ingest(
         ListingError: before any work, if the videos are not a listing with one file an id.
         StoreFull: before any work, if what is planned does not fit.
         StoreLocked: if another ingest is at work on the dataset.
-        StoreMismatch: before any work, if the feature set is stored in another way than `storage` says, and
-            `options.replace_storage` is not set; or if the encoders differ.
+        StoreMismatch: before any work, if no dataset can be called so; if the feature set is stored in another way than
+            `storage` says, and `options.replace_storage` is not set; or if the encoders differ.
         RecordError: before any work, if a record cannot hold the features of so many frames.
-        StoreError: if the writer failed; what was committed before stays. So it does if the encoder raises, whose
-            exception passes through.
+        StoreError: before any work, if the dataset is sealed, unless this is a dry run; or if the writer failed. What
+            was committed before stays. So it does if the encoder raises, whose exception passes through.
     """
     started, cache_dir, options = time.monotonic(), absolute(cache_dir), options or IngestOptions()
     if isinstance(videos, (str, os.PathLike)):
         videos = [videos]
+    path = check_target(cache_dir, dataset, options)
     listing = videos if isinstance(videos, Listing) else list_videos(videos)
     recipes = encoder if isinstance(encoder, list) else []
     built = encoder[0].build() if isinstance(encoder, list) else encoder
@@ -108,7 +111,7 @@ def ingest(
     if options.dry_run or not plan.todo:
         return summary
     refuse_network(cache_dir)
-    make_folder(dataset_path(cache_dir, dataset))
+    make_folder(path)
     _check_space(cache_dir, summary.needed_bytes, options)
     with enough_descriptors(), ExitStack() as stack:
         try:
@@ -126,6 +129,19 @@ def ingest(
             summary.seconds = time.monotonic() - started
             write_cache_meta(cache_dir)
     return summary
+
+
+def check_target(cache_dir: str | os.PathLike[str], dataset: str, options: IngestOptions) -> Path:
+    """Return the folder of the dataset to fill, before anything that takes time.
+
+    Raises:
+        StoreMismatch: no dataset can be called so.
+        StoreError: it is sealed, and this is not a dry run.
+    """
+    path = dataset_path(cache_dir, dataset)
+    if not options.dry_run:
+        refuse_sealed(path)
+    return path
 
 
 def _check_space(cache_dir: str | os.PathLike[str], need: int, options: IngestOptions) -> None:

@@ -20,6 +20,7 @@ import featstore.store.maintenance.check
 from featstore.cli import main
 from featstore.cli._options import size
 from featstore.cli._printing import date, print_json_rows, print_table
+from featstore.encoders.longva.shape import FeatureShape
 from featstore.store.paths import DATA_FILE
 from featstore.store.writer import FeatureWriter
 
@@ -556,6 +557,54 @@ def test_seal_refuses_an_ingest_until_it_is_undone(sample_clips, tmp_path):
     assert "Traceback" not in refused.output
     assert run(*words, "--undo").stdout == "demo is open for writing again\n"
     assert ingest(sample_clips, tmp_path).exit_code == 0
+
+
+@pytest.mark.parametrize("more", [[], ["--nframe", 4]], ids=["stored already", "to do"])
+def test_a_sealed_dataset_is_refused_before_the_checkpoint_is_read(sample_clips, tmp_path, more):
+    ingest(sample_clips, tmp_path)
+    run("seal", "--cache-dir", tmp_path, "--dataset", "demo")
+    words = (*more, "--encoder", "longva", "--model-path", tmp_path / "nowhere")
+    refused = ingest(sample_clips, tmp_path, *words)
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert refused.stderr == (
+        f"featstore: {tmp_path / 'demo'} is sealed: it is read without locks, so nothing is written into it; undo that "
+        f"with featstore seal --undo --cache-dir {tmp_path} --dataset demo\n"
+    )
+    planned = ingest(sample_clips, tmp_path, *more, "--dry-run")
+    assert (planned.exit_code, "videos to ingest as int8/channel" in planned.stderr) == (0, True)
+
+
+def test_a_name_that_no_dataset_can_have_is_refused_before_the_checkpoint_is_read(
+    sample_clips, tmp_path
+):
+    words = ("--dataset", "a/b", "--encoder", "longva", "--model-path", tmp_path / "nowhere")
+    for more in ([], ["--dry-run"]):
+        refused = ingest(sample_clips, tmp_path / "cache", *words, *more)
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert "a dataset cannot be called 'a/b'; use letters, digits" in refused.stderr
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("tower", ["openai/clip-vit-large-patch14-336", "/models/clip"])
+def test_a_clip_model_is_named_by_its_folder_or_on_the_hub(tower, monkeypatch):
+    asked = []
+
+    def feature_shape(checkpoint, nframe, *, vision_tower):
+        asked.append(vision_tower)
+        return FeatureShape(frames=nframe, tokens_per_frame=144, width=3584)
+
+    monkeypatch.setattr("featstore.encoders.longva.shape.feature_shape", feature_shape)
+    words = ("shape", "--model-path", "checkpoint", "--nframe", 2, "--vision-tower")
+    done = run(*words, tower, "--json")
+    assert (done.exit_code, asked) == (0, [tower])
+    facts = json.loads(done.stdout)
+    assert (facts["frames"], facts["tokens_per_frame"]) == (2, 144)
+    assert (facts["rows"], facts["width"]) == (288, 3584)
+    assert run(*words, tower).stdout.split()[:8] == (
+        ["frames", "2", "tokens", "a", "frame", "144", "rows", "288"]
+    )
+    refused = run(*words, "")
+    assert (refused.exit_code, "'--vision-tower': it is empty" in refused.stderr) == (2, True)
 
 
 def test_merge_copies_what_is_missing(sample_clips, tmp_path):

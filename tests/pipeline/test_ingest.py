@@ -10,6 +10,7 @@ import pytest
 
 import featstore
 from featstore.decoding.video_file import Video, decode
+from featstore.encoders.registry import EncoderRecipe
 from featstore.encoders.toy import ToyEncoder
 from featstore.errors import (
     FeatureNotFound,
@@ -26,6 +27,7 @@ from featstore.records.quantization import quantize
 from featstore.records.storage import GRANULARITIES, Storage
 from featstore.sampling import Sampling
 from featstore.store.engine.locks import ingest_lock
+from featstore.store.maintenance.seal import seal_dataset
 from featstore.store.paths import stored_bytes
 
 pytestmark = pytest.mark.slow
@@ -409,6 +411,16 @@ def test_another_storage_is_refused_before_the_encoder_is_loaded(clips, cache):
     assert featstore.open(cache)["demo"].feature_set.storage == Storage()
 
 
+def test_a_sealed_dataset_is_refused_before_an_encoder_is_built(clips, cache):
+    ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    seal_dataset(cache, "demo")
+    nobody = [EncoderRecipe("nobody")]
+    with pytest.raises(StoreError, match=r"demo is sealed: .* featstore seal --undo"):
+        ingest(clips, cache, "demo", encoder=nobody, sampling=SIX)
+    plan = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, options=PLAN)
+    assert (plan.planned, plan.skipped) == (0, 3)
+
+
 def test_a_set_is_stored_again_and_goes_on_after_an_interrupt(clips, cache):
     ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
     before = {name: f.numpy() for name, f in featstore.open(cache)["demo"].items()}
@@ -453,9 +465,9 @@ def test_a_video_that_fails_when_it_is_stored_again_keeps_what_is_stored(clips, 
 def test_the_record_says_what_decoded_it(clips, cache):
     ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
     header = featstore.get(cache, "demo", "blink").header
-    assert (header.decoder, header.doubt, header.nframe) == ("av", "", 6)
+    assert (header.decoder, header.doubt, header.nframe) == ("pyav", "", 6)
     entry = featstore.open(cache)["demo"].entry("blink")
-    assert (entry.decoder, entry.doubt) == ("av", "")
+    assert (entry.decoder, entry.doubt) == ("pyav", "")
 
 
 def test_cache_meta_counts_what_was_stored(clips, cache):

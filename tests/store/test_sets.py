@@ -146,6 +146,8 @@ def test_a_set_whose_row_is_damaged_does_not_hide_the_others(tmp_path):
     dataset = FeatureStore(tmp_path)["demo"]
     assert np.array_equal(dataset["a"].data, expected(A))
     assert (len(dataset), "a" in dataset) == (1, True)
+    with pytest.raises(StoreMismatch, match="cannot be read"):  # damaged, not missing
+        dataset.sets.get(EIGHT.digest)
 
 
 def test_length_and_membership_read_no_row_of_a_video(two, monkeypatch):

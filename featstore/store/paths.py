@@ -90,17 +90,22 @@ def is_sealed(path: str | os.PathLike[str]) -> bool:
 
 @contextlib.contextmanager
 def lmdb_name(path: Path) -> Iterator[str]:
-    """Give a name under which py-lmdb can open the folder `path`: it takes no bytes, only UTF-8."""
+    """Give a name for the folder that is `path` now, whatever takes its place; py-lmdb takes only UTF-8 besides.
+
+    Raises StoreNotFound if there is none, and StoreError if it cannot be opened.
+    """
     try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        try:
-            yield f"/proc/self/fd/{fd}"
-        finally:
-            os.close(fd)
-    else:
-        yield str(path)
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError as exc:
+        raise StoreNotFound(
+            f"there is no folder {path}; make the dataset with featstore ingest"
+        ) from exc
+    except OSError as exc:
+        raise StoreError(f"{path} cannot be opened: {because(exc)}") from exc
+    try:
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
 
 
 def compacting_path(path: Path) -> Path:

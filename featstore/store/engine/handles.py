@@ -99,24 +99,26 @@ def open_handle(folder: Path, data: int, owner: object) -> Handle:
     )
 
 
-def open_liblmdb(folder: Path, *, readonly: bool, lock: bool = True) -> lmdb.Environment:
-    """Open the environment in `folder`, of which the caller knows that this process does not have it open."""
+def open_liblmdb(name: str, *, readonly: bool, lock: bool = True) -> lmdb.Environment:
+    """Open the environment in the folder that `lmdb_name` gave a name, which this process does not have open.
+
+    liblmdb makes a file that is missing, whatever it is told: the caller knows that it is there.
+    """
     # py-lmdb's own guard goes by data files as well, and takes those inherited through fork for open. Closing the
     # inherited ones instead was measured: it wipes the parent's reader slots.
     guard = lmdb._envid.env_keys
     lmdb._envid.env_keys = lambda path, subdir: ()
     try:
-        with lmdb_name(folder) as name:
-            return lmdb.open(
-                name,
-                map_size=MAP_BYTES,
-                max_readers=MAX_READERS,
-                readonly=readonly,
-                lock=lock,
-                create=False,
-                mode=0o666,  # of what it makes; the umask says who may write it
-                lib_version=0,
-            )
+        return lmdb.open(
+            name,
+            map_size=MAP_BYTES,
+            max_readers=MAX_READERS,
+            readonly=readonly,
+            lock=lock,
+            create=False,
+            mode=0o666,  # of what it makes; the umask says who may write it
+            lib_version=0,
+        )
     finally:
         lmdb._envid.env_keys = guard
 
@@ -165,8 +167,12 @@ def _open_once(folder: Path, data: int, owner: object) -> Handle | None:
     lock_file = identify(folder / LMDB_LOCK_FILE)
     handle = None
     try:
-        readonly = not os.access(folder / DATA_FILE, os.W_OK)
-        handle = Handle(open_liblmdb(folder, readonly=readonly), lock_file, owner)
+        with lmdb_name(folder) as name:
+            opened = os.fstat(data)
+            if identify(f"{name}/{DATA_FILE}") != (opened.st_dev, opened.st_ino):
+                raise DataFileReplaced
+            readonly = not os.access(f"{name}/{DATA_FILE}", os.W_OK)
+            handle = Handle(open_liblmdb(name, readonly=readonly), lock_file, owner)
         if lock_file is not None:
             _mark(data, lock_file[1])
         if identify(folder / LMDB_LOCK_FILE) == lock_file:  # since it was marked

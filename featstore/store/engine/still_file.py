@@ -63,8 +63,8 @@ def hold_still(path: Path, *, sealed: bool) -> Iterator[StillFile]:
         if not environment.reads_alone:  # opened before it was sealed
             yield StillFile(environment.lmdb, path)
             return
-        with translated(path):
-            opened = open_liblmdb(path, readonly=True, lock=False)
+        with translated(path), lmdb_name(path) as name:
+            opened = open_liblmdb(name, readonly=True, lock=False)
         with opened:
             yield StillFile(opened, path)
     finally:

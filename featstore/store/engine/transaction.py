@@ -29,7 +29,14 @@ from featstore.store.engine.pages import refuse_damaged_pages
 from featstore.store.engine.reader_table import allocate_table, remove_lock_file
 from featstore.store.engine.settings import FLOCK
 from featstore.store.engine.snapshot import TABLES
-from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, because, identify, is_sealed
+from featstore.store.paths import (
+    DATA_FILE,
+    LMDB_LOCK_FILE,
+    because,
+    identify,
+    is_sealed,
+    lmdb_name,
+)
 from featstore.system.filesystems import DISK_FULL_ERRNOS, refuse_network
 
 if TYPE_CHECKING:
@@ -220,7 +227,8 @@ def _make_file(path: Path, key: bytes, value: bytes) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=".making-", dir=path) as aside, translated(path):
             allocate_table(Path(aside))
-            draft = open_liblmdb(Path(aside), readonly=False)
+            with lmdb_name(Path(aside)) as name:
+                draft = open_liblmdb(name, readonly=False)
             with draft.begin(write=True) as txn:
                 txn.put(key, value)
             draft.close()

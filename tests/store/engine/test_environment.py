@@ -276,3 +276,24 @@ get(sys.argv[1], "demo", "a")
     done = run_python(program, cache)
     assert (done.returncode, done.stderr) == (0, "")
     assert '"videos": 1' in (cache / "cache_meta.json").read_text()
+
+
+def test_a_reader_leaves_no_file_in_a_folder_that_was_made_again_while_it_opened_it(
+    cache, monkeypatch
+):
+    store_videos(cache, "demo", {"old": A})
+    real_open = handles.open_liblmdb
+
+    def removed_meanwhile(name, **options):
+        monkeypatch.undo()
+        (cache / "demo").rename(cache / "before")
+        (cache / "demo").mkdir()  # as an ingest begins
+        return real_open(name, **options)
+
+    monkeypatch.setattr(handles, "open_liblmdb", removed_meanwhile)
+    with pytest.raises(StoreNotFound):
+        FeatureStore(cache)["demo"]
+    assert not (cache / "demo" / "data.mdb").exists()
+    store_videos(cache, "demo", {"new": A})
+    assert list(FeatureStore(cache)["demo"]) == ["new"]
+    shutil.rmtree(cache / "before")

@@ -132,6 +132,38 @@ def test_a_node_that_begins_outside_the_page_is_refused_when_rows_are_read(tmp_p
         read_all(open_tree(file))
 
 
+def copy_page(file: Path, source: int, target: int) -> None:
+    """Put a page where another was, as a disk does that writes to the wrong place."""
+    with open(file, "r+b", buffering=0) as opened:
+        os.pwrite(opened.fileno(), os.pread(opened.fileno(), PAGE, source * PAGE), target * PAGE)
+
+
+def test_a_page_in_the_place_of_another_is_refused(deep):
+    tree = open_tree(deep)
+    leaves = [page for page, _ in tree._leaves(tree._meta.root, tree._meta.depth, b"")]
+    first, second = leaves[0].number, leaves[1].number
+    key = next(tree.keys(b""))
+    copy_page(deep, second, first)
+    with pytest.raises(StoreDamaged, match=f"page {first} cannot be: it says it is page {second}"):
+        open_tree(deep).find(key)
+
+
+def test_a_branch_in_the_place_of_another_is_refused(deep):
+    root = open_tree(deep)._meta.root
+    first, second = open_tree(deep)._branch(root, 1 << 40).children[:2]
+    copy_page(deep, second, first)
+    with pytest.raises(StoreDamaged, match=f"page {first} cannot be: it says it is page {second}"):
+        read_all(open_tree(deep))
+
+
+def test_a_large_value_in_the_place_of_another_is_refused(tmp_path):
+    file = write(tmp_path, {b"a": b"x" * 5_000, b"b": b"y" * 5_000})
+    a, b = (open_tree(file).find(key).offset // PAGE for key in (b"a", b"b"))
+    copy_page(file, b, a)
+    with pytest.raises(StoreDamaged, match=f"page {a} cannot be: .* it says otherwise"):
+        open_tree(file).find(b"a")
+
+
 def probe(file: Path) -> set[type[Exception]]:
     """Read everything every way; return what was raised. Whatever is not raised would end the process here."""
     raised: set[type[Exception]] = set()

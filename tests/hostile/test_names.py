@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from quick import first_is_quick
 from safetensors import safe_open
 from toys import expected, run_python, store_videos, toy_features, toy_spec
 
@@ -93,7 +94,11 @@ def test_a_video_id_never_becomes_a_path(cache, tmp_path, video):
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"video_id": "x" * 10_000_000, "path": "x.mp4"}, "10000000 bytes"),
+        pytest.param(
+            {"video_id": "x" * 10_000_000, "path": "x.mp4"},
+            "10000000 bytes",
+            marks=pytest.mark.slow,
+        ),
         ({"video_id": "x", "path": "x\0.mp4"}, "can be names"),
         ({"video_id": "a\x1b[2J", "path": "x.mp4"}, "control characters"),
         ({"video_id": "\ud800", "path": "x.mp4"}, "cannot be used"),
@@ -203,7 +208,7 @@ def test_a_fifo_or_folder_in_place_of_the_data_file_is_refused_at_once(tmp_path)
             FeatureWriter(tmp_path, folder.name, min_free=0)
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+@pytest.mark.parametrize("make", first_is_quick([os.mkfifo, os.mkdir]))
 def test_what_is_no_file_in_place_of_liblmdbs_lock_is_refused_at_once(tmp_path, make):
     program = (
         "import sys; from toys import *; store_videos(sys.argv[1], 'demo', {'a': toy_features(1)})"

@@ -71,7 +71,8 @@ def test_an_encoder_gives_the_same_bits_whatever_the_caller_set(tiny, name):
     assert [torch.equal(features, expected) for features in found] == [True] * 3
 
 
-@pytest.mark.parametrize("name", first_is_quick(SETTINGS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
 def test_a_model_stores_the_same_bits_whatever_the_caller_set(tiny, clips, tmp_path, name):
     def stored(folder):
         with CachedLongVA(tiny, folder, sampling=Sampling(4), device="cpu", dtype="fp32") as model:

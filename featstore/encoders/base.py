@@ -45,7 +45,8 @@ class Encoder(Protocol):
                 all of one size.
 
         Returns:
-            (B, tokens, row_width), an array or a tensor in the encoder's dtype, on the encoder's device.
+            (B, tokens, row_width), an array or a tensor in the encoder's dtype, on the encoder's device; a tensor is a
+            new one each time.
         """
         ...
 

@@ -59,7 +59,7 @@ def folder(tmp_path_factory):
 
 
 def frames_of(path, decoder, nframe=16):
-    out = np.zeros((nframe, *SQUARE.frame_shape), np.uint8)
+    out = np.zeros((nframe, *SQUARE.max_frame, 3), np.uint8)
     return decode(str(path), Sampling(nframe), SQUARE, out, decoder=decoder), out
 
 

@@ -298,5 +298,5 @@ def test_an_ingest_of_exact_frames_is_a_feature_set_of_its_own(folder, tmp_path)
 
 def take(path, decoder):
     square = ShortestEdgeCrop(shortest_edge=32, crop_height=32, crop_width=32)
-    out = np.zeros((4, *square.frame_shape), np.uint8)
+    out = np.zeros((4, *square.max_frame, 3), np.uint8)
     return decode(str(path), Sampling(4), square, out, decoder=decoder)

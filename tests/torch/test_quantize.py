@@ -182,3 +182,12 @@ def test_the_fused_kernel_measures_what_numpy_does_also_where_it_is_interpreted(
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     done = run_python(INTERPRETED)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_quantizing_leaves_the_features_as_they_are(granularity):
+    features = torch.randn(70, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    before = features.clone()
+    stored, scales = bridge.quantize(features, Storage("int8", granularity))
+    bridge.measure_error(features, stored, scales)
+    assert torch.equal(features, before)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from operator import index
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from featstore.encoders.base import Encoder
     from featstore.geometry import Geometry
     from featstore.pipeline.shared_memory import Memory
+
+
+_DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
 @dataclass(frozen=True)
@@ -169,11 +173,14 @@ class VideoParts:
         grid, total = self._grid(batch[0].task.size), sum(chunk.count for chunk in batch)
         tokens = grid[0] * grid[1] if grid else self._geometry.tokens_per_unit
         self._check("features", features, (total, tokens, self._geometry.row_width), total)
+        self._check_dtype(features)
         at, ended = 0, []
         for chunk in batch:
             parts = self._parts.setdefault(chunk.task.video, [])
             part = features[at : at + chunk.count]
-            parts.append(part.reshape(-1, part.shape[-1]))  # (n, T, W) -> (n * T, W)
+            part = part.reshape(-1, part.shape[-1])  # (n, T, W) -> (n * T, W)
+            # What is kept must not change if the encoder returns the same array each time; a tensor is a new one.
+            parts.append(part.copy() if isinstance(part, np.ndarray) and not chunk.last else part)
             at += chunk.count
             if chunk.last:
                 done = [*self._parts.pop(chunk.task.video), *self._extra]
@@ -184,7 +191,7 @@ class VideoParts:
         """Return (height, width) of the tokens of a unit of frames of `size`, if they differ by video."""
         if not self._geometry.by_video:
             return None
-        height, width = cast("Any", self._encoder).grid(*size)
+        height, width = map(index, cast("Any", self._encoder).grid(*size))
         if min(height, width) < 1 or height * width > self._geometry.tokens_per_unit:
             raise FeatstoreError(
                 f"the encoder {self._encoder.identity.family!r} makes a grid of {height} x {width} tokens of frames of "
@@ -200,6 +207,15 @@ class VideoParts:
         extra = cast("Any", self._encoder).extra_rows()
         self._check("extra rows", extra, (count, self._geometry.row_width), 0)
         return [extra]
+
+    def _check_dtype(self, features: Any) -> None:
+        identity = self._encoder.identity
+        found, expected = str(features.dtype).removeprefix("torch."), _DTYPES[identity.dtype]
+        if found != expected:
+            raise FeatstoreError(
+                f"the encoder {identity.family!r} made features of dtype {found}; its identity says {identity.dtype}, "
+                f"{expected}: correct one or the other"
+            )
 
     def _check(self, what: str, found: Any, expected: tuple[int, ...], units: int) -> None:
         if tuple(found.shape) == expected:

@@ -119,7 +119,7 @@ def _two_scales(features: torch.Tensor) -> Scales:
     t = torch.empty((len(features), 1), dtype=torch.float32, device=features.device)
     c = t.new_full((1, features.shape[1]), MIN_CHANNEL_SCALE)
     for rows in blocks(features):
-        squares = features[rows].double().square_().sum(1, keepdim=True)
+        squares = features[rows].double().square().sum(1, keepdim=True)
         t[rows] = _divide(squares, features.shape[1]).sqrt_()
     t = t.clamp_(max=BF16_MAX).bfloat16().float().clamp_(min=MIN_TOKEN_SCALE)
     for rows in blocks(features):
@@ -160,7 +160,7 @@ def _measure_tokens(features: torch.Tensor, stored: torch.Tensor, scales: Scales
     for rows in blocks(features):
         before = features[rows].double()
         gap = restore(stored, scales, rows).double().sub_(before)
-        squares[0, rows] = before.square_().sum(1)
+        squares[0, rows] = before.square().sum(1)
         squares[1, rows] = gap.square_().sum(1)
     return _token_errors(*squares)
 

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featstore.encoders.toy import ToyEncoder
+from featstore.errors import FeatstoreError
 from featstore.geometry import Geometry
-from featstore.pipeline.encode.batches import Batches, EncodeTask, cut_units
+from featstore.pipeline.encode.batches import Batches, EncodeTask, VideoParts, cut_units
 
 SIZES = ((2, 3), (3, 2), (4, 4))
 
@@ -97,3 +99,34 @@ def test_a_units_frames_are_those_that_its_number_says(count, frames_per_unit, d
 def test_frames_that_are_units_are_not_copied(start):
     frames = np.zeros((8, 2, 2, 3), np.uint8)
     assert np.shares_memory(cut_units(frames, Geometry(1, 1), start, 5), frames)
+
+
+class ReusedBuffer:
+    """Returns the same array for each batch."""
+
+    identity = ToyEncoder(hidden_dim=1, grid=1).identity
+
+    def __init__(self, dtype: str = "float32") -> None:
+        self._out = np.zeros((2, 1, 1), dtype)
+
+    def encode(self, first: float) -> np.ndarray:
+        self._out[:, 0, 0] = first, first + 1
+        return self._out
+
+
+def test_features_are_kept_though_the_encoder_overwrites_what_it_returned():
+    encoder, batches, ended = ReusedBuffer(), Batches(2), []
+    parts = VideoParts(encoder)
+    batches.add(task(0, 6))
+    for first in (0, 2, 4):
+        ended += parts.add(encoder.encode(first), batches.take(short=True))
+    (video,) = ended
+    assert np.concatenate(video.parts).ravel().tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex64", "float16"])
+def test_features_of_another_dtype_than_the_identitys_are_refused(dtype):
+    encoder, batches = ReusedBuffer(dtype), Batches(2)
+    batches.add(task(0, 2))
+    with pytest.raises(FeatstoreError, match=f"dtype {dtype}; its identity says fp32, float32"):
+        VideoParts(encoder).add(encoder.encode(0), batches.take(short=True))

@@ -9,7 +9,7 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass
-from itertools import compress
+from itertools import compress, islice
 from operator import not_
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,8 @@ class Plan:
         stored: videos that are stored already.
         failed_before: videos left out because an earlier ingest failed on them.
         replaced: ids of those in `todo` that are stored from another file.
+        restored: number of those in `todo` that are stored in another way than the feature set is to be.
+        replaces_storage: the feature set is there, and its row is to say `storage` from now on.
     """
 
     storage: Storage
@@ -57,6 +59,8 @@ class Plan:
     stored: tuple[Video, ...] = ()
     failed_before: tuple[Failure, ...] = ()
     replaced: frozenset[str] = frozenset()
+    restored: int = 0
+    replaces_storage: bool = False
 
     def needed_bytes(self, spec: FeatureSpec) -> int:
         """Return the most bytes that the records to make take under `spec`, uncompressed."""
@@ -115,6 +119,7 @@ def make_plan(
     stored_as = wanted.storage if wanted else storage or Storage()
     failures: dict[int, Failure] = {}
     stored = bytearray(len(videos))  # 1 for a video that is
+    otherwise = bytearray(len(videos))  # 1 for one that is, in another way than it is to be
     replaced: set[str] = set()
     if snapshot is not None and wanted is not None and options.resume:
         digest = spec.digest
@@ -124,13 +129,12 @@ def make_plan(
             failure = unpack_failure(data)
             if not (options.retry_failed or _is_worth_again(failure, videos[place].path)):
                 failures[place] = failure
-        since, asked = wanted.storage_since, tuple(vars(wanted.storage).values())
         clashes = []
         for key, place, data in _known_rows(snapshot, "catalog", counts.videos, places, digest):
             entry, video = unpack_entry(key, data), videos[place]
             if not was_replaced(entry, video.path):
-                found = entry.values, entry.granularity, entry.codec
-                stored[place] = entry.created >= since or found == asked
+                otherwise[place] = bool(wanted.storage_since) and wanted.differs(entry)
+                stored[place] = not otherwise[place]
             elif place not in failures:
                 replaced.add(video.video_id)
                 if _is_another(entry, video.path):
@@ -143,7 +147,16 @@ def make_plan(
         known[place] = 1
     todo = tuple(compress(videos, map(not_, known)))[: options.limit]
     done = tuple(compress(videos, stored))
-    return Plan(stored_as, todo, done, tuple(left_out), frozenset(replaced))
+    restored = sum(islice(compress(otherwise, map(not_, known)), options.limit))
+    return Plan(
+        storage=stored_as,
+        todo=todo,
+        stored=done,
+        failed_before=tuple(left_out),
+        replaced=frozenset(replaced),
+        restored=restored,
+        replaces_storage=wanted is not there,
+    )
 
 
 def _known_rows(

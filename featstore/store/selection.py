@@ -80,15 +80,17 @@ def wanted_set(
     Args:
         there: The row of the set in the dataset, None if it has none.
         storage: How it is to be stored, None for as it is.
-        replace_storage: Take `storage` if the set's is another.
+        replace_storage: Take `storage`, and have what is stored in another way made again.
 
     Raises:
         StoreMismatch: It is stored in another way than `storage` says, and not to be replaced.
     """
-    if there is None or storage is None or storage == there.storage:
+    if there is None or storage is None:
         return there
-    if replace_storage:
+    if replace_storage and (storage != there.storage or not there.storage_since):
         return replace(there, storage=storage, storage_since=time.time())
+    if storage == there.storage:
+        return there
     raise StoreMismatch(
         f"the feature set {there.spec.digest[:8]} is stored as {there.storage}, asked for is {storage}",
         remedy="leave --quantize, --scale and --codec out to go on as it is, store it again with --restore-as, or take "

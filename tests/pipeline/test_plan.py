@@ -148,7 +148,15 @@ def test_videos_stored_before_the_storage_was_replaced_are_work_for_any_ingest(c
         writer.add_set(toy_spec(), Storage("fp32"), replace_storage=True)
     snapshot = open_environment(cache / "demo").snapshot()
     found = make_plan(videos, snapshot, toy_spec())
-    assert (found.storage, found.todo) == (Storage("fp32"), (videos[0],))
+    assert (found.storage, found.todo) == (Storage("fp32"), tuple(videos))
+
+
+def test_a_record_whose_codec_did_not_shrink_it_is_stored_if_it_was_made_since(cache, tmp_path):
+    videos = stored_at(cache, tmp_path, -9.0, 9.0)
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        writer.add_set(toy_spec(), Storage(codec="zstd"), replace_storage=True)
+    snapshot = open_environment(cache / "demo").snapshot()
+    assert make_plan(videos, snapshot, toy_spec()).todo == (videos[0],)
 
 
 def test_a_video_that_is_stored_as_the_set_says_is_no_work_whenever_that_was_decided(

@@ -87,11 +87,15 @@ class Geometry:
         Raises:
             ValueError: the grid is missing, or larger than the encoder says.
         """
-        cells = self.grid or grid
         if self.by_video and (grid is None or grid[0] * grid[1] > self.tokens_per_unit):
             raise ValueError(
                 f"the tokens of a unit are a grid of {grid}; at most {self.tokens_per_unit} cells fit"
             )
+        if not self.by_video and grid not in (None, self.grid):
+            raise ValueError(
+                f"the tokens of a unit are a grid of {grid}; it is {self.grid} for all"
+            )
+        cells = grid if self.by_video else self.grid
         units = self.units(frames)
         return RowLayout(
             units=units,
@@ -153,8 +157,8 @@ class RowLayout:
 def _check_bounds(numbers: Geometry | RowLayout) -> None:
     for name, value in vars(numbers).items():
         least, most = int(name != "extra_rows"), _MOST.get(name)
-        if most is not None and not least <= value <= most:
-            raise ValueError(f"{name} is {value}; it must be from {least} to {most}")
+        if most is not None and not (type(value) is int and least <= value <= most):
+            raise ValueError(f"{name} is {value!r}; it must be an integer from {least} to {most}")
     if numbers.stride > numbers.frames_per_unit:
         raise ValueError(
             f"stride is {numbers.stride}; more than frames_per_unit = {numbers.frames_per_unit} would leave frames out"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -22,6 +23,8 @@ from featstore.system.forks import cached_property
 DTYPES = ("fp16", "bf16", "fp32")  # what encoders compute in
 _EXACT = "pyav-presentation"  # the decoder that takes the frames a player shows
 Setting: TypeAlias = str | int | float | bool | None
+_SETTINGS = (str, int, float, bool, type(None))
+_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class EncoderIdentity:
             among them. Kept sorted; do not change it.
 
     Raises:
-        ValueError: there is no such dtype.
+        ValueError: there is no such dtype, or a setting is of another type.
     """
 
     family: str
@@ -47,9 +50,14 @@ class EncoderIdentity:
     settings: dict[str, Setting] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the dtype and sort the settings."""
+        """Check the dtype and the settings' types, and sort the settings."""
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; use one of {', '.join(DTYPES)}")
+        for name, value in self.settings.items():
+            if type(value) not in _SETTINGS or (type(value) is float and not math.isfinite(value)):
+                raise ValueError(
+                    f"setting {name!r} is {value!r:.80}; it must be a string, a finite number, a bool or None"
+                )
         object.__setattr__(self, "settings", dict(sorted(self.settings.items())))
 
     def __hash__(self) -> int:
@@ -76,7 +84,7 @@ class FeatureSpec:
     @cached_property
     def digest(self) -> str:
         """Return 32 hex digits that name the feature set: the start of sha256 of the spec's canonical JSON."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
     @property
@@ -87,10 +95,15 @@ class FeatureSpec:
     def diff(self, other: FeatureSpec) -> list[tuple[str, str, str]]:
         """Return `(field, value here, value in other)` for each field that differs; `none` if one has no such field."""
         mine, theirs = _flat(self.to_dict()), _flat(other.to_dict())
-        return [
-            (name, str(mine.get(name, "none")), str(theirs.get(name, "none")))
+        pairs = [
+            (name, mine.get(name, _ABSENT), theirs.get(name, _ABSENT))
             for name in dict.fromkeys([*mine, *theirs])
-            if mine.get(name, "none") != theirs.get(name, "none")
+        ]
+        # 1, 1.0 and True are equal, and have digests of their own.
+        return [
+            (name, _shown(here), _shown(there))
+            for name, here, there in pairs
+            if repr(here) != repr(there)
         ]
 
     def describe(self) -> str:
@@ -140,3 +153,9 @@ def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
+
+
+def _shown(value: object) -> str:
+    if value is _ABSENT:
+        return "none"
+    return repr(value) if value == "none" else str(value)

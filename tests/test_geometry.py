@@ -75,8 +75,12 @@ def test_a_grid_by_video_may_be_any_that_fits():
             BY_VIDEO.layout(5, grid)
 
 
-def test_a_grid_that_is_given_for_an_encoder_that_has_none_makes_no_other_layout():
-    assert Geometry(4, 8, grid=(2, 2)).layout(3, (1, 1)) == Geometry(4, 8, grid=(2, 2)).layout(3)
+def test_a_grid_that_is_not_the_encoders_is_refused():
+    geometry = Geometry(4, 8, grid=(2, 2))
+    assert geometry.layout(3, (2, 2)) == geometry.layout(3)
+    for fixed in (geometry, Geometry(4, 8)):
+        with pytest.raises(ValueError, match="grid of"):
+            fixed.layout(3, (100, 100))
 
 
 BOUNDS = [
@@ -94,7 +98,7 @@ def test_numbers_have_bounds_which_are_allowed_themselves(name, least, most):
         assert getattr(replace(PLAIN, **{name: value}), name) == value
     for value in (least - 1, most + 1):
         with pytest.raises(
-            ValueError, match=f"{name} is {value}; it must be from {least} to {most}"
+            ValueError, match=f"{name} is {value}; it must be an integer from {least} to {most}"
         ):
             replace(PLAIN, **{name: value})
 
@@ -103,7 +107,7 @@ def test_numbers_have_bounds_which_are_allowed_themselves(name, least, most):
     ("name", "value"), [("units", 0), ("units", MAX_FRAMES + 1), ("planes", 0)]
 )
 def test_a_layout_has_the_same_bounds(name, value):
-    with pytest.raises(ValueError, match=f"{name} is {value}; it must be from"):
+    with pytest.raises(ValueError, match=f"{name} is {value}; it must be an integer from"):
         replace(RowLayout(1, 1), **{name: value})
 
 

@@ -252,3 +252,23 @@ def test_exact_frames_are_named_to_people_and_to_ingest():
     assert exact.ingest_options() == f"{SPEC.ingest_options()} --decoder exact"
     line = SPEC.describe().removeprefix(SPEC.digest[:8])
     assert exact.describe() == f"{exact.digest[:8]}{line}  exact"
+
+
+def with_settings(**settings):
+    encoder = dataclasses.replace(SPEC.encoder, settings=settings)
+    return dataclasses.replace(SPEC, encoder=encoder)
+
+
+def test_settings_that_are_equal_to_python_and_not_to_an_encoder_are_told_apart():
+    kinds = [with_settings(x=value) for value in (1, 1.0, True, "none", "None", None)]
+    kinds += [with_settings(), with_settings(x="\ud83d\ude00"), with_settings(x="\U0001f600")]
+    assert len({spec.digest for spec in kinds}) == len(kinds)
+    for one in kinds:
+        for other in kinds:
+            assert bool(one.diff(other)) == (one.digest != other.digest)
+
+
+@pytest.mark.parametrize("value", [[1], (1,), {"a": 1}, float("nan"), float("inf"), b"x"])
+def test_a_setting_that_no_row_holds_is_refused(value):
+    with pytest.raises(ValueError, match="setting 'x' is"):
+        with_settings(x=value)

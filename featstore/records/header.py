@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -143,6 +144,7 @@ def _check(header: Header) -> None:
         "nframe": 0 < header.nframe <= MAX_FRAMES,
         "frame_indices": len(header.frame_indices) % 4 == 0 and 0 < frames <= header.nframe,
         "total_frames": header.total_frames > 0,
+        "error": all(map(math.isfinite, vars(header.error).values())),
         # Each unit begins with a frame that was taken, and the rows are those of the units.
         "layout": (layout.units - 1) * layout.stride < frames
         and layout.rows == rows

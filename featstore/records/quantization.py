@@ -9,6 +9,7 @@ then cost the others nothing (docs/format.md).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -32,6 +33,7 @@ MIN_SCALE = float(np.finfo(np.float32).tiny)
 # or beside any feature.
 MIN_CHANNEL_SCALE = 2.0**-40
 MIN_TOKEN_SCALE = 2.0**-80
+MAX_FLOAT = float(np.finfo(np.float32).max)
 BF16_MAX = 2.0**127 * (2 - 2**-7)
 # A token's error is relative to its norm, and to this share of the median token's if it has hardly any.
 NORM_FLOOR = 0.05
@@ -97,6 +99,7 @@ def quantize(features: NDArray[Any], storage: Storage) -> tuple[NDArray[Any], Sc
         x = np.asarray(features, dtype=np.float32)
     if storage.values == "int8":
         scales = _scales(x, storage.granularity)
+        refuse_large(math.prod(float(scale.max(initial=0)) for scale in scales))
         stored = np.empty(x.shape, dtype=np.int8)
         for rows in _blocks(len(x)):
             ratio = x[rows] / _product(scales, rows)
@@ -202,6 +205,14 @@ def refuse_non_finite(count: int, total: int) -> None:
     if count:
         raise NotFinite(
             f"{count} of {total} feature values are NaN or infinite, all must be finite"
+        )
+
+
+def refuse_large(scale: float) -> None:
+    """Raise QuantizeError if values of the largest `scale` cannot be restored as float32."""
+    if not scale * INT8_MAX <= MAX_FLOAT:
+        raise QuantizeError(
+            f"the largest scale is {scale:.3g}, and {INT8_MAX} times it is beyond float32; store such values as fp32"
         )
 
 

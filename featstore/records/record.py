@@ -17,6 +17,7 @@ import xxhash
 from featstore.errors import RecordError
 from featstore.records.codecs import compress
 from featstore.records.header import Header, from_map, to_map
+from featstore.records.quantization import INT8_MAX, MAX_FLOAT, MIN_SCALE
 from featstore.records.storage import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, MAX_PREFIX_BYTES, PAGE
 
 FORMAT = 2
@@ -58,6 +59,7 @@ def pack_prefix(header: Header, scales: bytes, payload_bytes: int) -> bytes:
     fields = to_map(header)
     if len(scales) != header.scale_bytes:
         raise ValueError(f"the scales hold {len(scales)} bytes, expected {header.scale_bytes}")
+    _check_scales(header, scales)
     if header.storage.codec == "raw" and payload_bytes != header.raw_bytes:
         raise ValueError(f"the payload holds {payload_bytes} bytes, expected {header.raw_bytes}")
     if payload_bytes > MAX_PAYLOAD_BYTES:
@@ -226,7 +228,16 @@ def _check_sizes(header: Header, scales: memoryview, payload: memoryview, whole:
         )
 
 
-def _check_scales(header: Header, scales: memoryview) -> None:
+def _check_scales(header: Header, scales: bytes | memoryview) -> None:
     values = np.frombuffer(scales, dtype="<f4")
-    if not (np.isfinite(values) & (values > 0)).all():
-        raise RecordError(f"the scales of {header.video_id!r} hold values that are not above zero")
+    if not values.size:
+        return
+    parts, smallest, largest = header.storage.scale_shapes(*header.shape), 1.0, float(INT8_MAX)
+    for rows, width in parts:
+        part, values = values[: rows * width], values[rows * width :]
+        smallest, largest = smallest * float(part.min()), largest * float(part.max())
+    # Also if one is NaN. A value's scale, the product, is neither 0 nor does it make a value infinite.
+    if not (smallest > 0 and (len(parts) < 2 or smallest >= MIN_SCALE) and largest <= MAX_FLOAT):
+        raise RecordError(
+            f"the scales of {header.video_id!r} hold values that are not above zero, or make values that are not finite"
+        )

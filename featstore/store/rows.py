@@ -20,6 +20,7 @@ from featstore.records.header import Header, SourceFingerprint
 from featstore.records.quantization import QuantError
 from featstore.records.storage import Storage
 from featstore.spec import FeatureSpec  # noqa: TC001 (the types of fields are read when a row is rebuilt)
+from featstore.store.engine.settings import MAX_ROW_BYTES
 
 DIGEST_DIGITS = 32
 _START = b"\x92\xc4\x08"  # array of 2; bin8 of 8 bytes, the checksum
@@ -48,6 +49,16 @@ class FeatureSet:
     names: dict[str, str]
     created: float
     storage_since: float
+
+    def differs(self, entry: Entry) -> bool:
+        """Return whether a video's record is stored in another way than the set says.
+
+        Of another codec it may be because it did not shrink: then the time tells whether it was made since.
+        """
+        asked = self.storage
+        return (entry.values, entry.granularity) != (asked.values, asked.granularity) or (
+            entry.codec != asked.codec and entry.created < self.storage_since
+        )
 
     def describe(self) -> str:
         """Return a line for people."""
@@ -185,9 +196,13 @@ def video_key(digest: str, video_id: str) -> bytes:
 
 
 def pack_row(row: object) -> bytes:
-    """Return a row's bytes."""
+    """Return a row's bytes; raise ValueError if they are more than a reader takes."""
     values = row[1:] if isinstance(row, Entry) else to_plain(row)
     packed: bytes = msgpack.packb(values, unicode_errors="surrogatepass")
+    if len(packed) > MAX_ROW_BYTES - 11:
+        raise ValueError(
+            f"a row of {len(packed)} bytes is too long for a catalog, which takes {MAX_ROW_BYTES}: shorten its texts"
+        )
     return _START + xxhash.xxh3_64_digest(packed) + packed
 
 

@@ -18,7 +18,8 @@ from featstore.records.record import pack_prefix, parse
 from featstore.records.storage import MAX_PAYLOAD_BYTES, Storage
 from featstore.store.catalog import read_manifest
 from featstore.store.engine.environment import open_environment
-from featstore.store.engine.snapshot import MAX_ROW_BYTES, TABLES
+from featstore.store.engine.settings import MAX_ROW_BYTES
+from featstore.store.engine.snapshot import TABLES
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.reader import FeatureStore
 from featstore.store.rows import pack_row

@@ -430,13 +430,43 @@ def test_an_integer_where_a_float_is_meant_is_packed_and_read():
 @pytest.mark.parametrize(("scale", "payload"), [(11, 12), (12, 11), (12, 13)])
 def test_a_scale_or_payload_of_another_size_is_not_packed(scale, payload):
     with pytest.raises(ValueError, match="expected 12"):
-        pack(HEADER, bytes(scale), bytes(payload))
+        pack(HEADER, np.ones(3, "<f4").tobytes()[:scale], bytes(payload))
 
 
 def test_a_header_too_long_to_be_read_is_not_packed():
     header = dataclasses.replace(HEADER, video_path="x" * MAX_HEADER_BYTES)
     with pytest.raises(RecordError, match="the header holds"):
-        pack(header, bytes(12), bytes(12))
+        pack(header, np.ones(3, "<f4").tobytes(), bytes(12))
+
+
+NAN, INF, HUGE, TINY = float("nan"), float("inf"), 3e38, 1e-30
+
+
+@pytest.mark.parametrize(
+    ("granularity", "scales"),
+    [
+        ("channel", [1, 1, 0]),
+        ("channel", [1, NAN, 1]),
+        ("channel", [1, 1, -1]),
+        ("channel", [1, 1, INF]),
+        ("channel", [1, 1, HUGE]),
+        ("channel_token", [1, 1, 1, HUGE, 1, 1, 1]),
+        ("channel_token", [1e25, 1, 1, 1, 1, 1, 1e25]),
+        ("channel_token", [TINY, 1, 1, 1, 1, 1, TINY]),
+        ("channel_token", [1, 1, NAN, 1, 1, 1, 1]),
+    ],
+)
+def test_scales_that_restore_no_numbers_are_neither_packed_nor_read(granularity, scales):
+    header = dataclasses.replace(HEADER, storage=Storage("int8", granularity))
+    with pytest.raises(RecordError, match="not above zero, or make values that are not finite"):
+        pack(header, np.array(scales, "<f4").tobytes(), bytes(12))
+
+
+@pytest.mark.parametrize("name", ["cosine", "relative_l2", "max_abs", "token_p99", "token_max"])
+def test_an_error_that_is_no_number_is_not_packed(name):
+    error = dataclasses.replace(HEADER.error, **{name: NAN})
+    with pytest.raises(RecordError, match="error = "):
+        pack(dataclasses.replace(HEADER, error=error), np.ones(3, "<f4").tobytes(), bytes(12))
 
 
 def test_a_payload_beyond_what_lmdb_takes_is_not_packed():

@@ -167,3 +167,15 @@ def test_a_set_that_was_removed_says_so(two):
     assert repr(there).startswith(
         "<featstore.Dataset 'demo': no feature set of dataset 'demo' fits"
     )
+
+
+def test_a_feature_set_that_could_not_be_read_is_not_put_and_the_others_stay(cache):
+    store_videos(cache, "demo", {"a": toy_features(1)})
+    for options, error in (
+        ({"names": {"tower": None}}, StoreMismatch),
+        ({"origin": "x" * (2 << 20)}, ValueError),
+    ):
+        with pytest.raises(error), FeatureWriter(cache, "demo", min_free=0) as writer:
+            writer.add_set(toy_spec(8), **options)
+    assert len(FeatureStore(cache)["demo"].sets) == 1
+    assert FeatureStore(cache)["demo"].lookup("a", nframe=4).shape == (16, 8)

@@ -112,7 +112,7 @@ def headers(draw: st.DrawFn) -> Header:
     """Headers of records small enough to build, codec raw."""
     frames, tokens = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     extra, planes = draw(st.integers(0, 2)), draw(st.integers(1, 2))
-    numbers = st.floats(allow_nan=False)
+    numbers = st.floats(allow_nan=False, allow_infinity=False)
     indices = draw(st.lists(st.integers(0, 2**32 - 1), min_size=frames, max_size=frames))
     layout = RowLayout(
         units=frames,

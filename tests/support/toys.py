@@ -117,7 +117,7 @@ MISFITS: dict[str, dict[str, Any]] = {
     "dtype": {"dtype": "fp16"},
     "tokens_per_unit": {
         "frame_indices": bytes(8),
-        "layout": RowLayout(units=2, tokens_per_unit=8, grid=(2, 2, 4)),
+        "layout": RowLayout(units=2, tokens_per_unit=8),
     },
     "width": {"shape": (16, 4)},
     "planes": {"layout": RowLayout(units=4, tokens_per_unit=4, planes=2, grid=(4, 2, 2))},

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from featstore.records.quantization import refuse_large
 from featstore.torch.kernels.quantize import queue_quantize, read_measures
 
 if TYPE_CHECKING:
@@ -72,7 +73,10 @@ class Stored:
     def result(self) -> tuple[list[NDArray[np.float32]], QuantError]:
         """Return scales and error; QuantizeError if a value cannot be stored."""
         error = read_measures(self.measures.tolist(), self.total, self.storage)
-        return [scale.numpy() for scale in self.scales], error
+        scales = [scale.numpy() for scale in self.scales]
+        if scales:
+            refuse_large(math.prod(float(scale.max()) for scale in scales))
+        return scales, error
 
 
 class EncoderStreams:

@@ -17,3 +17,5 @@ KEPT_ENVIRONMENTS = 16
 CACHED_RECORDS = 16_384
 # On 64-bit Linux: type, whence, start, length, pid (0, as locks on open files want it), padding to 8 bytes.
 FLOCK = struct.Struct("hhqqi0q")
+# Of a row of the catalog; a longer one is refused.
+MAX_ROW_BYTES = 1 << 20

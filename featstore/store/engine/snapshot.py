@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from featstore.store.engine.pages import damaged
-from featstore.store.engine.settings import CACHED_RECORDS
+from featstore.store.engine.settings import CACHED_RECORDS, MAX_ROW_BYTES
 from featstore.store.engine.tree import Place
 from featstore.store.paths import DATA_FILE
 from featstore.system.file_map import is_resident, prefault
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 TABLES = {
     name: f"{name}/".encode() for name in ("manifest", "specs", "catalog", "failures", "records")
 }
-MAX_ROW_BYTES = 1 << 20
 
 
 class CachedRecord(NamedTuple):

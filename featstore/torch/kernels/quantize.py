@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,6 +20,7 @@ from featstore.records.quantization import (
     NORM_FLOOR,
     QuantError,
     percentile_99,
+    refuse_large,
     refuse_non_finite,
 )
 from featstore.records.storage import STORED_DTYPES, Storage
@@ -55,6 +57,8 @@ def quantize(features: torch.Tensor, storage: Storage) -> tuple[torch.Tensor, Sc
             features.numel(),
             storage.values,
         )
+    if scales:
+        refuse_large(math.prod(float(scale.max()) for scale in scales))
     return stored, scales
 
 

@@ -155,10 +155,12 @@ class Dataset(Mapping[str, Features]):
             )
         else:
             record = self._read(snapshot, video, digest, key)
-            verified = cached is not None and (
-                cached.verified and cached.header.payload_xxh3 == record.header.payload_xxh3
-            )
             places = snapshot.place(record.scales), snapshot.place(record.payload)
+            verified = cached is not None and (
+                cached.verified
+                and cached.payload == places[1]
+                and cached.header.payload_xxh3 == record.header.payload_xxh3
+            )
             cached = CachedRecord(snapshot.txn_id, record.header, *places, verified)
             snapshot.cache.put(key, cached)
         if self._verify == "always" or (self._verify == "first" and not cached.verified):

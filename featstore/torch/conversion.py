@@ -48,6 +48,11 @@ def to_tensor(
     """
     if way not in WAYS:
         raise ValueError(f"way is {way!r}; use one of {', '.join(WAYS)}")
+    if not (dtype if out is None else out.dtype).is_floating_point:
+        found = dtype if out is None else out.dtype
+        raise ValueError(
+            f"features are floats, and {found} would cut them; use a floating-point dtype"
+        )
     if out is not None and tuple(out.shape) != features.shape:
         raise ValueError(f"out has shape {tuple(out.shape)}, the features have {features.shape}")
     place = torch.device("cpu" if device is None else device) if out is None else out.device

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 from damage import flip_in_file
-from toys import store_videos, toy_features
+from toys import pack_video, store_videos, toy_features
 
 from featstore.errors import RecordError
 from featstore.records.record import Record
+from featstore.store.maintenance.remove import remove_videos
 from featstore.store.reader import FeatureStore
+from featstore.store.writer import FeatureWriter
 
 
 @pytest.fixture
@@ -45,3 +47,17 @@ def test_features_that_were_verified_are_not_verified_again(cache, monkeypatch):
         for _ in range(3):
             dataset["a"]
         assert len(verified) == expected
+
+
+def test_a_record_that_was_put_again_is_verified_again_though_its_header_says_the_same(cache):
+    spec = store_videos(cache, "demo", {"a": toy_features(1)})
+    dataset = FeatureStore(cache)["demo"]
+    assert dataset["a"].shape == (16, 8)
+    header, record = pack_video(spec, "demo", "a", toy_features(1))
+    record[-1] ^= 1
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        writer.add_set(spec)
+        writer.put(header, record)
+    with pytest.raises(RecordError, match="is damaged"):
+        dataset["a"]
+    remove_videos(cache, "demo", ["a"])

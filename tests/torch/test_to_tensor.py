@@ -126,3 +126,10 @@ def test_no_tensor_aliases_the_stored_bytes(storage):
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         bridge.to_tensor(features, dtype=dtype).fill_(7)
     np.testing.assert_array_equal(features.data, before)
+
+
+def test_features_are_not_cut_to_integers():
+    features = features_of(draw(3, spread=1.0), Storage())
+    for wrong in ({"dtype": torch.int32}, {"out": torch.zeros(features.shape, dtype=torch.int32)}):
+        with pytest.raises(ValueError, match="use a floating-point dtype"):
+            bridge.to_tensor(features, **wrong)

@@ -17,7 +17,7 @@ from featstore.pipeline.scheduler import Scheduler
 from featstore.pipeline.summary import IngestSummary
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
-from featstore.store import refuse_sealed
+from featstore.store import FeatureWriter, ingest_lock, refuse_sealed
 from featstore.store.describe import write_cache_meta
 from featstore.store.paths import absolute, dataset_path, make_folder, stored_bytes
 from featstore.system.cpus import default_workers
@@ -101,6 +101,7 @@ def ingest(
         planned=len(plan.todo),
         skipped=len(plan.stored),
         replaced=len(plan.replaced),
+        restored=plan.restored,
         failed_before=list(plan.failed_before),
         needed_bytes=plan.needed_bytes(spec),
         workers=max(1, min(options.workers or default_workers(), len(plan.todo) or 1)),
@@ -108,7 +109,14 @@ def ingest(
     )
     if on_plan is not None:
         on_plan(summary)
-    if options.dry_run or not plan.todo:
+    if options.dry_run:
+        return summary
+    if not plan.todo:
+        if plan.replaces_storage:
+            with ingest_lock(path, wait=options.lock_wait):
+                with FeatureWriter(cache_dir, dataset) as writer:
+                    writer.add_set(spec, storage, replace_storage=True)
+                write_cache_meta(cache_dir)
         return summary
     refuse_network(cache_dir)
     make_folder(path)

@@ -48,6 +48,7 @@ class IngestSummary:
         planned: videos to ingest.
         skipped: videos stored before.
         replaced: those planned that are stored from another file.
+        restored: those planned that are stored in another way than `storage`.
         failed_before: failures of earlier runs, which were not tried again.
         needed_bytes: the most that the planned records take.
         workers: processes that decoded.
@@ -71,6 +72,7 @@ class IngestSummary:
     planned: int
     skipped: int
     replaced: int
+    restored: int
     failed_before: list[Failure]
     needed_bytes: int
     workers: int

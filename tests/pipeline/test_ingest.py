@@ -435,7 +435,7 @@ def test_a_set_is_stored_again_and_goes_on_after_an_interrupt(clips, cache):
     assert stored_as == ["fp32", "int8/channel", "int8/channel"]  # each says its own
     assert dataset.feature_set.storage == fp32
     rest = ingest(clips, cache, "demo", **words)  # a plain one goes on
-    assert (rest.stored, rest.skipped) == (2, 1)
+    assert (rest.stored, rest.skipped, rest.restored, rest.to_dict()["restored"]) == (2, 1, 2, 2)
     for path in clips.iterdir():
         features = dataset[path.stem]
         np.testing.assert_array_equal(features.data, toy_features(path, ToyEncoder(), SIX))
@@ -460,6 +460,26 @@ def test_a_video_that_fails_when_it_is_stored_again_keeps_what_is_stored(clips, 
     )
     assert len(done.failures) == 3
     np.testing.assert_array_equal(featstore.get(cache, "demo", "blink").data, kept)
+
+
+def test_a_storage_is_replaced_though_no_video_is_to_be_made_again(clips, cache):
+    """All failed before; the next ingest is to store as this one said."""
+    words = {"encoder": ToyEncoder(), "sampling": SIX}
+    slow = IngestOptions(decode_timeout=0.001)
+    assert len(ingest(clips, cache, "demo", options=slow, **words).failures) == 3
+    dataset = featstore.open(cache)["demo"]
+    plan = IngestOptions(replace_storage=True, dry_run=True)
+    done = ingest(clips, cache, "demo", storage=Storage("fp32"), options=plan, **words)
+    assert (done.planned, done.storage) == (0, Storage("fp32"))
+    assert dataset.feature_set.storage == Storage()
+    again = IngestOptions(replace_storage=True, lock_wait=0)
+    with ingest_lock(cache / "demo"), pytest.raises(StoreLocked):
+        ingest(clips, cache, "demo", storage=Storage("fp32"), options=again, **words)
+    done = ingest(clips, cache, "demo", storage=Storage("fp32"), options=again, **words)
+    assert (done.planned, done.storage) == (0, Storage("fp32"))
+    assert dataset.feature_set.storage == Storage("fp32")
+    meta = json.loads((cache / "cache_meta.json").read_text())
+    assert meta["datasets"]["demo"]["feature_sets"][0]["storage"]["values"] == "fp32"
 
 
 def test_the_record_says_what_decoded_it(clips, cache):

@@ -137,6 +137,9 @@ def test_all_stored_videos_are_work_if_their_storage_is_replaced_and_none_is_dro
     found = make_plan(videos, snapshot, toy_spec(), options, Storage("fp16"))
     assert (found.storage, found.todo) == (Storage("fp16"), tuple(videos))
     assert found.replaced == frozenset()  # what is stored stays if they fail now
+    assert (found.restored, found.replaces_storage) == (2, True)
+    one = replace(options, limit=1)
+    assert make_plan(videos, snapshot, toy_spec(), one, Storage("fp16")).restored == 1
     same = make_plan(videos, snapshot, toy_spec(), options, Storage())
     assert same.todo == ()
 
@@ -149,6 +152,7 @@ def test_videos_stored_before_the_storage_was_replaced_are_work_for_any_ingest(c
     snapshot = open_environment(cache / "demo").snapshot()
     found = make_plan(videos, snapshot, toy_spec())
     assert (found.storage, found.todo) == (Storage("fp32"), tuple(videos))
+    assert (found.restored, found.replaces_storage) == (2, False)
 
 
 def test_a_record_whose_codec_did_not_shrink_it_is_stored_if_it_was_made_since(cache, tmp_path):

@@ -33,7 +33,8 @@ def describe_dataset(
         cache_dir: The cache directory.
         dataset: The dataset's name.
         rows: Also read the rows of the videos, and add to each set, as `error`, how far stored values are from the
-            encoder's, and how many videos each of the `decoders` read, and have each of the `doubts`.
+            encoder's, how many videos each of the `decoders` read, and have each of the `doubts`, and, as
+            `stored_otherwise`, how many are stored in another way than the set says.
 
     Raises:
         StoreNotFound: There is no such dataset.
@@ -42,13 +43,14 @@ def describe_dataset(
     path = dataset_path(cache_dir, dataset)
     snapshot = open_snapshot(path)
     manifest = read_manifest(snapshot)
+    found_sets = read_sets(snapshot)
     sets = [
         _describe_set(found, manifest.sets.get(digest, Counts()))
-        for digest, found in read_sets(snapshot).items()
+        for digest, found in found_sets.items()
     ]
     if rows:
-        for described in sets:
-            described |= _describe_rows(snapshot, described["feature_set"])
+        for described, found in zip(sets, found_sets.values(), strict=True):
+            described |= _describe_rows(snapshot, found)
     return {
         "dataset": manifest.dataset,
         "format": manifest.format,
@@ -115,25 +117,26 @@ def _describe_set(found: FeatureSet, counts: Counts) -> dict[str, Any]:
     }
 
 
-def _describe_rows(snapshot: Snapshot, digest: str) -> dict[str, dict[str, Any]]:
-    """Return what the rows of the videos say: how often each decoder and doubt, and how far values are off.
+def _describe_rows(snapshot: Snapshot, row: FeatureSet) -> dict[str, Any]:
+    """Return what the rows of the videos say: each decoder and doubt, how many differ, how far values are off.
 
     Of the errors it is the worst, and the mean of the relative L2; None if there are no videos.
     """
-    count, total = 0, 0.0
+    count, total, otherwise = 0, 0.0, 0
     decoders: Counter[str] = Counter()
     doubts: Counter[str] = Counter()
     worst: tuple[float | None, ...] = (None,) * 5
-    for entry in read_entries(snapshot, digest):
-        row = (
+    for entry in read_entries(snapshot, row.spec.digest):
+        errors = (
             -entry.cosine,
             entry.relative_l2,
             entry.max_abs,
             entry.token_p99,
             entry.token_max,
         )
-        worst = tuple(map(max, worst, row)) if count else row  # type: ignore[arg-type]
+        worst = tuple(map(max, worst, errors)) if count else errors  # type: ignore[arg-type]
         count, total = count + 1, total + entry.relative_l2
+        otherwise += row.differs(entry)
         decoders[entry.decoder] += 1
         if entry.doubt:
             doubts[entry.doubt] += 1
@@ -146,4 +149,9 @@ def _describe_rows(snapshot: Snapshot, digest: str) -> dict[str, dict[str, Any]]
         "token_p99_max": token_p99,
         "token_max": token_max,
     }
-    return {"decoders": dict(decoders), "doubts": dict(doubts), "error": error}
+    return {
+        "decoders": dict(decoders),
+        "doubts": dict(doubts),
+        "stored_otherwise": otherwise,
+        "error": error,
+    }

@@ -76,6 +76,22 @@ def test_decoders_and_doubts_are_counted_by_set(two):
     assert (eight["decoders"], eight["doubts"]) == ({}, {})
 
 
+def test_videos_that_are_stored_otherwise_than_their_set_says_are_counted(two):
+    def counts():
+        sets = describe_dataset(two, "demo")["feature_sets"]
+        return [found["stored_otherwise"] for found in sets]
+
+    assert counts() == [0, 0]
+    with FeatureWriter(two, "demo", min_free=0) as writer:
+        bf16 = writer.add_set(FOUR, Storage("bf16"), replace_storage=True).storage
+        put_video(writer, FOUR, "a", toy_features(1), bf16)
+    assert counts() == [1, 0]
+    with FeatureWriter(two, "demo", min_free=0) as writer:
+        writer.add_set(FOUR, Storage("bf16", codec="zstd"), replace_storage=True)
+        put_video(writer, FOUR, "b", toy_features(2), bf16, created=2e9)  # it did not shrink
+    assert counts() == [1, 0]
+
+
 def test_a_store_is_listed_without_a_row_of_a_video(two, monkeypatch):
     real = Snapshot.rows
 

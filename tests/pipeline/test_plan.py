@@ -17,6 +17,7 @@ from featstore.pipeline.options import IngestOptions
 from featstore.pipeline.plan import LARGEST_EVERY, decode_order, make_plan
 from featstore.records.storage import Storage
 from featstore.store.engine.environment import open_environment
+from featstore.store.maintenance.merge import merge_dataset
 from featstore.store.rows import Failure
 from featstore.store.writer import FeatureWriter
 
@@ -187,6 +188,38 @@ def test_records_older_than_their_set_are_stored_as_long_as_its_storage_is_its_f
     videos = stored_at(cache, tmp_path, -1e6)
     snapshot = open_environment(cache / "demo").snapshot()
     assert make_plan(videos, snapshot, toy_spec()).stored == tuple(videos)
+
+
+def test_records_that_a_merge_brought_in_another_storage_are_work_once_that_is_asked_for(
+    cache, tmp_path
+):
+    """The set says fp16 already; what is int8 came from another cache."""
+    videos = stored_at(tmp_path / "other", tmp_path, -9.0, 9.0)
+    put_fp16 = {"source": fingerprint(videos[0].path)}
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        fp16 = writer.add_set(toy_spec(), Storage("fp16"), origin="toy").storage
+        put_video(writer, toy_spec(), "0", toy_features(0), fp16, **put_fp16)
+    merge_dataset(tmp_path / "other", cache, "demo", min_free=0)
+    snapshot = open_environment(cache / "demo").snapshot()
+    found = make_plan(videos, snapshot, toy_spec())
+    assert (found.storage, found.todo, found.restored) == (fp16, (), 0)
+    options = IngestOptions(replace_storage=True)
+    found = make_plan(videos, snapshot, toy_spec(), options, fp16)
+    assert (found.stored, found.todo, found.restored) == ((videos[0],), (videos[1],), 1)
+
+
+def test_a_half_done_change_of_storage_goes_on_in_the_cache_it_was_merged_into(cache, tmp_path):
+    videos = stored_at(tmp_path / "other", tmp_path, -9.0, -5.0)
+    with FeatureWriter(tmp_path / "other", "demo", min_free=0) as writer:
+        bf16 = writer.add_set(toy_spec(), Storage("bf16"), replace_storage=True).storage
+        fields = {"source": fingerprint(videos[0].path)}
+        put_video(writer, toy_spec(), "0", toy_features(0), bf16, **fields)
+    merge_dataset(tmp_path / "other", cache, "demo", min_free=0)
+    snapshot = open_environment(cache / "demo").snapshot()
+    found = make_plan(videos, snapshot, toy_spec())
+    assert (found.storage, found.todo, found.restored) == (bf16, (videos[1],), 1)
+    back = make_plan(videos, snapshot, toy_spec(), IngestOptions(replace_storage=True), Storage())
+    assert (back.stored, back.todo) == ((videos[1],), (videos[0],)), "the other is right as it is"
 
 
 def test_long_videos_are_decoded_early_and_the_rest_as_listed(tmp_path):

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from featstore.store.engine.snapshot import Snapshot
     from featstore.store.manifest import Manifest
 
+INGEST_AGAIN = "ingest it again"
+
 
 @dataclass
 class CheckReport:
@@ -84,14 +86,21 @@ class Problem:
     """What is wrong, and with what.
 
     Attributes:
-        sentence: What is wrong.
+        found: What is wrong.
         table: The table of the row or record that it is wrong with; empty if none can be named.
         key: The key in that table.
+        remedy: What to do about it; a repair does something else.
     """
 
-    sentence: str
+    found: str
     table: str = ""
     key: bytes = b""
+    remedy: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """Return what is wrong and what to do about it."""
+        return f"{self.found}; {self.remedy}" if self.remedy else self.found
 
 
 def find_problems(
@@ -139,19 +148,19 @@ def whole_entry(
     """
     value = snapshot.get("records", key)
     if value is None:
-        raise StoreError("has a row but no record; ingest it again")
+        raise StoreError("has a row but no record", remedy=INGEST_AGAIN)
     record = parse(value)
     header = record.header
     spec = known.get(header.spec)
     if spec is None and header.spec not in known:
-        raise StoreError("its feature set has no row; ingest it again")
+        raise StoreError("its feature set has no row", remedy=INGEST_AGAIN)
     if spec is not None and video_key(header.spec, header.video_id) != key:
         raise StoreError(
-            f"its record is that of {header.video_id!r}, which has another key; ingest it again"
+            f"its record is that of {header.video_id!r}, which has another key", remedy=INGEST_AGAIN
         )
     misfit = header.misfit(spec, dataset) if spec is not None else ""
     if misfit:
-        raise StoreError(f"its record is not of its feature set: {misfit}; ingest it again")
+        raise StoreError(f"its record is not of its feature set: {misfit}", remedy=INGEST_AGAIN)
     wait(snapshot.prefault(record.payload))  # faults read a cold disk at half its speed
     record.verify()
     return Entry.of(header, len(value))
@@ -165,7 +174,7 @@ def check_sets(snapshot: Snapshot, known: dict[str, FeatureSpec | None]) -> Iter
         try:
             known[digest] = unpack_set(key, data).spec
         except FeatstoreError as exc:
-            yield Problem(f"feature set {digest}: {exc}", "specs", key)
+            yield Problem(f"feature set {digest}: {exc.found}", "specs", key, exc.remedy)
 
 
 def _check_tables(
@@ -181,9 +190,10 @@ def _check_tables(
     for key in snapshot.keys("records"):
         if snapshot.read("catalog", key) is None:
             yield Problem(
-                f"record {_name(key)} has no row in the catalog; restore it with --repair",
+                f"record {_name(key)} has no row in the catalog",
                 "records",
                 key,
+                "restore it with --repair",
             )
 
 
@@ -204,7 +214,7 @@ def _check_manifest(
 
 def _miscounted(what: str) -> Problem:
     return Problem(
-        f"the manifest {what}; have it written again with --repair", "manifest", MANIFEST_KEY
+        f"the manifest {what}", "manifest", MANIFEST_KEY, "have it written again with --repair"
     )
 
 
@@ -214,7 +224,7 @@ def _check_failures(snapshot: Snapshot, report: CheckReport) -> Iterator[Problem
         try:
             unpack_failure(data)
         except FeatstoreError as exc:
-            yield Problem(f"failure {_name(key)}: {exc}", "failures", key)
+            yield Problem(f"failure {_name(key)}: {exc.found}", "failures", key, exc.remedy)
 
 
 def _check_video(
@@ -231,9 +241,9 @@ def _check_video(
         entry = unpack_entry(key, row)
         name = f"video {entry.video_id!r} of set {entry.spec[:8]}"
         if whole_entry(snapshot, key, known, report.dataset) != entry:
-            raise StoreError("row and record differ; ingest it again")
+            raise StoreError("row and record differ", remedy=INGEST_AGAIN)
     except FeatstoreError as exc:
-        yield Problem(f"{name}: {exc}", "catalog", key)
+        yield Problem(f"{name}: {exc.found}", "catalog", key, exc.remedy)
         return
     report.record_bytes += entry.record_bytes
     on_video(entry)

@@ -105,7 +105,7 @@ def repair_dataset(
         if report.repaired or miscounted:
             with CatalogTransaction(path, dataset) as txn:
                 txn.recount()
-            report.repaired += [f"{problem.sentence}; written again" for problem in miscounted]
+            report.repaired += [f"{problem.found}; written again" for problem in miscounted]
     return report
 
 
@@ -117,10 +117,10 @@ def _mend(path: Path, problems: list[Problem], report: RepairReport) -> None:
             done = mending.mend(problem)
             if done is None:
                 report.problems.append(
-                    f"{problem.sentence}; left as it is, for it is whole: update featstore"
+                    f"{problem.found}; left as it is, for it is whole: update featstore"
                 )
             else:
-                report.repaired.append(f"{problem.sentence}; {done}")
+                report.repaired.append(f"{problem.found}; {done}")
 
 
 class _Mending:
@@ -152,7 +152,7 @@ class _Mending:
         except FeatstoreError:
             if self._is_newer(problem.key):
                 return None
-            return self._drop_video(problem.key, problem.sentence)
+            return self._drop_video(problem.key, problem.found)
         self._txn.put_entry(problem.key, entry)
         return "its row is written again from its record"
 
@@ -170,7 +170,7 @@ class _Mending:
         tables = ("catalog", "records")
         keys = {key for table in tables for key in self._snapshot.keys(table, problem.key)}
         for key in sorted(keys):
-            self._drop_video(key, problem.sentence)
+            self._drop_video(key, problem.found)
         self._txn.delete_set(problem.key)
         return f"removed with its {len(keys)} videos; ingest them again"
 

@@ -97,6 +97,10 @@ def test_a_damaged_record_becomes_work_for_the_next_ingest(damaged, damage):
     [failure] = FeatureStore(damaged)["demo"].sets[SPEC.digest].failures()
     assert (failure.video_id, failure.video_path) == ("a", "/videos/a.mp4")
     assert failure.reason.startswith("damaged: ")
+    for said in (done, failure.reason):
+        assert "run featstore" not in said, "what a check says to do was done"
+        assert "ingest it again" not in said
+        assert "ingest the video again" not in said
     with pytest.raises(FeatureNotFound, match="damaged: "):
         get(damaged, "demo", "a")
     assert get(damaged, "demo", "b").shape == (16, 8)

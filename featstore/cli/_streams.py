@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 def say(line: str) -> None:
     """Print a line of progress on stderr, if possible."""
-    with contextlib.suppress(OSError):
-        click.echo(line, err=True)
+    # Not with click.echo, which writes to the file behind sys.stderr and so into the line of a progress bar.
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

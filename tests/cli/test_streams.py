@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from toys import store_videos, toy_features
+from toys import python_env, store_videos, toy_features
 
 import featstore
 
@@ -52,3 +56,27 @@ def test_a_closed_stdout_is_no_error(stored):
 def test_an_error_keeps_its_exit_code_where_it_cannot_be_printed(tmp_path):
     done = in_a_shell(f"ls --cache-dir {tmp_path / 'nowhere'} 2>/dev/full")
     assert done.returncode == 1
+
+
+def test_a_line_of_progress_has_a_line_of_its_own_beside_the_bar_of_a_terminal(
+    sample_clips, tmp_path
+):
+    terminal, its_end = pty.openpty()
+    words = f"ingest --encoder toy --videos {sample_clips} --dataset demo --cache-dir {tmp_path} --min-free 1MB"
+    with subprocess.Popen(
+        [sys.executable, "-m", "featstore", *words.split()],
+        stdout=subprocess.DEVNULL,
+        stderr=its_end,
+        env=python_env() | {"TERM": "xterm"},
+    ) as process:
+        os.close(its_end)
+        shown = b""
+        with contextlib.suppress(OSError):  # the terminal's other end is closed
+            while portion := os.read(terminal, 4096):
+                shown += portion
+    os.close(terminal)
+    assert process.returncode == 0
+    pieces = re.split(r"[\r\n]|\x1b\[[0-9;?]*[A-Za-z]", shown.decode())
+    assert next(piece for piece in pieces if "videos to ingest" in piece).startswith(
+        "demo: 3 videos"
+    )

@@ -5,7 +5,11 @@ from __future__ import annotations
 from itertools import starmap
 from typing import TYPE_CHECKING
 
+from featstore.errors import StoreNotFound
+from featstore.store.engine.environment import open_snapshot
+from featstore.store.lost import explain_absent
 from featstore.store.manifest import MANIFEST_KEY, Manifest, check_name, unpack_manifest
+from featstore.store.paths import dataset_path
 from featstore.store.rows import (
     Entry,
     Failure,
@@ -17,9 +21,18 @@ from featstore.store.rows import (
 )
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator
 
     from featstore.store.engine.snapshot import Snapshot
+
+
+def open_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> Snapshot:
+    """Return the newest snapshot of a dataset; DatasetNotFound, which names those there are, if it is not one."""
+    try:
+        return open_snapshot(dataset_path(cache_dir, dataset))
+    except StoreNotFound as exc:
+        raise explain_absent(cache_dir, dataset) from exc
 
 
 def read_manifest(snapshot: Snapshot, dataset: str | None = None) -> Manifest:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from featstore.errors import FeatstoreError
 from featstore.fields import to_plain
-from featstore.store.catalog import read_entries, read_manifest, read_sets
-from featstore.store.engine.environment import open_snapshot
+from featstore.store.catalog import open_dataset, read_entries, read_manifest, read_sets
 from featstore.store.lost import lost_datasets
 from featstore.store.manifest import Counts
 from featstore.store.paths import META_FILE, dataset_names, dataset_path, is_sealed
@@ -40,8 +39,7 @@ def describe_dataset(
         StoreNotFound: There is no such dataset.
         StoreMismatch: It cannot be read.
     """
-    path = dataset_path(cache_dir, dataset)
-    snapshot = open_snapshot(path)
+    snapshot = open_dataset(cache_dir, dataset)
     manifest = read_manifest(snapshot)
     found_sets = read_sets(snapshot)
     sets = [
@@ -56,7 +54,7 @@ def describe_dataset(
         "format": manifest.format,
         "engine": manifest.engine,
         "created": manifest.created,
-        "sealed": is_sealed(path),
+        "sealed": is_sealed(dataset_path(cache_dir, dataset)),
         "file_bytes": snapshot.mapping.file_bytes(),
         "videos": sum(found["videos"] for found in sets),
         "record_bytes": sum(found["record_bytes"] for found in sets),

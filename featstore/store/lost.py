@@ -1,4 +1,4 @@
-"""Datasets whose data file is gone: found by what else they left, so that a loss does not pass for a clean cache."""
+"""Datasets that are not there: never made, or lost, found by what else they left, so that a loss is not overlooked."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import os
 import stat
 from pathlib import Path
 
+from featstore.errors import DatasetNotFound
 from featstore.store.paths import (
     DATA_FILE,
     LMDB_LOCK_FILE,
     META_FILE,
     SEAL_FILE,
     WRITE_LOCK_FILE,
+    absolute,
     dataset_names,
     is_dataset_name,
 )
@@ -34,6 +36,16 @@ def lost_datasets(cache_dir: str | os.PathLike[str]) -> dict[str, str]:
     }
     names = sorted((left | listed_datasets(root)) - set(there))
     return {name: _sentence(root, name) for name in names if _is_gone(root / name)}
+
+
+def explain_absent(cache_dir: str | os.PathLike[str], dataset: str) -> DatasetNotFound:
+    """Return the error that says that there is no such dataset, and which there are."""
+    there, lost = dataset_names(cache_dir), lost_datasets(cache_dir).get(dataset)
+    return DatasetNotFound(
+        lost
+        or f"there is no dataset {dataset!r} in {absolute(cache_dir)}, the datasets there are: "
+        f"{', '.join(there) or 'none'}; make it with featstore ingest"
+    )
 
 
 def listed_datasets(cache_dir: str | os.PathLike[str]) -> set[str]:

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import DatasetNotFound, StoreNotFound
+from featstore.errors import StoreNotFound
 from featstore.store.dataset import Dataset
-from featstore.store.lost import lost_datasets
+from featstore.store.lost import explain_absent
 from featstore.store.paths import absolute, dataset_names
 
 if TYPE_CHECKING:
@@ -52,14 +52,7 @@ class FeatureStore(Mapping[str, Dataset]):
                     self.cache_dir, dataset, verify=self._verify
                 )
             except StoreNotFound as exc:
-                lost = lost_datasets(self.cache_dir).get(dataset)
-                if lost:
-                    raise DatasetNotFound(lost) from exc
-                there = ", ".join(self) or "none"
-                raise DatasetNotFound(
-                    f"there is no dataset {dataset!r} in {self.cache_dir}, the datasets there are: {there}; "
-                    "make it with featstore ingest"
-                ) from exc
+                raise explain_absent(self.cache_dir, dataset) from exc
         return found
 
     def __contains__(self, dataset: object) -> bool:

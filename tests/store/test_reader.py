@@ -20,6 +20,14 @@ from featstore.errors import (
 from featstore.records.quantization import dequantize, quantize
 from featstore.records.storage import GRANULARITIES, Storage
 from featstore.store import catalog
+from featstore.store.default_set import set_default
+from featstore.store.describe import describe_dataset
+from featstore.store.maintenance.check import check_dataset
+from featstore.store.maintenance.compact import compact_dataset
+from featstore.store.maintenance.merge import merge_dataset
+from featstore.store.maintenance.remove import remove_dataset, remove_videos
+from featstore.store.maintenance.repair import repair_dataset
+from featstore.store.maintenance.seal import seal_dataset, unseal_dataset
 from featstore.store.reader import FeatureStore, get
 from featstore.store.rows import Failure
 from featstore.store.writer import FeatureWriter
@@ -127,6 +135,33 @@ def test_a_dataset_that_is_not_there_lists_those_that_are(cache):
         get(cache, "other", "a")
     assert isinstance(caught.value, DatasetNotFound)
     assert str(caught.value).startswith("there is no dataset 'other' in ")
+
+
+def test_all_that_work_on_a_dataset_say_in_the_same_words_that_there_is_none(cache, tmp_path):
+    store_videos(cache, "demo", {})
+    uses = [
+        lambda: FeatureStore(cache)["other"],
+        lambda: describe_dataset(cache, "other"),
+        lambda: check_dataset(cache, "other"),
+        lambda: repair_dataset(cache, "other"),
+        lambda: compact_dataset(cache, "other"),
+        lambda: merge_dataset(cache, tmp_path / "to", "other"),
+        lambda: remove_dataset(cache, "other"),
+        lambda: remove_videos(cache, "other", ["a"]),
+        lambda: seal_dataset(cache, "other"),
+        lambda: unseal_dataset(cache, "other"),
+        lambda: set_default(cache, "other", "abcd"),
+    ]
+    said = set()
+    for use in uses:
+        with pytest.raises(DatasetNotFound) as caught:
+            use()
+        said.add(str(caught.value))
+    assert said == {
+        f"there is no dataset 'other' in {cache}, the datasets there are: demo; make it with featstore ingest"
+    }
+    assert [path.name for path in cache.iterdir()] == ["demo"]
+    assert not (tmp_path / "to").exists()
 
 
 @pytest.mark.parametrize(

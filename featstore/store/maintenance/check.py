@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 
 from featstore.errors import FeatstoreError, StoreDamaged, StoreError
 from featstore.records.record import parse
-from featstore.store.catalog import read_manifest
+from featstore.store.catalog import open_dataset, read_manifest
 from featstore.store.changes import count_rows
-from featstore.store.engine.environment import open_snapshot
 from featstore.store.manifest import MANIFEST_KEY
-from featstore.store.paths import dataset_path
 from featstore.store.rows import (
     DIGEST_DIGITS,
     Entry,
@@ -73,7 +71,7 @@ def check_dataset(
     """
     report = CheckReport(dataset)
     try:
-        snapshot = open_snapshot(dataset_path(cache_dir, dataset))
+        snapshot = open_dataset(cache_dir, dataset)
     except StoreDamaged as exc:
         report.problems.append(str(exc))
     else:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featstore.errors import StoreError, StoreFull
-from featstore.store.catalog import read_manifest
-from featstore.store.engine.environment import open_environment, open_snapshot
+from featstore.store.catalog import open_dataset, read_manifest
+from featstore.store.engine.environment import open_environment
 from featstore.store.engine.locks import LockFile, clear_leftovers, ingest_lock, write_lock
 from featstore.store.engine.pages import find_page_problems
 from featstore.store.engine.still_file import StillFile, hold_still
@@ -67,7 +67,7 @@ def compact_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> Compacte
         StoreError: The dataset is sealed or damaged.
     """
     path = dataset_path(cache_dir, dataset)
-    read_manifest(open_snapshot(path), dataset)  # refuses what is not a dataset
+    read_manifest(open_dataset(cache_dir, dataset), dataset)  # refuses what is not a dataset
     with ingest_lock(path):
         return rewrite(path)
 

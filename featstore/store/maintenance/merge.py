@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from featstore import defaults
 from featstore.errors import FeatstoreError, RecordError, StoreError, StoreFull, StoreMismatch
 from featstore.records.record import parse
-from featstore.store.catalog import read_entry, read_manifest, read_sets
-from featstore.store.engine.environment import open_snapshot
+from featstore.store.catalog import open_dataset, read_entry, read_manifest, read_sets
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.paths import dataset_path, make_folder
 from featstore.store.rows import Entry, set_key, video_key
@@ -93,7 +92,7 @@ def merge_dataset(
         StoreError: The target cannot be written.
     """
     there, here = dataset_path(source, dataset), dataset_path(cache_dir, dataset)
-    snapshot = open_snapshot(there)
+    snapshot = open_dataset(source, dataset)
     read_manifest(snapshot, dataset)
     refuse_network(here)
     make_folder(here)

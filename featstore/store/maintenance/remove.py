@@ -9,13 +9,13 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from featstore.errors import StoreError, StoreNotFound
-from featstore.store.catalog import read_manifest, read_sets
+from featstore.errors import StoreError
+from featstore.store.catalog import open_dataset, read_manifest, read_sets
 from featstore.store.changes import CatalogTransaction
 from featstore.store.describe import write_cache_meta
-from featstore.store.engine.environment import open_environment, open_snapshot
+from featstore.store.engine.environment import open_snapshot
 from featstore.store.engine.locks import ingest_lock
-from featstore.store.lost import listed_datasets, lost_datasets
+from featstore.store.lost import explain_absent, listed_datasets, lost_datasets
 from featstore.store.paths import DATA_FILE, because, dataset_path, has_data
 from featstore.store.rows import set_key, video_key
 from featstore.system.fsync import sync_dir
@@ -74,9 +74,7 @@ def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
     if lost:
         _clear(gone)
         if dataset not in lost_datasets(cache_dir):
-            raise StoreNotFound(
-                f"there is no dataset {dataset!r} in {cache_dir}; list them: featstore ls"
-            )
+            raise explain_absent(cache_dir, dataset)
         if not path.is_dir():  # the whole folder is gone
             _forget(cache_dir, dataset)
             return 0
@@ -175,7 +173,7 @@ def remove_set(cache_dir: str | os.PathLike[str], dataset: str, spec: FeatureSpe
 @contextlib.contextmanager
 def _opened(cache_dir: str | os.PathLike[str], dataset: str) -> Iterator[tuple[Path, Snapshot]]:
     path = dataset_path(cache_dir, dataset)
-    open_environment(path)  # makes no folder, nor a lock file, if there is no dataset
+    open_dataset(cache_dir, dataset)  # makes no folder, nor a lock file, if there is no dataset
     with ingest_lock(path):
         snapshot = open_snapshot(path)
         read_manifest(snapshot, dataset)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from featstore.errors import FeatstoreError, RecordError
 from featstore.records.record import has_whole_prefix, parse
+from featstore.store.catalog import open_dataset
 from featstore.store.changes import CatalogTransaction
-from featstore.store.engine.environment import open_environment, open_snapshot
+from featstore.store.engine.environment import open_snapshot
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.engine.pages import refuse_damaged_pages
 from featstore.store.engine.transaction import WriteTransaction
@@ -88,7 +89,7 @@ def repair_dataset(
         StoreError: The pages of the file are damaged, so that it may not be written; or it is sealed.
     """
     path = dataset_path(cache_dir, dataset)
-    open_environment(path)  # makes no lock file if there is no dataset
+    open_dataset(cache_dir, dataset)  # makes no lock file if there is no dataset
     report = RepairReport(dataset)
     with ingest_lock(path):
         with WriteTransaction(path):

@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 
 from featstore.errors import StoreError
-from featstore.store.catalog import read_manifest
-from featstore.store.engine.environment import open_snapshot
+from featstore.store.catalog import open_dataset, read_manifest
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.engine.transaction import WriteTransaction
 from featstore.store.maintenance.compact import rewrite
@@ -30,7 +29,7 @@ def seal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
         StoreError: The file may not be written, or its pages are damaged.
     """
     path = dataset_path(cache_dir, dataset)
-    read_manifest(open_snapshot(path), dataset)  # refuses what is not a dataset
+    read_manifest(open_dataset(cache_dir, dataset), dataset)  # refuses what is not a dataset
     with ingest_lock(path):
         if is_sealed(path):
             return
@@ -61,7 +60,7 @@ def unseal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
         StoreError: The file may not be written, or is damaged.
     """
     path = dataset_path(cache_dir, dataset)
-    read_manifest(open_snapshot(path), dataset)
+    read_manifest(open_dataset(cache_dir, dataset), dataset)
     with ingest_lock(path):
         if is_sealed(path):
             rewrite(path, unseal=True)

@@ -55,7 +55,7 @@ def test_a_clean_dataset_has_no_problems_and_is_counted(cache):
 
 
 def test_a_dataset_that_is_not_there_raises(cache):
-    with pytest.raises(StoreNotFound, match="there is no dataset"):
+    with pytest.raises(StoreNotFound, match="there is no store in"):
         check_dataset(cache, "demo")
 
 

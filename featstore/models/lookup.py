@@ -69,8 +69,14 @@ class Lookup:
             ) from exc
         refuse(dataset, request.video, request.spec, origin)
 
-    def mismatch(self, request: FeatureRequest, origin: str) -> str:
-        """Return why no feature set of the dataset serves; an empty string if one does, or there is none."""
+    def mismatch(self, request: FeatureRequest, origin: str, follows: str) -> str:
+        """Return why no feature set of the dataset serves; an empty string if one does, or there is none.
+
+        Args:
+            request: what is asked for.
+            origin: the model's checkpoint.
+            follows: what is done about it, for the last line; if empty, that says what the user can do.
+        """
         try:
             dataset = self._open(request.dataset)
             sets = dataset.sets.rows()
@@ -78,7 +84,7 @@ class Lookup:
             return ""
         if not sets or any(serves(found.spec, request.spec) for found in sets):
             return ""
-        return refusal(sets, dataset, request.spec, origin)
+        return refusal(sets, dataset, request.spec, origin, follows)
 
     def close(self) -> None:
         """Let go of the datasets; a later lookup opens them again."""
@@ -151,17 +157,29 @@ def refuse(dataset: Dataset, video: str, wanted: FeatureSpec, origin: str) -> No
     raise FeatureNotFound(f"video {video!r} was stored only now; ask again")
 
 
-def refusal(sets: Sequence[FeatureSet], dataset: Dataset, wanted: FeatureSpec, origin: str) -> str:
-    """Return the sentence that says why none of `sets` serves: what differs, and what to do.
+def refusal(
+    sets: Sequence[FeatureSet],
+    dataset: Dataset,
+    wanted: FeatureSpec,
+    origin: str,
+    follows: str = "",
+) -> str:
+    """Return the sentence that says why none of `sets` serves: what differs, and what to do or what is done.
 
     Args:
         sets: feature sets of the dataset, at least one.
         dataset: the dataset.
         wanted: the feature set that they would have to serve.
         origin: the model's checkpoint.
+        follows: what is done about it without the user, in place of what to do.
     """
-    sentence = describe_mismatch(sets, dataset.path, wanted, origin)
+    sentence = describe_mismatch(sets, dataset.path, wanted, origin, follows)
     for identity, decoder in DECODERS_OF_SETS.items():
         if any(serves(found.spec, replace(wanted, decoder=identity)) for found in sets):
-            sentence += f"\nor read what is stored, of other frames: decoder={decoder!r}, --decoder {decoder}"
+            option = f"decoder={decoder!r}, --decoder {decoder}"
+            sentence += (
+                f" (what is stored, of other frames, is read with {option})"
+                if follows
+                else f"\nor read what is stored, of other frames: {option}"
+            )
     return sentence

@@ -173,13 +173,22 @@ class FeatureSource:
                     return self._stored(features)
             self._statistics.add(misses=1)
             if self._lookup is not None:
-                self._say_once(self._lookup.mismatch(request, self._encoder.origin))
+                follows = self._follows(request)
+                self._say_once(self._lookup.mismatch(request, self._encoder.origin, follows))
             encoded = self._encode(request)
             if self._stores_in(request.dataset):
                 features = self._store(encoded, request)
                 if features is not None:
                     return self._visual(features)
         return self._unstored(encoded)
+
+    def _follows(self, request: FeatureRequest) -> str:
+        """Return what is done about features that no set has; an empty string if nothing can be."""
+        if request.path is None:
+            return ""
+        if self._stores_in(request.dataset):
+            return f"they are made and stored as set {request.spec.digest[:8]}"
+        return "they are made for this question only"
 
     def _lock_video(self, lock: ExitStack, request: FeatureRequest) -> bool:
         assert self._lookup is not None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from featstore.errors import FeatureNotFound, StoreMismatch, plain_line
 from featstore.sampling import check_nframe
 from featstore.spec import FeatureSpec
-from featstore.store.catalog import read_failure, read_set
+from featstore.store.catalog import has_entry, read_failure, read_manifest, read_set
 from featstore.store.rows import video_key
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from featstore.store.engine.snapshot import Snapshot
     from featstore.store.rows import FeatureSet
 
+MAKE_SET = "make one with featstore ingest"
 MIN_DIGITS = 4  # of a digest that name a feature set
 _SHOWN = 40  # characters of a value
 _BEFORE = 20  # of them before the first that differs, so that one sees what it is
@@ -44,9 +45,12 @@ def select(
     Raises:
         StoreMismatch: No set fits, or several do; the message lists them.
         ValueError: `nframe` is not a number of frames.
+        TypeError: `spec` is neither a FeatureSpec nor text.
     """
     if nframe is not None:
         nframe = check_nframe(nframe)
+    if not isinstance(spec, (str, FeatureSpec, type(None))):
+        raise TypeError(f"spec is {spec!r:.200}; pass a FeatureSpec, or first digits of its digest")
     fitting = [found for found in sets.values() if fits(found.spec, nframe, spec)]
     if spec is None and default in (found.spec.digest for found in fitting):
         return sets[default]
@@ -69,7 +73,7 @@ def fits(found: FeatureSpec, nframe: int | None, spec: FeatureSpec | str | None)
         return False
     if isinstance(spec, FeatureSpec):
         return found.digest == spec.digest
-    return spec is None or (len(spec) >= MIN_DIGITS and found.digest.startswith(spec))
+    return spec is None or (len(spec) >= MIN_DIGITS and found.digest.startswith(spec.lower()))
 
 
 def wanted_set(
@@ -93,13 +97,17 @@ def wanted_set(
         return there
     raise StoreMismatch(
         f"the feature set {there.spec.digest[:8]} is stored as {there.storage}, asked for is {storage}",
-        remedy="leave --quantize, --scale and --codec out to go on as it is, store it again with --restore-as, or take "
-        "another --dataset",
+        remedy="leave --quantize, --scale and --codec (storage=) out to go on as it is, store it again with "
+        "--restore-as (IngestOptions(replace_storage=True)), or take another --dataset",
     )
 
 
 def describe_mismatch(
-    sets: Collection[FeatureSet], path: Path, wanted: FeatureSpec, origin: str = "CHECKPOINT"
+    sets: Collection[FeatureSet],
+    path: Path,
+    wanted: FeatureSpec,
+    origin: str = "CHECKPOINT",
+    follows: str = "",
 ) -> str:
     """Return the sentence that refuses `wanted`: the nearest feature set, the fields that differ, the remedy.
 
@@ -108,39 +116,62 @@ def describe_mismatch(
         path: The dataset's folder.
         wanted: What was asked for.
         origin: The checkpoint that makes the wanted features, as the command in the remedy names it.
+        follows: What is done about it without the user, in place of the remedy.
     """
     nearest = min(sets, key=lambda found: len(found.spec.diff(wanted)))
     lines = []
     for field, here, there in nearest.spec.diff(wanted):
         stored, asked = _around_difference(here, there)
         lines.append("\n  " + plain_line(f"{field}: stored {stored}, asked for {asked}"))
+    remedy = (
+        f"make them beside it: featstore ingest --videos VIDEOS --dataset {path.name} --model-path {origin} "
+        f"--cache-dir {path.parent} {wanted.ingest_options()}"
+    )
     return (
         f"dataset {path.name!r} in {path.parent} holds no such features; the nearest set, "
         f"{nearest.spec.digest[:8]} ingested from {plain_line(nearest.origin)}, differs in:{''.join(lines)}\n"
-        f"make them beside it: featstore ingest --videos VIDEOS --dataset {path.name} --model-path {origin} "
-        f"--cache-dir {path.parent} {wanted.ingest_options()}"
+        f"{follows or remedy}"
     )
 
 
 def explain_missing(snapshot: Snapshot, dataset: str, digest: str, video: str) -> FeatureNotFound:
     """Return the error that says why `video` is not in the feature set `digest` of `dataset` as of `snapshot`."""
-    if not digest or read_set(snapshot, digest) is None:
-        name = f"feature set {digest[:8]}" if digest else "feature set"
+    if not digest:
         return FeatureNotFound(
-            f"{snapshot.path} has no {name}, so no video {video!r}; ingest it first"
+            f"dataset {dataset!r} in {snapshot.path.parent} has no feature set, so no video {video!r}",
+            remedy=MAKE_SET,
         )
+    if read_set(snapshot, digest) is None:
+        gone = explain_removed(snapshot.path, digest)
+        return FeatureNotFound(f"{gone.found}, so video {video!r} is not there", remedy=gone.remedy)
+    manifest = read_manifest(snapshot)
+    others = [
+        name[:8]
+        for name in manifest.sets
+        if name != digest and has_entry(snapshot, video_key(name, video))
+    ]
+    elsewhere = f" (it is in feature set {', '.join(others)})" if others else ""
     failure = read_failure(snapshot, video_key(digest, video))
     place = f"dataset {dataset!r}, feature set {digest[:8]}"
     if failure is None:
+        which = "" if digest == manifest.default else f" --spec {digest[:8]}"
         return FeatureNotFound(
-            f"video {video!r} is not stored in {place}; list what is: featstore ls --cache-dir {snapshot.path.parent} "
-            f"--dataset {dataset}"
+            f"video {video!r} is not stored in {place}{elsewhere}",
+            remedy=f"list what is: featstore ls --cache-dir {snapshot.path.parent} --dataset {dataset}{which}",
         )
     what, remedy = "failed to be ingested into", "mend the file and ingest again"
     if failure.damaged:
         what, remedy = "was found damaged and removed from", "ingest again, which makes it again"
     return FeatureNotFound(
-        f"video {video!r} {what} {place} ({plain_line(failure.reason)}); {remedy}"
+        f"video {video!r} {what} {place} ({plain_line(failure.reason)}){elsewhere}", remedy=remedy
+    )
+
+
+def explain_removed(path: Path, digest: str) -> StoreMismatch:
+    """Return the error that says that the feature set `digest` of the dataset in `path` was removed."""
+    return StoreMismatch(
+        f"the feature set {digest[:8]} was removed from dataset {path.name!r} in {path.parent}",
+        remedy="ingest its videos again, or take another feature set",
     )
 
 
@@ -151,25 +182,25 @@ def _refuse(
     nframe: int | None,
     spec: FeatureSpec | str | None,
 ) -> str:
-    if isinstance(spec, FeatureSpec) and sets:
+    if isinstance(spec, FeatureSpec):
         return describe_mismatch(sets, path, spec)
+    if not sets:
+        return f"dataset {path.name!r} in {path.parent} has no feature set; {MAKE_SET}"
     listed = "".join(f"\n  {found.describe()}" for found in fitting or sets)
     if fitting:
         return (
             f"{len(fitting)} feature sets of dataset {path.name!r} fit; name one with spec= (on the command line "
             f"--spec), its first digits will do:{listed}"
         )
-    if isinstance(spec, FeatureSpec):
-        spec = spec.describe()
     wanted = ", ".join(
         f"{name}={value!r}" for name, value in (("nframe", nframe), ("spec", spec)) if value
     )
     remedy = "ask for one of them, or ingest with other options"
-    if sets and isinstance(spec, str) and len(spec) < MIN_DIGITS:
+    if spec is not None and len(spec) < MIN_DIGITS:
         remedy = f"name one of them by at least {MIN_DIGITS} first digits"
     return (
         f"no feature set of dataset {path.name!r} fits {wanted or 'the request'}, it has {len(sets)}:"
-        f"{listed or ' none'}\n{remedy}"
+        f"{listed}\n{remedy}"
     )
 
 

@@ -140,7 +140,10 @@ def test_what_does_not_fit_is_told_where_no_set_does(cache):
     """A model that encodes what is missing would make a second set without a word."""
     lookup = Lookup(cache)
     longer, same = (FeatureRequest("demo", "a", None, spec) for spec in (toy_spec(8), SPEC))
-    assert lookup.mismatch(longer, "toy") == ""
+    assert lookup.mismatch(longer, "toy", "they are made") == ""
     store_videos(cache, "demo", {"b": B}, spec=SPEC)
-    assert lookup.mismatch(same, "toy") == ""
-    assert "nframe" in lookup.mismatch(longer, "toy")
+    assert lookup.mismatch(same, "toy", "they are made") == ""
+    told = lookup.mismatch(longer, "toy", "they are made")
+    assert "nframe" in told
+    assert told.endswith("\nthey are made")
+    assert "featstore ingest" in lookup.mismatch(longer, "toy", "")

@@ -346,18 +346,25 @@ def test_features_of_the_other_decoder_do_not_serve_and_its_option_is_named(mode
     ask(model(decoder="exact"), path, spec=SHOWN)
     with pytest.raises(featstore.StoreMismatch) as refused:
         ask(model(on_miss="error"), path)
-    said = [
-        "decoder: stored pyav-presentation, asked for decord-rgb24",
-        "or read what is stored, of other frames: decoder='exact', --decoder exact",
-    ]
+    differs = "decoder: stored pyav-presentation, asked for decord-rgb24"
+    option = "of other frames: decoder='exact', --decoder exact"
+    said = [differs, "make them beside it: featstore ingest", f"or read what is stored, {option}"]
     assert all(sentence in str(refused.value) for sentence in said)
-    capsys.readouterr()
-    asked = model()
-    ask(asked, path)
-    assert counts(asked) == (0, 1)
-    shown = capsys.readouterr().err
-    assert all(sentence in shown for sentence in said)
-    assert counts(asked) == (0, 1)
+    follows = {
+        "encode-only": "they are made for this question only",
+        "encode": f"they are made and stored as set {SPEC.digest[:8]}",
+    }
+    for on_miss, sentence in follows.items():
+        capsys.readouterr()
+        asked = model(on_miss=on_miss)
+        ask(asked, path)
+        assert counts(asked) == (0, 1)
+        shown = capsys.readouterr().err
+        assert differs in shown
+        assert "featstore ingest" not in shown
+        last = shown.splitlines()[-1]
+        assert last.startswith(sentence)
+        assert "is read with decoder='exact', --decoder exact" in last
     asked = model(decoder="exact")
     ask(asked, path, spec=SHOWN)
     assert (counts(asked), capsys.readouterr().err) == ((1, 0), "")

@@ -68,7 +68,10 @@ def _list_sets(cache_dir: str, as_json: bool) -> None:
         print_json_rows(map(json.dumps, facts))
         return
     readable = [row for row in facts if "error" not in row]
-    formats = {"storage": storage_text, "default": lambda is_default: "yes" if is_default else ""}
+    formats = {
+        "storage": lambda storage: storage_text(storage) if storage else "",
+        "default": lambda is_default: "yes" if is_default else "",
+    }
     print_table(_SETS, [tuple(row[name] for name in _SETS) for row in readable], formats)
     for row in facts:
         if "error" in row:
@@ -76,10 +79,14 @@ def _list_sets(cache_dir: str, as_json: bool) -> None:
 
 
 def _set_facts(described: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a row for each feature set of a dataset; one without them for a dataset that has none, or an error."""
+    """Return a row for each feature set of a dataset, and one for a dataset without any; or its error."""
     dataset = described["dataset"]
     if "error" in described:
         return [described]
+    if not described["feature_sets"]:
+        none = {"dataset": dataset, "feature_set": "", "default": False}
+        counts = dict.fromkeys(("videos", "failures", "frames", "record_bytes"), 0)
+        return [{**none, **counts, "storage": None}]
     return [
         {
             "dataset": dataset,

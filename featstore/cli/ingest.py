@@ -43,6 +43,7 @@ def ingest(**options: Any) -> None:
     summaries: list[IngestSummary] = []
     with stop_on_signals() as stop:
         for source in sources:
+            plan_to = click.echo if work.dry_run and not options["as_json"] else say
             with show_progress() as on_progress:
                 summary = run(
                     source.videos,
@@ -53,11 +54,11 @@ def ingest(**options: Any) -> None:
                     storage=storage,
                     options=work,
                     stop=stop,
-                    on_plan=lambda plan: say(_plan_line(plan, options["cache_dir"])),
+                    on_plan=lambda plan, to=plan_to: to(_plan_line(plan, options["cache_dir"])),
                     on_progress=on_progress,
                 )
             summaries.append(summary)
-            if not options["as_json"]:
+            if not (options["as_json"] or work.dry_run):
                 _print_summary(summary)
             if summary.full or stop.is_set():
                 break

@@ -122,5 +122,5 @@ class IngestSummary:
             "feature_set": self.spec.digest,
             **plain,
             "shares": self.shares,
-            "bottleneck": self.bottleneck,
+            "bottleneck": self.bottleneck if self.stored else None,
         }

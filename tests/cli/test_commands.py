@@ -433,6 +433,20 @@ def test_rm_removes_one_feature_set(sample_clips, tmp_path):
     assert run(*words, "--yes").exit_code == 1
 
 
+def test_ls_lists_a_dataset_whose_last_feature_set_was_removed(sample_clips, tmp_path):
+    ingest(sample_clips, tmp_path, "--limit", 1)
+    [digest] = featstore.open(tmp_path)["demo"].sets
+    run("rm", "--cache-dir", tmp_path, "--dataset", "demo", "--spec", digest, "--yes")
+    [row] = json.loads(run("ls", "--cache-dir", tmp_path, "--json").stdout)
+    assert (row["dataset"], row["feature_set"], row["videos"]) == ("demo", "", 0)
+    assert run("ls", "--cache-dir", tmp_path).stdout.splitlines()[1].split() == [
+        "demo",
+        "0",
+        "0",
+        "0",
+    ]
+
+
 def test_rm_of_a_dataset_counts_the_videos_of_all_its_sets(sample_clips, tmp_path):
     two_sets(sample_clips, tmp_path)
     words = ["rm", "--cache-dir", str(tmp_path), "--dataset", "demo"]
@@ -571,7 +585,7 @@ def test_a_sealed_dataset_is_refused_before_the_checkpoint_is_read(sample_clips,
         f"with featstore seal --undo --cache-dir {tmp_path} --dataset demo\n"
     )
     planned = ingest(sample_clips, tmp_path, *more, "--dry-run")
-    assert (planned.exit_code, "videos to ingest as int8/channel" in planned.stderr) == (0, True)
+    assert (planned.exit_code, "videos to ingest as int8/channel" in planned.stdout) == (0, True)
 
 
 def test_a_name_that_no_dataset_can_have_is_refused_before_the_checkpoint_is_read(
@@ -666,8 +680,10 @@ def test_an_ingest_that_may_open_no_more_files_says_what_to_do(sample_clips, cac
 
 def test_dry_run_prints_the_plan_and_touches_nothing(sample_clips, tmp_path):
     done = ingest(sample_clips, tmp_path / "cache", "--dry-run")
-    assert done.exit_code == 0
-    assert "3 videos to ingest" in done.stderr
+    assert (done.exit_code, done.stderr, len(done.stdout.splitlines())) == (0, "", 1)
+    assert done.stdout.startswith("demo: 3 videos to ingest")
+    summary = json.loads(ingest(sample_clips, tmp_path / "cache", "--dry-run", "--json").stdout)
+    assert (summary["planned"], summary["stored"], summary["bottleneck"]) == (3, 0, None)
     assert not (tmp_path / "cache").exists()
 
 

@@ -88,11 +88,11 @@ class Features:
         """Return the features as float32, or as `dtype`.
 
         Raises:
-            ValueError: no copy is allowed, and stored values are always converted.
+            ValueError: no copy is allowed, and an array of features is always a new one.
         """
         if copy is False:
             raise ValueError(
-                "features are stored values with scales; as an array they are a copy: leave copy=False out, or take "
+                f"features stored as {self.header.storage} are a copy as an array: leave copy=False out, or take "
                 "features.data, the stored values themselves"
             )
         features = self.dequantize()

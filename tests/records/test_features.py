@@ -43,9 +43,11 @@ def test_an_array_of_features_is_what_they_are_dequantized_to(storage):
     assert np.array_equal(np.stack([features, features]), np.stack([wanted, wanted]))
 
 
-def test_an_array_without_a_copy_is_refused_with_what_to_take():
-    with pytest.raises(ValueError, match="they are a copy: leave copy=False out, or take features"):
-        np.array(made(Storage()), copy=False)
+def test_an_array_without_a_copy_is_refused_with_what_to_take(storage):
+    with pytest.raises(ValueError, match=r"copy=False out, or take features\.data") as refused:
+        np.array(made(storage), copy=False)
+    assert f"stored as {made(storage).header.storage} are a copy" in str(refused.value)
+    assert "scales" not in str(refused.value)
 
 
 def test_features_say_how_large_they_are(storage):

@@ -45,14 +45,13 @@ def to_tensor(
 
     Raises:
         RecordError: a compressed payload is damaged.
+        FeatstoreError: the device is not available.
+        TypeError: `dtype` is no torch.dtype.
+        ValueError: it is of integers, or `out` has another shape.
     """
     if way not in WAYS:
         raise ValueError(f"way is {way!r}; use one of {', '.join(WAYS)}")
-    if not (dtype if out is None else out.dtype).is_floating_point:
-        found = dtype if out is None else out.dtype
-        raise ValueError(
-            f"features are floats, and {found} would cut them; use a floating-point dtype"
-        )
+    check_dtype(dtype if out is None else out.dtype)
     if out is not None and tuple(out.shape) != features.shape:
         raise ValueError(f"out has shape {tuple(out.shape)}, the features have {features.shape}")
     place = torch.device("cpu" if device is None else device) if out is None else out.device
@@ -72,6 +71,16 @@ def to_tensor(
     else:
         out.copy_(to_tensor(features, dtype=out.dtype))
     return out
+
+
+def check_dtype(dtype: object) -> None:
+    """Raise TypeError if `dtype` is no torch.dtype, ValueError if it is none of floating point."""
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype is {dtype!r}; pass a torch.dtype, such as torch.bfloat16")
+    if not dtype.is_floating_point:
+        raise ValueError(
+            f"features are floats, and {dtype} would cut them; use a floating-point dtype"
+        )
 
 
 def _put(

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from featstore.store.reader import FeatureStore, get
-from featstore.torch.conversion import to_tensor
+from featstore.torch.conversion import check_dtype, to_tensor
 from featstore.torch.prefetching import prefetch
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class FeatureDataset(Dataset[torch.Tensor]):
     Raises:
         StoreNotFound: there is no such dataset.
         StoreMismatch: no feature set fits, or several do.
+        FeatureNotFound: one of `videos` is not stored in it.
+        TypeError, ValueError: `dtype` is none of torch, or not of floating point.
     """
 
     def __init__(
@@ -50,7 +52,8 @@ class FeatureDataset(Dataset[torch.Tensor]):
         spec: FeatureSpec | str | None = None,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        """Choose the feature set."""
+        """Choose the feature set, and look each of `videos` up in its catalog."""
+        check_dtype(dtype)
         self.cache_dir = Path(cache_dir).absolute()
         self.dataset = dataset
         self.dtype = dtype
@@ -58,6 +61,9 @@ class FeatureDataset(Dataset[torch.Tensor]):
             self.digest = store[dataset].select(nframe=nframe, spec=spec).spec.digest
             stored = store[dataset].sets[self.digest]
             self.videos = sorted(stored) if videos is None else list(videos)
+            missing = [] if videos is None else [name for name in self.videos if name not in stored]
+            if missing:
+                stored.lookup(missing[0])  # says why
 
     def __len__(self) -> int:
         """Return the number of videos."""

@@ -223,6 +223,16 @@ def test_a_dataset_has_every_video_in_order(cache_dir):
     assert FeatureDataset(cache_dir, "demo", videos=["v4", "v2"]).videos == ["v4", "v2"]
 
 
+def test_a_dataset_of_videos_that_are_not_stored_is_refused_at_once(cache_dir):
+    for videos in (["nope"], ["v4", "nope"], "v4"):
+        with pytest.raises(FeatureNotFound, match="is not stored in dataset 'demo'"):
+            FeatureDataset(cache_dir, "demo", videos=videos)
+    with pytest.raises(FeatureNotFound, match="'v4' is not stored"):  # of this set
+        FeatureDataset(cache_dir, "two", videos=["v0", "v4"], nframe=2)
+    with pytest.raises(TypeError, match=r"dtype is 'bf16'; pass a torch\.dtype"):
+        FeatureDataset(cache_dir, "demo", dtype="bf16")
+
+
 def test_the_default_set_is_meant_unless_another_is_named(cache_dir):
     assert FeatureDataset(cache_dir, "two").videos == sorted(VIDEOS)
     stored = featstore.open(cache_dir)["two"]

@@ -119,6 +119,16 @@ def test_out_is_filled_and_returned():
         bridge.to_tensor(features, out=torch.empty(3, 3))
 
 
+def test_a_dtype_that_cannot_hold_features_is_refused_in_words():
+    features = features_of(draw(4), INT8)
+    with pytest.raises(TypeError, match=r"dtype is 'bf16'; pass a torch\.dtype, such as"):
+        bridge.to_tensor(features, dtype="bf16")
+    with pytest.raises(ValueError, match=r"torch\.int8 would cut them; use a floating-point"):
+        bridge.to_tensor(features, dtype=torch.int8)
+    with pytest.raises(ValueError, match="would cut them"):
+        bridge.to_tensor(features, out=torch.empty(features.shape, dtype=torch.int32))
+
+
 @each_storage
 def test_no_tensor_aliases_the_stored_bytes(storage):
     features = features_of(draw(5, spread=1.0), storage)

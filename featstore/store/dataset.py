@@ -25,7 +25,7 @@ from featstore.store.engine.snapshot import CachedRecord
 from featstore.store.manifest import Counts, check_name
 from featstore.store.paths import dataset_path
 from featstore.store.rows import video_key
-from featstore.store.selection import explain_missing, find_set, select
+from featstore.store.selection import explain_missing, find_own, find_set, select
 
 if TYPE_CHECKING:
     import os
@@ -107,7 +107,7 @@ class Dataset(Mapping[str, Features]):
         try:
             row, count = self.feature_set, len(self)
         except FeatstoreError as exc:
-            return f"<featstore.Dataset {self.name!r}: {plain_line(str(exc))[:80]}>"
+            return f"<featstore.Dataset {self.name!r}: {plain_line(exc.found.split('; ')[0])}>"
         spec = row.spec
         return f"<featstore.Dataset {self.name!r}: {count} videos, {spec.digest[:8]}, {spec.sampling}, {row.storage}>"
 
@@ -210,7 +210,7 @@ class Dataset(Mapping[str, Features]):
         snapshot = self.snapshot()
         sets, own = read_sets(snapshot), self._set_of(snapshot)
         if nframe is None and spec is None and own:
-            spec = own
+            return find_own(sets, self.path, own)
         return select(sets, self.path, nframe, spec, own)
 
     def entry(self, video: str) -> Entry | None:
@@ -276,9 +276,8 @@ class FeatureSets(Mapping[str, Dataset]):
     def __getitem__(self, digest: str) -> Dataset:
         """Return the set; raise FeatureNotFound, which lists those there are, if none fits or several do."""
         there = self._dataset
-        found = find_set(read_sets(there.snapshot()), there.path, digest)
-        place = there.path.parent, there.name
-        return Dataset(*place, verify=there._verify, digest=found.spec.digest)
+        found = find_set(read_sets(there.snapshot()), there.path, digest).spec.digest
+        return Dataset(there.path.parent, there.name, verify=there._verify, digest=found)
 
     def __iter__(self) -> Iterator[str]:
         """Yield the digests, oldest first."""
@@ -287,6 +286,14 @@ class FeatureSets(Mapping[str, Dataset]):
     def __len__(self) -> int:
         """Return the number of feature sets."""
         return len(read_sets(self._dataset.snapshot()))
+
+    def __repr__(self) -> str:
+        """Return the dataset's name and the sets' first digits; the error if they cannot be read."""
+        try:
+            names = ", ".join(digest[:8] for digest in self) or "none"
+        except FeatstoreError as exc:
+            names = plain_line(exc.found)
+        return f"<featstore.FeatureSets of {self._dataset.name!r}: {names}>"
 
     def rows(self) -> list[FeatureSet]:
         """Return what the sets are, oldest first."""

@@ -29,6 +29,8 @@ _DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 def dataset_path(cache_dir: str | os.PathLike[str], dataset: str) -> Path:
     """Return the folder of `dataset`; StoreMismatch if its name cannot be a folder's."""
+    if not isinstance(dataset, str):
+        raise TypeError(f"a dataset is named by text, not {dataset!r:.200}")
     if not is_dataset_name(dataset):
         raise StoreMismatch(
             f"a dataset cannot be called {dataset!r:.200}; use letters, digits, '.', '_' and '-', at most 128 of them, "

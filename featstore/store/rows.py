@@ -191,6 +191,8 @@ def video_key(digest: str, video_id: str) -> bytes:
     Any string has one, also one with the surrogates of an undecodable file name. MD5 is not for security here: the id
     in the record is compared.
     """
+    if not isinstance(video_id, str):
+        raise TypeError(f"a video id is text, not {video_id!r:.200}")
     data = video_id.encode("utf-8", "surrogatepass")
     return (digest + hashlib.md5(data, usedforsecurity=False).hexdigest()).encode()
 

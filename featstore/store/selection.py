@@ -59,6 +59,13 @@ def select(
     raise StoreMismatch(_refuse(sets.values(), fitting, path, nframe, spec))
 
 
+def find_own(sets: Mapping[str, FeatureSet], path: Path, digest: str) -> FeatureSet:
+    """Return the set `digest`, which was there; raise StoreMismatch if it was removed."""
+    if digest not in sets:
+        raise _explain_removed(path, digest)
+    return sets[digest]
+
+
 def find_set(sets: Mapping[str, FeatureSet], path: Path, digest: object) -> FeatureSet:
     """Return the set that the first digits of its digest name; FeatureNotFound, a KeyError, if none or several do."""
     try:
@@ -142,7 +149,7 @@ def explain_missing(snapshot: Snapshot, dataset: str, digest: str, video: str) -
             remedy=MAKE_SET,
         )
     if read_set(snapshot, digest) is None:
-        gone = explain_removed(snapshot.path, digest)
+        gone = _explain_removed(snapshot.path, digest)
         return FeatureNotFound(f"{gone.found}, so video {video!r} is not there", remedy=gone.remedy)
     manifest = read_manifest(snapshot)
     others = [
@@ -167,7 +174,7 @@ def explain_missing(snapshot: Snapshot, dataset: str, digest: str, video: str) -
     )
 
 
-def explain_removed(path: Path, digest: str) -> StoreMismatch:
+def _explain_removed(path: Path, digest: str) -> StoreMismatch:
     """Return the error that says that the feature set `digest` of the dataset in `path` was removed."""
     return StoreMismatch(
         f"the feature set {digest[:8]} was removed from dataset {path.name!r} in {path.parent}",
@@ -182,10 +189,11 @@ def _refuse(
     nframe: int | None,
     spec: FeatureSpec | str | None,
 ) -> str:
+    if not sets:
+        asked = f", asked for is {spec.describe()}" if isinstance(spec, FeatureSpec) else ""
+        return f"dataset {path.name!r} in {path.parent} has no feature set{asked}; {MAKE_SET}"
     if isinstance(spec, FeatureSpec):
         return describe_mismatch(sets, path, spec)
-    if not sets:
-        return f"dataset {path.name!r} in {path.parent} has no feature set; {MAKE_SET}"
     listed = "".join(f"\n  {found.describe()}" for found in fitting or sets)
     if fitting:
         return (

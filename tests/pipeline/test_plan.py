@@ -125,7 +125,10 @@ def test_a_plan_follows_the_storage_of_the_feature_set(cache, tmp_path):
     for asked in (None, Storage("bf16")):
         found = make_plan(videos, snapshot, spec, storage=asked)
         assert (found.storage, found.todo) == (Storage("bf16"), ())
-    with pytest.raises(StoreMismatch, match=r"is stored as bf16, asked for is fp16.*--restore-as"):
+    with pytest.raises(
+        StoreMismatch,
+        match=r"is stored as bf16, asked for is fp16.*--restore-as .IngestOptions.replace_storage=True",
+    ):
         make_plan(videos, snapshot, spec, storage=Storage("fp16"))
 
 

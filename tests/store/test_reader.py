@@ -268,10 +268,15 @@ def test_a_dataset_without_a_set_says_so(cache):
     FeatureWriter(cache, "demo", min_free=0)
     dataset = FeatureStore(cache)["demo"]
     assert (len(dataset), list(dataset), "a" in dataset, len(dataset.sets)) == (0, [], False, 0)
-    with pytest.raises(FeatureNotFound, match="demo has no feature set, so no video 'a'; ingest"):
+    with pytest.raises(
+        FeatureNotFound, match=r"'demo' in .* has no feature set, so no video 'a'; make"
+    ):
         dataset["a"]
     for ask in (dataset.select, lambda: dataset.lookup("a", nframe=4)):
-        with pytest.raises(StoreMismatch, match="it has 0: none"):
+        with pytest.raises(
+            StoreMismatch,
+            match=r"^dataset 'demo' in .* has no feature set; make one with featstore ingest$",
+        ):
             ask()
 
 
@@ -487,7 +492,11 @@ def test_a_repr_fits_a_line(cache):
     )
     assert repr(dataset["a"]) == "<featstore.Features 'a': 16 x 8, int8/channel>"
     FeatureWriter(cache, "empty", min_free=0)
-    assert repr(store["empty"]).startswith("<featstore.Dataset 'empty': no feature set of dataset")
+    assert repr(store["empty"]) == (
+        f"<featstore.Dataset 'empty': dataset 'empty' in {cache} has no feature set>"
+    )
+    assert repr(dataset.sets) == f"<featstore.FeatureSets of 'demo': {digest}>"
+    assert repr(store["empty"].sets) == "<featstore.FeatureSets of 'empty': none>"
     for found in (store, dataset, dataset["a"], store["empty"]):
         assert repr(found).isprintable()
 

@@ -160,13 +160,56 @@ def test_a_set_that_was_removed_says_so(two):
     there = FeatureStore(two)["demo"].sets[EIGHT.digest]
     remove_set(two, "demo", EIGHT)
     assert (list(there), len(there), "a" in there) == ([], 0, False)
-    with pytest.raises(FeatureNotFound, match=f"has no feature set {EIGHT.digest[:8]}"):
+    removed = f"the feature set {EIGHT.digest[:8]} was removed from dataset 'demo' in {two}"
+    remedy = "; ingest its videos again, or take another feature set"
+    with pytest.raises(FeatureNotFound) as missed:
         there["a"]
-    with pytest.raises(StoreMismatch):
+    assert str(missed.value) == f"{removed}, so video 'a' is not there{remedy}"
+    with pytest.raises(StoreMismatch) as gone:
         there.feature_set  # noqa: B018
-    assert repr(there).startswith(
-        "<featstore.Dataset 'demo': no feature set of dataset 'demo' fits"
+    assert str(gone.value) == removed + remedy
+    assert repr(there) == f"<featstore.Dataset 'demo': {removed}>"
+
+
+def test_a_video_that_is_missing_from_one_set_is_named_with_the_set_that_has_it(two):
+    dataset = FeatureStore(two)["demo"]
+    four, eight = FOUR.digest[:8], EIGHT.digest[:8]
+    listing = f"list what is: featstore ls --cache-dir {two} --dataset demo"
+    with pytest.raises(FeatureNotFound) as missed:
+        dataset["b"]
+    assert str(missed.value) == (
+        f"video 'b' is not stored in dataset 'demo', feature set {four} (it is in feature set {eight}); {listing}"
     )
+    with FeatureWriter(two, "demo", min_free=0) as writer:
+        writer.add_set(FOUR)
+        put_video(writer, FOUR, "bad", A)
+    with pytest.raises(FeatureNotFound, match=rf"\(no frames\) \(it is in feature set {four}\);"):
+        dataset.sets[eight]["bad"]
+    with pytest.raises(FeatureNotFound) as missed:
+        dataset.lookup("c", nframe=8)
+    assert str(missed.value) == (
+        f"video 'c' is not stored in dataset 'demo', feature set {eight}; {listing} --spec {eight}"
+    )
+
+
+def test_what_is_no_name_is_a_type_error_in_words(two):
+    dataset = FeatureStore(two)["demo"]
+    for use in (dataset.__getitem__, dataset.get, dataset.entry, dataset.read_ahead):
+        with pytest.raises(TypeError, match="a video id is text, not 3"):
+            use(3)
+    with pytest.raises(TypeError, match="a video id is text, not 3"):
+        featstore.get(two, "demo", 3)
+    with pytest.raises(TypeError, match="a dataset is named by text, not 3"):
+        featstore.get(two, 3, "a")
+    with pytest.raises(TypeError, match="spec is 3; pass a FeatureSpec"):
+        featstore.get(two, "demo", "a", spec=3)
+    assert (3 in dataset, 3 in dataset.sets, 3 in FeatureStore(two)) == (False, False, False)
+
+
+def test_digits_of_a_set_may_be_capitals(two):
+    dataset = FeatureStore(two)["demo"]
+    assert dataset.select(spec=EIGHT.digest.upper()).spec == EIGHT
+    assert dataset.sets[EIGHT.digest[:8].upper()].feature_set.spec == EIGHT
 
 
 def test_a_feature_set_that_could_not_be_read_is_not_put_and_the_others_stay(cache):

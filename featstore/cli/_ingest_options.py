@@ -92,7 +92,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--codec",
         type=click.Choice(CODEC_NAMES),
-        help="Compression of the stored values, without loss; raw is read without a copy, planes is for floats.  "
+        help="Compression of the stored values, without loss; raw is read without a copy, planes is for floats. "
+        f"Without --quantize the values are {defaults.VALUES}, also if those of the feature set are not.  "
         f"[default: {defaults.CODEC}]",
     ),
     click.option(
@@ -197,6 +198,8 @@ def _recipe(options: dict[str, Any], device: str) -> EncoderRecipe:
     from featstore.encoders.registry import EncoderRecipe
 
     if options["encoder_name"] == "toy":
+        if options["model_path"]:
+            raise click.UsageError("--encoder toy reads no checkpoint: leave out --model-path")
         return EncoderRecipe("toy", batch_frames=options["batch_frames"])
     if not options["model_path"]:
         raise click.UsageError("name the checkpoint with --model-path")

@@ -27,7 +27,10 @@ class IngestSource:
 def choose_sources(options: dict[str, Any]) -> list[IngestSource]:
     """Return what the options of `featstore ingest` name; everything is listed before any video is read."""
     ways = [name for name in ("videos", "manifest", "datasets") if options[name]]
-    if len(ways) != 1:
+    if len(ways) > 1:
+        named = " and ".join(f"--{name}" for name in ways)
+        raise click.UsageError(f"{named} each name the videos: leave all but one out")
+    if not ways:
         raise click.UsageError("name the videos with --videos, with --manifest or with --datasets")
     if ways == ["datasets"]:
         if options["dataset"]:

@@ -15,6 +15,11 @@ def storage_text(storage: Mapping[str, str]) -> str:
     return text if codec == "raw" else f"{text} {codec}"
 
 
+def how_many(count: int, noun: str) -> str:
+    """Return a count and what is counted, as `1 video` or `3 videos`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def counts_text(counts: Mapping[str, int]) -> str:
     """Return how many there are of each, the most first, as `pyav 40, decord 12`."""
     most_first = sorted(counts.items(), key=lambda row: (-row[1], row[0]))

@@ -58,7 +58,8 @@ def merge(
         )
     write_cache_meta(cache_dir)
     if as_json:
-        print_json(vars(done))
+        failures = [{"video_id": name, "reason": reason} for name, reason in done.failures]
+        print_json({**vars(done), "failures": failures})
     else:
         click.echo(
             f"{dataset}: {done.stored} copied, {done.skipped} there before, {len(done.failures)} failed, "

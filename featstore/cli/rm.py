@@ -11,9 +11,13 @@ from featstore.cli._options import (
     cache_dir_option,
     dataset_option,
     digest_prefix,
+    json_option,
     open_set,
 )
-from featstore.errors import StoreError, plain_line
+from featstore.cli._printing import print_json
+from featstore.cli._streams import say
+from featstore.cli._words import how_many
+from featstore.errors import FeatstoreError, StoreError, plain_line
 from featstore.system.filesystems import format_bytes
 
 
@@ -29,12 +33,22 @@ from featstore.system.filesystems import format_bytes
     help="Remove only this feature set, or the videos only from it; the first 4 or more digits of its digest.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
-def rm(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None, yes: bool) -> None:
+@json_option
+def rm(
+    cache_dir: str,
+    dataset: str,
+    videos: tuple[str, ...],
+    spec: str | None,
+    yes: bool,
+    as_json: bool,
+) -> None:
     """Remove a dataset, one of its feature sets, or single videos, with their recorded failures."""
     from featstore.store.describe import write_cache_meta
     from featstore.store.maintenance.remove import remove_dataset, remove_set, remove_videos
+    from featstore.store.reader import FeatureStore
 
     chosen = open_set(cache_dir, dataset, spec).feature_set.spec if spec else None
+    was_default = bool(chosen) and chosen == open_set(cache_dir, dataset, None).feature_set.spec
     if not yes:
         _ask(cache_dir, dataset, videos, spec)
     if videos:
@@ -43,16 +57,30 @@ def rm(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None, 
         removed = remove_set(cache_dir, dataset, chosen)
     else:
         taken = remove_dataset(cache_dir, dataset)
-        click.echo(f"removed {dataset}, {format_bytes(taken)}")
+        if as_json:
+            print_json({"dataset": dataset, "file_bytes": taken})
+        else:
+            click.echo(f"removed {dataset}, {format_bytes(taken)}")
         return
     write_cache_meta(cache_dir)
-    click.echo(
-        f"removed {removed.videos} videos and {removed.failures} failures of {dataset}, "
-        f"{format_bytes(removed.record_bytes)}; the space is used by later ingests, or given back by "
-        f"featstore compact --dataset {dataset}"
-    )
-    for video in removed.missing:
-        click.echo(f"  not there: {plain_line(video)}")
+    if as_json:
+        print_json({"dataset": dataset, "feature_set": chosen and chosen.digest, **vars(removed)})
+    else:
+        place = f"feature set {chosen.digest[:8]} of {dataset}" if chosen else dataset
+        counts = f"{how_many(removed.videos, 'video')} and {how_many(removed.failures, 'failure')}"
+        what = f"{counts} of {place}" if videos else f"{place}, {counts}"
+        click.echo(
+            f"removed {what}, {format_bytes(removed.record_bytes)}; the space is used by later ingests, or given back "
+            f"by featstore compact --cache-dir {cache_dir} --dataset {dataset}"
+        )
+        if was_default and not videos:
+            left = FeatureStore(cache_dir)[dataset].sets.rows()
+            now = (
+                FeatureStore(cache_dir)[dataset].feature_set.describe() if left else "none is left"
+            )
+            click.echo(f"  it was the default set; now that is {plain_line(now)}")
+        for video in removed.missing:
+            click.echo(f"  not there: {plain_line(video)}")
     if removed.missing:
         sys.exit(SOME_FAILED)
 
@@ -62,9 +90,7 @@ def _ask(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None
     from featstore.store.paths import dataset_names, dataset_path, is_sealed
 
     if dataset in lost_datasets(cache_dir):
-        click.confirm(
-            f"Remove what is left of {dataset}, whose file is gone?", abort=True, err=True
-        )
+        _confirm(f"Remove what is left of {dataset}, whose file is gone?")
         return
     if dataset not in dataset_names(cache_dir):
         return
@@ -72,14 +98,26 @@ def _ask(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None
     if not spec and is_sealed(dataset_path(cache_dir, dataset)):
         place = f"the sealed dataset {dataset}"
     if videos:
-        what = f"{len(videos)} videos from {place}"
+        what = f"{how_many(len(videos), 'video')} from {place}"
     else:
         try:
             there = open_set(cache_dir, dataset, spec)
             sets = [there] if spec else there.sets.values()
-            what = f"{place} with the features of {sum(map(len, sets))} videos"
+            what = f"{place} with the features of {how_many(sum(map(len, sets)), 'video')}"
         except StoreError:
             if spec:
                 raise
             what = f"{place}, which cannot be read"
-    click.confirm(f"Remove {what}?", abort=True, err=True)
+    _confirm(f"Remove {what}?")
+
+
+def _confirm(question: str) -> None:
+    try:
+        click.confirm(question, abort=True, err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        say("")
+        raise FeatstoreError(
+            "nothing is removed without a yes; --yes gives it in advance"
+        ) from None

@@ -14,6 +14,9 @@ from featstore.cli._options import cache_dir_option, dataset_option
 def seal(cache_dir: str, dataset: str, undo: bool) -> None:
     """Refuse all writes to a finished dataset, so that it is read without locks, also by users who cannot write it."""
     from featstore.store.maintenance.seal import seal_dataset, unseal_dataset
+    from featstore.store.paths import dataset_path, is_sealed
 
+    was_sealed = is_sealed(dataset_path(cache_dir, dataset))
     (unseal_dataset if undo else seal_dataset)(cache_dir, dataset)
-    click.echo(f"{dataset} is {'open for writing again' if undo else 'sealed'}")
+    again = "open for writing again" if was_sealed else "not sealed"
+    click.echo(f"{dataset} is {again if undo else 'sealed'}")

@@ -55,14 +55,18 @@ def show_cursor() -> None:
 
 
 class _Lines:
-    """Prints a line at most every ten seconds, and the last one."""
+    """Prints a line at most every ten seconds, and the last one; none if there is nothing to do."""
 
     def __init__(self) -> None:
         self._last = 0.0
+        self._is_complete = False
 
     def __call__(self, progress: Progress) -> None:
+        if self._is_complete or not progress.total:
+            return
         now = time.monotonic()
-        if now - self._last >= _LINE_SECONDS or progress.done + progress.failed == progress.total:
+        self._is_complete = progress.done + progress.failed == progress.total
+        if now - self._last >= _LINE_SECONDS or self._is_complete:
             self._last = now
             say(_line(progress))
 

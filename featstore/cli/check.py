@@ -9,6 +9,7 @@ import click
 
 from featstore.cli._options import cache_dir_option, json_option, one_dataset_option
 from featstore.cli._printing import print_json
+from featstore.cli._words import how_many
 from featstore.errors import StoreError, StoreNotFound, plain_line
 from featstore.system.filesystems import format_bytes
 
@@ -61,14 +62,14 @@ def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> N
 
 def _print_report(report: CheckReport) -> None:
     repaired: list[str] = getattr(report, "repaired", [])
-    verdict = "clean" if not report.problems else f"{len(report.problems)} problems"
+    verdict = "clean" if not report.problems else how_many(len(report.problems), "problem")
     if repaired:
-        verdict = f"{len(repaired)} problems repaired, " + (
+        verdict = f"{how_many(len(repaired), 'problem')} repaired, " + (
             verdict if report.problems else "none left"
         )
     click.echo(
-        f"{report.dataset}: {report.videos} videos, {format_bytes(report.record_bytes)} read, "
-        f"{report.failures} failures on record: {verdict}"
+        f"{report.dataset}: {how_many(report.videos, 'video')}, {format_bytes(report.record_bytes)} read, "
+        f"{how_many(report.failures, 'failure')} on record: {verdict}"
     )
     for problem in [*repaired, *report.problems]:
         click.echo(f"  {plain_line(problem)}")

@@ -13,16 +13,16 @@ from featstore.cli._options import (
     cache_dir_option,
     dataset_option,
     device_option,
+    digest_prefix,
     dtype_option,
     json_option,
     model_option,
-    spec_option,
     tower_option,
     usage_errors,
-    which_nframe_option,
 )
 from featstore.cli._printing import print_json, print_table
 from featstore.cli._streams import say
+from featstore.cli._words import how_many
 from featstore.errors import plain_line
 
 
@@ -40,12 +40,21 @@ from featstore.errors import plain_line
 @click.option(
     "--seed", type=int, default=defaults.COMPARE_SEED, help="Seed of the random choice of videos."
 )
-@which_nframe_option
-@spec_option
+@click.option(
+    "--nframe",
+    type=click.IntRange(1, 65536),
+    help="Number of frames per video, to choose by it among the feature sets that the checkpoint made.",
+)
+@click.option(
+    "--spec",
+    callback=digest_prefix,
+    help="The first 4 or more digits of a feature set's digest.  [default: the dataset's default set if the "
+    "checkpoint made it, else the only one that it made]",
+)
 @click.option(
     "--decoder",
     type=click.Choice(["auto", "exact"]),
-    help="Decoder of the feature set, to choose another than the default by it.",
+    help="Decoder of the feature set, to choose likewise.",
 )
 @click.option(
     "--generate", is_flag=True, help="Also compare greedy answers; loads the language model."
@@ -79,7 +88,10 @@ from featstore.errors import plain_line
 @dtype_option
 @json_option
 def compare(**options: Any) -> None:
-    """Encode a sample of the stored videos again and compare; exit code 1 if one is outside the limits."""
+    """Encode a sample of the stored videos again and compare; exit code 1 if one is outside the limits.
+
+    They are those of the default feature set if the checkpoint made it, else of the only set that it made.
+    """
     from featstore.encoders import LongVAEncoder
     from featstore.models import CachedLongVA
     from featstore.models.compare import Limits, choose, fitting_sets
@@ -130,6 +142,7 @@ def _encoder_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_report(report: Any) -> None:
+    click.echo(f"compared with {plain_line(report.spec.describe())}")
     rows = [
         (
             row.video_id,
@@ -155,7 +168,7 @@ def _print_report(report: Any) -> None:
     )
     verdict = "within" if report.passed else "beyond"
     click.echo(
-        f"{found['videos']} videos: cosine {found['cosine_min']:.6f} at least, relative L2 "
+        f"{how_many(found['videos'], 'video')}: cosine {found['cosine_min']:.6f} at least, relative L2 "
         f"{found['relative_l2_mean']:.2e} on average and {found['relative_l2_max']:.2e} at most{answers}; "
         f"{verdict} the limits"
     )

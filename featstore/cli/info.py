@@ -12,6 +12,7 @@ from featstore.cli._words import (
     counts_text,
     errors_text,
     geometry_text,
+    how_many,
     preprocessing_text,
     sampling_text,
     storage_text,
@@ -45,9 +46,10 @@ def _print_dataset(row: dict[str, Any]) -> None:
     if "error" in row:
         click.echo(f"{row['dataset']}: {plain_line(row['error'])}")
         return
+    videos, failures = how_many(row["videos"], "video"), how_many(row["failures"], "failure")
     click.echo(
-        f"{row['dataset']}: {row['videos']} videos, {format_bytes(row['record_bytes'])} of records in a file of "
-        f"{format_bytes(row['file_bytes'])}, {row['failures']} failures, format {row['format']}, {row['engine']}, "
+        f"{row['dataset']}: {videos}, {format_bytes(row['record_bytes'])} of records in a file of "
+        f"{format_bytes(row['file_bytes'])}, {failures}, format {row['format']}, {row['engine']}, "
         f"made {date(row['created'])}{', sealed' if row['sealed'] else ''}"
     )
     for found in row["feature_sets"]:
@@ -60,10 +62,13 @@ def _print_set(found: dict[str, Any], is_default: bool) -> None:
     spec = FeatureSpec.from_dict(found["spec"])
     encoder, plain = spec.encoder, found["spec"]
     click.echo(
-        f"  set {spec.digest}{', the default' if is_default else ''}: {found['videos']} videos, "
-        f"{found['frames']} frames, {format_bytes(found['record_bytes'])}, {found['failures']} failures"
+        f"  set {spec.digest}{', the default' if is_default else ''}: "
+        f"{how_many(found['videos'], 'video')}, {how_many(found['frames'], 'frame')}, "
+        f"{format_bytes(found['record_bytes'])}, {how_many(found['failures'], 'failure')}"
     )
     budget = found["max_error"]
+    otherwise = found["stored_otherwise"]
+    still = f"; {how_many(otherwise, 'video')} still otherwise" if otherwise else ""
     facts = {
         "from": found["origin"],
         **found["names"],
@@ -75,7 +80,7 @@ def _print_set(found: dict[str, Any], is_default: bool) -> None:
         "decoder": spec.decoder,
         "decoded by": counts_text(found["decoders"]),
         "doubts": counts_text(found["doubts"]),
-        "stored": storage_text(found["storage"]),
+        "stored": storage_text(found["storage"]) + still,
         "error budget": "" if budget is None else f"relative L2 of a token {budget:g}",
         "error": errors_text(found["error"]) if found["videos"] else "",
     }

@@ -20,7 +20,7 @@ from featstore.cli._printing import clock, print_json
 from featstore.cli._progress import show_progress
 from featstore.cli._sources import choose_sources
 from featstore.cli._streams import say
-from featstore.cli._words import counts_text
+from featstore.cli._words import counts_text, how_many
 from featstore.errors import plain, plain_line
 from featstore.system.filesystems import format_bytes
 
@@ -40,10 +40,10 @@ def ingest(**options: Any) -> None:
     for source in sources:
         check_target(options["cache_dir"], source.dataset, work)
     encoder = choose_encoder(options)
+    show_plan = click.echo if work.dry_run and not options["as_json"] else say
     summaries: list[IngestSummary] = []
     with stop_on_signals() as stop:
         for source in sources:
-            plan_to = click.echo if work.dry_run and not options["as_json"] else say
             with show_progress() as on_progress:
                 summary = run(
                     source.videos,
@@ -54,7 +54,7 @@ def ingest(**options: Any) -> None:
                     storage=storage,
                     options=work,
                     stop=stop,
-                    on_plan=lambda plan, to=plan_to: to(_plan_line(plan, options["cache_dir"])),
+                    on_plan=lambda plan: show_plan(_plan_line(plan, options["cache_dir"])),
                     on_progress=on_progress,
                 )
             summaries.append(summary)
@@ -80,7 +80,10 @@ def _plan_line(plan: IngestSummary, cache_dir: str) -> str:
     there = Path(cache_dir).absolute()
     while not there.exists():
         there = there.parent
-    parts = [f"{plan.planned} videos to ingest as {plan.storage}", f"{plan.skipped} stored already"]
+    videos = how_many(plan.planned, "video")
+    parts = [f"{videos} to ingest as {plan.storage}", f"{plan.skipped} stored already"]
+    if plan.restored:
+        parts.append(f"{plan.restored} stored otherwise")
     if plan.replaced:
         parts.append(f"{plan.replaced} replaced since")
     if plan.failed_before:
@@ -101,12 +104,14 @@ def _print_summary(summary: IngestSummary) -> None:
         others = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if name != worst)
         click.echo(f"  decoded by: {counts_text(summary.decoders)}")
         click.echo(f"  bottleneck: {worst} ({shares[worst]:.0%} busy); {others}")
+    if summary.interrupted:
+        left = summary.planned - summary.stored - len(summary.failures)
+        also = ", also without --restore-as" if summary.restored else ""
+        click.echo(f"  interrupted: {how_many(left, 'video')} left; the same command goes on{also}")
     if summary.doubts:
-        count = sum(summary.doubts.values())
-        videos = "1 video" if count == 1 else f"{count} videos"
         click.echo(
-            f"  {videos} decoded by decord: frames may not be those asked for: {counts_text(summary.doubts)}; "
-            "see --decoder exact"
+            f"  {how_many(sum(summary.doubts.values()), 'video')} decoded by decord: frames may not be those asked "
+            f"for: {counts_text(summary.doubts)}; see --decoder exact"
         )
     for heading, failures in (
         ("failed", summary.failures),

@@ -318,10 +318,39 @@ def test_a_cache_that_is_not_there_is_refused(tmp_path):
         ["--min-free", "much"],
         ["--device", "cpu,gpu"],
         ["--manifest", "m.csv"],
+        ["--model-path", "checkpoint"],
     ],
 )
 def test_wrong_options_are_exit_code_2(sample_clips, tmp_path, words):
     assert ingest(sample_clips, tmp_path, *words).exit_code == 2
+
+
+def test_two_ways_to_name_the_videos_are_told_as_such(sample_clips, tmp_path):
+    done = ingest(sample_clips, tmp_path, "--manifest", "m.csv")
+    assert "--videos and --manifest each name the videos: leave all but one out" in done.stderr
+
+
+def test_a_removal_that_nobody_can_confirm_says_so(stored):
+    done = run("rm", "--cache-dir", stored, "--dataset", "demo")
+    assert (done.exit_code, "--yes gives it in advance" in done.stderr) == (1, True)
+    assert len(featstore.open(stored)["demo"]) == 3
+
+
+def test_what_default_and_rm_did_is_printed_for_scripts(sample_clips, tmp_path):
+    first, second = two_sets(sample_clips, tmp_path)
+    at = ("--cache-dir", tmp_path, "--dataset", "demo", "--json")
+    assert json.loads(run("default", *at).stdout) == {"dataset": "demo", "feature_set": first}
+    done = json.loads(run("rm", *at, "--yes", "--spec", second).stdout)
+    assert (done["feature_set"], done["videos"], done["missing"]) == (second, 1, [])
+    assert json.loads(run("rm", *at, "--yes").stdout)["dataset"] == "demo"
+
+
+def test_a_set_that_is_stored_again_in_part_is_told_by_plan_and_info(sample_clips, tmp_path):
+    ingest(sample_clips, tmp_path)
+    ingest(sample_clips, tmp_path, "--quantize", "fp32", "--restore-as", "--limit", 1)
+    done = ingest(sample_clips, tmp_path, "--dry-run")
+    assert "2 videos to ingest as fp32, 1 stored already, 2 stored otherwise;" in done.stdout
+    assert "fp32; 2 videos still otherwise" in run("info", "--cache-dir", tmp_path).stdout
 
 
 def test_check_finds_a_flipped_byte_and_exits_1(sample_clips, tmp_path):
@@ -403,14 +432,14 @@ def test_rm_removes_single_videos_and_says_which_were_not_there(sample_clips, tm
     assert (refused.exit_code, len(listed(tmp_path))) == (1, 3)
     done = run(*words, "--yes")
     assert done.exit_code == 0
-    assert "removed 1 videos and 0 failures of demo" in done.stdout
-    assert "given back by featstore compact" in done.stdout
+    assert "removed 1 video and 0 failures of demo" in done.stdout
+    assert f"by featstore compact --cache-dir {tmp_path} --dataset demo" in done.stdout
     assert listed(tmp_path) == ["bouncing_ball", "color_bars"]
     again = run(*words, "--video", "color_bars", "--yes")
     assert again.exit_code == 3
     assert "not there: blink" in again.stdout
     assert json.loads((tmp_path / "cache_meta.json").read_text())["videos"] == 1
-    assert "1 videos to ingest" not in ingest(sample_clips, tmp_path).stderr
+    assert "2 videos to ingest" in ingest(sample_clips, tmp_path).stderr
     assert len(listed(tmp_path)) == 3
 
 
@@ -428,7 +457,11 @@ def test_rm_removes_one_feature_set(sample_clips, tmp_path):
     assert (
         f"Remove feature set {sets[0][:8]} of demo with the features of 3 videos?" in asked.stderr
     )
-    assert run(*words, "--yes").exit_code == 0
+    assert asked.stderr.endswith("nothing is removed without a yes; --yes gives it in advance\n")
+    done = run(*words, "--yes")
+    assert done.exit_code == 0
+    assert f"removed feature set {sets[0][:8]} of demo, 3 videos and 0 failures" in done.stdout
+    assert f"it was the default set; now that is {sets[1][:8]}" in done.stdout
     assert list(featstore.open(tmp_path)["demo"].sets) == sets[1:]
     assert run(*words, "--yes").exit_code == 1
 
@@ -475,7 +508,7 @@ def test_all_commands_mean_the_default_set_until_another_is_named(sample_clips, 
     assert json.loads(run("get", *at, "blink", "--json").stdout)["feature_set"] == second
     sets = json.loads(run("ls", "--cache-dir", tmp_path, "--json").stdout)
     assert {row["feature_set"]: row["default"] for row in sets} == {first: False, second: True}
-    assert f"set {second}, the default: 1 videos" in run("info", *at).stdout
+    assert f"set {second}, the default: 1 video, 4 frames," in run("info", *at).stdout
     meta = json.loads((tmp_path / "cache_meta.json").read_text())
     assert meta["datasets"]["demo"]["default"] == second
 
@@ -570,6 +603,7 @@ def test_seal_refuses_an_ingest_until_it_is_undone(sample_clips, tmp_path):
     assert "is sealed" in refused.stderr
     assert "Traceback" not in refused.output
     assert run(*words, "--undo").stdout == "demo is open for writing again\n"
+    assert run(*words, "--undo").stdout == "demo is not sealed\n"
     assert ingest(sample_clips, tmp_path).exit_code == 0
 
 
@@ -630,6 +664,7 @@ def test_merge_copies_what_is_missing(sample_clips, tmp_path):
     assert "3/3 videos" in done.stderr
     again = json.loads(run(*words, "--json").stdout)
     assert (again["stored"], again["skipped"], again["failures"]) == (0, 3, [])
+    assert run(*words).stderr == ""
     assert run("check", "--cache-dir", tmp_path / "b").exit_code == 0
     full = run(*words[:-1], tmp_path / "c", "--max-size", "10kB")
     assert (full.exit_code, "raise --max-size" in full.stderr) == (1, True)

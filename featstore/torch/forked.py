@@ -14,6 +14,7 @@ import torch
 
 from featstore.errors import FeatstoreError
 from featstore.system.forks import no_fork
+from featstore.torch.upload.cudart import refuse_missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,11 @@ _computed = False
 
 
 def about_to_compute(device: torch.device) -> None:
-    """Note that torch computes on `device` in this process; raise FeatstoreError if a fork made that impossible."""
+    """Note that torch computes on `device` in this process.
+
+    Raises:
+        FeatstoreError: it is not there, or a fork made that impossible.
+    """
     global _computed
     if device.type == "cuda" and torch.cuda._is_in_bad_fork():
         raise FeatstoreError(
@@ -30,6 +35,7 @@ def about_to_compute(device: torch.device) -> None:
             remedy="start processes with multiprocessing's spawn, or fork before the first model is loaded and load "
             "one in each process",
         )
+    refuse_missing(device)
     _computed = True
 
 

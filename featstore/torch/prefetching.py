@@ -13,6 +13,7 @@ import torch
 
 from featstore.errors import FeatstoreError
 from featstore.torch.conversion import to_tensor
+from featstore.torch.forked import about_to_compute
 from featstore.torch.upload.cudart import numbered
 
 if TYPE_CHECKING:
@@ -56,10 +57,13 @@ def prefetch(
         ahead: number of videos prepared ahead; at most `ahead + 1` tensors exist that the caller has not seen.
 
     Raises:
-        FeatstoreError: the look-up of a video failed, when its turn comes; or this process was forked since.
+        FeatstoreError: the look-up of a video failed, when its turn comes; the device is not there, or not usable in a
+            forked process; or this process was forked since.
     """
+    place = torch.device("cpu" if device is None else device)
+    about_to_compute(place)
     # Another thread's current GPU is the first one, whatever the caller's is.
-    place = numbered(torch.device("cpu" if device is None else device))
+    place = numbered(place)
     ready: queue.Queue[tuple[str, torch.Tensor | BaseException | None]] = queue.Queue(max(1, ahead))
     ended = threading.Event()
     started_in = os.getpid()

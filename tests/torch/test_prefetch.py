@@ -206,6 +206,7 @@ def test_the_current_gpu_is_the_one_of_whoever_asks(cache_dir, monkeypatch):
         asked.append((str(device), threading.current_thread()))
         return torch.device("cpu")
 
+    monkeypatch.setattr(prefetching, "about_to_compute", lambda device: None)
     monkeypatch.setattr(prefetching, "numbered", number)
     dataset = featstore.open(cache_dir)["demo"]
     names = [name for name, _ in prefetch(dataset, dataset, device="cuda")]

@@ -1,7 +1,9 @@
 import os
+import re
 import signal
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from quick import first_is_quick
 
 from featstore import torch as bridge
+from featstore.errors import FeatstoreError
 from featstore.geometry import RowLayout
 from featstore.records import quantization as reference
 from featstore.records.features import Features
@@ -16,6 +19,7 @@ from featstore.records.header import Header, SourceFingerprint
 from featstore.records.quantization import QuantError
 from featstore.records.record import Record
 from featstore.records.storage import GRANULARITIES, Storage
+from featstore.torch.upload.cudart import refuse_missing
 
 INT8 = Storage("int8", "channel")
 STORAGES = [Storage("int8", granularity) for granularity in GRANULARITIES]
@@ -127,6 +131,31 @@ def test_a_dtype_that_cannot_hold_features_is_refused_in_words():
         bridge.to_tensor(features, dtype=torch.int8)
     with pytest.raises(ValueError, match="would cut them"):
         bridge.to_tensor(features, out=torch.empty(features.shape, dtype=torch.int32))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_not_there_is_refused_and_not_promised(device):
+    features = features_of(draw(4), INT8)
+    source = SimpleNamespace(lookup=lambda video: features, read_ahead=lambda video: None)
+    found = rf"device is '{device}', but torch \S+ sees no GPU"
+    for use in (
+        lambda: bridge.to_tensor(features, device=device),
+        lambda: list(bridge.prefetch(source, ["v"], device=device)),
+    ):
+        with pytest.raises(FeatstoreError, match=found + "; use --device cpu"):
+            use()
+    assert re.fullmatch(f"not at all: {found}", bridge.explain(features, device))
+
+
+def test_a_gpu_beyond_the_last_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    refuse_missing(torch.device("cuda:0"))
+    with pytest.raises(
+        FeatstoreError, match="device is 'cuda:1', but the GPUs here are 1, the first"
+    ):
+        refuse_missing(torch.device("cuda:1"))
 
 
 @each_storage

@@ -63,6 +63,7 @@ def runtime(monkeypatch):
     stream, empty = Stream(), torch.empty
     for module in (conversion, staged, transfer):
         monkeypatch.setattr(module, "copy_stream", lambda device: stream)
+    monkeypatch.setattr(transfer, "refuse_missing", lambda device: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
     for name in ("device", "stream"):
         monkeypatch.setattr(torch.cuda, name, lambda which: contextlib.nullcontext())

@@ -18,6 +18,7 @@ from featstore.spec import EncoderIdentity
 from featstore.system.forks import tell_of_forks
 from featstore.torch.arithmetic import own_arithmetic
 from featstore.torch.forked import about_to_compute, computing
+from featstore.torch.upload.cudart import refuse_missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -193,14 +194,5 @@ def _device(name: str | torch.device) -> torch.device:
     if device.type == "cuda" and device.index is None and torch.cuda.is_initialized():
         # It may be used in another thread, which starts with the first GPU as its current one.
         return torch.device("cuda", torch.cuda.current_device())
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise FeatstoreError(
-            f"device is {str(device)!r}, but torch {torch.__version__} sees no GPU; use --device cpu, or install a "
-            "torch built for this machine's driver"
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise FeatstoreError(
-            f"device is {str(device)!r}, but there are {torch.cuda.device_count()} GPUs, the first is cuda:0; "
-            "name one of them with --device"
-        )
+    refuse_missing(device)
     return device

@@ -1,4 +1,4 @@
-"""CUDA as the uploads use it: numbered devices, copy streams, page-locked memory."""
+"""CUDA as the uploads use it: devices that are there, their numbers, copy streams, page-locked memory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,28 @@ from typing import Any
 
 import torch
 
+from featstore.errors import FeatstoreError
+
 READ_ONLY = 0x08  # the memory is read-only
 _PORTABLE = 0x01  # registered for every GPU
 _local = threading.local()
+
+
+def refuse_missing(device: torch.device) -> None:
+    """Raise FeatstoreError if `device` is a GPU that is not there."""
+    if device.type != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise FeatstoreError(
+            f"device is {str(device)!r}, but torch {torch.__version__} sees no GPU",
+            remedy="use --device cpu, or install a torch built for this machine's driver",
+        )
+    count = torch.cuda.device_count()
+    if (device.index or 0) >= count:
+        raise FeatstoreError(
+            f"device is {str(device)!r}, but the GPUs here are {count}, the first is cuda:0",
+            remedy="name one of them with --device",
+        )
 
 
 def numbered(device: torch.device) -> torch.device:

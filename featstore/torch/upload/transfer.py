@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from featstore.torch.upload.cudart import copy_stream
+from featstore.errors import FeatstoreError
+from featstore.torch.upload.cudart import copy_stream, refuse_missing
 from featstore.torch.upload.registered import (
     register_record,
     unregister_replaced,
@@ -79,8 +80,13 @@ def explain(features: Features, device: torch.device | str = "cuda") -> str:
         features: as a look-up in the store returns them.
         device: the device; nothing is copied to it.
     """
-    if torch.device(device).type == "cpu":
+    place = torch.device(device)
+    if place.type == "cpu":
         return "cpu: read in place, in blocks that fit the cache"
+    try:
+        refuse_missing(place)
+    except FeatstoreError as exc:
+        return f"not at all: {exc.found}"
     codec = features.header.storage.codec
     if codec != "raw":
         return f"staged: {codec} is decompressed on the CPU"

@@ -50,6 +50,14 @@ class ToyEncoder:
             ),
         )
 
+    def __repr__(self) -> str:
+        """Return weights and geometry."""
+        geometry = self.identity.geometry
+        return (
+            f"<featstore.encoders.ToyEncoder: weights {self.identity.weights[:8]}, "
+            f"{geometry.tokens_per_unit} x {geometry.hidden_dim} a frame>"
+        )
+
     def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return features (B, grid * grid, hidden_dim) float32 of `frames` (B, H, W, 3) uint8."""
         import numpy as np

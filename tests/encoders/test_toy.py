@@ -28,3 +28,9 @@ def test_a_frame_has_the_same_features_in_any_batch():
     frames = np.random.default_rng(0).integers(0, 256, (7, 28, 28, 3), dtype=np.uint8)
     one_by_one = [ToyEncoder().encode(frame[None])[0] for frame in frames]
     assert np.array_equal(ToyEncoder().encode(frames), one_by_one)
+
+
+def test_its_repr_is_a_line_that_says_what_it_is():
+    encoder = ToyEncoder(grid=3)
+    weights = encoder.identity.weights[:8]
+    assert repr(encoder) == f"<featstore.encoders.ToyEncoder: weights {weights}, 9 x 8 a frame>"

@@ -101,6 +101,11 @@ class LongVAEncoder:
             settings=found.vision.settings,
         )
 
+    def __repr__(self) -> str:
+        """Return checkpoint, weights, device and dtype."""
+        about = f"weights {self.identity.weights[:8]}, {self.device}, {self.identity.dtype}"
+        return f"<featstore.encoders.LongVAEncoder {self.origin!r}: {about}>"
+
     def load(self) -> None:
         """Build the model on its device in its dtype, unless that is done; `encode` does so by itself.
 

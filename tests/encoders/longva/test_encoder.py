@@ -402,6 +402,14 @@ def test_options_that_mean_nothing_are_refused(tiny, options, says):
         LongVAEncoder(tiny, **options)
 
 
+def test_its_repr_is_a_line_that_says_what_it_is(tiny):
+    encoder = LongVAEncoder(tiny, device="cpu", dtype="bf16")
+    weights = encoder.identity.weights[:8]
+    assert repr(encoder) == (
+        f"<featstore.encoders.LongVAEncoder {str(tiny)!r}: weights {weights}, cpu, bf16>"
+    )
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused(tiny):
     with pytest.raises(FeatstoreError, match="sees no GPU; use --device cpu"):

@@ -83,7 +83,7 @@ class CompareReport:
 
     Attributes:
         dataset: the dataset's name.
-        spec: the feature set.
+        spec: the feature set that was compared.
         limits: what is allowed.
         rows: the videos that were compared.
         failures: video id -> why it could not be compared.
@@ -145,7 +145,9 @@ class CompareReport:
                 {"video_id": row.video_id, **to_plain(row.error), "identical": row.identical}
                 for row in self.rows
             ],
-            "failures": self.failures,
+            "failures": [
+                {"video_id": video, "reason": reason} for video, reason in self.failures.items()
+            ],
         }
 
 
@@ -178,11 +180,10 @@ def compare(
         max_new_tokens: maximum number of new tokens per answer.
         samples: number of videos, at most as many as are stored.
         seed: seed of the sample.
-        nframe: number of frames of the feature set, if another is meant than the dataset's own, or than the one that is
-            the encoder's.
+        nframe: number of frames of the feature set, to choose by it among those that are the encoder's; by default the
+            dataset's default set if it is one of them, else the only one.
         spec: digest of the feature set or a prefix of it, likewise.
-        decoder: `auto` or `exact`, whose frames the feature set is of, likewise. The fresh frames are always those of
-            the feature set's own decoder.
+        decoder: `auto` or `exact`, likewise. The fresh frames are always those of the feature set's own decoder.
         limits: what is allowed; the defaults of `Limits` if None.
         decode_timeout: seconds that decoding a video may take.
         on_row: called after each video.

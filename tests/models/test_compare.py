@@ -139,11 +139,27 @@ def test_the_command_prints_json_and_exits_3_where_a_file_was_replaced(stored, t
     report = json.loads(done.stdout)
     assert done.exit_code == 3
     assert report["feature_set"] == Dataset(cache, "demo").feature_set.spec.digest
-    assert "was replaced" in report["failures"]["blink"]
+    [failure] = report["failures"]
+    assert (failure["video_id"], "was replaced" in failure["reason"]) == ("blink", True)
     assert report["summary"]["videos"] == 2
     shown = CliRunner().invoke(main, [*words, "--samples", "1", "--max-relative-l2", "0"])
     assert shown.exit_code == 1
+    first, *_ = shown.stdout.splitlines()
+    assert first == f"compared with {Dataset(cache, 'demo').feature_set.spec.describe()}"
     assert "beyond the limits" in shown.stdout
+
+
+def test_a_report_names_the_set_that_was_compared_also_if_it_is_not_the_default(stored, tmp_path):
+    checkpoint, made, _ = stored
+    cache = Path(shutil.copytree(made, tmp_path / "cache"))
+    theirs = FeatureSpec(ToyEncoder().identity, Sampling(4), DECODER, ToyEncoder().preprocessing)
+    store_videos(cache, "demo", {"v": toy_features(0)}, spec=theirs)
+    set_default(cache, "demo", theirs.digest)
+    dataset, encoder = Dataset(cache, "demo"), LongVAEncoder(checkpoint, device="cpu")
+    report = compare(dataset, encoder, samples=1)
+    assert dataset.feature_set.spec == theirs
+    assert report.spec.encoder == encoder.identity
+    assert report.to_dict()["feature_set"] == report.spec.digest
 
 
 @pytest.mark.parametrize("choice", [["--nframe", "8"], ["--spec", "ffff"], ["--spec", "ff"]])

@@ -62,12 +62,14 @@ def digest_prefix(ctx: click.Context, option: click.Parameter, value: str | None
     return value
 
 
-def open_set(cache_dir: str, dataset: str, spec: str | None) -> Dataset:
-    """Return the feature set that `--spec` names, or the dataset's default set."""
+def open_set(cache_dir: str, dataset: str, spec: str | None, nframe: int | None = None) -> Dataset:
+    """Return the feature set that `--spec` and `--nframe` name, or the dataset's default set."""
     from featstore.store.reader import FeatureStore
 
     there = FeatureStore(cache_dir)[dataset]
-    return there.sets[there.select(spec=spec).spec.digest] if spec else there
+    if not (spec or nframe):
+        return there
+    return there.sets[there.select(nframe, spec).spec.digest]
 
 
 class VariadicOption(click.Option):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+import sys
+import textwrap
 import time
 from functools import lru_cache
-from itertools import islice
+from itertools import islice, zip_longest
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -59,11 +62,18 @@ def print_json_rows(rows: Iterable[str]) -> None:
 
 
 def print_facts(facts: dict[str, Any], indent: str = "") -> None:
-    """Print names and values, aligned; without those that are empty."""
+    """Print names and values, aligned; without those that are empty. On a terminal they are wrapped to its width."""
     width = max(map(len, facts))
     for name, value in facts.items():
-        if value != "":
-            click.echo(f"{indent}{plain_line(name):<{width}}  {plain_line(str(value))}")
+        if value == "":
+            continue
+        text = plain_line(str(value))
+        lines = [text]
+        if sys.stdout.isatty():
+            room = max(20, shutil.get_terminal_size().columns - len(indent) - width - 2)
+            lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
+        for head, line in zip_longest([plain_line(name)], lines, fillvalue=""):
+            click.echo(f"{indent}{head:<{width}}  {line}")
 
 
 def print_table(

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli._options import cache_dir_option, json_option, open_set, spec_option
+from featstore.cli._options import (
+    cache_dir_option,
+    json_option,
+    open_set,
+    spec_option,
+    which_nframe_option,
+)
 from featstore.cli._printing import date, print_json_rows, print_table
 from featstore.cli._streams import say
 from featstore.cli._words import storage_text
@@ -16,45 +23,43 @@ from featstore.errors import plain_line
 
 if TYPE_CHECKING:
     from featstore.store.dataset import Dataset
+    from featstore.store.rows import Failure
 
 _SETS = ("dataset", "feature_set", "default", "videos", "failures", "record_bytes", "storage")
-# Columns of the table of videos, and which field of an entry is in each.
-_VIDEOS = {
-    "video_id": "video_id",
-    "frames": "frames",
-    "rows": "rows",
-    "width": "width",
-    "values": "values",
-    "scale": "granularity",
-    "codec": "codec",
-    "record_bytes": "record_bytes",
-    "token_p99": "token_p99",
-    "decoder": "decoder",
-    "doubt": "doubt",
-    "created": "created",
-}
+# Columns of the table of videos, and the fields of an entry that are in them, which fit a terminal of 80 characters.
+_VIDEOS = ("video_id", "frames", "record_bytes", "token_p99", "decoder", "doubt")
+_STORAGE = ("values", "granularity", "codec")
+_SHOWN_DIGITS = 8
 
 
 @click.command()
 @cache_dir_option
 @click.option("--dataset", help="List this dataset's videos, those of its default feature set.")
 @click.option("--failed", is_flag=True, help="List the dataset's failed videos and their reasons.")
+@which_nframe_option
 @spec_option
 @json_option
-def ls(cache_dir: str, dataset: str | None, failed: bool, spec: str | None, as_json: bool) -> None:
+def ls(
+    cache_dir: str,
+    dataset: str | None,
+    failed: bool,
+    nframe: int | None,
+    spec: str | None,
+    as_json: bool,
+) -> None:
     """List the feature sets of all datasets, or the videos of one; with --json these in no particular order."""
     if dataset is None:
-        if failed or spec:
-            option = "--failed" if failed else "--spec"
+        if failed or spec or nframe:
+            option = "--failed" if failed else "--spec" if spec else "--nframe"
             raise click.UsageError(
                 f"{option} selects videos of a dataset: name the dataset with --dataset"
             )
         _list_sets(cache_dir, as_json)
         return
-    there = open_set(cache_dir, dataset, spec)
+    there = open_set(cache_dir, dataset, spec, nframe)
     (_list_failures if failed else _list_videos)(there, as_json)
     others = len(there.sets) - 1
-    if spec is None and others > 0:
+    if spec is None and nframe is None and others > 0:
         sets = "1 other feature set" if others == 1 else f"{others} other feature sets"
         say(f"{dataset} has {sets}: list them without --dataset, name one with --spec")
 
@@ -70,6 +75,7 @@ def _list_sets(cache_dir: str, as_json: bool) -> None:
     readable = [row for row in facts if "error" not in row]
     formats = {
         "storage": lambda storage: storage_text(storage) if storage else "",
+        "feature_set": lambda digest: digest[:_SHOWN_DIGITS],
         "default": lambda is_default: "yes" if is_default else "",
     }
     print_table(_SETS, [tuple(row[name] for name in _SETS) for row in readable], formats)
@@ -107,9 +113,10 @@ def _list_videos(there: Dataset, as_json: bool) -> None:
         print_json_rows(entries_json(there.name, there.entries()))
         return
     # Of a million videos only what is printed is held, and no Python runs for each of its values.
-    pick = itemgetter(*map(Entry._fields.index, _VIDEOS.values()))
-    found = sorted(map(pick, there.entries()), key=itemgetter(0))
-    print_table(list(_VIDEOS), found, {"created": date})
+    start = Entry._fields.index("values")
+    places = *map(Entry._fields.index, _VIDEOS), slice(start, start + len(_STORAGE))
+    found = sorted(map(itemgetter(*places), there.entries()), key=itemgetter(0))
+    print_table((*_VIDEOS, "storage"), found, {"storage": _storage_of})
 
 
 def _list_failures(there: Dataset, as_json: bool) -> None:
@@ -118,6 +125,16 @@ def _list_failures(there: Dataset, as_json: bool) -> None:
     if as_json:
         print_json_rows(json.dumps(failure_facts(there.name, row)) for row in there.failures())
         return
-    rows = ((row.video_id, row.reason, row.video_path, row.created) for row in there.failures())
-    names = ("video_id", "reason", "video_path", "created")
-    print_table(names, sorted(rows), {"created": date})
+    rows = ((row.video_id, row.created, _full_reason(row)) for row in there.failures())
+    print_table(("video_id", "created", "reason"), sorted(rows), {"created": date})
+
+
+@lru_cache
+def _storage_of(fields: tuple[str, ...]) -> str:
+    return storage_text(dict(zip(_STORAGE, fields, strict=True)))
+
+
+def _full_reason(row: Failure) -> str:
+    """Return why a video failed, which begins with its file."""
+    named = row.reason.startswith(row.video_path)
+    return row.reason if named else f"{row.video_path}: {row.reason}"

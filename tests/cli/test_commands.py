@@ -19,7 +19,7 @@ import featstore
 import featstore.store.maintenance.check
 from featstore.cli import main
 from featstore.cli._options import size
-from featstore.cli._printing import date, print_json_rows, print_table
+from featstore.cli._printing import date, print_facts, print_json_rows, print_table
 from featstore.encoders.longva.shape import FeatureShape
 from featstore.store.paths import DATA_FILE
 from featstore.store.writer import FeatureWriter
@@ -90,17 +90,20 @@ def test_a_failed_video_is_named_and_the_exit_code_is_3(sample_clips, tmp_path):
     assert "failed before: bad: " in again.stdout
     listed = run("ls", "--cache-dir", tmp_path / "cache", "--dataset", "demo", "--failed")
     assert "0 bytes" in listed.stdout
+    assert listed.stdout.count(str(clips / "bad.mp4")) == 1
 
 
 def test_ls_lists_feature_sets_and_videos(stored):
     head, line = run("ls", "--cache-dir", stored).stdout.splitlines()
     digest = featstore.open(stored)["demo"].feature_set.spec.digest
     assert head.split()[:4] == ["dataset", "feature_set", "default", "videos"]
-    assert line.split()[:4] == ["demo", digest, "yes", "3"]
+    assert line.split()[:4] == ["demo", digest[:8], "yes", "3"]
     shown = run("ls", "--cache-dir", stored, "--dataset", "demo")
     names = [line.split()[0] for line in shown.stdout.splitlines()]
     assert names == ["video_id", "blink", "bouncing_ball", "color_bars"]
-    assert shown.stdout.splitlines()[1].split()[1:7] == ["6", "24", "8", "int8", "channel", "raw"]
+    assert shown.stdout.splitlines()[1].split()[1] == "6"
+    assert shown.stdout.splitlines()[1].endswith("  int8/channel")
+    assert max(map(len, [head, line, *shown.stdout.splitlines()])) <= 80
     assert shown.stderr == ""
 
 
@@ -157,7 +160,7 @@ def test_a_doubt_is_seen_wherever_a_video_is_listed(doubted):
     }
     rows = json.loads(run("ls", *at, "--json").stdout)
     assert {row["video_id"]: row["doubt"] for row in rows} == doubts
-    table = re.findall(r"^(\w+) .* (?:pyav|decord) +(.*?) +\d{4}-", run("ls", *at).stdout, re.M)
+    table = re.findall(r"^(\w+) .* (?:pyav|decord) +(.*?) +int8/", run("ls", *at).stdout, re.M)
     assert dict(table) == doubts
     for video, doubt in doubts.items():
         assert json.loads(run("get", *at, video, "--json").stdout)["doubt"] == doubt
@@ -209,7 +212,7 @@ def test_what_a_listing_shows_of_a_video_stays_on_its_line(cache):
         writer.add_set(spec)
         put_video(writer, spec, "a", toy_features(1), doubt="some\n\x1b[2Jframes")
     head, line = run("ls", "--cache-dir", cache, "--dataset", "demo").stdout.splitlines()
-    assert head.split()[-2:] == ["doubt", "created"]
+    assert head.split()[-2:] == ["doubt", "storage"]
     assert "some\\n\\x1b[2Jframes" in line
 
 
@@ -221,6 +224,21 @@ def test_a_table_is_aligned_and_its_numbers_are_on_the_right(capsys):
         "a          5   0.250000  <1>",
         "longer  1234  -0.500000  <2>",
     ]
+
+
+def test_a_long_fact_is_wrapped_below_itself_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    facts = {"id": "a", "settings": "one 1, two 2, three 3, four 4, five 5"}
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_facts(facts, indent="  ")
+    assert capsys.readouterr().out.splitlines() == [
+        "  id        a",
+        "  settings  one 1, two 2, three 3, four",
+        "            4, five 5",
+    ]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
+    print_facts(facts)
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.5, 59.999, 1_700_000_000.25])
@@ -242,7 +260,7 @@ def test_a_list_of_any_length_is_json(capsys, count):
     assert len(out.splitlines()) == (count + 2 if count else 1)
 
 
-@pytest.mark.parametrize("option", [["--failed"], ["--spec", "abcd"]])
+@pytest.mark.parametrize("option", [["--failed"], ["--spec", "abcd"], ["--nframe", "6"]])
 def test_what_ls_lists_of_a_dataset_needs_its_name(stored, option):
     done = run("ls", "--cache-dir", stored, *option)
     assert (done.exit_code, f"{option[0]} selects videos of a dataset" in done.stderr) == (2, True)
@@ -499,6 +517,8 @@ def test_all_commands_mean_the_default_set_until_another_is_named(sample_clips, 
     other = run("ls", *at, "--spec", second[:4])
     assert (len(other.stdout.splitlines()), other.stderr) == (2, "")
     assert json.loads(run("get", *at, "blink", "--nframe", 4, "--json").stdout)["frames"] == 4
+    by_nframe = run("ls", *at, "--nframe", 4)
+    assert (by_nframe.stdout, by_nframe.stderr) == (other.stdout, "")
     assert run("default", *at).stdout.startswith(f"demo: {first[:8]}  toy ")
 
     named = run("default", *at, second[:4])

@@ -68,8 +68,8 @@ def test_one_bad_video_among_several_benchmarks_is_told_by_the_exit_code(ingest)
 def test_a_dry_run_plans_each_benchmark(ingest, cache):
     done = ingest("--datasets", "Video-MME_128frame", "MLVU_128frame", "--dry-run")
     assert done.exit_code == 0
-    assert "Video-MME: 2 videos to ingest" in done.stderr
-    assert "MLVU: 3 videos to ingest" in done.stderr
+    assert "Video-MME: 2 videos to ingest" in done.stdout
+    assert "MLVU: 3 videos to ingest" in done.stdout
     assert not cache.exists()
 
 
@@ -79,7 +79,7 @@ def test_a_dry_run_plans_each_benchmark(ingest, cache):
         (["--datasets", "MLVU_128frame", "--dataset", "MLVU"], "leave out --dataset"),
         (
             ["--datasets", "MLVU_128frame", "--videos", "."],
-            "with --videos, with --manifest or with",
+            "--videos and --datasets each name the videos",
         ),
         (
             ["--datasets", "MLVU_128frame", "--nframe", "64"],

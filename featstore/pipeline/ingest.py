@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from featstore.decoding.video_file import Video, identity_of
@@ -129,7 +130,7 @@ def ingest(
                 built,
                 recipes[: summary.encoders],
                 cache_dir,
-                options=options,
+                options=replace(options, replace_storage=plan.replaces_storage),
                 stop=stop,
                 on_progress=on_progress,
             ).run(decode_order(plan.todo), plan.replaced)

@@ -462,6 +462,15 @@ def test_a_video_that_fails_when_it_is_stored_again_keeps_what_is_stored(clips, 
     np.testing.assert_array_equal(featstore.get(cache, "demo", "blink").data, kept)
 
 
+def test_no_storage_is_replaced_if_none_is_asked_for(clips, cache):
+    words = {"encoder": ToyEncoder(), "sampling": SIX}
+    ingest(clips, cache, "demo", options=IngestOptions(limit=1), **words)
+    before = featstore.open(cache)["demo"].feature_set
+    done = ingest(clips, cache, "demo", options=IngestOptions(replace_storage=True), **words)
+    assert done.stored == 2
+    assert featstore.open(cache)["demo"].feature_set == before
+
+
 def test_a_storage_is_replaced_though_no_video_is_to_be_made_again(clips, cache):
     """All failed before; the next ingest is to store as this one said."""
     words = {"encoder": ToyEncoder(), "sampling": SIX}

@@ -21,7 +21,7 @@ class IngestOptions:
         resume: leave out the videos that are stored, or that failed before; False makes all again.
         retry_failed: try the videos again that failed before.
         replace_storage: if the feature set is stored in another way than asked for, store it as asked from now on, and
-            make again the videos that are stored.
+            make again the videos that are stored in another way.
         limit: ingest so many videos at most; None for all.
         min_free: bytes that stay free on the disk.
         max_size: bytes the cache directory may take; None for no limit.

@@ -75,13 +75,13 @@ def read_entry(snapshot: Snapshot, key: bytes) -> Entry | None:
     return None if data is None else unpack_entry(key, data)
 
 
-def read_entries(snapshot: Snapshot, digest: str = "") -> Iterator[Entry]:
-    """Yield the rows of the finished videos, of one feature set or of all."""
+def read_entries(snapshot: Snapshot, digest: str) -> Iterator[Entry]:
+    """Yield the rows of the finished videos of a feature set, whose digest is in the keys and not in the rows."""
     return starmap(unpack_entry, snapshot.rows("catalog", set_key(digest)))
 
 
-def read_failures(snapshot: Snapshot, digest: str = "") -> Iterator[Failure]:
-    """Yield the rows of the videos that failed, of one feature set or of all."""
+def read_failures(snapshot: Snapshot, digest: str) -> Iterator[Failure]:
+    """Yield the rows of the videos that failed in a feature set."""
     for _, data in snapshot.rows("failures", set_key(digest)):
         yield unpack_failure(data)
 

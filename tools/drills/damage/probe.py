@@ -79,9 +79,18 @@ def _read(folder: Path, journal: Journal) -> Iterator[Verdict]:
     yield _read_manifest(whole, journal)
     for put in journal.puts.values():
         yield _read_video(whole, put)
-    entries = {(entry.spec, entry.video_id): entry for entry in read_entries(whole.snapshot())}
+    sets = journal.counts()
+    entries = {
+        (entry.spec, entry.video_id): entry
+        for digest in sets
+        for entry in read_entries(whole.snapshot(), digest)
+    }
     yield _compare(entries, {key: put.entry for key, put in journal.puts.items()})
-    failures = {(row.spec, row.video_id): row for row in read_failures(whole.snapshot())}
+    failures = {
+        (row.spec, row.video_id): row
+        for digest in sets
+        for row in read_failures(whole.snapshot(), digest)
+    }
     yield _compare(failures, journal.failures)
 
 

@@ -131,14 +131,14 @@ def row(data: bytes) -> None:
     with contextlib.suppress(FeatstoreError):
         kind = data[0] % 4 if data else 0
         if kind == 0:
-            for entry in read_entries(snapshot):
+            for entry in read_entries(snapshot, ""):
                 _ = entry.source, entry.error, entry.storage
                 assert pack_row(entry)[ROW_AT:]
         elif kind == 1:
             found = read_manifest(snapshot, DATASET)
             assert all(type(counts) is Counts for counts in found.sets.values())
         elif kind == 2:
-            list(read_failures(snapshot))
+            list(read_failures(snapshot, ""))
         else:
             _read_set(packed)
 

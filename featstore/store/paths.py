@@ -91,8 +91,8 @@ def is_sealed(path: str | os.PathLike[str]) -> bool:
 
 
 @contextlib.contextmanager
-def lmdb_name(path: Path) -> Iterator[str]:
-    """Give a name for the folder that is `path` now, whatever takes its place; py-lmdb takes only UTF-8 besides.
+def pinned_name(path: Path) -> Iterator[str]:
+    """Give a name for the folder that is `path` now, whatever takes its place.
 
     Raises StoreNotFound if there is none, and StoreError if it cannot be opened.
     """
@@ -108,6 +108,18 @@ def lmdb_name(path: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{fd}"
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def lmdb_name(path: Path) -> Iterator[str]:
+    """Give a name under which py-lmdb can open the folder `path`: it takes no bytes, only UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with pinned_name(path) as name:
+            yield name
+    else:
+        yield str(path)
 
 
 def compacting_path(path: Path) -> Path:

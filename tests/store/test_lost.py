@@ -76,7 +76,7 @@ def test_a_lost_dataset_is_a_problem_to_check(lost):
         assert done.exit_code == 1
         assert GONE in done.stdout
         assert "restore it from a copy" in done.stdout
-        assert ("other: 1 videos" in done.stdout) == ("--dataset" not in words)
+        assert ("other: 1 video," in done.stdout) == ("--dataset" not in words)
     [report, _] = json.loads(run("check", lost, "--json").stdout)
     assert report["dataset"] == "demo"
     assert len(report["problems"]) == 1

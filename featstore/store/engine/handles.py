@@ -34,7 +34,7 @@ from featstore.store.engine.reader_table import (
     remove_lock_file,
 )
 from featstore.store.engine.settings import FLOCK, MAP_BYTES, MAX_READERS
-from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, identify, lmdb_name
+from featstore.store.paths import DATA_FILE, LMDB_LOCK_FILE, identify, pinned_name
 from featstore.system.filesystems import is_read_only_disk
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def open_handle(folder: Path, data: int, owner: object) -> Handle:
 
 
 def open_liblmdb(name: str, *, readonly: bool, lock: bool = True) -> lmdb.Environment:
-    """Open the environment in the folder that `lmdb_name` gave a name, which this process does not have open.
+    """Open the environment in the folder called `name`, which this process does not have open.
 
     liblmdb makes a file that is missing, whatever it is told: the caller knows that it is there.
     """
@@ -167,7 +167,7 @@ def _open_once(folder: Path, data: int, owner: object) -> Handle | None:
     lock_file = identify(folder / LMDB_LOCK_FILE)
     handle = None
     try:
-        with lmdb_name(folder) as name:
+        with pinned_name(folder) as name:
             opened = os.fstat(data)
             if identify(f"{name}/{DATA_FILE}") != (opened.st_dev, opened.st_ino):
                 raise DataFileReplaced

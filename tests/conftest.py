@@ -1,6 +1,5 @@
 """Sample clips, and a cache directory that must be clean when a test is done with it."""
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -17,13 +16,12 @@ from checkpoints import (  # fixtures
     reference,  # noqa: F401
     tiny,  # noqa: F401
 )
+from make_sample_clips import make_sample_clips
 from quick import load_profile
 
 from featstore.store import reader
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.paths import dataset_names
-
-TOOLS = Path(__file__).parents[1] / "tools"
 
 # In the background of a script interrupts are ignored, and would be in all that the tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -36,15 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def sample_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = importlib.util.spec_from_file_location(
-        "make_sample_clips", TOOLS / "make_sample_clips.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
     folder = tmp_path_factory.mktemp("clips")
-    tool.make_sample_clips(folder)
+    make_sample_clips(folder)
     return folder
 
 

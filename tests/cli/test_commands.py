@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from damage import flip_in_file
+from decoder_corpus import write_case
 from safetensors.numpy import load_file
-from tooling import load_tool
 from toys import put_video, toy_features, toy_spec
 
 import featstore
@@ -127,10 +127,8 @@ def doubted(sample_clips, tmp_path_factory) -> tuple[Path, Path, str]:
     clips, cache = folder / "clips", folder / "cache"
     clips.mkdir()
     shutil.copy(sample_clips / "blink.mp4", clips)
-    corpus = load_tool("make_decoder_corpus")
-    for case in corpus.small_corpus():
-        if case.name in ("h264_edit_at_start.mp4", "h264_open_gop.mp4", "mpeg4.mp4"):
-            corpus.write(case, clips / case.name)
+    for name in ("h264_edit_at_start.mp4", "h264_open_gop.mp4", "mpeg4.mp4"):
+        write_case(name, clips)
     done = ingest(clips, cache)
     assert done.exit_code == 0
     return clips, cache, done.stdout

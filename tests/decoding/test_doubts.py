@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import make_decoder_corpus as corpus
 import numpy as np
 import pytest
-from tooling import load_tool
+from decoder_corpus import CASES
 
 from featstore.decoding.video_file import decode
 from featstore.errors import VideoError
@@ -13,9 +14,6 @@ from featstore.sampling import Sampling
 
 pytestmark = pytest.mark.slow
 
-corpus = load_tool("make_decoder_corpus")
-
-CASES = {case.name: case for case in corpus.small_corpus()}
 SQUARE = ShortestEdgeCrop(shortest_edge=32, crop_height=32, crop_width=32)
 DOUBTS = {
     "h264_close_keys.mp4": "key frames too close",
@@ -48,14 +46,6 @@ REFUSED = {
     "mpeg4_b.avi": "it has B-frames in AVI",
 }
 OTHER_COLORS = ("10_bit", "bt2020", "odd_size.webm")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    for case in CASES.values():
-        corpus.write(case, folder / case.name)
-    return folder
 
 
 def frames_of(path, decoder, nframe=16):

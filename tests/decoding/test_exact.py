@@ -6,9 +6,11 @@ import json
 import os
 from pathlib import Path
 
+import compare_decoders as compare
+import make_decoder_corpus as corpus
 import numpy as np
 import pytest
-from tooling import load_tool
+from decoder_corpus import CASES
 from toys import REPOSITORY
 
 from featstore.decoding import exact_decoder
@@ -24,10 +26,6 @@ from featstore.sampling import Sampling
 
 pytestmark = pytest.mark.slow
 
-corpus = load_tool("make_decoder_corpus")
-compare = load_tool("compare_decoders")
-
-CASES = {case.name: case for case in corpus.small_corpus()}
 EVERY = Sampling(512)
 SOME = Sampling(7)
 CLIPS = (
@@ -127,14 +125,6 @@ def number_of(frame):
     if right[0] - right[1] - right[2] > left[0] - left[1] - left[2]:
         white.reverse()
     return sum(bit << (7 - i) for i, bit in enumerate(white))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    for case in CASES.values():
-        corpus.write(case, folder / case.name)
-    return folder
 
 
 @pytest.fixture(scope="module")

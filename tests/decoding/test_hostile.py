@@ -7,9 +7,10 @@ import tempfile
 from multiprocessing.connection import wait
 
 import av
+import make_decoder_corpus as corpus
+import make_hostile_videos as hostile
 import pytest
 from drills.hostile import drill
-from tooling import load_tool
 
 from featstore.decoding.av_file import open_file
 from featstore.decoding.pool import DecoderPool
@@ -20,9 +21,6 @@ from featstore.sampling import Sampling
 from featstore.system.processes import Slots
 
 pytestmark = pytest.mark.hostile
-
-hostile = load_tool("make_hostile_videos")
-corpus = load_tool("make_decoder_corpus")
 
 SQUARE = ShortestEdgeCrop(shortest_edge=32, crop_height=32, crop_width=32)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import compare_decoders as compare
+import make_decoder_corpus as corpus
 import numpy as np
 import pytest
-from tooling import load_tool
+from decoder_corpus import CASES, write_case
 
 import featstore
 from featstore.decoding import av_decoder
@@ -18,20 +20,8 @@ from featstore.sampling import Sampling
 
 pytestmark = pytest.mark.slow
 
-corpus = load_tool("make_decoder_corpus")
-compare = load_tool("compare_decoders")
-
-CASES = {case.name: case for case in corpus.small_corpus()}
 AV1 = [name for name in CASES if name.startswith("av1")]
 SQUARE = ShortestEdgeCrop(shortest_edge=32, crop_height=32, crop_width=32)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    for case in CASES.values():
-        corpus.write(case, folder / case.name)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +35,7 @@ def readers():
 @pytest.mark.parametrize("name", ["h264_flipped.mp4", "h264_one_gop.mp4", "vp8.webm"])
 def test_a_file_of_the_corpus_is_the_same_bytes_each_time_it_is_written(name, tmp_path):
     """Or what is damaged would be damaged elsewhere on a busy machine, and read by another decoder."""
-    path = tmp_path / name
-    assert len({corpus.write(CASES[name], path).read_bytes() for _ in range(12)}) == 1
+    assert len({write_case(name, tmp_path).read_bytes() for _ in range(12)}) == 1
 
 
 @pytest.mark.parametrize("name", sorted(set(CASES) - set(AV1)))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from damage import flip_in_file
-from tooling import load_tool
+from decoder_corpus import write_case
 from toys import store_videos, toy_features
 
 from featstore.cli import main
@@ -253,9 +253,7 @@ def test_a_set_of_an_unknown_decoder_is_refused(tmp_path):
 
 def test_fresh_features_are_of_the_frames_that_the_stored_ones_are_of(tmp_path):
     """`auto` refuses this file: decord gives other frames of it from one run to the next."""
-    corpus = load_tool("make_decoder_corpus")
-    [case] = [case for case in corpus.small_corpus() if case.name == "mpeg4_b.avi"]
-    path = corpus.write(case, tmp_path / case.name)
+    path = write_case("mpeg4_b.avi", tmp_path)
     made = ingest(
         path,
         tmp_path / "cache",

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from decoder_corpus import write_case
 from opened import Opened
-from tooling import load_tool
 
 import featstore
 from featstore.decoding import video_file as decoding
@@ -327,9 +327,7 @@ def test_a_touched_files_content_is_compared_once_in_each_state(model, clips, re
 @pytest.fixture
 def doubtful(tmp_path):
     """A video of which decord gives other frames from one run to the next."""
-    corpus = load_tool("make_decoder_corpus")
-    [case] = [case for case in corpus.small_corpus() if case.name == "mpeg4_b.avi"]
-    return corpus.write(case, tmp_path / case.name)
+    return write_case("mpeg4_b.avi", tmp_path)
 
 
 def test_a_model_s_decoder_encodes_what_is_missing_into_a_set_of_its_own(model, cache, doubtful):

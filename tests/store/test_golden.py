@@ -2,11 +2,11 @@
 
 import dataclasses
 import gzip
-import importlib.util
 import json
 import shutil
 from pathlib import Path
 
+import make_golden_stores as golden
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -34,13 +34,6 @@ from featstore.store.writer import FeatureWriter
 GOLDEN = REPOSITORY / "tests" / "golden"
 STORES = sorted((GOLDEN / "stores").glob("*/*/expected.json"))
 MAX_BYTES = 200_000
-spec = importlib.util.spec_from_file_location(
-    "golden", REPOSITORY / "tools" / "make_golden_stores.py"
-)
-golden = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(golden)
-
-
 NEWEST = f"store{golden.STORE_FORMAT}_record{golden.FORMAT}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from make_tiny_checkpoint import make_tiny_checkpoint
 from safetensors.torch import load_file, save_file
 
 from featstore.models import statistics
@@ -65,13 +65,7 @@ def unreachable(repo: str, name: str, **_: Any) -> None:
 
 @pytest.fixture(scope="session")
 def make_checkpoint() -> Callable[..., Path]:
-    path = REPOSITORY / "tools" / "make_tiny_checkpoint.py"
-    spec = importlib.util.spec_from_file_location("make_tiny_checkpoint", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.make_tiny_checkpoint
+    return make_tiny_checkpoint
 
 
 @pytest.fixture(scope="session")

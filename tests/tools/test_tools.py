@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import av
 import decord
+import make_sample_clips as clips
+import make_tiny_checkpoint as checkpoints
 import numpy as np
 import pytest
 import torch
@@ -16,19 +16,6 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 pytestmark = pytest.mark.slow
-
-TOOLS = Path(__file__).parents[2] / "tools"
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-clips = load_tool("make_sample_clips")
-checkpoints = load_tool("make_tiny_checkpoint")
 
 
 @pytest.fixture(scope="module")

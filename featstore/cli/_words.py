@@ -8,13 +8,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def storage_text(storage: Mapping[str, str]) -> str:
-    """Return how values are stored, as `int8/channel`; of a newer release's storage too."""
-    values, granularity, codec = storage["values"], storage["granularity"], storage["codec"]
-    text = values if granularity == "none" else f"{values}/{granularity}"
-    return text if codec == "raw" else f"{text} {codec}"
-
-
 def how_many(count: int, noun: str) -> str:
     """Return a count and what is counted, as `1 video` or `3 videos`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -15,7 +15,7 @@ from featstore.cli._options import (
 )
 from featstore.cli._printing import date, print_facts, print_json
 from featstore.cli._streams import say
-from featstore.cli._words import error_text, layout_text, storage_text
+from featstore.cli._words import error_text, layout_text
 from featstore.errors import FeatstoreError, plain_line
 from featstore.system.filesystems import format_bytes
 
@@ -48,6 +48,7 @@ def get(
 ) -> None:
     """Show the stored features of a video, or write them to a file."""
     from featstore.formats.facts import record_facts
+    from featstore.records.storage import storage_text
     from featstore.store.reader import get as run
 
     features = run(cache_dir, dataset, video_id, nframe=nframe, spec=spec)
@@ -61,7 +62,7 @@ def get(
     texts = {
         "layout": layout_text(facts["layout"], facts["width"]),
         "frame_indices": _ellipsis(facts["frame_indices"]),
-        "storage": storage_text(facts["storage"]),
+        "storage": storage_text(**facts["storage"]),
         "error": error_text(facts["error"]),
         "source": f"{format_bytes(source['size'])}, xxh3-128 {source['xxh3_128']}",
         "created": date(facts["created"]),

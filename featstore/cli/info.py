@@ -15,7 +15,6 @@ from featstore.cli._words import (
     how_many,
     preprocessing_text,
     sampling_text,
-    storage_text,
 )
 from featstore.errors import plain_line
 from featstore.system.filesystems import format_bytes
@@ -57,6 +56,7 @@ def _print_dataset(row: dict[str, Any]) -> None:
 
 
 def _print_set(found: dict[str, Any], is_default: bool) -> None:
+    from featstore.records.storage import storage_text
     from featstore.spec import FeatureSpec
 
     spec = FeatureSpec.from_dict(found["spec"])
@@ -80,7 +80,7 @@ def _print_set(found: dict[str, Any], is_default: bool) -> None:
         "decoder": spec.decoder,
         "decoded by": counts_text(found["decoders"]),
         "doubts": counts_text(found["doubts"]),
-        "stored": storage_text(found["storage"]) + still,
+        "stored": storage_text(**found["storage"]) + still,
         "error budget": "" if budget is None else f"relative L2 of a token {budget:g}",
         "error": errors_text(found["error"]) if found["videos"] else "",
     }

@@ -18,7 +18,6 @@ from featstore.cli._options import (
 )
 from featstore.cli._printing import date, print_json_rows, print_table
 from featstore.cli._streams import say
-from featstore.cli._words import storage_text
 from featstore.errors import plain_line
 
 if TYPE_CHECKING:
@@ -65,6 +64,7 @@ def ls(
 
 
 def _list_sets(cache_dir: str, as_json: bool) -> None:
+    from featstore.records.storage import storage_text
     from featstore.store.describe import describe_store
 
     described = list(describe_store(cache_dir)["datasets"].values())
@@ -74,7 +74,7 @@ def _list_sets(cache_dir: str, as_json: bool) -> None:
         return
     readable = [row for row in facts if "error" not in row]
     formats = {
-        "storage": lambda storage: storage_text(storage) if storage else "",
+        "storage": lambda storage: storage_text(**storage) if storage else "",
         "feature_set": lambda digest: digest[:_SHOWN_DIGITS],
         "default": lambda is_default: "yes" if is_default else "",
     }
@@ -131,7 +131,9 @@ def _list_failures(there: Dataset, as_json: bool) -> None:
 
 @lru_cache
 def _storage_of(fields: tuple[str, ...]) -> str:
-    return storage_text(dict(zip(_STORAGE, fields, strict=True)))
+    from featstore.records.storage import storage_text
+
+    return storage_text(*fields)
 
 
 def _full_reason(row: Failure) -> str:

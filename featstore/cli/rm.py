@@ -74,10 +74,8 @@ def rm(
             f"by featstore compact --cache-dir {cache_dir} --dataset {dataset}"
         )
         if was_default and not videos:
-            left = FeatureStore(cache_dir)[dataset].sets.rows()
-            now = (
-                FeatureStore(cache_dir)[dataset].feature_set.describe() if left else "none is left"
-            )
+            left = FeatureStore(cache_dir)[dataset]
+            now = left.feature_set.describe() if left.sets.rows() else "none is left"
             click.echo(f"  it was the default set; now that is {plain_line(now)}")
         for video in removed.missing:
             click.echo(f"  not there: {plain_line(video)}")

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from featstore.encoders.base import Encoder
-    from featstore.records.features import Features
     from featstore.records.quantization import QuantError
     from featstore.store.dataset import Dataset
     from featstore.store.rows import Entry, FeatureSet
@@ -269,7 +268,7 @@ def _compare_one(
     prompt: str,
     max_new_tokens: int,
 ) -> Comparison:
-    stored = dataset.lookup(entry.video_id, spec=spec)
+    found = dataset.lookup(entry.video_id, spec=spec)
     encoded = on_demand.encode(Video(entry.video_id, entry.video_path), spec.sampling)
     if encoded.source.xxh3_128 != entry.source.xxh3_128:
         raise VideoError(
@@ -277,7 +276,8 @@ def _compare_one(
             entry.video_path,
         )
     fresh = encoded.features(torch.float32)
-    error = measure_error(fresh, to_tensor(stored, device=fresh.device, dtype=torch.float32), ())
+    stored = to_tensor(found, device=fresh.device, dtype=torch.float32)
+    error = measure_error(fresh, stored, ())
     if model is None:
         return Comparison(entry.video_id, error)
     return Comparison(
@@ -287,14 +287,13 @@ def _compare_one(
 
 def _same_answers(
     model: AnswersFromFeatures,
-    stored: Features,
+    stored: torch.Tensor,
     fresh: torch.Tensor,
     prompt: str,
     max_new_tokens: int,
 ) -> bool:
-    kept = to_tensor(stored, device=fresh.device, dtype=torch.float32)
     first, second = (
         model.answer_features(prompt, features, max_new_tokens=max_new_tokens)
-        for features in (kept, fresh)
+        for features in (stored, fresh)
     )
     return first == second

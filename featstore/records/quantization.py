@@ -19,6 +19,8 @@ from featstore.errors import NotFinite, QuantizeError
 from featstore.records.storage import STORED_DTYPES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from featstore.records.storage import Storage
@@ -99,7 +101,7 @@ def quantize(features: NDArray[Any], storage: Storage) -> tuple[NDArray[Any], Sc
         x = np.asarray(features, dtype=np.float32)
     if storage.values == "int8":
         scales = _scales(x, storage.granularity)
-        refuse_large(math.prod(float(scale.max(initial=0)) for scale in scales))
+        refuse_large(scales)
         stored = np.empty(x.shape, dtype=np.int8)
         for rows in _blocks(len(x)):
             ratio = x[rows] / _product(scales, rows)
@@ -208,8 +210,9 @@ def refuse_non_finite(count: int, total: int) -> None:
         )
 
 
-def refuse_large(scale: float) -> None:
-    """Raise QuantizeError if values of the largest `scale` cannot be restored as float32."""
+def refuse_large(scales: Sequence[Any]) -> None:
+    """Raise QuantizeError if values of the largest of `scales`, arrays or tensors, cannot be restored as float32."""
+    scale = math.prod(float(part.max()) if 0 not in part.shape else 0.0 for part in scales)
     if not scale * INT8_MAX <= MAX_FLOAT:
         raise QuantizeError(
             f"the largest scale is {scale:.3g}, and {INT8_MAX} times it is beyond float32; store such values as fp32"

@@ -100,7 +100,10 @@ class Storage:
 
     def __str__(self) -> str:
         """Return `int8/channel`, `fp16` or `fp16 planes`, for people."""
-        stored = self.values
-        if self.granularity != NO_SCALE:
-            stored += f"/{self.granularity}"
-        return stored if self.codec == "raw" else f"{stored} {self.codec}"
+        return storage_text(self.values, self.granularity, self.codec)
+
+
+def storage_text(values: str, granularity: str, codec: str) -> str:
+    """Return what a `Storage` of these is called for people; of names that only a newer release knows, too."""
+    text = values if granularity == NO_SCALE else f"{values}/{granularity}"
+    return text if codec == "raw" else f"{text} {codec}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from itertools import starmap
 from typing import TYPE_CHECKING
 
 from featstore.errors import StoreNotFound
 from featstore.store.engine.environment import open_snapshot
+from featstore.store.engine.locks import ingest_lock
 from featstore.store.lost import explain_absent
 from featstore.store.manifest import MANIFEST_KEY, Manifest, check_name, unpack_manifest
 from featstore.store.paths import dataset_path
@@ -23,6 +25,7 @@ from featstore.store.rows import (
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator
+    from pathlib import Path
 
     from featstore.store.engine.snapshot import Snapshot
 
@@ -33,6 +36,22 @@ def open_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> Snapshot:
         return open_snapshot(dataset_path(cache_dir, dataset))
     except StoreNotFound as exc:
         raise explain_absent(cache_dir, dataset) from exc
+
+
+@contextlib.contextmanager
+def hold_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> Iterator[Path]:
+    """Hold the ingest lock of a dataset, and give its folder; one that is no dataset gets no lock file.
+
+    Raises:
+        StoreNotFound: There is no such dataset.
+        StoreMismatch: It is another dataset, or of another format.
+        StoreLocked: An ingest is at work.
+        StoreError: The dataset is damaged, or its lock file cannot be written.
+    """
+    path = dataset_path(cache_dir, dataset)
+    read_manifest(open_dataset(cache_dir, dataset), dataset)
+    with ingest_lock(path):
+        yield path
 
 
 def read_manifest(snapshot: Snapshot, dataset: str | None = None) -> Manifest:

@@ -59,7 +59,7 @@ class CatalogTransaction(WriteTransaction):
     def put_set(self, row: FeatureSet) -> None:
         """Put a feature set, in place of any of its digest; the first one becomes the default."""
         digest = row.spec.digest
-        key, packed = set_key(row.spec.digest), pack_row(row)
+        key, packed = set_key(digest), pack_row(row)
         unpack_set(key, packed)  # a row that nobody can read would lock all sets out
         self.put("specs", key, packed)
         if digest not in self._sets:  # a repair that removed the set left failures of it

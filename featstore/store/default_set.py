@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featstore.store.catalog import open_dataset, read_manifest, read_sets
+from featstore.store.catalog import hold_dataset, read_sets
 from featstore.store.changes import CatalogTransaction
-from featstore.store.engine.locks import ingest_lock
-from featstore.store.paths import dataset_path
 from featstore.store.selection import select
 
 if TYPE_CHECKING:
@@ -33,11 +31,7 @@ def set_default(cache_dir: str | os.PathLike[str], dataset: str, digest: str) ->
         StoreLocked: An ingest is at work.
         StoreError: The dataset is sealed or damaged.
     """
-    path = dataset_path(cache_dir, dataset)
-    read_manifest(
-        open_dataset(cache_dir, dataset), dataset
-    )  # makes no lock file if there is no dataset
-    with ingest_lock(path), CatalogTransaction(path, dataset) as txn:
+    with hold_dataset(cache_dir, dataset) as path, CatalogTransaction(path, dataset) as txn:
         chosen = select(read_sets(txn.environment.snapshot()), path, None, digest)
         txn.default = chosen.spec.digest
     return chosen

@@ -139,6 +139,11 @@ def test_blocks_are_restored_to_numpys_bits(storage):
         np.testing.assert_array_equal(found.numpy(), expected[rows])
 
 
+@pytest.mark.parametrize("granularity", ["channel_token", "token"])
+def test_features_without_rows_have_no_scale_that_is_too_large(granularity):
+    assert_same_bits(torch.zeros(0, 4), Storage("int8", granularity))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @each_storage
 def test_values_that_are_not_finite_are_refused(bad, storage):

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featstore.errors import StoreError, StoreFull
-from featstore.store.catalog import open_dataset, read_manifest
+from featstore.store.catalog import hold_dataset
 from featstore.store.engine.environment import open_environment
-from featstore.store.engine.locks import LockFile, clear_leftovers, ingest_lock, write_lock
+from featstore.store.engine.locks import LockFile, clear_leftovers, write_lock
 from featstore.store.engine.pages import find_page_problems
 from featstore.store.engine.still_file import StillFile, hold_still
 from featstore.store.engine.transaction import leave_note
@@ -30,7 +30,6 @@ from featstore.store.paths import (
     WRITE_LOCK_FILE,
     because,
     compacting_path,
-    dataset_path,
 )
 from featstore.system import libc
 from featstore.system.filesystems import DISK_FULL_ERRNOS, free_bytes
@@ -66,9 +65,7 @@ def compact_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> Compacte
         StoreFull: The disk has no room for the second file beside the first.
         StoreError: The dataset is sealed or damaged.
     """
-    path = dataset_path(cache_dir, dataset)
-    read_manifest(open_dataset(cache_dir, dataset), dataset)  # refuses what is not a dataset
-    with ingest_lock(path):
+    with hold_dataset(cache_dir, dataset) as path:
         return rewrite(path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from collections import deque
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from featstore.errors import StoreError
-from featstore.store.catalog import open_dataset, read_manifest, read_sets
+from featstore.store.catalog import hold_dataset, read_sets
 from featstore.store.changes import CatalogTransaction
 from featstore.store.describe import write_cache_meta
 from featstore.store.engine.environment import open_snapshot
@@ -21,7 +20,7 @@ from featstore.store.rows import set_key, video_key
 from featstore.system.fsync import sync_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from pathlib import Path
 
     from featstore.spec import FeatureSpec
@@ -123,7 +122,8 @@ def remove_videos(
         StoreLocked: An ingest is at work.
         StoreError: The dataset is sealed or damaged.
     """
-    with _opened(cache_dir, dataset) as (path, snapshot):
+    with hold_dataset(cache_dir, dataset) as path:
+        snapshot = open_snapshot(path)
         digests = [spec.digest] if spec is not None else list(read_sets(snapshot))
         keys: list[bytes] = []
         missing = []
@@ -160,24 +160,14 @@ def remove_set(cache_dir: str | os.PathLike[str], dataset: str, spec: FeatureSpe
         StoreLocked: An ingest is at work.
         StoreError: The dataset is sealed or damaged.
     """
-    with _opened(cache_dir, dataset) as (path, snapshot):
-        removed = _remove_keys(path, dataset, _keys_of(snapshot, spec.digest))
+    with hold_dataset(cache_dir, dataset) as path:
+        removed = _remove_keys(path, dataset, _keys_of(open_snapshot(path), spec.digest))
         with CatalogTransaction(path, dataset) as txn:
             # Models store what they miss one by one, without the ingest lock: nobody does from here on.
             for key in _keys_of(txn.environment.snapshot(), spec.digest):
                 _delete(txn, key, removed)
             txn.delete_set(set_key(spec.digest))
     return removed
-
-
-@contextlib.contextmanager
-def _opened(cache_dir: str | os.PathLike[str], dataset: str) -> Iterator[tuple[Path, Snapshot]]:
-    path = dataset_path(cache_dir, dataset)
-    open_dataset(cache_dir, dataset)  # makes no folder, nor a lock file, if there is no dataset
-    with ingest_lock(path):
-        snapshot = open_snapshot(path)
-        read_manifest(snapshot, dataset)
-        yield path, snapshot
 
 
 def _keys_of(snapshot: Snapshot, digest: str) -> list[bytes]:

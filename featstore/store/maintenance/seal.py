@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 
 from featstore.errors import StoreError
-from featstore.store.catalog import open_dataset, read_manifest
-from featstore.store.engine.locks import ingest_lock
+from featstore.store.catalog import hold_dataset
 from featstore.store.engine.transaction import WriteTransaction
 from featstore.store.maintenance.compact import rewrite
-from featstore.store.paths import SEAL_FILE, because, dataset_path, is_sealed
+from featstore.store.paths import SEAL_FILE, because, is_sealed
 from featstore.system.fsync import sync_dir
 
 
@@ -28,9 +27,7 @@ def seal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
         StoreLocked: An ingest is at work.
         StoreError: The file may not be written, or its pages are damaged.
     """
-    path = dataset_path(cache_dir, dataset)
-    read_manifest(open_dataset(cache_dir, dataset), dataset)  # refuses what is not a dataset
-    with ingest_lock(path):
+    with hold_dataset(cache_dir, dataset) as path:
         if is_sealed(path):
             return
         txn = WriteTransaction(path)
@@ -59,8 +56,6 @@ def unseal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
         StoreFull: The disk has no room for the copy.
         StoreError: The file may not be written, or is damaged.
     """
-    path = dataset_path(cache_dir, dataset)
-    read_manifest(open_dataset(cache_dir, dataset), dataset)
-    with ingest_lock(path):
+    with hold_dataset(cache_dir, dataset) as path:
         if is_sealed(path):
             rewrite(path, unseal=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from concurrent.futures import wait
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -98,6 +98,19 @@ class Dataset(Mapping[str, Features]):
         """Yield the ids of the stored videos."""
         return (entry.video_id for entry in self.entries())
 
+    def items(self) -> ItemsView[str, Features]:
+        """Return the videos and their features, all of one set: that of now, also if the default set changes."""
+        return ItemsView(self.pinned())
+
+    def values(self) -> ValuesView[Features]:
+        """Return the features of the videos, all of one set as in `items`."""
+        return ValuesView(self.pinned())
+
+    def pinned(self) -> Dataset:
+        """Return the feature set that this is now, whichever becomes the dataset's default set."""
+        digest = self._set_of(self.snapshot())
+        return Dataset(self.path.parent, self.name, verify=self._verify, digest=digest)
+
     def __len__(self) -> int:
         """Return the number of stored videos."""
         return self.counts.videos
@@ -140,13 +153,7 @@ class Dataset(Mapping[str, Features]):
         return self.load(snapshot, video, self._set_of(snapshot, nframe, spec))
 
     def load(self, snapshot: Snapshot, video: str, digest: str) -> Features:
-        """Return the features of `video` as of `snapshot`; otherwise as `lookup`.
-
-        Args:
-            snapshot: Of this dataset.
-            video: The video's id.
-            digest: The feature set's.
-        """
+        """Return the features of `video` in the set `digest`, as of `snapshot`; otherwise as `lookup`."""
         key = video_key(digest, video)
         cached = snapshot.cache.get(key)
         if cached is not None and cached.txn_id == snapshot.txn_id:  # nothing of it is read again
@@ -172,16 +179,7 @@ class Dataset(Mapping[str, Features]):
     def read_ahead(
         self, video: str, *, nframe: int | None = None, spec: FeatureSpec | str | None = None
     ) -> None:
-        """Have the system read the record of a video into memory, without waiting; nothing if it is not stored.
-
-        Args:
-            video: The video's id.
-            nframe: As in `lookup`.
-            spec: As in `lookup`.
-
-        Raises:
-            StoreMismatch: No feature set fits, or several do.
-        """
+        """Have the system read a record into memory, without waiting, if it is there; otherwise as `lookup`."""
         snapshot = self.snapshot()
         value = snapshot.get("records", video_key(self._set_of(snapshot, nframe, spec), video))
         if value is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from featstore.errors import FeatstoreError
+from featstore.store.dataset import Dataset
 from featstore.torch.conversion import to_tensor
 from featstore.torch.forked import about_to_compute
 from featstore.torch.upload.cudart import numbered
@@ -26,7 +27,7 @@ JOIN_TIMEOUT = 5.0  # seconds
 
 
 class Source(Protocol):
-    """Where features come from: a Dataset of the store, which is one feature set, or a FeatureDataset."""
+    """Where features come from: a Dataset of the store or a FeatureDataset, each of one feature set."""
 
     def lookup(self, video: str) -> Features:
         """Return the stored features of `video`."""
@@ -50,7 +51,8 @@ def prefetch(
     Closing the iterator ends the thread.
 
     Args:
-        source: as `store["demo"]`, or a FeatureDataset.
+        source: as `store["demo"]`, or a FeatureDataset. All features are of the set that it is at the first one, also
+            if another becomes the dataset's default set.
         videos: ids of the videos.
         device: where the tensors (rows, width) go, the CPU by default.
         dtype: their floating-point dtype.
@@ -60,6 +62,8 @@ def prefetch(
         FeatstoreError: the look-up of a video failed, when its turn comes; the device is not there, or not usable in a
             forked process; or this process was forked since.
     """
+    if isinstance(source, Dataset):
+        source = source.pinned()
     place = torch.device("cpu" if device is None else device)
     about_to_compute(place)
     # Another thread's current GPU is the first one, whatever the caller's is.

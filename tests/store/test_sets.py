@@ -115,6 +115,23 @@ def test_another_default_set_is_meant_by_all_at_once(two):
     assert list(dataset) == ["a"]
 
 
+def test_one_iteration_gives_one_set_also_if_another_becomes_the_default(two):
+    store_videos(two, "demo", {"b": A}, spec=FOUR)
+    dataset = FeatureStore(two)["demo"]
+    for walk in (dataset.values, lambda: (features for _, features in dataset.items())):
+        set_default(two, "demo", FOUR.digest)
+        found = iter(walk())
+        first = next(found)
+        set_default(two, "demo", EIGHT.digest)
+        assert [features.header.spec for features in (first, *found)] == [FOUR.digest] * 2
+    set_default(two, "demo", FOUR.digest)
+    remaining = iter(dataset.items())
+    next(remaining)
+    remove_set(two, "demo", FOUR)
+    with pytest.raises(FeatureNotFound, match=f"set {FOUR.digest[:8]} was removed"):
+        next(remaining)
+
+
 def test_a_default_set_that_is_not_there_or_not_one_is_refused(two):
     for name in ("0123456789abcdef", FOUR.digest[:3], ""):
         with pytest.raises(StoreMismatch, match="no feature set of dataset 'demo' fits"):

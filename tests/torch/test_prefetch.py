@@ -13,6 +13,7 @@ from toys import store_videos, toy_features, toy_spec
 
 import featstore
 from featstore.errors import FeatureNotFound, StoreMismatch
+from featstore.store.maintenance.remove import remove_set
 from featstore.torch import FeatureDataset, TensorCache, prefetch, prefetching, to_tensor
 
 VIDEOS = {f"v{i}": toy_features(i) for i in range(6)}
@@ -56,6 +57,16 @@ def test_videos_come_in_the_order_asked_for(cache_dir, ahead):
     assert [name for name, _ in found] == names
     assert all(torch.equal(tensor, to_tensor(dataset[name])) for name, tensor in found)
     assert prefetching_threads() == []
+
+
+def test_all_features_are_of_the_set_that_was_the_default_at_the_first(tmp_path):
+    store_videos(tmp_path, "demo", VIDEOS)
+    store_videos(tmp_path, "demo", VIDEOS, spec=toy_spec(8))
+    found = prefetch(featstore.open(tmp_path)["demo"], itertools.cycle(VIDEOS), ahead=1)
+    next(found)
+    remove_set(tmp_path, "demo", toy_spec())
+    with pytest.raises(FeatureNotFound, match=rf"set {toy_spec().digest[:8]} was removed"):
+        list(found)
 
 
 def test_what_a_look_up_raises_is_raised_in_its_turn(cache_dir):

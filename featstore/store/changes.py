@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from featstore.errors import RecordError, StoreMismatch
+from featstore.errors import RecordError, StoreDamaged
 from featstore.records.record import parse
 from featstore.store.engine.transaction import WriteTransaction
 from featstore.store.manifest import MANIFEST_KEY, Counts, check_name, unpack_manifest
@@ -145,7 +145,7 @@ def _count_video(snapshot: Callable[[], Snapshot], key: bytes, data: bytes) -> C
     """Return what a video's row says; if it is damaged, what its record says; if both are, that it is a video."""
     try:
         entry = unpack_entry(key, data)
-    except StoreMismatch:
+    except StoreDamaged:
         record = snapshot().get("records", key)
         try:
             entry = Entry.of(parse(record or memoryview(b"")).header, len(record or b""))

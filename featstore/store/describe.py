@@ -37,7 +37,7 @@ def describe_dataset(
 
     Raises:
         StoreNotFound: There is no such dataset.
-        StoreMismatch: It cannot be read.
+        StoreError: It cannot be read.
     """
     snapshot = open_dataset(cache_dir, dataset)
     manifest = read_manifest(snapshot)

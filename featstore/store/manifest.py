@@ -51,7 +51,7 @@ class Manifest:
 
 
 def unpack_manifest(data: bytes | None, path: Path) -> Manifest:
-    """Return the manifest found in the folder `path`; StoreMismatch if it is missing or of another format."""
+    """Return the manifest in the folder `path`; StoreMismatch if it is not ours, StoreDamaged if unreadable."""
     if data is None:
         raise StoreMismatch(
             f"{path} holds an LMDB file but no featstore dataset",

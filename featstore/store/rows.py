@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 import msgpack
 import xxhash
 
-from featstore.errors import StoreMismatch, plain_line
+from featstore.errors import StoreDamaged, plain_line
 from featstore.fields import build, to_plain
 from featstore.records.header import Header, SourceFingerprint
 from featstore.records.quantization import QuantError
@@ -150,7 +150,7 @@ class Entry(NamedTuple):
 
     @property
     def storage(self) -> Storage:
-        """Return how the values are stored; raise StoreMismatch if this version knows no such storage."""
+        """Return how the values are stored; raise StoreDamaged if this version knows no such storage."""
         try:
             return Storage(self.values, self.granularity, self.codec)
         except ValueError as exc:
@@ -209,12 +209,12 @@ def pack_row(row: object) -> bytes:
 
 
 def unpack_failure(data: bytes) -> Failure:
-    """Return a failed video's row; StoreMismatch if it is invalid."""
+    """Return a failed video's row; StoreDamaged if it is invalid."""
     return build_row(Failure, unpack_row(data))
 
 
 def unpack_entry(key: bytes, data: bytes) -> Entry:
-    """Return the finished video's row under `key`; StoreMismatch if it is invalid."""
+    """Return the finished video's row under `key`; StoreDamaged if it is invalid."""
     row = unpack_row(data)
     if type(row) is not list or list(map(type, row)) != _ENTRY_TYPES:
         raise _unreadable("its values are not those of a video")
@@ -229,10 +229,10 @@ def _digest_in(key: bytes) -> str:
 
 @lru_cache(maxsize=256)
 def unpack_set(key: bytes, data: bytes) -> FeatureSet:
-    """Return the feature set whose row has `key`; StoreMismatch if it is invalid or has another key."""
+    """Return the feature set whose row has `key`; StoreDamaged if it is invalid or has another key."""
     found = build_row(FeatureSet, unpack_row(data))
     if set_key(found.spec.digest) != key:
-        raise StoreMismatch(
+        raise StoreDamaged(
             f"the feature set {key.decode(errors='replace')} describes {found.spec.digest}; its row is damaged",
             remedy="featstore check --repair removes this set only, then ingest its videos again",
         )
@@ -243,20 +243,20 @@ def is_newer_row(table: str, key: bytes, data: bytes) -> bool:
     """Return whether a row is undamaged and unknown to this release: its checksum is right, its content is not."""
     try:
         plain = unpack_row(data)
-    except StoreMismatch:
+    except StoreDamaged:
         return False
     try:
         if table == "catalog":
             unpack_entry(key, data)
         else:
             build_row({"specs": FeatureSet, "failures": Failure}[table], plain)
-    except StoreMismatch:
+    except StoreDamaged:
         return True
     return False
 
 
 def unpack_row(data: bytes) -> Any:
-    """Return a row's plain values; StoreMismatch if it is damaged."""
+    """Return a row's plain values; StoreDamaged if it is damaged."""
     packed = data[11:]
     if data[:11] != _START + xxhash.xxh3_64_digest(packed):
         raise _unreadable(f"{data[3:11].hex()} is not the checksum of what follows")
@@ -267,15 +267,15 @@ def unpack_row(data: bytes) -> Any:
 
 
 def build_row(kind: type[Row], plain: Any) -> Row:
-    """Return the row of `kind` that plain values describe; StoreMismatch if they do not."""
+    """Return the row of `kind` that plain values describe; StoreDamaged if they do not."""
     try:
         return build(kind, plain)
     except ValueError as exc:
         raise _unreadable(exc) from exc
 
 
-def _unreadable(found: object) -> StoreMismatch:
-    return StoreMismatch(
+def _unreadable(found: object) -> StoreDamaged:
+    return StoreDamaged(
         f"a row of the catalog cannot be read ({found!s:.200}): damaged, or of another version",
         remedy="run featstore check",
     )

@@ -9,7 +9,7 @@ import pytest
 from damage import put_raw, read_raw
 from toys import expected, store_videos, toy_features, toy_spec
 
-from featstore.errors import FeatureNotFound, StoreMismatch
+from featstore.errors import FeatureNotFound, StoreDamaged, StoreMismatch
 from featstore.geometry import Geometry
 from featstore.models.lookup import FeatureRequest, Lookup, find_features, serves
 from featstore.sampling import Sampling
@@ -40,7 +40,7 @@ def damaged(tmp_path):
 
 def test_a_whole_record_serves_though_its_row_in_the_catalog_is_damaged(damaged):
     dataset = Dataset(damaged, "demo")
-    with pytest.raises(StoreMismatch, match="cannot be read"):
+    with pytest.raises(StoreDamaged, match="cannot be read"):
         dataset.entry("a")
     found = find_features(dataset, "a", SPEC)
     assert found is not None

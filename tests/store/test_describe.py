@@ -6,7 +6,7 @@ import pytest
 from damage import put_raw
 from toys import put_video, store_videos, toy_features, toy_spec
 
-from featstore.errors import FeatstoreError, StoreMismatch, StoreNotFound
+from featstore.errors import FeatstoreError, StoreDamaged, StoreNotFound
 from featstore.records.storage import Storage
 from featstore.store.default_set import set_default
 from featstore.store.describe import describe_dataset, describe_store, write_cache_meta
@@ -115,7 +115,7 @@ def test_a_dataset_whose_rows_cannot_be_read_is_still_listed(tmp_path):
         put_raw(tmp_path, "catalog", key, b"nonsense")
     assert describe_store(tmp_path)["datasets"]["demo"]["videos"] == 2
     assert len(FeatureStore(tmp_path)["demo"]) == 2
-    with pytest.raises(StoreMismatch, match="a row of the catalog cannot be read"):
+    with pytest.raises(StoreDamaged, match="a row of the catalog cannot be read"):
         describe_dataset(tmp_path, "demo")
     assert "cannot be read" in describe_store(tmp_path, rows=True)["datasets"]["demo"]["error"]
 

@@ -4,7 +4,7 @@ import msgpack
 import pytest
 import xxhash
 
-from featstore.errors import StoreMismatch
+from featstore.errors import StoreDamaged
 from featstore.store.rows import Entry, pack_row, unpack_entry, video_key
 
 DIGEST = "0123456789abcdef" * 2
@@ -52,7 +52,7 @@ def test_a_video_comes_back_as_it_was():
 @pytest.mark.parametrize("field", Entry._fields[1:])
 def test_a_video_with_a_value_of_another_type_is_refused(field):
     for value in OTHERS[type(getattr(ENTRY, field))]:
-        with pytest.raises(StoreMismatch, match="its values are not those of a video"):
+        with pytest.raises(StoreDamaged, match="its values are not those of a video"):
             unpack_entry(KEY, pack_row(ENTRY._replace(**{field: value})))
 
 
@@ -60,7 +60,7 @@ def test_a_video_with_a_value_of_another_type_is_refused(field):
     "values", [list(ENTRY), list(ENTRY)[2:], [], {}, 7, None, dict.fromkeys(range(21), 0)]
 )
 def test_what_is_no_list_of_a_video_is_refused(values):
-    with pytest.raises(StoreMismatch, match="cannot be read"):
+    with pytest.raises(StoreDamaged, match="cannot be read"):
         unpack_entry(KEY, row_of(values))
 
 
@@ -69,7 +69,7 @@ def test_what_is_no_list_of_a_video_is_refused(values):
 )
 def test_a_video_that_is_stored_in_an_unknown_way_says_so_when_asked(other):
     entry = unpack_entry(KEY, pack_row(ENTRY._replace(**other)))
-    with pytest.raises(StoreMismatch, match="another version"):
+    with pytest.raises(StoreDamaged, match="another version"):
         _ = entry.storage
 
 
@@ -77,5 +77,5 @@ def test_a_video_that_is_stored_in_an_unknown_way_says_so_when_asked(other):
 def test_a_flipped_byte_of_a_row_is_refused(at):
     data = bytearray(pack_row(ENTRY))
     data[at] ^= 1
-    with pytest.raises(StoreMismatch, match="is not the checksum of what follows"):
+    with pytest.raises(StoreDamaged, match="is not the checksum of what follows"):
         unpack_entry(KEY, bytes(data))

@@ -8,7 +8,14 @@ from damage import put_raw, read_raw
 from toys import expected, put_video, run_python, store_videos, toy_features, toy_spec
 
 import featstore
-from featstore.errors import FeatureNotFound, StoreError, StoreLocked, StoreMismatch, StoreNotFound
+from featstore.errors import (
+    FeatureNotFound,
+    StoreDamaged,
+    StoreError,
+    StoreLocked,
+    StoreMismatch,
+    StoreNotFound,
+)
 from featstore.records.storage import Storage
 from featstore.store.default_set import set_default
 from featstore.store.engine.locks import ingest_lock
@@ -163,7 +170,7 @@ def test_a_set_whose_row_is_damaged_does_not_hide_the_others(tmp_path):
     dataset = FeatureStore(tmp_path)["demo"]
     assert np.array_equal(dataset["a"].data, expected(A))
     assert (len(dataset), "a" in dataset) == (1, True)
-    with pytest.raises(StoreMismatch, match="cannot be read"):  # damaged, not missing
+    with pytest.raises(StoreDamaged, match="cannot be read"):  # damaged, not missing
         dataset.sets.get(EIGHT.digest)
 
 
@@ -232,7 +239,7 @@ def test_digits_of_a_set_may_be_capitals(two):
 def test_a_feature_set_that_could_not_be_read_is_not_put_and_the_others_stay(cache):
     store_videos(cache, "demo", {"a": toy_features(1)})
     for options, error in (
-        ({"names": {"tower": None}}, StoreMismatch),
+        ({"names": {"tower": None}}, StoreDamaged),
         ({"origin": "x" * (2 << 20)}, ValueError),
     ):
         with pytest.raises(error), FeatureWriter(cache, "demo", min_free=0) as writer:

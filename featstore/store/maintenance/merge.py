@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from featstore import defaults
-from featstore.errors import FeatstoreError, RecordError, StoreError, StoreFull, StoreMismatch
+from featstore.errors import (
+    FeatstoreError,
+    RecordError,
+    StoreDamaged,
+    StoreError,
+    StoreFull,
+    StoreMismatch,
+)
 from featstore.records.record import parse
 from featstore.store.catalog import open_dataset, read_entry, read_manifest, read_sets
 from featstore.store.engine.locks import ingest_lock
@@ -172,7 +179,7 @@ class _Merge:
     def _take(self, key: bytes, digest: str) -> None:
         name, entry = key.decode(errors="replace"), None
         try:
-            with contextlib.suppress(StoreMismatch):  # a damaged row; the record tells as much
+            with contextlib.suppress(StoreDamaged):  # a damaged row; the record tells as much
                 entry = read_entry(self._snapshot, key)
         except FeatstoreError as exc:
             self.summary.failures.append((name, str(exc)))

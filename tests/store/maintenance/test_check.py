@@ -16,7 +16,7 @@ from toys import (
     toy_spec,
 )
 
-from featstore.errors import RecordError, StoreMismatch, StoreNotFound
+from featstore.errors import RecordError, StoreDamaged, StoreMismatch, StoreNotFound
 from featstore.records.record import Record, parse
 from featstore.sampling import Sampling
 from featstore.store.catalog import read_manifest
@@ -179,7 +179,7 @@ def test_a_set_whose_row_describes_another_is_found(damaged):
     put_raw(damaged, "specs", KEY, pack_row(dataclasses.replace(row, spec=other)))
     [problem] = check_dataset(damaged, "demo").problems
     assert f"the feature set {SPEC.digest} describes" in problem
-    with pytest.raises(StoreMismatch, match="its row is damaged; featstore check --repair removes"):
+    with pytest.raises(StoreDamaged, match="its row is damaged; featstore check --repair removes"):
         get(damaged, "demo", "a")
     store_videos(damaged, "demo", {"a": A}, spec=WIDE)
     assert len(repair_dataset(damaged, "demo").repaired) >= 1
@@ -187,7 +187,7 @@ def test_a_set_whose_row_describes_another_is_found(damaged):
 
 
 @pytest.mark.parametrize("table", first_is_quick(["manifest", "specs", "catalog", "failures"]))
-def test_any_flipped_byte_of_a_row_is_a_mismatch(damaged, table):
+def test_any_flipped_byte_of_a_row_is_damage(damaged, table):
     with FeatureWriter(damaged, "demo", min_free=0) as writer:
         writer.fail(Failure("c", "/c.mp4", SPEC.digest, "no frames", 0.0))
     key, row = next(iter(open_environment(damaged / "demo").snapshot().rows(table)))
@@ -197,7 +197,7 @@ def test_any_flipped_byte_of_a_row_is_a_mismatch(damaged, table):
         put_raw(damaged, table, key, bytes(flipped))
         [problem] = check_dataset(damaged, "demo").problems
         assert "cannot be read" in problem
-        with pytest.raises(StoreMismatch):
+        with pytest.raises(StoreDamaged):
             read_all_rows(damaged)
 
 

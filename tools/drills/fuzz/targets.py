@@ -26,7 +26,7 @@ from safetensors.numpy import save
 from featstore.checkpoints.files import LocalFiles
 from featstore.checkpoints.tensors import INDEX, list_tensors, open_tensors
 from featstore.encoders.longva.checkpoint import read_checkpoint
-from featstore.errors import FeatstoreError, StoreMismatch
+from featstore.errors import FeatstoreError, StoreDamaged
 from featstore.geometry import Geometry
 from featstore.pipeline.listing import read_listing
 from featstore.pipeline.make_record import pack_scales, record_room
@@ -147,7 +147,7 @@ def _read_set(packed: bytes) -> None:
     row = build_row(FeatureSet, unpack_row(packed))
     assert repr(unpack_set(set_key(row.spec.digest), packed)) == repr(row)  # nan is no nan
     assert row.describe().isprintable()
-    with contextlib.suppress(StoreMismatch):
+    with contextlib.suppress(StoreDamaged):
         unpack_set(b"0" * 32, packed)
         raise AssertionError("a row under the key of another set")
 

@@ -3,6 +3,7 @@
 import msgpack
 import pytest
 import xxhash
+from sample_records import HEADER
 
 from featstore.errors import StoreDamaged
 from featstore.store.rows import Entry, pack_row, unpack_entry, video_key
@@ -79,3 +80,10 @@ def test_a_flipped_byte_of_a_row_is_refused(at):
     data[at] ^= 1
     with pytest.raises(StoreDamaged, match="is not the checksum of what follows"):
         unpack_entry(KEY, bytes(data))
+
+
+def test_a_row_names_the_file_and_the_error_of_its_record():
+    entry = Entry.of(HEADER, 4224)
+    assert entry.source == HEADER.source
+    assert entry.error == HEADER.error
+    assert len(set(vars(HEADER.error).values())) == 5  # or two of them could be exchanged unseen

@@ -11,6 +11,7 @@ import platform
 from typing import TYPE_CHECKING
 
 import av
+import numpy as np
 
 from featstore.decoding.av_file import MATROSKA, MOV, open_file, reason, units_of, video_stream
 from featstore.decoding.av_packets import KEY, PacketTable, check_close_keys, check_counted
@@ -20,7 +21,6 @@ from featstore.decoding.frame_selection import NotRepeatable, NotValidated
 from featstore.decoding.frame_units import Use
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from featstore.decoding.frame_selection import Clip, FrameSelection
@@ -133,16 +133,20 @@ def _entries(
 ) -> NDArray[np.int64]:
     """Return the places of the key frames; NotValidated if decord takes other frames for key frames.
 
-    FFmpeg calls an I-frame of a stream with one reference frame a key frame, though the container does not.
+    FFmpeg reads from the stream which frames are, and decord seeks by what the container says: an MP4's index may list
+    others, and an MKV calls an I-frame of a stream with one reference frame a key frame.
     """
     keys = table.having(KEY)
-    if stream.codec_context.codec.canonical_name not in ("h264", "hevc"):
+    codec = stream.codec_context.codec.canonical_name
+    if codec in PYAV_ONLY:
         return keys
-    entries = table.having(Use.ENTRY)
-    if len(keys) > len(entries):
-        indexed = container.format.name == MOV and stream.index_entries
-        if not indexed or sum(entry.is_keyframe for entry in indexed) != len(entries):
-            raise NotValidated("decoding cannot begin with all its key frames", "false key frames")
+    entries = table.having(Use.ENTRY) if codec in ("h264", "hevc") else keys
+    if container.format.name == MOV:
+        indexed = [entry.timestamp for entry in stream.index_entries if entry.is_keyframe]
+        if not np.array_equal(indexed, table.dts[entries]):
+            raise NotValidated("its index lists other key frames than it has", "false key frames")
+    elif len(keys) > len(entries):
+        raise NotValidated("decoding cannot begin with all its key frames", "false key frames")
     return entries
 
 

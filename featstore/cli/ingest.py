@@ -119,3 +119,5 @@ def _print_summary(summary: IngestSummary) -> None:
     ):
         for failure in failures:
             click.echo(f"  {heading}: {plain_line(f'{failure.video_id}: {failure.reason}')}")
+    if summary.failures or summary.failed_before:
+        click.echo("  once the cause is mended, --retry-failed tries them again")

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from itertools import compress, islice
 from operator import not_
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from featstore.decoding.video_file import was_replaced
@@ -38,6 +39,8 @@ LARGEST_EVERY = 4
 # A listing of more videos, and of more than an eighth of those of the feature set, is compared with all rows in one
 # walk: a look-up of a row takes as long as walking past a dozen.
 FEW_VIDEOS = 1_000
+# What the reason says of a file that was not there, or could not be read; see featstore.decoding.video_file.
+_UNREAD = ("{} cannot be opened: ", "{} cannot be read: ")
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,9 @@ def make_plan(
     A stored video whose file has another size, or another modification time and content, is work again; one whose
     file is gone stays stored. If the feature set's storage was replaced, a video that was made before is work again,
     unless it is stored as the set says.
-    A failed video is work again if it was found damaged, or if its file changed since, whether failed videos are
-    retried or not.
+    A failed video is work again, whether failed videos are retried or not, if it was found damaged; if it failed on
+    another path; if its file, or a link to it, changed since; if its file could not be read then and can be now; or if
+    the feature set's storage was replaced since.
 
     Takes some 200 bytes a video beside the plan itself, however many are stored, and some ten microseconds beside what
     the status of its file takes.
@@ -121,20 +125,22 @@ def make_plan(
     stored = bytearray(len(videos))  # 1 for a video that is
     otherwise = bytearray(len(videos))  # 1 for one that is, in another way than it is to be
     replaced: set[str] = set()
-    if snapshot is not None and wanted is not None and options.resume:
+    if snapshot is not None and wanted is not None:
         digest = spec.digest
         places = {video_key(digest, v.video_id): place for place, v in enumerate(videos)}
         counts = read_manifest(snapshot).sets.get(digest, Counts())
-        for _, place, data in _known_rows(snapshot, "failures", counts.failures, places, digest):
-            failure = unpack_failure(data)
-            if not (options.retry_failed or _is_worth_again(failure, videos[place].path)):
-                failures[place] = failure
+        if options.resume and not options.retry_failed:
+            rows = _known_rows(snapshot, "failures", counts.failures, places, digest)
+            for _, place, data in rows:
+                failure = unpack_failure(data)
+                if not _is_worth_again(failure, videos[place].path, wanted.storage_since):
+                    failures[place] = failure
         clashes = []
         for key, place, data in _known_rows(snapshot, "catalog", counts.videos, places, digest):
             entry, video = unpack_entry(key, data), videos[place]
             if not was_replaced(entry, video.path):
                 otherwise[place] = bool(wanted.storage_since) and wanted.differs(entry)
-                stored[place] = not otherwise[place]
+                stored[place] = options.resume and not otherwise[place]
             elif place not in failures:
                 replaced.add(video.video_id)
                 if _is_another(entry, video.path):
@@ -153,7 +159,7 @@ def make_plan(
         todo=todo,
         stored=done,
         failed_before=tuple(left_out),
-        replaced=frozenset(replaced),
+        replaced=frozenset(video.video_id for video in todo if video.video_id in replaced),
         restored=restored,
         replaces_storage=wanted is not there,
     )
@@ -221,14 +227,34 @@ def _size(path: str) -> int:
         return 0
 
 
-def _is_worth_again(failure: Failure, path: str) -> bool:
-    """Return whether a failed video is work though nobody asked for a retry: its file may be whole now."""
-    if failure.damaged:
+def _is_worth_again(failure: Failure, path: str, storage_since: float) -> bool:
+    """Return whether a failed video is work though nobody asked for a retry: what failed may be mended now.
+
+    Args:
+        failure: its row.
+        path: the file that is listed now.
+        storage_since: when the storage of the feature set was replaced.
+    """
+    if failure.damaged or failure.video_path != path or failure.created < storage_since:
         return True
     with contextlib.suppress(OSError, ValueError):
         # Also a file that was moved here with its old modification time, or if the clock was ahead when it failed.
-        return os.stat(path).st_ctime > failure.created or failure.created > time.time()
+        changed = max([os.stat(path).st_ctime, *(os.lstat(link).st_ctime for link in _links(path))])
+        was_away = failure.reason.startswith(tuple(said.format(path) for said in _UNREAD))
+        return (
+            changed > failure.created
+            or failure.created > time.time()
+            or (was_away and os.access(path, os.R_OK))
+        )
     return False
+
+
+def _links(path: str) -> Iterator[str]:
+    """Yield the links that lead from `path`, which is there, to its file: of a folder on the way, too."""
+    for place in (path, *map(str, PurePath(path).parents)):
+        if os.path.islink(place):
+            yield place
+            yield from _links(os.path.join(os.path.dirname(place), os.readlink(place)))
 
 
 def _is_another(entry: Entry, path: str) -> bool:

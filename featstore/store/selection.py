@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from featstore.store.rows import FeatureSet
 
 MAKE_SET = "make one with featstore ingest"
+RETRY = "mend the cause, and ingest it again with --retry-failed (IngestOptions(retry_failed=True))"
 MIN_DIGITS = 4  # of a digest that name a feature set
 _SHOWN = 40  # characters of a value
 _BEFORE = 20  # of them before the first that differs, so that one sees what it is
@@ -166,7 +167,7 @@ def explain_missing(snapshot: Snapshot, dataset: str, digest: str, video: str) -
             f"video {video!r} is not stored in {place}{elsewhere}",
             remedy=f"list what is: featstore ls --cache-dir {snapshot.path.parent} --dataset {dataset}{which}",
         )
-    what, remedy = "failed to be ingested into", "mend the file and ingest again"
+    what, remedy = "failed to be ingested into", RETRY
     if failure.damaged:
         what, remedy = "was found damaged and removed from", "ingest again, which makes it again"
     return FeatureNotFound(

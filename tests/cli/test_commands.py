@@ -88,6 +88,10 @@ def test_a_failed_video_is_named_and_the_exit_code_is_3(sample_clips, tmp_path):
     again = ingest(clips, tmp_path / "cache")
     assert again.exit_code == 3
     assert "failed before: bad: " in again.stdout
+    for told in (done, again):
+        assert told.stdout.endswith(
+            "\n  once the cause is mended, --retry-failed tries them again\n"
+        )
     listed = run("ls", "--cache-dir", tmp_path / "cache", "--dataset", "demo", "--failed")
     assert "0 bytes" in listed.stdout
     assert listed.stdout.count(str(clips / "bad.mp4")) == 1

@@ -127,13 +127,15 @@ def test_a_replaced_video_is_noticed_and_ingested_again(clips, cache):
     np.testing.assert_array_equal(old, kept)
 
 
-def test_features_of_a_replaced_video_go_where_the_new_one_fails(clips, cache):
+@pytest.mark.parametrize("resume", [True, False])
+def test_features_of_a_replaced_video_go_where_the_new_one_fails(clips, cache, resume):
     """They were served on for the new file, and a sound one put there later was not tried."""
     ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
     whole = (clips / "color_bars.mp4").read_bytes()
     (clips / "blink.mp4").write_bytes(b"junk")
-    summary = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
-    assert (summary.stored, summary.replaced, len(summary.failures)) == (0, 1, 1)
+    options = IngestOptions(resume=resume)
+    summary = ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX, options=options)
+    assert (summary.stored, summary.replaced, len(summary.failures)) == (2 * (not resume), 1, 1)
     with pytest.raises(FeatureNotFound, match="failed"):
         featstore.get(cache, "demo", "blink")
     assert ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX).planned == 0
@@ -472,23 +474,25 @@ def test_no_storage_is_replaced_if_none_is_asked_for(clips, cache):
 
 
 def test_a_storage_is_replaced_though_no_video_is_to_be_made_again(clips, cache):
-    """All failed before; the next ingest is to store as this one said."""
+    """None is listed; the next ingest is to store as this one said, and tries again what failed."""
     words = {"encoder": ToyEncoder(), "sampling": SIX}
     slow = IngestOptions(decode_timeout=0.001)
     assert len(ingest(clips, cache, "demo", options=slow, **words).failures) == 3
     dataset = featstore.open(cache)["demo"]
     plan = IngestOptions(replace_storage=True, dry_run=True)
-    done = ingest(clips, cache, "demo", storage=Storage("fp32"), options=plan, **words)
+    done = ingest([], cache, "demo", storage=Storage("fp32"), options=plan, **words)
     assert (done.planned, done.storage) == (0, Storage("fp32"))
     assert dataset.feature_set.storage == Storage()
     again = IngestOptions(replace_storage=True, lock_wait=0)
     with ingest_lock(cache / "demo"), pytest.raises(StoreLocked):
-        ingest(clips, cache, "demo", storage=Storage("fp32"), options=again, **words)
-    done = ingest(clips, cache, "demo", storage=Storage("fp32"), options=again, **words)
+        ingest([], cache, "demo", storage=Storage("fp32"), options=again, **words)
+    done = ingest([], cache, "demo", storage=Storage("fp32"), options=again, **words)
     assert (done.planned, done.storage) == (0, Storage("fp32"))
     assert dataset.feature_set.storage == Storage("fp32")
     meta = json.loads((cache / "cache_meta.json").read_text())
     assert meta["datasets"]["demo"]["feature_sets"][0]["storage"]["values"] == "fp32"
+    done = ingest(clips, cache, "demo", options=PLAN, **words)
+    assert (done.planned, done.failed_before) == (3, []), "values may fit another storage"
 
 
 def test_the_record_says_what_decoded_it(clips, cache):

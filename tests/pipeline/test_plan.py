@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from toys import put_video, toy_features, toy_spec
 
 from featstore.decoding.video_file import Video, fingerprint
-from featstore.errors import StoreMismatch
+from featstore.errors import ListingError, StoreMismatch
 from featstore.pipeline import plan
 from featstore.pipeline.listing import list_videos
 from featstore.pipeline.options import IngestOptions
@@ -37,6 +37,73 @@ def test_a_failure_of_a_clock_that_was_ahead_is_tried_again(cache, tmp_path):
     found = make_plan(list_videos([tmp_path]), snapshot, spec)
     assert [video.video_id for video in found.todo] == ["ahead"]
     assert [failure.video_id for failure in found.failed_before] == ["early"]
+
+
+def failed_on(cache, path: object, reason: str, created: float | None = None) -> None:
+    """Record that the video `x` failed, now by default."""
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        writer.add_set(toy_spec(), Storage("fp16"), origin="toy")
+        created = time.time() if created is None else created
+        writer.fail(Failure("x", str(path), toy_spec().digest, reason, created))
+
+
+def planned_x(cache, path: object, storage: Storage | None = None, **options: bool) -> bool:
+    """Return whether the failed video is work."""
+    snapshot = open_environment(cache / "demo").snapshot()
+    listed, asked = [Video("x", str(path))], IngestOptions(**options)
+    return bool(make_plan(listed, snapshot, toy_spec(), asked, storage).todo)
+
+
+@pytest.fixture
+def bad(tmp_path):
+    path = tmp_path / "bad.mp4"
+    path.write_bytes(b"x")
+    return path
+
+
+def test_a_failure_is_of_its_file_and_another_path_is_tried(cache, bad):
+    """A manifest that named a wrong path was corrected."""
+    good = bad.with_name("good.mp4")
+    good.write_bytes(b"x")
+    failed_on(cache, bad, "no frames")
+    assert not planned_x(cache, bad)
+    assert planned_x(cache, good)
+
+
+@pytest.mark.parametrize("path", ["x.mp4", "folder/bad.mp4", "first/bad.mp4"])
+def test_a_failed_video_whose_link_leads_elsewhere_is_tried_again(cache, bad, path):
+    before, video, link = bad.stat().st_ctime, bad.parent / path, bad.parent / path.split("/")[0]
+    if path == "first/bad.mp4":  # a link to a link
+        os.symlink("second", link)
+        link = bad.with_name("second")
+    while not os.path.lexists(link) or os.lstat(link).st_ctime <= before:  # a tick of the clock
+        link.unlink(missing_ok=True)
+        os.symlink(bad if path == "x.mp4" else bad.parent, link)
+    failed_on(cache, video, "no frames")
+    assert not planned_x(cache, video)
+    failed_on(cache, video, "no frames", before)
+    assert planned_x(cache, video), "the link is newer"
+
+
+@pytest.mark.parametrize(
+    "said", ["cannot be opened: No such file or directory", "cannot be read: Input/output error"]
+)
+def test_a_file_that_was_away_and_came_back_as_it_was_is_tried_again(cache, bad, said):
+    failed_on(cache, bad, f"{bad} {said}")
+    assert planned_x(cache, bad)
+    gone = bad.with_name("gone.mp4")
+    failed_on(cache, gone, f"{gone} {said}")
+    assert not planned_x(cache, gone)
+
+
+def test_a_failure_of_another_storage_is_tried_again_once_it_was_replaced(cache, bad):
+    """fp16 could not hold the values; so it is if the ingest that stores them again was interrupted."""
+    failed_on(cache, bad, "5 of 8 values exceed fp16's 65504")
+    assert not planned_x(cache, bad)
+    assert planned_x(cache, bad, Storage("bf16"), replace_storage=True)
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        writer.add_set(toy_spec(), Storage("bf16"), replace_storage=True)
+    assert planned_x(cache, bad)
 
 
 @pytest.fixture
@@ -91,6 +158,34 @@ def test_a_large_listing_is_the_same_work_as_a_small_one(mixed, monkeypatch, ret
     todo = {video.video_id for video in looked_up.todo}
     stored_once = {str(i) for i in range(60) if i % 3}
     assert looked_up.replaced == todo & stored_once
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_all_is_made_again_and_what_is_replaced_is_known_whether_it_resumes(mixed, resume):
+    """Else what a failed one is stored from, another file, is served on."""
+    snapshot, spec, listed = mixed
+    found = make_plan(listed, snapshot, spec, IngestOptions(resume=resume, retry_failed=True))
+    replaced = {str(i) for i in range(0, 60, 7) if i % 3 and i % 4}
+    assert found.replaced == replaced
+    if not resume:
+        assert (list(found.todo), found.stored, found.failed_before) == (listed, (), ())
+    one = IngestOptions(resume=resume, retry_failed=True, limit=1)
+    assert make_plan(listed, snapshot, spec, one).replaced == frozenset(), "the first is new"
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_an_id_names_one_file_whether_it_resumes(cache, tmp_path, resume):
+    path, other = tmp_path / "0.mp4", tmp_path / "other.mp4"
+    path.write_bytes(bytes(10))
+    other.write_bytes(bytes(11))
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        writer.add_set(toy_spec(), origin="toy")
+        fields = {"video_path": str(path), "source": fingerprint(str(path))}
+        put_video(writer, toy_spec(), "0", toy_features(0), **fields)
+    snapshot = open_environment(cache / "demo").snapshot()
+    options = IngestOptions(resume=resume)
+    with pytest.raises(ListingError, match="name other files"):
+        make_plan([Video("0", str(other))], snapshot, toy_spec(), options)
 
 
 def test_a_few_videos_of_many_are_looked_up(mixed, monkeypatch):

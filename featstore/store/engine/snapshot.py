@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     import lmdb
 
+    from featstore.errors import StoreDamaged
     from featstore.records.header import Header
     from featstore.store.engine.tree import Tree
 
@@ -53,13 +54,13 @@ class Cache:
 
     Attributes:
         manifest: The number of a commit, and the dataset's manifest as of it.
-        sets: The number of a commit, and the dataset's feature sets as of it.
+        sets: The number of a commit, and the dataset's feature sets as of it, those that cannot be read too.
     """
 
     def __init__(self) -> None:
         """Start empty."""
         self.manifest: tuple[int, Any] = (-1, None)
-        self.sets: tuple[int, dict[str, Any]] = (-1, {})
+        self.sets: tuple[int, Any] = (-1, None)
         self._records: OrderedDict[bytes, CachedRecord] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -146,6 +147,12 @@ class Snapshot:
         """Yield copies of the keys and values whose keys begin with `prefix`, in order."""
         name = TABLES[table]
         return chain.from_iterable(self._tree.rows(name + prefix, len(name), self._row))
+
+    def salvage(self, table: str) -> tuple[list[bytes], list[StoreDamaged]]:
+        """Return the keys of a table on pages that can be read, and what is wrong with the others."""
+        name = TABLES[table]
+        keys, wrong = self._tree.salvage(name)
+        return [key[len(name) :] for key in keys], wrong
 
     def count(self, table: str) -> int:
         """Return the number of keys, touching no value."""

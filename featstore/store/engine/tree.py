@@ -15,13 +15,13 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+from featstore.errors import StoreDamaged
 from featstore.store.engine.pages import HEADER, damaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from featstore.errors import StoreDamaged
     from featstore.store.engine.pages import Meta
     from featstore.system.file_map import FileMap
 
@@ -60,6 +60,13 @@ class _Branch(NamedTuple):
     keys: list[bytes]
     children: list[int]
 
+    def bounds(self, at: int, low: bytes, high: bytes | None) -> tuple[bytes, bytes | None]:
+        """Return between what the keys below child `at` are, those below the branch being between `low` and `high`."""
+        return (
+            self.keys[at - 1] if at else low,
+            self.keys[at] if at < len(self.keys) else high,
+        )
+
 
 class Tree:
     """The tree of the commit `txn_id` in `mapping`, for as long as its pages do not change.
@@ -81,13 +88,18 @@ class Tree:
         if number is None:
             return None
         limit = self._limit()
+        low, high = b"", None
         for _ in range(1, self._meta.depth):
             branch = self._branch(number, limit)
-            number = branch.children[bisect_right(branch.keys, key)]
+            at = bisect_right(branch.keys, key)
+            number, (low, high) = branch.children[at], branch.bounds(at, low, high)
         page = self._page(number, LEAF, limit)
         index = self._search(page, key)
         if index < len(page.nodes) and self._key(page, page.nodes[index]) == key:
             return self._place(page, page.nodes[index], limit)
+        self._check_order(
+            page, low, high
+        )  # or a key that is damaged would be one that is not there
         return None
 
     def keys(self, prefix: bytes) -> Iterator[bytes]:
@@ -108,7 +120,7 @@ class Tree:
         if self._meta.root is None:
             return
         last = b""
-        for page, first in self._leaves(self._meta.root, self._meta.depth, prefix):
+        for page, first, high in self._leaves(self._meta.root, self._meta.depth, prefix):
             # A dataset has millions of rows: each is sliced from the page's copy, with one call to unpack its node.
             data, size, starts = page.data, len(page.data), page.nodes[first:]
             rows: list[tuple[bytes, bytes]] = []
@@ -121,6 +133,7 @@ class Tree:
                 if at > size or key <= last:
                     raise self._wrong(page.number, "its keys are out of order, or not within it")
                 if not key.startswith(prefix):
+                    self._check_order(page, b"", high)
                     yield rows
                     return
                 if flags != 0 or len(value) < length:
@@ -133,27 +146,67 @@ class Tree:
         if self._meta.root is None:
             return
         last = b""
-        for page, first in self._leaves(self._meta.root, self._meta.depth, prefix):
+        for page, first, high in self._leaves(self._meta.root, self._meta.depth, prefix):
             for start in page.nodes[first:]:
                 key = self._key(page, start)
-                if not key.startswith(prefix):
-                    return
                 if key <= last:
                     raise self._wrong(page.number, "its keys are out of order")
+                if not key.startswith(prefix):
+                    self._check_order(page, b"", high)
+                    return
                 last = key
                 yield key, page, start
 
-    def _leaves(self, number: int, levels: int, start: bytes) -> Iterator[tuple[_Page, int]]:
-        """Yield the leaves below page `number`, and the index of the first node in each that is not before `start`."""
+    def _leaves(
+        self, number: int, levels: int, start: bytes, low: bytes = b"", high: bytes | None = None
+    ) -> Iterator[tuple[_Page, int, bytes | None]]:
+        """Yield the leaves below page `number`, from the one with `start` on.
+
+        With each the index of its first node that is not before `start`, and what all its keys must be before. A key
+        that is damaged ends a walk, or hides where it begins, only on its first and its last leaf: there the order of
+        all keys is checked, here and by who ends the walk; in between by who compares each key with the last.
+        """
         if levels == 1:
             page = self._page(number, LEAF, self._limit())
-            yield page, self._search(page, start) if start else 0
+            if start:
+                self._check_order(page, low, high)
+            yield page, self._search(page, start) if start else 0, high
             return
         branch = self._branch(number, self._limit())
         first = bisect_right(branch.keys, start)
-        for child in branch.children[first:]:
-            yield from self._leaves(child, levels - 1, start)
+        for at, child in enumerate(branch.children[first:], first):
+            yield from self._leaves(child, levels - 1, start, *branch.bounds(at, low, high))
             start = b""
+
+    def _check_order(self, page: _Page, low: bytes, high: bytes | None) -> None:
+        """Raise StoreDamaged unless the keys of a leaf ascend, from `low` on and before `high`."""
+        keys = [self._key(page, start) for start in page.nodes]
+        if (
+            keys[0] < low
+            or (high is not None and keys[-1] >= high)
+            or any(key >= following for key, following in pairwise(keys))
+        ):
+            raise self._wrong(page.number, "its keys are out of order")
+
+    def salvage(self, prefix: bytes) -> tuple[list[bytes], list[StoreDamaged]]:
+        """Return the keys that begin with `prefix` on pages that can be read, and what is wrong with the others."""
+        found: list[bytes] = []
+        wrong: list[StoreDamaged] = []
+        below = [] if self._meta.root is None else [(self._meta.root, self._meta.depth)]
+        while below:
+            number, levels = below.pop()
+            try:
+                if levels > 1:
+                    children = self._branch(number, self._limit()).children
+                    below += [(child, levels - 1) for child in reversed(children)]
+                    continue
+                page = self._page(number, LEAF, self._limit())
+                keys = [self._key(page, start) for start in page.nodes]
+            except StoreDamaged as exc:
+                wrong.append(exc)
+            else:
+                found += [key for key in keys if key.startswith(prefix)]
+        return found, wrong
 
     def _limit(self) -> int:
         """Return how many pages may be looked at: those the commit speaks of and the file still has."""

@@ -138,9 +138,65 @@ def copy_page(file: Path, source: int, target: int) -> None:
         os.pwrite(opened.fileno(), os.pread(opened.fileno(), PAGE, source * PAGE), target * PAGE)
 
 
+@pytest.fixture
+def grouped(tmp_path):
+    """Keys of three groups on several leaves, each group beginning and ending within one."""
+    keys = [b"%c/%03d" % (group, i) * 9 for group in b"abc" for i in range(100)]
+    return write(tmp_path, {key: b"v" for key in keys})
+
+
+@pytest.mark.parametrize(
+    "read", [lambda tree: [*tree.keys(b"b/")], lambda tree: [*read_all(tree, b"b/")]]
+)
+def test_a_bit_of_a_key_never_shortens_a_walk(grouped, read):
+    tree = open_tree(grouped)
+    leaves = [page for page, *_ in tree._leaves(tree._meta.root, tree._meta.depth, b"")]
+    whole = len(read(tree))
+    assert len(leaves) > 3
+    refused = 0
+    with open(grouped, "r+b", buffering=0) as file:
+        for page in leaves:
+            for start in page.nodes[::3] + page.nodes[-1:]:
+                for at, bit in [(0, 1), (0, 0x40), (1, 4), (3, 8), (20, 1)]:
+                    place = page.number * PAGE + start + NODE.size + at
+                    [byte] = os.pread(file.fileno(), 1, place)
+                    os.pwrite(file.fileno(), bytes([byte ^ bit]), place)
+                    try:
+                        assert len(read(open_tree(grouped))) == whole
+                    except StoreDamaged:
+                        refused += 1
+                    os.pwrite(file.fileno(), bytes([byte]), place)
+    assert refused > 50
+
+
+def test_a_key_that_is_out_of_its_place_is_not_said_to_be_missing(grouped):
+    tree = open_tree(grouped)
+    keys = list(tree.keys(b""))
+    page = next(tree._leaves(tree._meta.root, tree._meta.depth, b"b/"))[0]
+    key = tree._key(page, page.nodes[4])
+    with open(grouped, "r+b", buffering=0) as file:
+        os.pwrite(file.fileno(), b"z", page.number * PAGE + page.nodes[4] + NODE.size)
+    with pytest.raises(StoreDamaged, match="out of order"):
+        open_tree(grouped).find(key)
+    assert open_tree(grouped).find(keys[0]) is not None
+
+
+def test_what_can_be_read_is_salvaged(grouped):
+    tree = open_tree(grouped)
+    assert tree.salvage(b"b/") == (list(tree.keys(b"b/")), [])
+    bad, *_ = list(tree._leaves(tree._meta.root, tree._meta.depth, b""))[1]
+    lost = {tree._key(bad, start) for start in bad.nodes}
+    kept = [key for key in tree.keys(b"") if key not in lost]
+    with open(grouped, "r+b", buffering=0) as file:
+        os.pwrite(file.fileno(), bytes(8), bad.number * PAGE)
+    found, [wrong] = open_tree(grouped).salvage(b"")
+    assert found == kept
+    assert f"page {bad.number} cannot be" in wrong.found
+
+
 def test_a_page_in_the_place_of_another_is_refused(deep):
     tree = open_tree(deep)
-    leaves = [page for page, _ in tree._leaves(tree._meta.root, tree._meta.depth, b"")]
+    leaves = [page for page, *_ in tree._leaves(tree._meta.root, tree._meta.depth, b"")]
     first, second = leaves[0].number, leaves[1].number
     key = next(tree.keys(b""))
     copy_page(deep, second, first)

@@ -4,12 +4,13 @@ import pickle
 
 import numpy as np
 import pytest
-from damage import put_raw, read_raw
+from damage import flip_in_file, put_raw, read_raw
 from toys import expected, put_video, run_python, store_videos, toy_features, toy_spec
 
 import featstore
 from featstore.errors import (
     FeatureNotFound,
+    RecordError,
     StoreDamaged,
     StoreError,
     StoreLocked,
@@ -24,7 +25,7 @@ from featstore.store.maintenance.remove import remove_set
 from featstore.store.maintenance.seal import seal_dataset
 from featstore.store.manifest import Counts
 from featstore.store.reader import FeatureStore
-from featstore.store.rows import Failure, set_key
+from featstore.store.rows import Failure, set_key, video_key
 from featstore.store.writer import FeatureWriter
 
 FOUR, EIGHT = toy_spec(4), toy_spec(8)
@@ -246,3 +247,19 @@ def test_a_feature_set_that_could_not_be_read_is_not_put_and_the_others_stay(cac
             writer.add_set(toy_spec(8), **options)
     assert len(FeatureStore(cache)["demo"].sets) == 1
     assert FeatureStore(cache)["demo"].lookup("a", nframe=4).shape == (16, 8)
+
+
+def test_a_set_of_a_dataset_and_what_is_unpickled_verify_as_the_store_does(two):
+    dataset = FeatureStore(two, verify="always")["demo"]
+    store = pickle.loads(pickle.dumps(FeatureStore(two, verify="always")))
+    unpickled = pickle.loads(pickle.dumps(dataset.sets[EIGHT.digest]))
+    assert unpickled.feature_set.spec == EIGHT
+    for each in (dataset.sets[EIGHT.digest], unpickled, store["demo"].sets[EIGHT.digest]):
+        each["b"]
+    stored = read_raw(two, "records", video_key(EIGHT.digest, "b"))
+    flip_in_file(two, stored[-64:])
+    for each in (dataset.sets[EIGHT.digest], unpickled, store["demo"].sets[EIGHT.digest]):
+        with pytest.raises(RecordError, match="payload"):
+            each["b"]
+    assert FeatureStore(two, verify="never")["demo"].sets[EIGHT.digest]["b"].shape == C.shape
+    flip_in_file(two, bytes([stored[-64] ^ 0x10]) + stored[-63:])

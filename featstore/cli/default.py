@@ -17,8 +17,8 @@ from featstore.errors import plain_line
 def default(cache_dir: str, dataset: str, spec: str | None, as_json: bool) -> None:
     """Show the dataset's default feature set, or make another one the default.
 
-    It is the set that is meant wherever none is named: the first one that was made, until another is named here by
-    SPEC, the first 4 or more digits of its digest.
+    It is the set that is meant wherever none is named: the first one that got a video, until another is named here
+    by SPEC, the first 4 or more digits of its digest.
     """
     from featstore.store.default_set import set_default
     from featstore.store.describe import write_cache_meta

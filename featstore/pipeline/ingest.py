@@ -78,8 +78,9 @@ def ingest(
         ListingError: before any work, if the videos are not a listing with one file an id.
         StoreFull: before any work, if what is planned does not fit.
         StoreLocked: if another ingest is at work on the dataset.
-        StoreMismatch: before any work, if no dataset can be called so; if the feature set is stored in another way than
-            `storage` says, and `options.replace_storage` is not set; or if the encoders differ.
+        StoreMismatch: before any work, if no dataset can be called so, or if the feature set is stored in another way
+            than `storage` says, and `options.replace_storage` is not set; before any video is encoded, if the encoders
+            differ.
         RecordError: before any work, if a record cannot hold the features of so many frames.
         StoreError: before any work, if the dataset is sealed, unless this is a dry run; or if the writer failed. What
             was committed before stays. So it does if the encoder raises, whose exception passes through.

@@ -19,8 +19,8 @@ class IngestOptions:
         decoder: `auto`, `av` or `decord`, whose frames are the same bytes, or `exact`; see
             featstore.decoding.video_file.decode.
         resume: leave out the videos that are stored, or that failed before; False makes all again.
-        retry_failed: try the videos again that failed before, also those whose file did not change: what failed them may
-            be one of these options.
+        retry_failed: try the videos again that failed before, also if nothing of their files changed: what failed them
+            may be one of these options.
         replace_storage: if the feature set is stored in another way than asked for, store it as asked from now on, and
             make again the videos that are stored in another way.
         limit: ingest so many videos at most; None for all.

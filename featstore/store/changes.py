@@ -31,7 +31,8 @@ class CatalogTransaction(WriteTransaction):
     """Puts and removes videos, failures and feature sets; the manifest is written with them, at the commit.
 
     Attributes:
-        default: Digest of the feature set that is meant if none is named; the oldest there is if it is removed.
+        default: Digest of the feature set that is meant if none is named; the oldest there is if it is removed. Another
+            set that gets its first video takes its place while it has none, as after an ingest that failed.
     """
 
     def __init__(self, path: Path, dataset: str) -> None:
@@ -115,10 +116,17 @@ class CatalogTransaction(WriteTransaction):
     def commit(self) -> None:
         """Make durable what was put, and the counts; on an error nothing of it is visible."""
         default = self.default if self.default in self._sets else next(iter(self._sets), "")
+        if default and not self._sets[default].videos:
+            default = next(filter(self._began, self._sets), default)
         manifest = replace(self._manifest, default=default, sets=self._sets)
         if manifest != self._manifest:
             self.put("manifest", MANIFEST_KEY, pack_row(manifest))
         super().commit()
+
+    def _began(self, digest: str) -> bool:
+        """Return whether a feature set got its first video in this transaction."""
+        before = self._manifest.sets.get(digest, Counts())
+        return bool(self._sets[digest].videos) and not before.videos
 
     def _counted(self, key: bytes) -> Counts:
         """Return what a video's row counts, nothing if there is none."""

@@ -25,6 +25,7 @@ from featstore.records.quantization import quantize
 from featstore.records.record import pack_record, parse
 from featstore.records.storage import Storage
 from featstore.store import paths
+from featstore.store.default_set import set_default
 from featstore.store.engine.environment import open_environment
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.manifest import Counts
@@ -540,3 +541,24 @@ def test_a_dataset_whose_folder_may_not_be_entered_is_a_store_error(cache, write
     monkeypatch.setattr(os, "stat", refuse)
     with pytest.raises(StoreError, match=r"demo cannot be looked into: Permission denied"):
         FeatureWriter(cache, "demo")
+
+
+def test_a_default_set_without_videos_gives_way_to_the_first_that_gets_one(cache, writer):
+    """An ingest that failed, or was stopped, had left an empty set that was meant from then on."""
+    writer.fail(failure("a"))
+    writer.commit()
+    other, third, dataset = toy_spec(8), toy_spec(2), FeatureStore(cache)["demo"]
+    writer.add_set(other, origin="toy")
+    writer.add_set(third, origin="toy")
+    assert dataset.feature_set.spec == SPEC
+    put_video(writer, other, "a", toy_features(1, 8))
+    writer.commit()
+    assert (dataset.feature_set.spec, list(dataset)) == (other, ["a"])
+    put_video(writer, SPEC, "a", A)
+    writer.commit()
+    assert dataset.feature_set.spec == other
+    set_default(cache, "demo", third.digest)
+    put_video(writer, other, "b", toy_features(2, 8))
+    writer.commit()
+    assert dataset.feature_set.spec == third, "as it was named, though it is empty"
+    assert check_dataset(cache, "demo").problems == []

@@ -19,6 +19,7 @@ from featstore.cli import (
     compact,
     compare,
     default,
+    export,
     get,
     info,
     ingest,
@@ -75,6 +76,7 @@ for command in (
     compact.compact,
     seal.seal,
     merge.merge,
+    export.export,
     shape.shape,
     vlmeval.vlmeval,
 ):

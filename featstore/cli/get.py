@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out",
     type=click.Path(dir_okay=False),
-    help="Write to FILE.safetensors (as stored) or FILE.npy (float32).",
+    help="Write to FILE.safetensors or FILE.npz (as stored), FILE.npy (float32) or FILE.pt; see featstore export.",
 )
 @json_option
 @click.argument("video_id")

@@ -1,31 +1,49 @@
-"""Writes one video's features to a file that other programs read: safetensors or npy."""
+"""Export: the features of one video as a file, or those of a dataset as a folder of files with an index."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from featstore.errors import (
+    FeatstoreError,
+    FeatureNotFound,
+    RecordError,
+    StoreFull,
+    StoreMismatch,
+)
 from featstore.formats.facts import record_facts
+from featstore.formats.feature_files import FORMATS, write_features
+from featstore.store.paths import because
+from featstore.system.filesystems import DISK_FULL_ERRNOS
 from featstore.system.fsync import write_atomically
 
 if TYPE_CHECKING:
-    import os
-
-    from numpy.typing import NDArray
+    import threading
+    from collections.abc import Callable, Iterable
 
     from featstore.records.features import Features
+    from featstore.records.header import Header
+    from featstore.store.dataset import Dataset
 
-FORMATS = (".safetensors", ".npy")
+INDEX = "index.jsonl"
 
 
 def save_features(features: Features, path: str | os.PathLike[str]) -> None:
     """Write features to a file, which appears whole or not at all and survives a power loss.
 
-    A `.npy` file holds the dequantized features, float32 (rows, width). A `.safetensors` file holds what is stored: the
-    tensor `data`, in bf16 as its bits, uint16, and for int8 its scales, `token_scale` (rows, 1), `channel_scale`
-    (1, width) or both, or `tensor_scale` (1, 1). Values times the product of the scales are the features. The metadata
-    under `featstore` is JSON: what the record says about them.
+    A `.npy` file holds the dequantized features, float32 (rows, width). `.safetensors` and `.npz` hold what is stored:
+    the array `data`, in bf16 as its bits, uint16, and for int8 its scales, `token_scale` (rows, 1), `channel_scale`
+    (1, width) or both, or `tensor_scale` (1, 1); values times the product of the scales are the features. What the
+    record says about them is JSON: safetensors' metadata `featstore`, the text `featstore` in an `.npz`. A `.pt` file
+    is torch.load's, with weights_only=True: a dict of `vision_embeds`, times `scale` the features, `quantization` (as
+    which values they are there: int8 with two scales as fp32), `video_path`, `nframe`, `dataset`, `model_signature`
+    (the feature set), `shape`, and the same JSON.
 
     Args:
         features: the features of one video.
@@ -38,27 +56,184 @@ def save_features(features: Features, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     if target.suffix not in FORMATS:
         raise ValueError(
-            f"{target} ends in {target.suffix!r}; features are written as {' or '.join(FORMATS)}"
+            f"{target} ends in {target.suffix!r}; features are written as {', '.join(FORMATS)}"
         )
     with write_atomically(target) as file:
-        _write(features, file, target.suffix)
+        write_features(features, file, target.suffix)
 
 
-def _write(features: Features, file: IO[bytes], suffix: str) -> None:
-    from numpy.lib import format as npy
-    from safetensors.numpy import save
+@dataclass
+class ExportSummary:
+    """What an export has done so far.
 
-    if suffix == ".npy":
-        values = features.dequantize()
-        npy.write_array_header_1_0(file, npy.header_data_from_array_1_0(values))
-        file.write(values.data)
-    else:
-        # In ASCII: bytes of a file name that are not text are lone surrogates, which safetensors cannot store.
-        facts = json.dumps(record_facts(features.header))
-        file.write(save({"data": features.data, **_named_scales(features)}, {"featstore": facts}))
+    Args:
+        dataset: the dataset's name.
+        feature_set: digest of its feature set.
+        folder: where the files are.
+        total: videos that were asked for.
+        exported: videos written by this call.
+        skipped: videos whose file was there.
+        file_bytes: bytes of the files written by this call.
+        failures: id and reason of each video that could not be read.
+        interrupted: whether it was told to stop before the last video.
+    """
+
+    dataset: str
+    feature_set: str
+    folder: str
+    total: int = 0
+    exported: int = 0
+    skipped: int = 0
+    file_bytes: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    interrupted: bool = False
 
 
-def _named_scales(features: Features) -> dict[str, NDArray[Any]]:
-    granularity = features.header.storage.granularity
-    names = ("token", "channel") if granularity == "channel_token" else (granularity,)
-    return {f"{name}_scale": scale for name, scale in zip(names, features.scales, strict=False)}
+def export_dataset(
+    dataset: Dataset,
+    folder: str | os.PathLike[str],
+    suffix: str,
+    *,
+    patterns: Iterable[str] = (),
+    stop: threading.Event | None = None,
+    on_progress: Callable[[ExportSummary], None] = lambda summary: None,
+) -> ExportSummary:
+    """Write a file for each video of a feature set, and `index.jsonl`, a line of JSON for each file.
+
+    A file is named by the MD5 of its video's id, since ids are not file names; its line in the index has the name,
+    `file`, and what the record says, as `record_facts` returns it. A file that is there for the same record is left as
+    it is, so an export that was stopped or killed goes on when it is called again.
+
+    Args:
+        dataset: as a store returns it: its default set, or one of its `sets`.
+        folder: where the files go; it is made if it is missing.
+        suffix: the files' format, one of `FORMATS`; see `save_features`.
+        patterns: ids of videos, or patterns of them with `*` and `?`; by default all videos.
+        stop: set it to end early.
+        on_progress: called after each video.
+
+    Returns:
+        What was done, and which records are damaged.
+
+    Raises:
+        FeatureNotFound: no video fits one of the patterns.
+        StoreMismatch: the folder holds an export of another feature set or format.
+        StoreFull: the disk is full; what was written stays, and the same call goes on.
+        FeatstoreError: the folder cannot be written.
+        ValueError: `suffix` is not a format.
+    """
+    if suffix not in FORMATS:
+        raise ValueError(f"{suffix!r} is not a format; use one of {', '.join(FORMATS)}")
+    dataset = dataset.pinned()
+    summary = ExportSummary(dataset.name, dataset.feature_set.spec.digest, os.fspath(folder))
+    videos = _chosen(dataset, list(patterns))
+    summary.total = len(videos)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with _Index(Path(folder), summary, suffix) as index:
+            for video in videos:
+                if stop is not None and stop.is_set():
+                    summary.interrupted = True
+                    break
+                _export(dataset, video, index, summary)
+                on_progress(summary)
+    except FeatstoreError:
+        raise
+    except OSError as exc:
+        full = exc.errno in DISK_FULL_ERRNOS
+        raise (StoreFull if full else FeatstoreError)(
+            f"{folder} cannot be written: {because(exc)}; {summary.exported} videos were written and stay, the same "
+            "command goes on once it can"
+        ) from exc
+    return summary
+
+
+def _chosen(dataset: Dataset, patterns: list[str]) -> list[str]:
+    videos = sorted(dataset)
+    for pattern in patterns:
+        if not any(_fits(video, pattern) for video in videos):
+            raise FeatureNotFound(
+                f"no video of dataset {dataset.name!r} fits {pattern!r}, of {len(videos)} in feature set "
+                f"{dataset.feature_set.spec.digest[:8]}; featstore ls --dataset {dataset.name} lists them"
+            )
+    return [video for video in videos if not patterns or any(_fits(video, p) for p in patterns)]
+
+
+def _fits(video: str, pattern: str) -> bool:
+    return video == pattern or fnmatchcase(video, pattern)
+
+
+def _export(dataset: Dataset, video: str, index: _Index, summary: ExportSummary) -> None:
+    entry = dataset.entry(video)
+    if entry is not None and index.has(video, entry.created):
+        summary.skipped += 1
+        return
+    try:
+        features = dataset[video]
+        target = index.folder / index.file_name(video)
+        save_features(features, target)
+    except (RecordError, FeatureNotFound) as exc:
+        summary.failures.append((video, str(exc)))
+        return
+    index.add(features.header)
+    summary.exported += 1
+    summary.file_bytes += target.stat().st_size
+
+
+class _Index:
+    """The lines of a folder's index; a line is added when its file is whole and durable."""
+
+    def __init__(self, folder: Path, summary: ExportSummary, suffix: str) -> None:
+        self.folder = folder
+        self._summary, self._suffix = summary, suffix
+        self._known: dict[
+            str, float
+        ] = {}  # videos of files that are there, and when their records were made
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> _Index:
+        path = self.folder / INDEX
+        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        for line in lines:
+            self._read(line)
+        self._file = path.open("ab")
+        if lines[-1]:  # cut short by a kill
+            self._file.write(b"\n")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._file is not None:
+            with self._file as file:
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _read(self, line: bytes) -> None:
+        try:
+            found = json.loads(line)
+            video, made = found["video_id"], found["created"]
+            here = found["dataset"], found["feature_set"], Path(found["file"]).suffix
+        except (ValueError, KeyError, TypeError):
+            return  # its file is written again
+        wanted = self._summary.dataset, self._summary.feature_set, self._suffix
+        if here != wanted:
+            raise StoreMismatch(
+                f"{self.folder} holds an export of dataset {here[0]!r}, feature set {str(here[1])[:8]}, as {here[2]}, "
+                f"not of {wanted[0]!r}, {wanted[1][:8]}, as {wanted[2]}; choose another folder"
+            )
+        self._known[video] = made
+
+    def file_name(self, video: str) -> str:
+        """Return the name of a video's file."""
+        data = video.encode("utf-8", "surrogatepass")
+        return hashlib.md5(data, usedforsecurity=False).hexdigest() + self._suffix
+
+    def has(self, video: str, created: float) -> bool:
+        """Return whether the file of the record that was made then is there."""
+        return self._known.get(video) == created and (self.folder / self.file_name(video)).is_file()
+
+    def add(self, header: Header) -> None:
+        """Add the line of a file that was written."""
+        assert self._file is not None
+        facts: dict[str, Any] = {"file": self.file_name(header.video_id), **record_facts(header)}
+        self._file.write(json.dumps(facts).encode() + b"\n")
+        self._file.flush()

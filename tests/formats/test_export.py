@@ -34,7 +34,7 @@ def half(features, file, suffix):
 if sys.argv[3] == "before the rename":
     os.replace = killed
 else:
-    export._write = half
+    export.write_features = half
 export.save_features(featstore.get(sys.argv[1], "demo", "a"), sys.argv[2])
 """
 

@@ -23,6 +23,7 @@ Each message says what was found and what was expected; the remedy, printed afte
 from __future__ import annotations
 
 import errno
+import shlex
 
 
 class FeatstoreError(Exception):
@@ -98,7 +99,7 @@ class FeatureNotFound(FeatstoreError, KeyError):
 class RecordError(FeatstoreError, ValueError):
     """The bytes of a record are damaged, truncated or of a format from the future."""
 
-    remedy = "ingest the video again"
+    remedy = "run featstore check --repair, then ingest the video again"
 
 
 class QuantizeError(FeatstoreError, ValueError):
@@ -132,6 +133,25 @@ def retold(kind: str, message: str) -> FeatstoreError:
     error: FeatstoreError = globals()[kind](message)
     error.remedy = ""
     return error
+
+
+def command_line(command: str, **options: object) -> str:
+    """Return a command of featstore that can be copied into a shell, whatever is in the names.
+
+    Args:
+        command: as `ls`; empty for the options alone.
+        options: by name, as `cache_dir`; several values are given one after the other, True is a flag, and what is
+            empty or None is left out.
+
+    >>> command_line("rm", cache_dir="my cache", dataset="demo", video=["a", "b"], spec="", yes=True)
+    "featstore rm --cache-dir 'my cache' --dataset demo --video a --video b --yes"
+    """
+    words = ["featstore", command] if command else []
+    for name, value in options.items():
+        for each in value if isinstance(value, list) else [value]:
+            words += [f"--{name.replace('_', '-')}"] if each else []
+            words += [shlex.quote(str(each))] if each and each is not True else []
+    return " ".join(words)
 
 
 def plain(text: str) -> str:

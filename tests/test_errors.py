@@ -60,7 +60,9 @@ def test_a_remedy_is_printed_once_also_after_the_way_between_processes():
     there = pickle.loads(pickle.dumps(error))
     told = errors.retold("RecordError", str(error))
     assert str(error) == str(there) == str(told) == "it is damaged; fetch it again"
-    assert str(errors.RecordError("it is damaged")) == "it is damaged; ingest the video again"
+    assert str(errors.RecordError("it is damaged")) == (
+        "it is damaged; run featstore check --repair, then ingest the video again"
+    )
 
 
 def test_a_system_error_keeps_the_number_a_caller_may_look_for():

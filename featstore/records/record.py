@@ -44,8 +44,7 @@ class Record:
         if found != self.header.payload_xxh3:
             raise RecordError(
                 f"the payload of video {self.header.video_id!r} is damaged: its xxh3 is {found:016x}, the header says "
-                f"{self.header.payload_xxh3:016x}",
-                remedy="run featstore check --repair, then ingest it again",
+                f"{self.header.payload_xxh3:016x}"
             )
 
 

@@ -6,7 +6,8 @@ import contextlib
 from itertools import starmap
 from typing import TYPE_CHECKING
 
-from featstore.errors import StoreNotFound
+from featstore.errors import RecordError, StoreDamaged, StoreNotFound
+from featstore.records.record import parse
 from featstore.store.engine.environment import open_snapshot
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.lost import explain_absent
@@ -20,6 +21,7 @@ from featstore.store.rows import (
     unpack_entry,
     unpack_failure,
     unpack_set,
+    video_key,
 )
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from featstore.records.record import Record
     from featstore.store.engine.snapshot import Snapshot
 
 
@@ -72,15 +75,40 @@ def read_set(snapshot: Snapshot, digest: str) -> FeatureSet | None:
     return None if data is None else unpack_set(key, data)
 
 
-def read_sets(snapshot: Snapshot) -> dict[str, FeatureSet]:
-    """Return the dataset's feature sets by digest, oldest first; read once per commit."""
-    as_of, known = snapshot.cache.sets
-    if as_of == snapshot.txn_id:
-        return known
-    found = [unpack_set(key, data) for key, data in snapshot.rows("specs")]
-    sets = {row.spec.digest: row for row in sorted(found, key=lambda row: row.created)}
-    snapshot.cache.sets = snapshot.txn_id, sets
+def read_sets(snapshot: Snapshot, prefix: str = "") -> dict[str, FeatureSet]:
+    """Return the feature sets by digest, oldest first; StoreDamaged if one's row cannot be read, see `prefix`.
+
+    Args:
+        snapshot: Of the dataset.
+        prefix: Only rows of sets whose digests begin with it matter.
+    """
+    sets, damaged = read_whole_sets(snapshot)
+    for digest, exc in damaged.items():
+        if digest.startswith(prefix):
+            raise StoreDamaged(
+                f"feature set {digest[:8]} of {snapshot.path}: {exc.found}", remedy=exc.remedy
+            ) from exc
     return sets
+
+
+def read_whole_sets(
+    snapshot: Snapshot,
+) -> tuple[dict[str, FeatureSet], dict[str, StoreDamaged]]:
+    """Return the feature sets whose rows can be read, oldest first, and why the others cannot; read once per commit."""
+    as_of, known = snapshot.cache.sets
+    if as_of != snapshot.txn_id:
+        found: list[FeatureSet] = []
+        damaged: dict[str, StoreDamaged] = {}
+        for key, data in snapshot.rows("specs"):
+            try:
+                found.append(unpack_set(key, data))
+            except StoreDamaged as exc:
+                damaged[key.decode(errors="replace")] = exc
+        found.sort(key=lambda row: row.created)
+        known = {row.spec.digest: row for row in found}, damaged
+        snapshot.cache.sets = snapshot.txn_id, known
+    sets, damaged = known
+    return sets, damaged
 
 
 def has_entry(snapshot: Snapshot, key: bytes) -> bool:
@@ -109,3 +137,34 @@ def read_failure(snapshot: Snapshot, key: bytes) -> Failure | None:
     """Return the row of the failed video with `key`, or None."""
     data = snapshot.read("failures", key)
     return None if data is None else unpack_failure(data)
+
+
+def find_record(snapshot: Snapshot, dataset: str, digest: str, video: str) -> Record | None:
+    """Return the record of `video` in the feature set `digest`, None if it, or the set, is not there.
+
+    Raises:
+        StoreDamaged: The row of the feature set, or a page, cannot be read.
+        RecordError: The record is damaged before its payload, missing beside its row, or another video's.
+    """
+    key = video_key(digest, video)
+    row, value = read_set(snapshot, digest), snapshot.get("records", key)
+    if row is None or value is None:
+        if row is not None and has_entry(snapshot, key):
+            raise RecordError(
+                f"video {video!r} has a row in the catalog of {snapshot.path} and no record; the store is damaged"
+            )
+        return None
+    try:
+        record = parse(value)
+    except RecordError as exc:
+        raise RecordError(
+            f"video {video!r} of {snapshot.path}: {exc.found}", remedy=exc.remedy
+        ) from exc
+    wrong = record.header.misfit(row.spec, dataset)
+    if record.header.video_id != video:
+        wrong = f"video {record.header.video_id!r}, not {video!r}"
+    if wrong:
+        raise RecordError(
+            f"the record of {video!r} in {snapshot.path} is of another: {wrong}; the store is damaged"
+        )
+    return record

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from featstore.errors import RecordError, StoreDamaged
+from featstore.errors import RecordError, StoreDamaged, StoreError
 from featstore.records.record import parse
 from featstore.store.engine.transaction import WriteTransaction
-from featstore.store.manifest import MANIFEST_KEY, Counts, check_name, unpack_manifest
+from featstore.store.manifest import MANIFEST_KEY, Counts, Manifest, check_name, unpack_manifest
 from featstore.store.rows import (
     DIGEST_DIGITS,
     Entry,
@@ -17,6 +20,7 @@ from featstore.store.rows import (
     pack_row,
     set_key,
     unpack_entry,
+    unpack_row,
     unpack_set,
 )
 
@@ -138,6 +142,53 @@ class CatalogTransaction(WriteTransaction):
         there = self._sets.get(digest)
         if there is not None:
             self._sets[digest] = _add(there, found, sign)
+
+
+def is_manifest_lost(snapshot: Snapshot) -> bool:
+    """Return whether the manifest of what is a dataset is damaged or missing."""
+    data = snapshot.read("manifest", MANIFEST_KEY)
+    if data is None:
+        return any(snapshot.keys("specs"))
+    try:
+        unpack_row(data)
+    except StoreDamaged:
+        return True
+    return False
+
+
+def rebuild_manifest(snapshot: Snapshot, dataset: str) -> Manifest:
+    """Return the manifest that the rows call for; its default set is the oldest, for no row tells.
+
+    Raises:
+        StoreMismatch: The records are of another dataset.
+        StoreError: There are records, and no feature set whose row can be read.
+    """
+    made: dict[str, float] = {}
+    for key, data in snapshot.rows("specs"):
+        digest = key.decode(errors="replace")
+        try:
+            made[digest] = unpack_set(key, data).created
+        except StoreDamaged:
+            made[digest] = math.inf
+    if all(map(math.isinf, made.values())) and any(snapshot.keys("records")):
+        raise StoreError(
+            f"the manifest and the rows of the feature sets of {snapshot.path} cannot be read, and nothing else tells "
+            "what the records are",
+            remedy="put a good copy of the file in its place, or remove the dataset and ingest its videos again",
+        )
+    sets = {digest: count_rows(snapshot, digest) for digest in sorted(made, key=made.__getitem__)}
+    created = min(made.values(), default=time.time())
+    manifest = Manifest(_name_in_records(snapshot) or dataset, created, next(iter(sets), ""), sets)
+    check_name(manifest, snapshot.path, dataset)
+    return manifest
+
+
+def _name_in_records(snapshot: Snapshot) -> str:
+    """Return the dataset's name in the first record that can be read, empty if there is none."""
+    for key in snapshot.keys("records"):
+        with contextlib.suppress(RecordError):
+            return parse(snapshot.get("records", key) or memoryview(b"")).header.dataset
+    return ""
 
 
 def count_rows(snapshot: Snapshot, digest: str) -> Counts:

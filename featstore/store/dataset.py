@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from concurrent.futures import wait
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import FeatstoreError, RecordError, plain_line
+from featstore.errors import FeatstoreError, StoreMismatch, plain_line
 from featstore.records.features import Features
-from featstore.records.record import Record, parse
+from featstore.records.record import Record
 from featstore.store.catalog import (
+    find_record,
     has_entry,
     read_entries,
     read_entry,
@@ -19,6 +21,7 @@ from featstore.store.catalog import (
     read_manifest,
     read_set,
     read_sets,
+    read_whole_sets,
 )
 from featstore.store.engine.environment import Keeper
 from featstore.store.engine.snapshot import CachedRecord
@@ -39,8 +42,8 @@ if TYPE_CHECKING:
 class Dataset(Mapping[str, Features]):
     """One feature set of a dataset, a Mapping of video ids to Features; always as of the last commit.
 
-    `store["demo"]` is the dataset's default set, the first one until `featstore default` names another; its `sets` are
-    all of them.
+    `store["demo"]` is the dataset's default set, the first one with videos until `featstore default` names another;
+    its `sets` are all of them.
 
     Attributes:
         name: The dataset's name.
@@ -161,7 +164,10 @@ class Dataset(Mapping[str, Features]):
                 cached.header, snapshot.view(cached.scales), snapshot.view(cached.payload)
             )
         else:
-            record = self._read(snapshot, video, digest, key)
+            found = find_record(snapshot, self.name, digest, video)
+            if found is None:
+                raise explain_missing(snapshot, self.name, digest, video)
+            record = found
             places = snapshot.place(record.scales), snapshot.place(record.payload)
             verified = cached is not None and (
                 cached.verified
@@ -206,10 +212,11 @@ class Dataset(Mapping[str, Features]):
     ) -> FeatureSet:
         """Return the row of the feature set that `lookup` means; raise StoreMismatch if none fits, or several do."""
         snapshot = self.snapshot()
-        sets, own = read_sets(snapshot), self._set_of(snapshot)
+        own = self._set_of(snapshot)
         if nframe is None and spec is None and own:
-            return find_own(sets, self.path, own)
-        return select(sets, self.path, nframe, spec, own)
+            row = read_set(snapshot, own)
+            return find_own({} if row is None else {own: row}, self.path, own)
+        return self._choose(snapshot, nframe, spec, own)
 
     def entry(self, video: str) -> Entry | None:
         """Return the row of a finished video, or None."""
@@ -235,33 +242,20 @@ class Dataset(Mapping[str, Features]):
         own = self._digest or read_manifest(snapshot).default
         if nframe is None and spec is None:
             return own
-        return select(read_sets(snapshot), self.path, nframe, spec, own).spec.digest
+        return self._choose(snapshot, nframe, spec, own).spec.digest
 
-    def _read(self, snapshot: Snapshot, video: str, digest: str, key: bytes) -> Record:
-        """Return the record of `video`, its prefix verified."""
-        row, value = read_set(snapshot, digest), snapshot.get("records", key)
-        if row is None or value is None:
-            if row is not None and has_entry(snapshot, key):
-                raise RecordError(
-                    f"video {video!r} has a row in the catalog of {self.path} and no record; the store is damaged",
-                    remedy="run featstore check",
-                )
-            raise explain_missing(snapshot, self.name, digest, video)
-        try:
-            record = parse(value)
-        except RecordError as exc:
-            raise RecordError(
-                f"video {video!r} of {self.path}: {exc.found}", remedy=exc.remedy
-            ) from exc
-        wrong = record.header.misfit(row.spec, self.name)
-        if record.header.video_id != video:
-            wrong = f"video {record.header.video_id!r}, not {video!r}"
-        if wrong:
-            raise RecordError(
-                f"the record of {video!r} in {self.path} is of another: {wrong}; the store is damaged",
-                remedy="run featstore check --repair, and ingest the video again",
-            )
-        return record
+    def _choose(
+        self, snapshot: Snapshot, nframe: int | None, spec: FeatureSpec | str | None, own: str
+    ) -> FeatureSet:
+        """Return the set that is meant; raise StoreDamaged if it may be one whose row cannot be read."""
+        sets, _ = read_whole_sets(snapshot)
+        named = spec if isinstance(spec, (str, type(None))) else getattr(spec, "digest", "")
+        if named is None and own in sets:
+            with contextlib.suppress(StoreMismatch):  # the own set, if it fits, whatever others say
+                chosen = select(sets, self.path, nframe, None, own)
+                if chosen.spec.digest == own:
+                    return chosen
+        return select(read_sets(snapshot, (named or "").lower()), self.path, nframe, spec, own)
 
 
 class FeatureSets(Mapping[str, Dataset]):
@@ -274,7 +268,8 @@ class FeatureSets(Mapping[str, Dataset]):
     def __getitem__(self, digest: str) -> Dataset:
         """Return the set; raise FeatureNotFound, which lists those there are, if none fits or several do."""
         there = self._dataset
-        found = find_set(read_sets(there.snapshot()), there.path, digest).spec.digest
+        sets = read_sets(there.snapshot(), str(digest).lower())
+        found = find_set(sets, there.path, digest).spec.digest
         return Dataset(there.path.parent, there.name, verify=there._verify, digest=found)
 
     def __iter__(self) -> Iterator[str]:

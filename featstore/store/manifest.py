@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from featstore.errors import StoreMismatch
+from featstore.errors import StoreDamaged, StoreMismatch
 from featstore.store.engine.settings import ENGINE
+from featstore.store.paths import DATA_FILE
 from featstore.store.rows import build_row, unpack_row
 
 if TYPE_CHECKING:
@@ -52,12 +53,19 @@ class Manifest:
 
 def unpack_manifest(data: bytes | None, path: Path) -> Manifest:
     """Return the manifest in the folder `path`; StoreMismatch if it is not ours, StoreDamaged if unreadable."""
+    repair = f"featstore check --repair --cache-dir {path.parent} --dataset {path.name}"
     if data is None:
         raise StoreMismatch(
             f"{path} holds an LMDB file but no featstore dataset",
-            remedy="ingest into another --cache-dir",
+            remedy=f"ingest into another --cache-dir; if it was one, {repair} may mend it",
         )
-    plain = unpack_row(data)
+    try:
+        plain = unpack_row(data)
+    except StoreDamaged as exc:
+        raise StoreDamaged(
+            f"the manifest of dataset {path.name!r} in {path / DATA_FILE} cannot be read, it is damaged",
+            remedy=f"have it written again from the rows: {repair}",
+        ) from exc
     found = plain.get("format") if isinstance(plain, dict) else None
     if found != STORE_FORMAT:
         newer = isinstance(found, int) and found > STORE_FORMAT

@@ -154,7 +154,7 @@ class Entry(NamedTuple):
         try:
             return Storage(self.values, self.granularity, self.codec)
         except ValueError as exc:
-            raise _unreadable(exc) from exc
+            raise _unknown(exc) from exc
 
 
 _ENTRY_TYPES = list(get_type_hints(Entry).values())[1:]
@@ -217,7 +217,7 @@ def unpack_entry(key: bytes, data: bytes) -> Entry:
     """Return the finished video's row under `key`; StoreDamaged if it is invalid."""
     row = unpack_row(data)
     if type(row) is not list or list(map(type, row)) != _ENTRY_TYPES:
-        raise _unreadable("its values are not those of a video")
+        raise _unknown("its values are not those of a video")
     row.insert(0, _digest_in(key[:DIGEST_DIGITS]))
     return _new(Entry, row)
 
@@ -259,11 +259,14 @@ def unpack_row(data: bytes) -> Any:
     """Return a row's plain values; StoreDamaged if it is damaged."""
     packed = data[11:]
     if data[:11] != _START + xxhash.xxh3_64_digest(packed):
-        raise _unreadable(f"{data[3:11].hex()} is not the checksum of what follows")
+        raise StoreDamaged(
+            "a row of the catalog cannot be read, it is damaged: its checksum is not that of what it holds",
+            remedy="run featstore check --repair",
+        )
     try:
         return msgpack.unpackb(packed, unicode_errors="surrogatepass", strict_map_key=True)
     except Exception as exc:  # msgpack raises a dozen unrelated types on invalid input
-        raise _unreadable(exc) from exc
+        raise _unknown(exc) from exc
 
 
 def build_row(kind: type[Row], plain: Any) -> Row:
@@ -271,11 +274,11 @@ def build_row(kind: type[Row], plain: Any) -> Row:
     try:
         return build(kind, plain)
     except ValueError as exc:
-        raise _unreadable(exc) from exc
+        raise _unknown(exc) from exc
 
 
-def _unreadable(found: object) -> StoreDamaged:
+def _unknown(found: object) -> StoreDamaged:
     return StoreDamaged(
-        f"a row of the catalog cannot be read ({found!s:.200}): damaged, or of another version",
-        remedy="run featstore check",
+        f"a row of the catalog cannot be read, it is whole and of another version of featstore ({found!s:.200})",
+        remedy="update featstore",
     )

@@ -78,7 +78,7 @@ def test_a_video_that_is_stored_in_an_unknown_way_says_so_when_asked(other):
 def test_a_flipped_byte_of_a_row_is_refused(at):
     data = bytearray(pack_row(ENTRY))
     data[at] ^= 1
-    with pytest.raises(StoreDamaged, match="is not the checksum of what follows"):
+    with pytest.raises(StoreDamaged, match="its checksum is not that of what it holds"):
         unpack_entry(KEY, bytes(data))
 
 

@@ -22,6 +22,7 @@ from featstore.store.default_set import set_default
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.engine.snapshot import Snapshot
 from featstore.store.maintenance.remove import remove_set
+from featstore.store.maintenance.repair import repair_dataset
 from featstore.store.maintenance.seal import seal_dataset
 from featstore.store.manifest import Counts
 from featstore.store.reader import FeatureStore
@@ -263,3 +264,31 @@ def test_a_set_of_a_dataset_and_what_is_unpickled_verify_as_the_store_does(two):
             each["b"]
     assert FeatureStore(two, verify="never")["demo"].sets[EIGHT.digest]["b"].shape == C.shape
     flip_in_file(two, bytes([stored[-64] ^ 0x10]) + stored[-63:])
+
+
+def test_a_row_that_cannot_be_read_is_in_nobody_elses_way(two):
+    """It may be in the way of who asks for what it could be: then nothing is guessed."""
+    dataset = FeatureStore(two)["demo"]
+    put_raw(two, "specs", EIGHT.digest.encode(), b"nonsense")
+    for found in (
+        dataset["a"],
+        dataset.lookup("a", nframe=4),
+        dataset.lookup("a", spec=FOUR),
+        dataset.lookup("a", spec=FOUR.digest[:6]),
+        dataset.sets[FOUR.digest]["a"],
+    ):
+        assert found.header.spec == FOUR.digest
+    assert dataset.feature_set.spec == FOUR
+    for look in (
+        lambda: dataset.lookup("a", nframe=8),
+        lambda: dataset.lookup("a", nframe=16),
+        lambda: dataset.lookup("a", spec=EIGHT),
+        lambda: dataset.sets[EIGHT.digest[:8]],
+        lambda: list(dataset.sets),
+    ):
+        with pytest.raises(StoreDamaged, match=f"{EIGHT.digest[:8]} of .* check --repair"):
+            look()
+    put_raw(two, "specs", FOUR.digest.encode(), b"nonsense")
+    with pytest.raises(StoreDamaged):
+        dataset.lookup("a", nframe=4)
+    repair_dataset(two, "demo")

@@ -23,6 +23,10 @@ FOREIGN = (
     "the file is not of LMDB engine 0.9 as featstore's are: of engine 1.0, of another program, or damaged; put a copy "
     "of the right one there, or ingest into another --cache-dir"
 )
+SALVAGE = (
+    "put a good copy of the file in its place (by renaming), or copy what can still be read into another cache with "
+    "featstore merge and ingest the rest there"
+)
 
 # mp_pgno, mp_pad, mp_flags, then mp_lower and mp_upper, or mp_pages where a large value begins.
 HEADER = struct.Struct("=QHHHH")
@@ -99,9 +103,8 @@ def parse_meta(page: bytes, number: int, path: Path) -> Meta:
 def damaged(path: Path, found: str) -> StoreDamaged:
     """Return the error that says which bytes of the file in `path` cannot be."""
     return StoreDamaged(
-        f"{path}: {found}; the file is damaged or was cut short: see what featstore check finds, and if it finds the "
-        "same, put a good copy in its place (by renaming), or copy what can still be read into another cache with "
-        "featstore merge and ingest the rest there"
+        f"{path}: {found}; the file is damaged or was cut short",
+        remedy=f"see what featstore check finds, and if it finds the same, {SALVAGE}",
     )
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from featstore.errors import FeatstoreError, StoreDamaged, StoreError
 from featstore.records.record import parse
 from featstore.store.catalog import open_dataset, read_manifest
-from featstore.store.changes import count_rows
+from featstore.store.changes import count_rows, is_manifest_lost, rebuild_manifest
+from featstore.store.engine.pages import SALVAGE
 from featstore.store.manifest import MANIFEST_KEY
 from featstore.store.rows import (
     DIGEST_DIGITS,
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator
 
+    from featstore.records.header import Header
     from featstore.spec import FeatureSpec
     from featstore.store.engine.snapshot import Snapshot
     from featstore.store.manifest import Manifest
 
-INGEST_AGAIN = "ingest it again"
+REPAIR = "run featstore check --repair"
+INGEST_AGAIN = f"{REPAIR}, then ingest it again"
 
 
 @dataclass
@@ -73,7 +76,7 @@ def check_dataset(
     try:
         snapshot = open_dataset(cache_dir, dataset)
     except StoreDamaged as exc:
-        report.problems.append(str(exc))
+        report.problems.append(f"{exc.found}; nothing was checked; {SALVAGE}")
     else:
         report.problems += [found.sentence for found in find_problems(snapshot, report, on_video)]
     return report
@@ -114,17 +117,31 @@ def find_problems(
     # Digests of the sets with a problem: once that is mended, they are counted again.
     odd: set[str] = set()
     known: dict[str, FeatureSpec | None] = {}
+    manifest = None
     try:
-        manifest = read_manifest(snapshot, report.dataset)
+        try:
+            manifest = read_manifest(snapshot, report.dataset)
+        except StoreError as exc:
+            if not is_manifest_lost(snapshot):
+                raise
+            rebuild_manifest(snapshot, report.dataset)
+            yield Problem(exc.found, "manifest", MANIFEST_KEY, exc.remedy)
         for problem in _check_tables(snapshot, known, report, on_video):
             odd.add(problem.key[:DIGEST_DIGITS].decode(errors="replace"))
             yield problem
-        yield from _check_manifest(snapshot, manifest, set(known), odd)
+        if manifest is not None:
+            yield from _check_manifest(snapshot, manifest, set(known), odd)
         for key in snapshot.strays():
             yield Problem(
                 f"the key {key!r:.100} belongs to no table, a bit of its name may have flipped; what it held is lost: "
                 "featstore merge into another cache leaves it behind"
             )
+    except StoreDamaged as exc:
+        counted = "" if manifest is None else f" of {sum(c.videos for c in manifest.sets.values())}"
+        yield Problem(
+            f"{exc.found}; the check ended there, after {report.videos}{counted} videos",
+            remedy=SALVAGE if SALVAGE in exc.remedy else exc.remedy,
+        )
     except FeatstoreError as exc:
         yield Problem(str(exc))
 
@@ -153,15 +170,21 @@ def whole_entry(
     if spec is None and header.spec not in known:
         raise StoreError("its feature set has no row", remedy=INGEST_AGAIN)
     if spec is not None and video_key(header.spec, header.video_id) != key:
-        raise StoreError(
-            f"its record is that of {header.video_id!r}, which has another key", remedy=INGEST_AGAIN
-        )
+        raise StoreError(name_other(header, key), remedy=INGEST_AGAIN)
     misfit = header.misfit(spec, dataset) if spec is not None else ""
     if misfit:
         raise StoreError(f"its record is not of its feature set: {misfit}", remedy=INGEST_AGAIN)
     wait(snapshot.prefault(record.payload))  # faults read a cold disk at half its speed
     record.verify()
     return Entry.of(header, len(value))
+
+
+def name_other(header: Header, key: bytes) -> str:
+    """Return whose record it is that lies under the `key` of another."""
+    there = key[:DIGEST_DIGITS].decode(errors="replace")
+    if header.spec != there:
+        return f"its record is of feature set {header.spec[:8]}, not of {there[:8]}"
+    return f"its record is that of {header.video_id!r}, which has another key"
 
 
 def check_sets(snapshot: Snapshot, known: dict[str, FeatureSpec | None]) -> Iterator[Problem]:
@@ -191,7 +214,7 @@ def _check_tables(
                 f"record {_name(key)} has no row in the catalog",
                 "records",
                 key,
-                "restore it with --repair",
+                f"{REPAIR}, which writes it again",
             )
 
 
@@ -212,7 +235,7 @@ def _check_manifest(
 
 def _miscounted(what: str) -> Problem:
     return Problem(
-        f"the manifest {what}", "manifest", MANIFEST_KEY, "have it written again with --repair"
+        f"the manifest {what}", "manifest", MANIFEST_KEY, f"{REPAIR}, which writes it again"
     )
 
 
@@ -239,7 +262,9 @@ def _check_video(
         entry = unpack_entry(key, row)
         name = f"video {entry.video_id!r} of set {entry.spec[:8]}"
         if whole_entry(snapshot, key, known, report.dataset) != entry:
-            raise StoreError("row and record differ", remedy=INGEST_AGAIN)
+            raise StoreError(
+                "row and record differ", remedy=f"{REPAIR}, which writes the row again"
+            )
     except FeatstoreError as exc:
         yield Problem(f"{name}: {exc.found}", "catalog", key, exc.remedy)
         return

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from featstore.errors import FeatstoreError, RecordError
 from featstore.records.record import has_whole_prefix, parse
-from featstore.store.catalog import open_dataset
-from featstore.store.changes import CatalogTransaction
+from featstore.store.catalog import open_dataset, read_manifest
+from featstore.store.changes import CatalogTransaction, is_manifest_lost, rebuild_manifest
 from featstore.store.engine.environment import open_snapshot
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.engine.pages import refuse_damaged_pages
@@ -27,6 +27,7 @@ from featstore.store.maintenance.check import (
     find_problems,
     whole_entry,
 )
+from featstore.store.manifest import MANIFEST_KEY
 from featstore.store.paths import dataset_path
 from featstore.store.rows import (
     DAMAGED,
@@ -34,6 +35,7 @@ from featstore.store.rows import (
     Entry,
     Failure,
     is_newer_row,
+    pack_row,
     unpack_entry,
     unpack_failure,
     video_key,
@@ -101,13 +103,40 @@ def repair_dataset(
         mendable = [problem for problem in found if problem.table]
         miscounted = [problem for problem in mendable if problem.table == "manifest"]
         rows = [problem for problem in mendable if problem.table != "manifest"]
+        rebuilt = bool(miscounted) and _rebuild_manifest(path, dataset)
         for start in range(0, len(rows), COMMIT_KEYS):
             _mend(path, rows[start : start + COMMIT_KEYS], report)
         if report.repaired or miscounted:
             with CatalogTransaction(path, dataset) as txn:
                 txn.recount()
-            report.repaired += [f"{problem.found}; written again" for problem in miscounted]
+            default = f" from the rows; {_say_default(path)}" if rebuilt else ""
+            report.repaired += [
+                f"{problem.found}; written again{default}" for problem in miscounted
+            ]
     return report
+
+
+def _rebuild_manifest(path: Path, dataset: str) -> bool:
+    """Write a manifest that is damaged or missing again; return whether it was."""
+    snapshot = open_snapshot(path)
+    if not is_manifest_lost(snapshot):
+        return False
+    with WriteTransaction(path) as txn:
+        manifest = rebuild_manifest(txn.environment.snapshot(), dataset)
+        txn.put("manifest", MANIFEST_KEY, pack_row(manifest))
+    return True
+
+
+def _say_default(path: Path) -> str:
+    manifest = read_manifest(open_snapshot(path))
+    if len(manifest.sets) < 2:
+        return (
+            "the only feature set is the default one" if manifest.sets else "it has no feature set"
+        )
+    return (
+        f"the oldest feature set, {manifest.default[:8]}, is now the default one, for no row tells which it was: "
+        "featstore default makes it another"
+    )
 
 
 def _mend(path: Path, problems: list[Problem], report: RepairReport) -> None:
@@ -180,7 +209,7 @@ class _Mending:
         self._dropped.add(key)
         self._txn.delete_video(key)
         if known is None:
-            return "removed; which video it was cannot be told"
+            return "removed; whose key it had cannot be told"
         digest = key[:DIGEST_DIGITS].decode(errors="replace")
         failure = Failure(*known, digest, f"{DAMAGED}{reason}"[:MAX_REASON_CHARACTERS], time.time())
         self._txn.put_failure(key, failure)

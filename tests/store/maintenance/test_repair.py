@@ -9,13 +9,15 @@ from toys import expected, run_python, store_videos, toy_features, toy_spec
 from featstore.decoding.video_file import Video
 from featstore.errors import FeatureNotFound, StoreError, StoreLocked, StoreNotFound
 from featstore.pipeline.plan import make_plan
+from featstore.store.catalog import read_manifest
+from featstore.store.default_set import set_default
 from featstore.store.engine import pages
 from featstore.store.engine.environment import open_environment
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.maintenance import repair
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.repair import repair_dataset
-from featstore.store.manifest import Counts
+from featstore.store.manifest import MANIFEST_KEY, Counts
 from featstore.store.reader import FeatureStore, get
 from featstore.store.rows import Failure, pack_row, set_key, video_key
 from featstore.store.writer import FeatureWriter
@@ -126,7 +128,7 @@ def test_what_cannot_be_told_is_removed_and_made_again(damaged, damage):
     damage(damaged)
     report = repair_dataset(damaged, "demo")
     assert report.problems == []
-    assert "which video it was cannot be told" in report.repaired[0]
+    assert "whose key it had cannot be told" in report.repaired[0]
     assert check_dataset(damaged, "demo").problems == []
     assert [video.video_id for video in plan(damaged).todo] == ["a"]
 
@@ -325,3 +327,62 @@ repair.repair_dataset(sys.argv[1], "demo")
     assert repair_dataset(damaged, "demo").again == 4
     assert counts_of(damaged) == Counts(2, 10, 8, 8416)
     assert check_dataset(damaged, "demo").problems == []
+
+
+def lose_manifest(cache, value=b"nonsense"):
+    put_raw(cache, "manifest", MANIFEST_KEY, value)
+
+
+@pytest.mark.parametrize("value", [b"nonsense", None])
+def test_a_manifest_is_rebuilt_from_the_rows(damaged, value):
+    before = read_manifest(open_environment(damaged / "demo").snapshot())
+    lose_manifest(damaged, value)
+    with pytest.raises(StoreError, match=r"featstore check --repair --cache-dir .* --dataset demo"):
+        get(damaged, "demo", "a")
+    [problem] = check_dataset(damaged, "demo").problems
+    assert "featstore check --repair" in problem
+    assert check_dataset(damaged, "demo").videos == 2
+    report = repair_dataset(damaged, "demo")
+    assert report.problems == []
+    [done] = report.repaired
+    assert done.endswith("written again from the rows; the only feature set is the default one")
+    after = read_manifest(open_environment(damaged / "demo").snapshot())
+    assert (after.default, after.sets) == (before.default, before.sets)
+    assert check_dataset(damaged, "demo").problems == []
+    assert get(damaged, "demo", "a").shape == (16, 8)
+
+
+def test_of_several_sets_the_oldest_becomes_the_default_of_a_rebuilt_manifest(damaged):
+    store_videos(damaged, "demo", {"a": toy_features(3, 8)}, spec=toy_spec(8))
+    set_default(damaged, "demo", toy_spec(8).digest)
+    lose_manifest(damaged)
+    flip_in_file(damaged, expected(A).tobytes(), at=77)  # beside it, a record
+    report = repair_dataset(damaged, "demo")
+    assert (report.problems, report.again) == ([], 1)
+    assert (
+        f"the oldest feature set, {SPEC.digest[:8]}, is now the default one" in report.repaired[-1]
+    )
+    assert check_dataset(damaged, "demo").problems == []
+    assert get(damaged, "demo", "b").header.spec == SPEC.digest
+    assert FeatureStore(damaged)["demo"].counts == Counts(1, 1, 4, 4080 + 128)
+
+
+def test_a_manifest_is_not_rebuilt_under_another_name_than_the_records_have(damaged):
+    lose_manifest(damaged)
+    (damaged / "demo").rename(damaged / "other")
+    report = repair_dataset(damaged, "other")
+    assert report.repaired == []
+    [problem] = report.problems
+    assert "holds the dataset 'demo'" in problem
+    (damaged / "other").rename(damaged / "demo")
+    assert repair_dataset(damaged, "demo").problems == []
+    assert get(damaged, "demo", "a").shape == (16, 8)
+
+
+def test_a_manifest_is_not_rebuilt_where_no_set_can_be_told(damaged):
+    lose_manifest(damaged)
+    put_raw(damaged, "specs", set_key(SPEC.digest), b"nonsense")
+    report = repair_dataset(damaged, "demo")
+    assert report.repaired == []
+    assert "nothing else tells what the records are" in report.problems[0]
+    assert "featstore check" not in report.problems[0]

@@ -17,7 +17,7 @@ from featstore.cli._options import (
 from featstore.cli._printing import print_json
 from featstore.cli._streams import say
 from featstore.cli._words import how_many
-from featstore.errors import FeatstoreError, StoreError, plain_line
+from featstore.errors import FeatstoreError, StoreError, command_line, plain_line
 from featstore.system.filesystems import format_bytes
 
 
@@ -71,7 +71,7 @@ def rm(
         what = f"{counts} of {place}" if videos else f"{place}, {counts}"
         click.echo(
             f"removed {what}, {format_bytes(removed.record_bytes)}; the space is used by later ingests, or given back "
-            f"by featstore compact --cache-dir {cache_dir} --dataset {dataset}"
+            f"by {command_line('compact', cache_dir=cache_dir, dataset=dataset)}"
         )
         if was_default and not videos:
             left = FeatureStore(cache_dir)[dataset]

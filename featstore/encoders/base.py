@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from featstore.errors import command_line
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -70,3 +72,9 @@ class GpuEncoder(Encoder, Protocol):
             (B, tokens, row_width), a tensor on `device`.
         """
         ...
+
+
+def checkpoint_options(encoder: Encoder) -> str:
+    """Return the options of `featstore ingest` that name the checkpoint of an encoder, and a CLIP model it was given."""
+    tower = getattr(encoder, "vision_tower", None)
+    return command_line("", model_path=encoder.origin, vision_tower=tower)

@@ -11,6 +11,7 @@ import torch
 
 from featstore import defaults
 from featstore.decoding.video_file import Video, identity_of
+from featstore.encoders.base import checkpoint_options
 from featstore.errors import (
     FeatureNotFound,
     NotFinite,
@@ -225,7 +226,7 @@ def choose(
     ]
     if not serving:
         wanted = _wanted(encoder, fitting[0].spec, decoder)
-        raise StoreMismatch(refusal(fitting, dataset, wanted, encoder.origin))
+        raise StoreMismatch(refusal(fitting, dataset, wanted, checkpoint_options(encoder)))
     own = [found for found in serving if found.digest == dataset.feature_set.spec.digest]
     if own or len(serving) == 1:
         return (own or serving)[0]

@@ -74,7 +74,7 @@ class Lookup:
 
         Args:
             request: what is asked for.
-            origin: the model's checkpoint.
+            origin: the options of `featstore ingest` that name the model's checkpoint.
             follows: what is done about it, for the last line; if empty, that says what the user can do.
         """
         try:
@@ -143,7 +143,7 @@ def refuse(dataset: Dataset, video: str, wanted: FeatureSpec, origin: str) -> No
         dataset: the dataset.
         video: the video's id.
         wanted: the feature set they would have to serve.
-        origin: the model's checkpoint, for the message.
+        origin: the options of `featstore ingest` that name the model's checkpoint, for the message.
 
     Raises:
         FeatureNotFound: the dataset has such features of other videos.
@@ -170,7 +170,7 @@ def refusal(
         sets: feature sets of the dataset, at least one.
         dataset: the dataset.
         wanted: the feature set that they would have to serve.
-        origin: the model's checkpoint.
+        origin: the options of `featstore ingest` that name the model's checkpoint.
         follows: what is done about it without the user, in place of what to do.
     """
     sentence = describe_mismatch(sets, dataset.path, wanted, origin, follows)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from featstore.decoding.video_file import Video, was_replaced
+from featstore.encoders.base import checkpoint_options
 from featstore.errors import (
     FeatstoreError,
     FeatureNotFound,
@@ -119,7 +120,7 @@ class FeatureSource:
             features = self._find(request)
         if features is None and self._on_miss == "error":
             self._statistics.add(misses=1)
-            self._lookup.refuse(request, self._encoder.origin)
+            self._lookup.refuse(request, checkpoint_options(self._encoder))
         return self._make(request) if features is None else self._stored(features)
 
     def close(self) -> None:
@@ -174,7 +175,8 @@ class FeatureSource:
             self._statistics.add(misses=1)
             if self._lookup is not None:
                 follows = self._follows(request)
-                self._say_once(self._lookup.mismatch(request, self._encoder.origin, follows))
+                options = checkpoint_options(self._encoder)
+                self._say_once(self._lookup.mismatch(request, options, follows))
             encoded = self._encode(request)
             if self._stores_in(request.dataset):
                 features = self._store(encoded, request)

@@ -15,7 +15,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from featstore.decoding.video_file import was_replaced
-from featstore.errors import ListingError, StoreNotFound
+from featstore.errors import ListingError, StoreNotFound, command_line
 from featstore.pipeline.make_record import largest_shape
 from featstore.pipeline.options import IngestOptions
 from featstore.records.storage import Storage
@@ -28,6 +28,7 @@ from featstore.store.selection import wanted_set
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from featstore.decoding.video_file import Video
     from featstore.pipeline.listing import Listing
@@ -146,7 +147,7 @@ def make_plan(
                 if _is_another(entry, video.path):
                     clashes.append((place, entry.video_path))
         if clashes:
-            raise _clash(videos, sorted(clashes))
+            raise _clash(videos, sorted(clashes), snapshot.path, digest)
     left_out = [failures[place] for place in sorted(failures) if not stored[place]]
     known = bytearray(stored)
     for place in failures:
@@ -189,15 +190,21 @@ def _known_rows(
             yield key, known, data
 
 
-def _clash(videos: Sequence[Video], clashes: list[tuple[int, str]]) -> ListingError:
+def _clash(
+    videos: Sequence[Video], clashes: list[tuple[int, str]], path: Path, digest: str
+) -> ListingError:
+    ids = [videos[place].video_id for place, _ in clashes[:5]]
+    remove = command_line(
+        "rm", cache_dir=path.parent, dataset=path.name, spec=digest[:8], video=ids
+    )
     listed = [
         f"\n  {videos[place].video_id!r}: {before} and {videos[place].path}"
         for place, before in clashes[:5]
     ]
     return ListingError(
         f"{len(clashes)} video ids name other files that are stored already; give each file its own id in a "
-        "manifest (--manifest, columns video_id and path), take another --dataset, or remove what is stored with "
-        f"featstore rm --video:{''.join(listed)}"
+        "manifest (--manifest, columns video_id and path), take another --dataset, or remove what is stored: "
+        f"{remove}{''.join(listed)}"
     )
 
 

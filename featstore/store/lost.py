@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-from featstore.errors import DatasetNotFound
+from featstore.errors import DatasetNotFound, command_line
 from featstore.store.paths import (
     DATA_FILE,
     LMDB_LOCK_FILE,
@@ -75,5 +75,5 @@ def _is_gone(folder: Path) -> bool:
 def _sentence(root: Path, name: str) -> str:
     return (
         f"the dataset {name!r} was in {root} and its file {name}/{DATA_FILE} is gone; restore it from a copy or ingest "
-        f"again; was it removed on purpose, featstore rm --cache-dir {root} --dataset {name} forgets it"
+        f"again; was it removed on purpose, {command_line('rm', cache_dir=root, dataset=name)} forgets it"
     )

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from featstore.errors import FeatureNotFound, StoreMismatch, plain_line
+from featstore.errors import FeatureNotFound, StoreMismatch, command_line, plain_line
 from featstore.sampling import check_nframe
 from featstore.spec import FeatureSpec
 from featstore.store.catalog import has_entry, read_failure, read_manifest, read_set
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAKE_SET = "make one with featstore ingest"
 RETRY = "mend the cause, and ingest it again with --retry-failed (IngestOptions(retry_failed=True))"
+COMMAND_FAMILY = "longva"  # of the encoders that `featstore ingest` builds, given a checkpoint
 MIN_DIGITS = 4  # of a digest that name a feature set
 _SHOWN = 40  # characters of a value
 _BEFORE = 20  # of them before the first that differs, so that one sees what it is
@@ -114,7 +115,7 @@ def describe_mismatch(
     sets: Collection[FeatureSet],
     path: Path,
     wanted: FeatureSpec,
-    origin: str = "CHECKPOINT",
+    origin: str = "--model-path CHECKPOINT",
     follows: str = "",
 ) -> str:
     """Return the sentence that refuses `wanted`: the nearest feature set, the fields that differ, the remedy.
@@ -123,7 +124,7 @@ def describe_mismatch(
         sets: The feature sets there are, at least one.
         path: The dataset's folder.
         wanted: What was asked for.
-        origin: The checkpoint that makes the wanted features, as the command in the remedy names it.
+        origin: The options that name the checkpoint that makes the wanted features, for the command in the remedy.
         follows: What is done about it without the user, in place of the remedy.
     """
     nearest = min(sets, key=lambda found: len(found.spec.diff(wanted)))
@@ -131,14 +132,23 @@ def describe_mismatch(
     for field, here, there in nearest.spec.diff(wanted):
         stored, asked = _around_difference(here, there)
         lines.append("\n  " + plain_line(f"{field}: stored {stored}, asked for {asked}"))
-    remedy = (
-        f"make them beside it: featstore ingest --videos VIDEOS --dataset {path.name} --model-path {origin} "
-        f"--cache-dir {path.parent} {wanted.ingest_options()}"
-    )
     return (
         f"dataset {path.name!r} in {path.parent} holds no such features; the nearest set, "
         f"{nearest.spec.digest[:8]} ingested from {plain_line(nearest.origin)}, differs in:{''.join(lines)}\n"
-        f"{follows or remedy}"
+        f"{follows or _how_to_make(path, wanted, origin)}"
+    )
+
+
+def _how_to_make(path: Path, wanted: FeatureSpec, origin: str) -> str:
+    """Return the sentence that says how such features are made beside those of the dataset."""
+    if wanted.encoder.family == COMMAND_FAMILY:
+        command = command_line("ingest", videos="VIDEOS", dataset=path.name, cache_dir=path.parent)
+        return f"make them beside it: {command} {origin} {wanted.ingest_options()}"
+    is_exact = "--decoder exact" in wanted.ingest_options()
+    exact = ", options=featstore.IngestOptions(decoder='exact')" if is_exact else ""
+    return (
+        f"make them beside it, in Python: featstore.ingest(VIDEOS, {str(path.parent)!r}, {path.name!r}, "
+        f"encoder=ENCODER, sampling=featstore.{wanted.sampling!r}{exact})"
     )
 
 
@@ -162,10 +172,11 @@ def explain_missing(snapshot: Snapshot, dataset: str, digest: str, video: str) -
     failure = read_failure(snapshot, video_key(digest, video))
     place = f"dataset {dataset!r}, feature set {digest[:8]}"
     if failure is None:
-        which = "" if digest == manifest.default else f" --spec {digest[:8]}"
+        which = "" if digest == manifest.default else digest[:8]
+        command = command_line("ls", cache_dir=snapshot.path.parent, dataset=dataset, spec=which)
         return FeatureNotFound(
             f"video {video!r} is not stored in {place}{elsewhere}",
-            remedy=f"list what is: featstore ls --cache-dir {snapshot.path.parent} --dataset {dataset}{which}",
+            remedy=f"list what is: {command}",
         )
     what, remedy = "failed to be ingested into", RETRY
     if failure.damaged:
@@ -194,6 +205,11 @@ def _refuse(
         asked = f", asked for is {spec.describe()}" if isinstance(spec, FeatureSpec) else ""
         return f"dataset {path.name!r} in {path.parent} has no feature set{asked}; {MAKE_SET}"
     if isinstance(spec, FeatureSpec):
+        if nframe not in (None, spec.sampling.nframe):
+            return (
+                f"spec= is of {spec.sampling.nframe} frames a video and nframe={nframe}; leave nframe out, or name the "
+                "spec of another set"
+            )
         return describe_mismatch(sets, path, spec)
     listed = "".join(f"\n  {found.describe()}" for found in fitting or sets)
     if fitting:

@@ -1,8 +1,10 @@
 import dataclasses
 import os
 import pickle
+import shlex
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from featstore.errors import (
 )
 from featstore.records.quantization import dequantize, quantize
 from featstore.records.storage import GRANULARITIES, Storage
+from featstore.sampling import Sampling
 from featstore.store import catalog
 from featstore.store.default_set import set_default
 from featstore.store.describe import describe_dataset
@@ -281,13 +284,45 @@ def test_a_dataset_without_a_set_says_so(cache):
 
 def test_features_of_another_encoder_are_refused_with_what_differs_and_the_command(cache):
     spec = store_videos(cache, "demo", {"a": A})
-    encoder = dataclasses.replace(spec.encoder, weights="9" * 64)
+    encoder = dataclasses.replace(spec.encoder, weights="9" * 64, family="longva")
     other = dataclasses.replace(spec, encoder=encoder)
     with pytest.raises(StoreMismatch) as caught:
         FeatureStore(cache)["demo"].lookup("a", spec=other)
     message = str(caught.value)
     assert f"encoder.weights: stored {spec.encoder.weights[:40]}, asked for {'9' * 40}" in message
-    assert "featstore ingest --videos VIDEOS --dataset demo" in message
+    command = (
+        f"featstore ingest --videos VIDEOS --dataset demo --cache-dir {shlex.quote(str(cache))}"
+    )
+    assert f"make them beside it: {command} --model-path CHECKPOINT --nframe 4" in message
+
+
+def test_features_of_an_own_encoder_are_made_in_python_as_no_command_knows_it(cache):
+    spec = store_videos(cache, "demo", {"a": A})
+    wanted = dataclasses.replace(spec, sampling=Sampling(8), decoder="pyav-presentation")
+    with pytest.raises(StoreMismatch) as caught:
+        get(cache, "demo", "a", spec=wanted)
+    call = str(caught.value).splitlines()[-1].removeprefix("make them beside it, in Python: ")
+    names = {"VIDEOS": "v", "ENCODER": "e", "featstore": mock.Mock(Sampling=Sampling)}
+    eval(call, names)
+    (videos, *place), options = names["featstore"].ingest.call_args
+    assert (videos, *place) == ("v", str(cache), "demo")
+    assert (options["encoder"], options["sampling"]) == ("e", Sampling(8))
+    names["featstore"].IngestOptions.assert_called_once_with(decoder="exact")
+
+
+def test_a_spec_and_a_number_of_frames_that_contradict_each_other_are_told(cache):
+    spec = store_videos(cache, "demo", {"a": A})
+    with pytest.raises(StoreMismatch, match=r"spec= is of 4 frames .* nframe=8; leave nframe out"):
+        get(cache, "demo", "a", spec=spec, nframe=8)
+
+
+def test_what_is_printed_to_be_run_can_be_whatever_the_names_are(tmp_path):
+    cache = tmp_path / "my cache's $HOME"
+    store_videos(cache, "demo", {"a": A})
+    with pytest.raises(FeatureNotFound) as caught:
+        get(cache, "demo", "b")
+    words = shlex.split(caught.value.remedy.removeprefix("list what is: "))
+    assert words == ["featstore", "ls", "--cache-dir", str(cache), "--dataset", "demo"]
 
 
 def test_what_differs_late_in_a_long_value_is_shown(cache):

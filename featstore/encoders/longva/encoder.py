@@ -40,6 +40,7 @@ class LongVAEncoder:
         preprocessing: what happens to a frame before.
         names: what the checkpoint's config calls the vision tower.
         origin: the checkpoint, as the user called it.
+        vision_tower: the CLIP folder or name that was given, None for the one that the checkpoint's config names.
         batch_frames: the number of frames to encode at once.
         device: the torch.device it computes on.
         dtype: the torch.dtype it computes in.
@@ -69,6 +70,7 @@ class LongVAEncoder:
             ValueError: a device, dtype or number is invalid.
         """
         self.origin = str(checkpoint)
+        self.vision_tower = None if vision_tower is None else str(vision_tower)
         self.device = _device(device)
         on_cuda = self.device.type == "cuda"
         name = dtype or ("fp16" if on_cuda else "fp32")

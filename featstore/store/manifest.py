@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from featstore.errors import StoreDamaged, StoreMismatch
+from featstore.errors import StoreDamaged, StoreMismatch, command_line
 from featstore.store.engine.settings import ENGINE
 from featstore.store.paths import DATA_FILE
 from featstore.store.rows import build_row, unpack_row
@@ -53,7 +53,7 @@ class Manifest:
 
 def unpack_manifest(data: bytes | None, path: Path) -> Manifest:
     """Return the manifest in the folder `path`; StoreMismatch if it is not ours, StoreDamaged if unreadable."""
-    repair = f"featstore check --repair --cache-dir {path.parent} --dataset {path.name}"
+    repair = command_line("check", repair=True, cache_dir=path.parent, dataset=path.name)
     if data is None:
         raise StoreMismatch(
             f"{path} holds an LMDB file but no featstore dataset",

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import lmdb
 
-from featstore.errors import StoreError, StoreFull, StoreLocked
+from featstore.errors import StoreError, StoreFull, StoreLocked, command_line
 from featstore.store.engine.environment import open_environment, with_room
 from featstore.store.engine.handles import INODES, open_liblmdb
 from featstore.store.engine.lmdb_errors import store_error, translated
@@ -57,8 +57,8 @@ def refuse_sealed(path: Path) -> None:
     """Raise StoreError if the dataset in the folder `path` is sealed."""
     if is_sealed(path):
         raise StoreError(
-            f"{path} is sealed: it is read without locks, so nothing is written into it; undo that with featstore seal "
-            f"--undo --cache-dir {path.parent} --dataset {path.name}"
+            f"{path} is sealed: it is read without locks, so nothing is written into it; undo that with "
+            f"{command_line('seal', undo=True, cache_dir=path.parent, dataset=path.name)}"
         )
 
 

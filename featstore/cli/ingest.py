@@ -108,11 +108,7 @@ def _print_summary(summary: IngestSummary) -> None:
         left = summary.planned - summary.stored - len(summary.failures)
         also = ", also without --restore-as" if summary.restored else ""
         click.echo(f"  interrupted: {how_many(left, 'video')} left; the same command goes on{also}")
-    if summary.doubts:
-        click.echo(
-            f"  {how_many(sum(summary.doubts.values()), 'video')} decoded by decord: frames may not be those asked "
-            f"for: {counts_text(summary.doubts)}; see --decoder exact"
-        )
+    _print_doubts(summary.doubts)
     for heading, failures in (
         ("failed", summary.failures),
         ("failed before", summary.failed_before),
@@ -121,3 +117,21 @@ def _print_summary(summary: IngestSummary) -> None:
             click.echo(f"  {heading}: {plain_line(f'{failure.video_id}: {failure.reason}')}")
     if summary.failures or summary.failed_before:
         click.echo("  once the cause is mended, --retry-failed tries them again")
+
+
+def _print_doubts(doubts: dict[str, int]) -> None:
+    """Print how many videos are doubted, and what settles it: another decoder, or a whole file."""
+    from featstore.decoding.frame_selection import UNSETTLED
+
+    lost = {doubt: count for doubt, count in doubts.items() if doubt in UNSETTLED}
+    found = {doubt: count for doubt, count in doubts.items() if doubt not in lost}
+    if found:
+        click.echo(
+            f"  {how_many(sum(found.values()), 'video')} decoded by decord: frames may not be those asked for: "
+            f"{counts_text(found)}; see --decoder exact"
+        )
+    if lost:
+        click.echo(
+            f"  {how_many(sum(lost.values()), 'video')} damaged or cut short: frames may not be those asked for: "
+            f"{counts_text(lost)}; no decoder finds them, ingest another copy of the file"
+        )

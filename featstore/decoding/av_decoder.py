@@ -14,10 +14,11 @@ import av
 import numpy as np
 
 from featstore.decoding.av_file import MATROSKA, MOV, open_file, reason, units_of, video_stream
+from featstore.decoding.av_length import check_length
 from featstore.decoding.av_packets import KEY, PacketTable, check_close_keys, check_counted
 from featstore.decoding.av_rgb import ToRgb, check_look, look_of
 from featstore.decoding.av_seeking import seek_frames
-from featstore.decoding.frame_selection import NotRepeatable, NotValidated
+from featstore.decoding.frame_selection import DAMAGE, NotRepeatable, NotValidated
 from featstore.decoding.frame_units import Use
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class AvReader:
             ) from exc
         except (av.FFmpegError, EOFError, UnicodeDecodeError, MemoryError) as exc:
             found = reason(exc)
-            raise NotValidated("a frame is damaged" if self.frames else found, "damage") from exc
+            raise NotValidated("a frame is damaged" if self.frames else found, DAMAGE) from exc
 
     def _read(
         self, container: av.container.InputContainer, selection: FrameSelection | None
@@ -85,7 +86,9 @@ class AvReader:
         if container.format.name != MATROSKA:  # its index has the times at which frames are shown
             check_close_keys(table)
         entries = _entries(container, stream, table)
-        _check_stated(stream, self.frames)
+        check_length(self._path, container, stream, table)
+        if not stream.average_rate:
+            raise NotValidated("it states no frames a second", "no frame rate")
         exact = self.codec not in PYAV_ONLY
         if exact:
             _check_kind(container, self.codec)
@@ -148,13 +151,6 @@ def _entries(
     elif len(keys) > len(entries):
         raise NotValidated("decoding cannot begin with all its key frames", "false key frames")
     return entries
-
-
-def _check_stated(stream: av.VideoStream, count: int) -> None:
-    if stream.frames and stream.frames != count:
-        raise NotValidated(f"it promises {stream.frames} frames and has {count}", "frames missing")
-    if not stream.average_rate:
-        raise NotValidated("it states no frames a second", "no frame rate")
 
 
 def _check_kind(container: av.container.InputContainer, codec: str) -> None:

@@ -28,15 +28,15 @@ MOV, MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
 _FORMATS = ",".join(sorted(av.formats_available - _PLAYLISTS))
 
 
-def open_file(path: str) -> av.container.InputContainer:
-    """Open the file; what is in it is never taken for the address of another.
+def open_file(path: str, **options: str) -> av.container.InputContainer:
+    """Open the file, with FFmpeg's `options`; what is in it is never taken for the address of another.
 
     Raises:
         VideoError: if its format is one that names other files.
         av.FFmpegError: if it cannot be read.
     """
     try:
-        return av.open(f"file:{path}", options={"format_whitelist": _FORMATS})
+        return av.open(f"file:{path}", options={"format_whitelist": _FORMATS, **options})
     except av.error.ArgumentError as exc:  # that is not in the list
         raise VideoError(
             f"{path} is a playlist, or no video; a video must hold its own frames", path

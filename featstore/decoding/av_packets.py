@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featstore.decoding.frame_selection import NotRepeatable, NotValidated
+from featstore.decoding.frame_selection import DAMAGE, NotRepeatable, NotValidated
 from featstore.decoding.frame_units import Units, Use
 from featstore.system.forks import cached_property
 
@@ -115,10 +115,12 @@ def check_timed(table: PacketTable) -> None:
         raise NotValidated("it has no frames", "no frames")
     if np.any(table.pts == NO_TIME):
         raise NotRepeatable("a frame has no time", "frames without a time")
-    if len(table.having(CUT_SHORT)):
-        raise NotValidated("a frame is cut short", "damage")
     if np.any(np.diff(table.shown_at) == 0):
         raise NotValidated("two frames have one time", "two frames at one time")
+    if len(
+        table.having(CUT_SHORT)
+    ):  # after that: FFmpeg also says so of where two MPEG-TS were joined
+        raise NotValidated("a frame is cut short", DAMAGE)
 
 
 def check_counted(table: PacketTable, reorder_depth: int) -> None:

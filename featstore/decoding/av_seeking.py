@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featstore.decoding.av_packets import DISCARDED, NO_TIME, PacketTable
-from featstore.decoding.frame_selection import NotValidated
+from featstore.decoding.frame_selection import DAMAGE, NotValidated
 from featstore.decoding.frame_units import Use
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class _Group:
                     due.add(index)
             for frame in context.decode(packet):
                 if frame.is_corrupt:
-                    raise NotValidated("a frame is damaged", "damage")
+                    raise NotValidated("a frame is damaged", DAMAGE)
                 index = self._table.index_of(frame.pts)
                 if index <= last:
                     raise NotValidated(

@@ -6,15 +6,17 @@ index is its place in the order in which they come out. Frames are turned and mi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import av
 
 from featstore.decoding.av_file import MATROSKA, MOV, open_file, reason, units_of, video_stream
+from featstore.decoding.av_length import check_length
 from featstore.decoding.av_packets import PacketTable, check_seekable
 from featstore.decoding.av_rgb import ToRgb
 from featstore.decoding.av_seeking import seek_frames
-from featstore.decoding.frame_selection import NotValidated
+from featstore.decoding.frame_selection import DAMAGE, UNSETTLED, NotValidated
 from featstore.decoding.frame_units import Use
 from featstore.errors import VideoError
 
@@ -37,6 +39,7 @@ class ExactReader:
         self._path = path
         self._rate = 0.0
         self._count = 0
+        self._doubt = ""
 
     def read(self, selection: FrameSelection) -> Clip:
         """Give the wanted frames to `selection`.
@@ -47,14 +50,20 @@ class ExactReader:
         """
         try:
             try:
-                return self._seek(selection)
-            except NotValidated:
-                return self._decode_all(selection)
+                clip = self._seek(selection)
+            except NotValidated as exc:
+                self._doubt_if_unsettled(exc)
+                clip = self._decode_all(selection)
         except (av.FFmpegError, EOFError, UnicodeDecodeError, MemoryError) as exc:
             raise VideoError(
                 f"{self._path} cannot be decoded: {reason(exc)}; copy it again, or leave it out",
                 self._path,
             ) from exc
+        return replace(clip, doubt=self._doubt)
+
+    def _doubt_if_unsettled(self, why: NotValidated) -> None:
+        if why.doubt in UNSETTLED and not self._doubt:
+            self._doubt = why.doubt
 
     def _seek(self, selection: FrameSelection) -> Clip:
         """Take the frames from where packets say that they are; NotValidated if that is not certain."""
@@ -64,6 +73,10 @@ class ExactReader:
             table = PacketTable.read(container.demux(stream), units)
             self._rate = float(stream.average_rate or stream.guessed_rate or 0)
             self._count = len(table.order)
+            try:
+                check_length(self._path, container, stream, table)
+            except NotValidated as exc:
+                self._doubt_if_unsettled(exc)
             known = units.intra_only or units.codec in _CODECS
             if container.format.name not in _CONTAINERS or not known:
                 raise NotValidated("where its frames are is not known from its packets")
@@ -79,7 +92,7 @@ class ExactReader:
                         raise NotValidated("its packets may hold half a frame")
                     selection.put(index, to_rgb(frame))
             except (av.FFmpegError, EOFError) as exc:
-                raise NotValidated(reason(exc)) from exc
+                raise NotValidated(reason(exc), DAMAGE) from exc
             return clip
 
     def _decode_all(self, selection: FrameSelection) -> Clip:
@@ -105,6 +118,8 @@ class ExactReader:
             stream = video_stream(self._path, container, conceal=True)
             to_rgb = ToRgb(stream)
             for frame in self._frames(container, stream):
+                if frame.is_corrupt:
+                    self._doubt_if_unsettled(NotValidated("a frame is damaged", DAMAGE))
                 if count in wanted:
                     selection.put(count, to_rgb(frame))
                 count += 1

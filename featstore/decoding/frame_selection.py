@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from featstore.sampling import Sampling
 
 
+# Doubts that no decoder settles: what was asked for is not in the file. A whole copy of it does.
+DAMAGE, MISSING = "damage", "frames missing"
+UNSETTLED = (DAMAGE, MISSING)
+
+
 @dataclass(frozen=True)
 class Clip:
     """What a decoder reports of a video, and what was taken of it.
@@ -25,8 +30,8 @@ class Clip:
         indices: of the frames that were taken.
         decoder: what read them, `pyav` or `decord`.
         fallback: why `auto` left the file to decord, as a clause; empty if it did not.
-        doubt: a short name of what makes decord give other frames than those asked for, or might; empty if the frames
-            are those asked for.
+        doubt: a short name of what makes decord give other frames than those asked for, or might, or one of
+            `UNSETTLED`, of any decoder; empty if the frames are those asked for.
         size: (height, width) of the prepared frames.
     """
 

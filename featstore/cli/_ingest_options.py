@@ -198,8 +198,18 @@ def _recipe(options: dict[str, Any], device: str) -> EncoderRecipe:
     from featstore.encoders.registry import EncoderRecipe
 
     if options["encoder_name"] == "toy":
-        if options["model_path"]:
-            raise click.UsageError("--encoder toy reads no checkpoint: leave out --model-path")
+        given = {
+            "--model-path": options["model_path"],
+            "--vision-tower": options["vision_tower"],
+            "--dtype": options["dtype"] not in ("auto", "fp32"),
+            "--device": device not in ("auto", "cpu"),
+        }
+        unused = [name for name, there in given.items() if there]
+        if unused:
+            raise click.UsageError(
+                "--encoder toy reads no checkpoint, and computes in fp32 on the CPU: leave out "
+                + " and ".join(unused)
+            )
         return EncoderRecipe("toy", batch_frames=options["batch_frames"])
     if not options["model_path"]:
         raise click.UsageError("name the checkpoint with --model-path")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from featstore.cli._options import json_option, model_option, nframe_option, tower_option
+from featstore import defaults
+from featstore.cli._options import json_option, model_option, tower_option
 from featstore.cli._printing import print_facts, print_json, print_table
 from featstore.system.filesystems import format_bytes
 
@@ -12,7 +13,12 @@ from featstore.system.filesystems import format_bytes
 @click.command()
 @model_option
 @tower_option
-@nframe_option
+@click.option(
+    "--nframe",
+    type=click.IntRange(1, 65536),
+    default=defaults.NFRAME,
+    help="Number of frames of the video.",
+)
 @json_option
 def shape(model_path: str | None, vision_tower: str | None, nframe: int, as_json: bool) -> None:
     """Show the shape and size of a checkpoint's features without reading its weights."""

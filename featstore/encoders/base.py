@@ -75,6 +75,6 @@ class GpuEncoder(Encoder, Protocol):
 
 
 def checkpoint_options(encoder: Encoder) -> str:
-    """Return the options of `featstore ingest` that name the checkpoint of an encoder, and a CLIP model it was given."""
+    """Return the options of `featstore ingest` that name an encoder's checkpoint, and the CLIP model it was given."""
     tower = getattr(encoder, "vision_tower", None)
     return command_line("", model_path=encoder.origin, vision_tower=tower)

@@ -339,10 +339,16 @@ def test_a_cache_that_is_not_there_is_refused(tmp_path):
         ["--device", "cpu,gpu"],
         ["--manifest", "m.csv"],
         ["--model-path", "checkpoint"],
+        ["--vision-tower", "clip"],
+        ["--dtype", "fp16"],
+        ["--device", "mps"],
+        ["--device", "cpu,cuda"],
     ],
 )
 def test_wrong_options_are_exit_code_2(sample_clips, tmp_path, words):
-    assert ingest(sample_clips, tmp_path, *words).exit_code == 2
+    done = ingest(sample_clips, tmp_path, *words)
+    assert done.exit_code == 2
+    assert words[0] in done.stderr
 
 
 def test_two_ways_to_name_the_videos_are_told_as_such(sample_clips, tmp_path):

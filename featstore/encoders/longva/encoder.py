@@ -196,8 +196,10 @@ def _device(name: str | torch.device) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as exc:
-        raise ValueError(f"device is {name!r}; use auto, cpu, cuda or cuda:0") from exc
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {str(name)!r}; use auto, cpu, cuda or cuda:0")
     if device.type == "cuda" and device.index is None and torch.cuda.is_initialized():
         # It may be used in another thread, which starts with the first GPU as its current one.
         return torch.device("cuda", torch.cuda.current_device())

@@ -394,6 +394,8 @@ def test_running_out_of_memory_says_what_to_do(tiny, frames):
     [
         ({"dtype": "int8"}, "dtype is 'int8'"),
         ({"device": "gpu"}, "device is 'gpu'"),
+        ({"device": "mps"}, "device is 'mps'; use auto, cpu"),
+        ({"device": torch.device("meta")}, "device is 'meta'; use auto, cpu"),
         ({"batch_frames": 0}, "batch_frames is 0"),
     ],
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from concurrent.futures import wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -21,10 +22,12 @@ from featstore.errors import (
     StoreMismatch,
 )
 from featstore.records.record import parse
-from featstore.store.catalog import open_dataset, read_entry, read_manifest, read_sets
+from featstore.store.catalog import open_dataset, read_entry, read_manifest, read_whole_sets
 from featstore.store.engine.locks import ingest_lock
+from featstore.store.engine.pages import SALVAGE
+from featstore.store.maintenance.check import name_other
 from featstore.store.paths import dataset_path, make_folder
-from featstore.store.rows import Entry, set_key, video_key
+from featstore.store.rows import DIGEST_DIGITS, Entry, set_key, unpack_set, video_key
 from featstore.store.writer import FeatureWriter
 from featstore.system.filesystems import refuse_network
 
@@ -95,12 +98,12 @@ def merge_dataset(
     Raises:
         StoreNotFound: There is no such source.
         StoreMismatch: It is another dataset or of another format, or source and target are one.
+        StoreDamaged: Nothing of the source can be read.
         StoreLocked: An ingest is at work on the target.
         StoreError: The target cannot be written.
     """
     there, here = dataset_path(source, dataset), dataset_path(cache_dir, dataset)
-    snapshot = open_dataset(source, dataset)
-    read_manifest(snapshot, dataset)
+    readable = _Source(open_dataset(source, dataset), dataset)  # raises before anything is made
     refuse_network(here)
     make_folder(here)
     if os.path.samefile(there, here):
@@ -109,7 +112,7 @@ def merge_dataset(
         ingest_lock(here, wait=lock_wait),
         FeatureWriter(cache_dir, dataset, min_free=min_free, max_size=max_size) as writer,
     ):
-        merge = _Merge(snapshot, writer, MergeSummary(dataset), on_progress)
+        merge = _Merge(readable, writer, MergeSummary(dataset), on_progress)
         try:
             merge.run(stop)
         except StoreFull as exc:
@@ -118,36 +121,91 @@ def merge_dataset(
     return merge.summary
 
 
+class _Source:
+    """What can be read of the dataset that is copied from, pages that are damaged left out.
+
+    Attributes:
+        snapshot: Of the dataset.
+        sets: Its feature sets, the default one first, then the oldest.
+        total: How many videos it has.
+        wrong: What cannot be read, and why.
+    """
+
+    def __init__(self, snapshot: Snapshot, dataset: str) -> None:
+        """Raise StoreDamaged if no feature set can be read, StoreMismatch if it is another dataset."""
+        self.snapshot = snapshot
+        self.wrong: list[tuple[str, str]] = []
+        default = ""
+        with contextlib.suppress(StoreDamaged):  # the records say whose they are
+            default = read_manifest(snapshot, dataset).default
+        try:
+            self.total = snapshot.count("catalog")
+            self._salvaged: list[bytes] | None = None
+            sets, damaged = read_whole_sets(snapshot)
+        except StoreDamaged:
+            sets, damaged = self._salvage()
+        self.wrong += [(f"feature set {digest}", exc.found) for digest, exc in damaged.items()]
+        if self.wrong and not sets:
+            raise StoreDamaged(
+                f"nothing of {snapshot.path} can be copied: {self.wrong[0][1]}",
+                remedy="put a good copy of the file in its place, or ingest its videos again",
+            )
+        self.sets = sorted(sets.values(), key=lambda row: row.spec.digest != default)
+
+    def keys(self, digest: str) -> list[bytes]:
+        """Return the keys of the videos of a feature set."""
+        if self._salvaged is None:
+            return list(self.snapshot.keys("catalog", set_key(digest)))
+        return [key for key in self._salvaged if key.startswith(set_key(digest))]
+
+    def _salvage(self) -> tuple[dict[str, FeatureSet], dict[str, StoreDamaged]]:
+        """Find the keys on the pages that can be read: a video's row or its record will do."""
+        found = {table: self.snapshot.salvage(table) for table in ("catalog", "records", "specs")}
+        pages = found["specs"][1]
+        self.wrong += [("what was on a damaged page", exc.found) for exc in pages]
+        self._salvaged = sorted({*found["catalog"][0], *found["records"][0]})
+        self.total = len(self._salvaged)
+        sets: dict[str, FeatureSet] = {}
+        damaged: dict[str, StoreDamaged] = {}
+        for key in found["specs"][0]:
+            digest = key.decode(errors="replace")
+            try:
+                sets[digest] = unpack_set(key, self.snapshot.read("specs", key) or b"")
+            except StoreDamaged as exc:
+                damaged[digest] = exc
+        lost = Counter(key[:DIGEST_DIGITS].decode(errors="replace") for key in self._salvaged)
+        for digest in lost.keys() - sets.keys() - damaged.keys():
+            damaged[digest] = StoreDamaged(
+                f"its row is lost, and so what its {lost[digest]} videos are"
+            )
+        return dict(sorted(sets.items(), key=lambda item: item[1].created)), damaged
+
+
 class _Merge:
     def __init__(
         self,
-        snapshot: Snapshot,
+        source: _Source,
         writer: FeatureWriter,
         summary: MergeSummary,
         on_progress: Callable[[MergeSummary], None],
     ) -> None:
         self.summary = summary
-        self._default = read_manifest(snapshot).default
-        self._snapshot = snapshot
+        self._source = source
+        self._snapshot = source.snapshot
         self._writer = writer
         self._on_progress = on_progress
-        summary.total = snapshot.count("catalog")
+        summary.total = source.total
+        summary.failures += source.wrong
 
     def run(self, stop: threading.Event | None) -> None:
-        sets = read_sets(self._snapshot)
-        for digest in sorted(sets, key=lambda digest: digest != self._default):  # it first
+        for row in self._source.sets:
             if self._is_stopped(stop):  # or the set would be made and stay empty
                 break
-            self._add_set(sets[digest])
-            try:
-                keys = list(self._snapshot.keys("catalog", set_key(digest)))
-            except StoreError as exc:  # damaged pages: what the other sets have is still good
-                self.summary.failures.append((f"feature set {digest}", str(exc)))
-                continue
-            for key in keys:
+            self._add_set(row)
+            for key in self._source.keys(row.spec.digest):
                 if self._is_stopped(stop):
                     break
-                self._take(key, digest)
+                self._take(key, row.spec.digest)
                 if self._writer.due:
                     self.commit()
         self.commit()
@@ -178,35 +236,37 @@ class _Merge:
 
     def _take(self, key: bytes, digest: str) -> None:
         name, entry = key.decode(errors="replace"), None
-        try:
-            with contextlib.suppress(StoreDamaged):  # a damaged row; the record tells as much
-                entry = read_entry(self._snapshot, key)
-        except FeatstoreError as exc:
-            self.summary.failures.append((name, str(exc)))
-            return
+        with contextlib.suppress(StoreDamaged):  # a damaged row; the record tells as much
+            entry = read_entry(self._snapshot, key)
         if entry is not None:
             name = entry.video_id
-            if self._writer.has(digest, name):  # what the target raises is not damage in the source
-                self.summary.skipped += 1
+            if self._is_there(digest, name):
                 return
         try:
-            record = self._read(key, digest)
+            record, video = self._read(key, digest)
         except FeatstoreError as exc:
-            self.summary.failures.append((name, str(exc)))
+            # To copy what can be read is what is being done about a damaged page.
+            self.summary.failures.append((name, exc.found if SALVAGE in exc.remedy else str(exc)))
+            return
+        if entry is None and self._is_there(digest, video):
             return
         try:
             self._writer.put_whole(record)
         except (RecordError, StoreMismatch, ValueError) as exc:
             self.summary.failures.append((name, str(exc)))
 
-    def _read(self, key: bytes, digest: str) -> memoryview:
+    def _is_there(self, digest: str, video: str) -> bool:
+        # Outside of what is caught: what the target raises is not damage in the source.
+        there = self._writer.has(digest, video)
+        self.summary.skipped += there
+        return there
+
+    def _read(self, key: bytes, digest: str) -> tuple[memoryview, str]:
         record = self._snapshot.get("records", key)
         if record is None:
             raise StoreError("it has a row but no record")
         header = parse(record).header
         if header.spec != digest or video_key(digest, header.video_id) != key:
-            raise StoreError(
-                f"its record is that of {header.video_id!r} of set {header.spec[:8]}, which has another key"
-            )
+            raise StoreError(name_other(header, key))
         wait(self._snapshot.prefault(record))  # faults read a cold disk at half its speed
-        return record
+        return record, header.video_id

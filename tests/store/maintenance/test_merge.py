@@ -16,11 +16,12 @@ from toys import (
     toy_spec,
 )
 
-from featstore.errors import StoreError, StoreLocked, StoreMismatch, StoreNotFound
+from featstore.errors import StoreDamaged, StoreError, StoreLocked, StoreMismatch, StoreNotFound
 from featstore.records.storage import Storage
 from featstore.store.default_set import set_default
 from featstore.store.engine.environment import open_environment
 from featstore.store.engine.locks import ingest_lock
+from featstore.store.engine.snapshot import TABLES
 from featstore.store.maintenance import merge
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.merge import merge_dataset
@@ -265,3 +266,60 @@ def test_the_manifest_counts_what_was_merged_set_by_set(source, cache):
         digest: there[digest].counts for digest in there
     }
     assert here[SPEC.digest].counts.videos == 5
+
+
+@pytest.fixture
+def large(tmp_path):
+    """A dataset whose catalog has several leaves."""
+    with FeatureWriter(tmp_path / "large", "demo", min_free=0) as writer:
+        writer.add_set(SPEC, origin="toy")
+        for i in range(60):
+            put_video(writer, SPEC, f"v{i:02}", X["0"])
+    return tmp_path / "large"
+
+
+def spoil_page(cache, table, at):
+    """Overwrite the number of the leaf that has the key `at` of a table."""
+    snapshot = open_environment(cache / "demo").snapshot()
+    key = list(snapshot.keys(table))[at]
+    tree, name = snapshot._tree, TABLES[table]
+    page = next(tree._leaves(tree._meta.root, tree._meta.depth, name + key))[0]
+    with open(cache / "demo" / "data.mdb", "r+b") as file:
+        file.seek(page.number * 4096)
+        file.write(b"\xff" * 8)
+    return {tree._key(page, start) for start in page.nodes}
+
+
+@pytest.mark.parametrize("table", ["catalog", "records", "manifest"])
+def test_what_is_on_sound_pages_is_copied(large, cache, table):
+    lost = spoil_page(large, table, 0)
+    gone = [key for key in lost if key.startswith(TABLES["records"])]
+    [problem] = check_dataset(large, "demo").problems
+    assert "the check ended there, after" in problem
+    assert "featstore merge" in problem
+    assert "featstore check" not in problem
+    summary = merge_dataset(large, cache, "demo", min_free=0)
+    assert (summary.stored, summary.total) == (60 - len(gone), 60)
+    assert len(summary.failures) in (len(gone), len(gone) + 1)
+    assert not any("featstore merge" in reason for _, reason in summary.failures)
+    again = merge_dataset(large, cache, "demo", min_free=0)
+    assert (again.stored, again.skipped) == (0, summary.stored)
+
+
+def test_a_source_of_which_nothing_can_be_read_makes_no_dataset(large, cache):
+    spoil_page(large, "specs", 0)
+    with pytest.raises(StoreDamaged, match=r"nothing of .* can be copied") as caught:
+        merge_dataset(large, cache, "demo", min_free=0)
+    assert "featstore merge" not in str(caught.value)
+    assert not (cache / "demo").exists()
+
+
+def test_a_set_whose_row_is_damaged_is_named_and_the_others_are_copied(source, cache):
+    lost = toy_spec(16)
+    store_videos(source, "demo", {"z": toy_features(5, 16)}, spec=lost)
+    put_raw(source, "specs", lost.digest.encode(), b"nonsense")
+    summary = merge_dataset(source, cache, "demo", min_free=0)
+    assert summary.stored > 0
+    [(name, reason)] = summary.failures
+    assert name == f"feature set {lost.digest}"
+    assert "cannot be read" in reason

@@ -44,7 +44,8 @@ def seek_frames(
         groups.setdefault(_entry_before(table, entries, index), []).append(index)
     for entry, frames in groups.items():
         aims = _aims(table, entry, int(1 / stream.time_base) if stream.time_base else 0)
-        yield from _Group(table, entry, frames).decode(container, stream, aims)
+        depth = stream.codec_context.reorder_depth
+        yield from _Group(table, entry, frames, depth).decode(container, stream, aims)
 
 
 def _aims(table: PacketTable, entry: int, second: int) -> list[int]:
@@ -70,14 +71,16 @@ def _entry_before(table: PacketTable, entries: NDArray[np.int64], index: int) ->
 class _Group:
     """The wanted frames that are decoded from one entry."""
 
-    def __init__(self, table: PacketTable, entry: int, wanted: list[int]) -> None:
+    def __init__(self, table: PacketTable, entry: int, wanted: list[int], depth: int) -> None:
         self._table = table
         self._entry = entry
         self._wanted = set(wanted)
         last = int(table.order[: wanted[-1] + 1].max())
-        self._end = min(last + table.reordered + 1, len(table.flags))
+        # As far as the stream says that frames are out of order, also if their times are not: then they are wrong, and
+        # another frame comes out before the wanted one.
+        self._end = min(last + depth + 1, len(table.flags))
         # Around a wanted frame nothing is left out: a frame whose time is wrong would show in the order they come out.
-        span = range(-table.reordered, table.reordered + 1)
+        span = range(-depth, depth + 1)
         self._around = {index + n for index in wanted for n in span}
 
     def decode(

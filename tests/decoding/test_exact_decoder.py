@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import make_decoder_corpus as corpus
+import numpy as np
 import pytest
-from odd_clips import frames_of, write_clip
+from odd_clips import frames_of, patched, write_clip
 
 from featstore.cli.ingest import _print_doubts
 
@@ -18,6 +19,20 @@ def test_damage_that_the_decoder_conceals_is_told(tmp_path, name):
     path.write_bytes(data)
     clip, _ = frames_of(path, "exact", 30)
     assert (clip.total_frames, clip.doubt) == (60, "damage")
+
+
+@pytest.mark.parametrize("gop", ["open-gop=0", "open-gop=1"])
+def test_frames_whose_times_are_wrong_are_the_same_however_many_are_wanted(tmp_path, gop):
+    """Without the table of times of presentation, frames are shown when they are decoded, and come out otherwise."""
+    path = write_clip(
+        tmp_path / "times.mp4", "libx265", bframes=3, gop=12, options={"x265-params": gop}
+    )
+    patched(path, b"ctts", 0, b"free")
+    whole, every = frames_of(path, "exact", 24)
+    for nframe in (1, 2, 3):
+        clip, frames = frames_of(path, "exact", nframe)
+        for index, frame in zip(clip.indices, frames, strict=True):
+            assert np.array_equal(frame, every[whole.indices.index(index)])
 
 
 def test_a_joined_transport_stream_is_not_damaged(tmp_path):

@@ -219,14 +219,17 @@ def refuse_large(scales: Sequence[Any]) -> None:
         )
 
 
-def in_words(exc: QuantizeError, dtype: str) -> str:
-    """Return what is wrong with features that an encoder computed in `dtype`, and what to do about it."""
+def in_words(exc: QuantizeError, dtype: str, family: str = "longva") -> str:
+    """Return what is wrong with features that an encoder of `family` computed in `dtype`, and what to do about it."""
     if not isinstance(exc, NotFinite):
         return str(exc)
     damaged = "the checkpoint's weights are damaged or not of such a model: fetch them again"
+    how = ", with --dtype, in Python dtype="
+    if family != "longva":  # an encoder of the user's own
+        damaged, how = f"correct the encoder {family!r}, or its weights", ""
     remedy = {
-        "fp16": "whose largest number is 65504: compute in bf16 or fp32, with --dtype, in Python dtype=",
-        "bf16": f"compute in fp32, with --dtype, in Python dtype=; if they are not finite there either, {damaged}",
+        "fp16": f"whose largest number is 65504: compute in bf16 or fp32{how}",
+        "bf16": f"compute in fp32{how}; if they are not finite there either, {damaged}",
     }.get(dtype, f"which can hold them: {damaged}")
     return f"{exc}; they were computed in {dtype}, {remedy}"
 

@@ -261,6 +261,7 @@ def test_features_that_are_not_finite_fail_their_video_alone(clips, cache):
     assert "NaN or infinite" in summary.failures[0].reason
     assert "computed in fp32" in summary.failures[0].reason
     assert "--dtype" not in summary.failures[0].reason  # there is no wider one
+    assert summary.failures[0].reason.endswith("correct the encoder 'toy', or its weights")
     assert summary.stored == 2
     assert {len(video.header.frames) for video in featstore.open(cache)["demo"].values()} != {1}
 

@@ -98,6 +98,7 @@ class CudaEncoder:
         try:
             scales, error = done.result()
         except QuantizeError as exc:
-            reason = in_words(exc, self._memory.spec.encoder.dtype)
+            encoder = self._memory.spec.encoder
+            reason = in_words(exc, encoder.dtype, encoder.family)
             return EncodeRefusal(number, reason, done.work.seconds)
         return EncodeResult(number, video.grid, pack_scales(scales), error, done.work.seconds)

@@ -149,7 +149,7 @@ class HostEncoder:
         try:
             scales, error = quantize_into(payload, video.parts, memory.storage)
         except QuantizeError as exc:
-            reason = in_words(exc, memory.spec.encoder.dtype)
+            reason = in_words(exc, memory.spec.encoder.dtype, memory.spec.encoder.family)
             return EncodeRefusal(task.video, reason, time.perf_counter() - started)
         busy = time.perf_counter() - started
         return EncodeResult(task.video, video.grid, scales, error, busy)

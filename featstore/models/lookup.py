@@ -6,20 +6,28 @@ that differ in their language side only share features.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
-from featstore.errors import FeatureNotFound, StoreError, StoreMismatch, StoreNotFound
+from featstore.errors import (
+    DatasetNotFound,
+    FeatureNotFound,
+    StoreError,
+    StoreMismatch,
+    StoreNotFound,
+)
 from featstore.models.source_options import DECODERS_OF_SETS
-from featstore.store.catalog import has_entry, read_sets
+from featstore.store.catalog import has_entry, read_set, read_sets
 from featstore.store.dataset import Dataset
-from featstore.store.paths import absolute
+from featstore.store.lost import lost_datasets
+from featstore.store.paths import absolute, dataset_names
 from featstore.store.rows import video_key
 from featstore.store.selection import describe_mismatch
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from featstore.records.features import Features
     from featstore.spec import FeatureSpec
@@ -52,10 +60,16 @@ class Lookup:
         self._datasets: dict[str, Dataset] = {}
 
     def find(self, request: FeatureRequest) -> Features | None:
-        """Return the stored features, None if there are none; see `find_features`."""
+        """Return the stored features, None if there are none; see `find_features`.
+
+        Raises DatasetNotFound if the dataset was there and is lost.
+        """
         try:
             return find_features(self._open(request.dataset), request.video, request.spec)
-        except StoreNotFound:
+        except StoreNotFound as exc:
+            lost = self._lost(request.dataset)
+            if lost:
+                raise DatasetNotFound(lost) from exc
             return None
 
     def refuse(self, request: FeatureRequest, origin: str) -> NoReturn:
@@ -63,14 +77,18 @@ class Lookup:
         try:
             dataset = self._open(request.dataset)
         except StoreNotFound as exc:
-            raise StoreNotFound(
-                f"there is no dataset {request.dataset!r} in {self.cache_dir}; make it with featstore ingest, or have "
-                "the model encode what is missing, with on_miss='encode'"
+            lost = self._lost(request.dataset)
+            raise DatasetNotFound(
+                lost
+                or f"{self._absent(request.dataset)}; make it with featstore ingest, or have the model encode what is "
+                "missing, with on_miss='encode'"
             ) from exc
         refuse(dataset, request.video, request.spec, origin)
 
-    def mismatch(self, request: FeatureRequest, origin: str, follows: str) -> str:
-        """Return why no feature set of the dataset serves; an empty string if one does, or there is none.
+    def explain(self, request: FeatureRequest, origin: str, follows: str) -> str:
+        """Return why a video's features are not there, if it is that none of their kind are, or of other frames.
+
+        Empty if they are missing among others of their kind, and if the store cannot be read.
 
         Args:
             request: what is asked for.
@@ -80,15 +98,31 @@ class Lookup:
         try:
             dataset = self._open(request.dataset)
             sets = dataset.sets.rows()
+            if sets and not any(serves(found.spec, request.spec) for found in sets):
+                return refusal(sets, dataset, request.spec, origin, follows)
+            return _of_other_frames(dataset, request, follows)
+        except StoreNotFound:
+            return f"{self._absent(request.dataset)}\n{follows}".rstrip()
         except StoreError:  # storing there will raise it again
             return ""
-        if not sets or any(serves(found.spec, request.spec) for found in sets):
-            return ""
-        return refusal(sets, dataset, request.spec, origin, follows)
 
     def close(self) -> None:
         """Let go of the datasets; a later lookup opens them again."""
         self._datasets.clear()
+
+    def _lost(self, name: str) -> str:
+        with suppress(StoreNotFound):
+            return lost_datasets(self.cache_dir).get(name, "")
+        return ""
+
+    def _absent(self, name: str) -> str:
+        there: list[str] = []
+        with suppress(StoreNotFound):
+            there = dataset_names(self.cache_dir)
+        return (
+            f"there is no dataset {name!r} in {self.cache_dir} and so no features of it; the datasets there are: "
+            f"{', '.join(there) or 'none'}"
+        )
 
     def _open(self, name: str) -> Dataset:
         found = self._datasets.get(name)
@@ -113,10 +147,13 @@ def find_features(dataset: Dataset, video: str, wanted: FeatureSpec) -> Features
 
     Raises:
         StoreMismatch: several feature sets serve, and none is of the dtype that `wanted` says.
-        RecordError: the record is damaged.
+        RecordError, StoreDamaged: the record or a row is damaged.
     """
     # One for all steps: sets and videos may be removed in the meantime.
     snapshot = dataset.snapshot()
+    own = wanted.digest  # if it has the video, no other set's row needs to be whole
+    if read_set(snapshot, own) and has_entry(snapshot, video_key(own, video)):
+        return dataset.load(snapshot, video, own)
     serving = [
         found.spec
         for digest, found in read_sets(snapshot).items()
@@ -126,14 +163,13 @@ def find_features(dataset: Dataset, video: str, wanted: FeatureSpec) -> Features
     ]
     if not serving:
         return None
-    exact = [spec for spec in serving if spec.digest == wanted.digest]
-    if not exact and len(serving) > 1:
+    if len(serving) > 1:
         listed = "".join(f"\n  {spec.describe()}" for spec in serving)
         raise StoreMismatch(
             f"{len(serving)} feature sets have video {video!r} as this model sees it, and none is the one asked for "
             f"({wanted.describe()}); choose with dtype=:{listed}"
         )
-    return dataset.load(snapshot, video, (exact or serving)[0].digest)
+    return dataset.load(snapshot, video, serving[0].digest)
 
 
 def refuse(dataset: Dataset, video: str, wanted: FeatureSpec, origin: str) -> NoReturn:
@@ -174,12 +210,33 @@ def refusal(
         follows: what is done about it without the user, in place of what to do.
     """
     sentence = describe_mismatch(sets, dataset.path, wanted, origin, follows)
-    for identity, decoder in DECODERS_OF_SETS.items():
-        if any(serves(found.spec, replace(wanted, decoder=identity)) for found in sets):
-            option = f"decoder={decoder!r}, --decoder {decoder}"
-            sentence += (
-                f" (what is stored, of other frames, is read with {option})"
-                if follows
-                else f"\nor read what is stored, of other frames: {option}"
-            )
+    for option in dict(_with_other_decoders(sets, wanted)):
+        sentence += (
+            f" (what is stored, of other frames, is read with {option})"
+            if follows
+            else f"\nor read what is stored, of other frames: {option}"
+        )
     return sentence
+
+
+def _of_other_frames(dataset: Dataset, request: FeatureRequest, follows: str) -> str:
+    """Return which set has the video as another decoder reads it, without naming the video; empty if none does."""
+    snapshot = dataset.snapshot()
+    for option, digest in _with_other_decoders(dataset.sets.rows(), request.spec):
+        if has_entry(snapshot, video_key(digest, request.video)):
+            return (
+                f"some videos that are missing are stored as another decoder reads them, in set {digest[:8]} of "
+                f"dataset {dataset.name!r}, which is read with {option}\n{follows}"
+            ).rstrip()
+    return ""
+
+
+def _with_other_decoders(
+    sets: Sequence[FeatureSet], wanted: FeatureSpec
+) -> Iterator[tuple[str, str]]:
+    """Yield the option of another decoder and the digest of a set that serves with it, for each such set."""
+    for identity, decoder in DECODERS_OF_SETS.items():
+        if identity != wanted.decoder:
+            other = replace(wanted, decoder=identity)
+            option = f"decoder={decoder!r}, --decoder {decoder}"
+            yield from ((option, found.spec.digest) for found in sets if serves(found.spec, other))

@@ -7,7 +7,6 @@ used as the encoder gave them.
 
 from __future__ import annotations
 
-import sys
 import weakref
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -19,18 +18,20 @@ import torch
 from featstore.decoding.video_file import Video, was_replaced
 from featstore.encoders.base import checkpoint_options
 from featstore.errors import (
+    DatasetNotFound,
     FeatstoreError,
     FeatureNotFound,
     QuantizeError,
     RecordError,
     StoreDamaged,
     StoreError,
-    StoreFull,
+    StoreLocked,
     StoreMismatch,
-    plain,
 )
 from featstore.models.lookup import Lookup
+from featstore.models.notices import Notices, say
 from featstore.pipeline.on_demand import EncodedVideo, OnDemandEncoder, check_finite, store_features
+from featstore.records.features import Features
 from featstore.store import single_flight_lock
 from featstore.store.describe import write_cache_meta
 from featstore.store.paths import dataset_path, make_folder
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from featstore.models.lookup import FeatureRequest
     from featstore.models.source_options import SourceOptions
     from featstore.models.statistics import CacheStatistics
-    from featstore.records.features import Features
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class FeatureSource:
         self._device, self._dtype = device, dtype
         self._on_miss = options.on_miss
         self._statistics = statistics
-        self._reported: set[str] = set()
+        self._notices = Notices()
         self._describe: weakref.finalize[[str | os.PathLike[str]], FeatureSource] | None = None
         tell_of_forks(self)
 
@@ -109,19 +109,25 @@ class FeatureSource:
         """Return the features that are asked for.
 
         Raises:
-            VideoError: they are not stored and the video cannot be decoded.
+            VideoError, NotFinite: they are not stored, and cannot be made.
             FeatureNotFound: they are not stored, and `on_miss` is `error` or the request has no path.
-            StoreNotFound, StoreMismatch, RecordError: they are not stored, and `on_miss` is `error`.
+            StoreNotFound, StoreMismatch: likewise, under `error`; StoreMismatch also if several feature sets serve, or
+                the dataset's file is none of ours.
+            RecordError, StoreDamaged, DatasetNotFound: what is stored is damaged or lost, likewise.
         """
         if self._lookup is None:
             with self._statistics.timed("seconds_encoding"):
                 return self._unstored(self._encode(request))
         with self._statistics.timed("seconds_reading"):
-            features = self._find(request)
-        if features is None and self._on_miss == "error":
+            found = self._find(request)
+        if isinstance(found, Features):
+            return self._stored(found)
+        if self._on_miss == "error":
             self._statistics.add(misses=1)
+            if found is not None:
+                raise found
             self._lookup.refuse(request, checkpoint_options(self._encoder))
-        return self._make(request) if features is None else self._stored(features)
+        return self._make(request, found)
 
     def close(self) -> None:
         """Stop the decoder and let go of the store."""
@@ -136,90 +142,102 @@ class FeatureSource:
         if self._describe is not None:
             self._describe.detach()
 
-    def _find(self, request: FeatureRequest) -> Features | None:
+    def _find(self, request: FeatureRequest) -> Features | FeatstoreError | None:
+        """Return the stored features, what is wrong with them, or None if there are none."""
         assert self._lookup is not None
         try:
             features = self._lookup.find(request)
-        except (RecordError, StoreDamaged) as exc:
-            if self._on_miss == "error":
-                self._statistics.add(misses=1)
-                raise
-            self._say_once(f"{exc}; features that cannot be read are made again")
-            return None
+        except (RecordError, StoreDamaged, DatasetNotFound) as exc:
+            return exc
         if features is None or request.path is None:
             return features
-        return self._unless_replaced(features, request.path)
-
-    def _unless_replaced(self, features: Features, path: str) -> Features | None:
-        """Return `features`, or None, a miss, if the file at `path` is another than they were made from."""
         header = features.header
-        if not was_replaced(header.source, path):
+        if not was_replaced(header.source, request.path):
             return features
-        found = (
-            f"{path} is not the file that the features of video {header.video_id!r} in dataset {header.dataset!r} were "
-            f"made from, {header.video_path} of {header.source.size:,} bytes"
+        return FeatureNotFound(
+            f"{request.path} is not the file that the features of video {header.video_id!r} in dataset "
+            f"{header.dataset!r} were made from, {header.video_path} of {header.source.size:,} bytes",
+            remedy="ingest it again, or give each file an id of its own",
         )
-        if self._on_miss == "error":
-            self._statistics.add(misses=1)
-            raise FeatureNotFound(f"{found}; ingest it again, or give each file an id of its own")
-        self._say_once(f"{found}; its features are made again")
-        return None
 
-    def _make(self, request: FeatureRequest) -> VisualInput:
-        """Return the features of a video that is not stored, stored if that is asked for and possible."""
+    def _make(self, request: FeatureRequest, unusable: FeatstoreError | None) -> VisualInput:
+        """Return the features of a video, stored if that is asked for and possible.
+
+        Args:
+            request: what is asked for.
+            unusable: what is wrong with what is stored; None if nothing is.
+        """
+        assert self._lookup is not None
+        kept: Features | FeatstoreError | None = None
         with self._statistics.timed("seconds_encoding"), ExitStack() as lock:
-            if self._stores_in(request.dataset) and self._lock_video(lock, request):
-                features = self._find(request)  # another process may have made them while we waited
-                if features is not None:
-                    return self._stored(features)
+            # What is lost is not made again: then nothing would say any more that it was there.
+            stores = self._stores_in(request.dataset) and not isinstance(unusable, DatasetNotFound)
+            if stores:
+                kept = self._lock_video(lock, request)
+            if stores and kept is None:
+                found = self._find(request)  # another process may have made them while we waited
+                if isinstance(found, Features):
+                    return self._stored(found)
+                unusable = found
             self._statistics.add(misses=1)
-            if self._lookup is not None:
-                follows = self._follows(request)
-                options = checkpoint_options(self._encoder)
-                self._say_once(self._lookup.mismatch(request, options, follows))
-            encoded = self._encode(request)
-            if self._stores_in(request.dataset):
-                features = self._store(encoded, request)
-                if features is not None:
-                    return self._visual(features)
+            explained = self._explain(request, stores=stores) if unusable is None else ""
+            encoded = self._encode(request, unusable)
+            if stores and kept is None:
+                kept = self._store(encoded, request)
+        stored = isinstance(kept, Features)
+        self._notices.once(explained)
+        if unusable is not None:
+            self._notices.unusable(unusable, request.dataset, stored=stored)
+        if isinstance(kept, Features):
+            return self._visual(kept)
+        if kept is not None and type(kept) is not type(unusable):
+            self._notices.not_stored(kept)
+        if isinstance(kept, StoreLocked):  # each miss would wait for minutes
+            self._given_up.add(request.dataset)
         return self._unstored(encoded)
 
-    def _follows(self, request: FeatureRequest) -> str:
-        """Return what is done about features that no set has; an empty string if nothing can be."""
-        if request.path is None:
-            return ""
-        if self._stores_in(request.dataset):
-            return f"they are made and stored as set {request.spec.digest[:8]}"
-        return "they are made for this question only"
+    def _explain(self, request: FeatureRequest, *, stores: bool) -> str:
+        """Return why there are no features, and what is done about it if anything can be."""
+        assert self._lookup is not None
+        follows = ""
+        if request.path is not None and stores:
+            follows = f"they are made and stored as set {request.spec.digest[:8]}"
+        elif request.path is not None:
+            follows = "they are made for this question only"
+        why = self._lookup.explain(request, checkpoint_options(self._encoder), follows)
+        if request.path is None:  # nothing is made
+            self._notices.once(why)
+        return why
 
-    def _lock_video(self, lock: ExitStack, request: FeatureRequest) -> bool:
+    def _lock_video(self, lock: ExitStack, request: FeatureRequest) -> StoreError | None:
+        """Hold the right to make the features; return why that cannot be, None if it is held."""
         assert self._lookup is not None
         key = f"{request.spec.digest}:{request.video}".encode("utf-8", "surrogatepass")
         folder = dataset_path(self._lookup.cache_dir, request.dataset)
         try:
             make_folder(folder.parent)
-        except StoreError as exc:
-            self._give_up(exc)
-            return False
-        try:
             make_folder(folder)
             lock.enter_context(single_flight_lock(folder, key))
         except StoreError as exc:
-            self._give_up(exc, request.dataset)
-            return False
-        return True
+            return exc
+        return None
 
-    def _encode(self, request: FeatureRequest) -> EncodedVideo:
-        if request.path is None:
-            where = (
-                f" in dataset {request.dataset!r}" if self._lookup else ", as there is no cache,"
-            )
-            raise FeatureNotFound(
-                f"video {request.video!r} is not stored{where} and no path came with it; pass path= with its file"
-            )
-        return self.on_demand.encode(Video(request.video, request.path), request.spec.sampling)
+    def _encode(
+        self, request: FeatureRequest, unusable: FeatstoreError | None = None
+    ) -> EncodedVideo:
+        if request.path is not None:
+            return self.on_demand.encode(Video(request.video, request.path), request.spec.sampling)
+        if unusable is not None:
+            raise unusable
+        where = f" in dataset {request.dataset!r}" if self._lookup else ", as there is no cache,"
+        raise FeatureNotFound(
+            f"video {request.video!r} is not stored{where} and no path came with it; pass path= with its file"
+        )
 
-    def _store(self, encoded: EncodedVideo, request: FeatureRequest) -> Features | None:
+    def _store(
+        self, encoded: EncodedVideo, request: FeatureRequest
+    ) -> Features | FeatstoreError | None:
+        """Store features and return them as they are stored; what hinders that, if it does."""
         assert self._lookup is not None
         cache_dir, encoder = self._lookup.cache_dir, self._encoder
         place = cache_dir, request.dataset, request.spec, encoder.origin
@@ -229,33 +247,18 @@ class FeatureSource:
                 store(encoded, *place)
             except StoreMismatch:  # if another process made the set just now, it is followed
                 store(encoded, *place)
-            if self._describe is None or not self._describe.alive:
-                # Once, at `close` or when the process ends, not for each video.
-                self._describe = weakref.finalize(self, _describe_store, cache_dir)
-            return self._find(request)
         except (QuantizeError, RecordError) as exc:
-            _say(f"{request.path}: {exc}; its features are used, but not stored")
+            say(f"{request.path}: {exc}; its features are used, but not stored")
+            return None
         except StoreError as exc:
-            self._give_up(exc, request.dataset)
-        return None
-
-    def _say_once(self, sentence: str) -> None:
-        if sentence and sentence not in self._reported:
-            self._reported.add(sentence)
-            _say(sentence)
+            return exc
+        if self._describe is None or not self._describe.alive:
+            # Once, at `close` or when the process ends, not for each video.
+            self._describe = weakref.finalize(self, _describe_store, cache_dir)
+        return self._find(request)
 
     def _stores_in(self, dataset: str) -> bool:
         return self._stores and dataset not in self._given_up
-
-    def _give_up(self, exc: StoreError, dataset: str | None = None) -> None:
-        """Go on as `encode-only`, in all datasets if the disk is full: the evaluation continues."""
-        if dataset is None or isinstance(exc, StoreFull):
-            self._stores = False
-            what = "features"
-        else:
-            self._given_up.add(dataset)
-            what = f"features of dataset {dataset!r}"
-        _say(f"{what} that are missing are encoded but no longer stored: {exc}")
 
     def _stored(self, features: Features) -> VisualInput:
         self._statistics.add(hits=1)
@@ -289,11 +292,3 @@ class FeatureSource:
 def _describe_store(cache_dir: str | os.PathLike[str]) -> None:
     with suppress(FeatstoreError):  # the file is for people to read; the features are safe
         write_cache_meta(cache_dir)
-
-
-def _say(sentence: str) -> None:
-    if sys.stderr is not None:  # print would use stdout then
-        with suppress(
-            OSError, ValueError
-        ):  # a message that cannot be printed must not cost the answer
-            print(f"featstore: {plain(sentence)}", file=sys.stderr, flush=True)

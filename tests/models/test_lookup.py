@@ -9,13 +9,15 @@ import pytest
 from damage import put_raw, read_raw
 from toys import expected, store_videos, toy_features, toy_spec
 
-from featstore.errors import FeatureNotFound, StoreDamaged, StoreMismatch
+from featstore.decoding.video_file import identity_of
+from featstore.errors import DatasetNotFound, FeatureNotFound, StoreDamaged, StoreMismatch
 from featstore.geometry import Geometry
 from featstore.models.lookup import FeatureRequest, Lookup, find_features, serves
 from featstore.sampling import Sampling
 from featstore.store.dataset import Dataset
 from featstore.store.maintenance.remove import remove_set, remove_videos
-from featstore.store.rows import video_key
+from featstore.store.manifest import MANIFEST_KEY
+from featstore.store.rows import set_key, video_key
 from featstore.store.writer import FeatureWriter
 
 A, B = toy_features(1), toy_features(2)
@@ -140,10 +142,62 @@ def test_what_does_not_fit_is_told_where_no_set_does(cache):
     """A model that encodes what is missing would make a second set without a word."""
     lookup = Lookup(cache)
     longer, same = (FeatureRequest("demo", "a", None, spec) for spec in (toy_spec(8), SPEC))
-    assert lookup.mismatch(longer, "toy", "they are made") == ""
     store_videos(cache, "demo", {"b": B}, spec=SPEC)
-    assert lookup.mismatch(same, "toy", "they are made") == ""
-    told = lookup.mismatch(longer, "toy", "they are made")
+    assert lookup.explain(same, "toy", "they are made") == ""
+    told = lookup.explain(longer, "toy", "they are made")
     assert "nframe" in told
     assert told.endswith("\nthey are made")
-    assert "featstore ingest" in lookup.mismatch(longer, "toy", "")
+    assert "beside it" in lookup.explain(longer, "toy", "")
+
+
+def test_a_dataset_that_is_not_there_is_told_with_those_that_are(cache):
+    absent = (
+        f"there is no dataset 'dmeo' in {cache} and so no features of it; the datasets there are: "
+    )
+    lookup, wanted = Lookup(cache), FeatureRequest("dmeo", "a", None, SPEC)
+    assert lookup.explain(wanted, "toy", "they are made") == f"{absent}none\nthey are made"
+    store_videos(cache, "demo", {"b": B})
+    assert lookup.find(wanted) is None
+    assert lookup.explain(wanted, "toy", "") == f"{absent}demo"
+    with pytest.raises(DatasetNotFound, match=r"are: demo; make it .*on_miss='encode'$"):
+        lookup.refuse(wanted, "toy")
+
+
+def test_a_dataset_that_was_there_is_lost_and_not_merely_missing(cache):
+    store_videos(cache, "demo", {"b": B})
+    (cache / "demo" / "data.mdb").unlink()
+    lookup, wanted = Lookup(cache), FeatureRequest("demo", "b", None, SPEC)
+    for look in (lookup.find, lambda request: lookup.refuse(request, "toy")):
+        with pytest.raises(
+            DatasetNotFound, match=r"demo/data\.mdb is gone; restore it from a copy"
+        ):
+            look(wanted)
+
+
+@pytest.mark.parametrize("table", ["specs", "manifest"])
+def test_a_damaged_row_hides_what_needs_it_alone(tmp_path, table):
+    cache, other = tmp_path / "damaged", toy_spec(8)
+    store_videos(cache, "demo", {"a": A}, spec=SPEC)
+    store_videos(cache, "demo", {"b": B}, spec=other)
+    key = set_key(other.digest) if table == "specs" else MANIFEST_KEY
+    put_raw(cache, table, key, read_raw(cache, table, key)[:-1])
+    lookup = Lookup(cache)
+    if table == "specs":
+        assert lookup.find(FeatureRequest("demo", "a", None, SPEC)) is not None
+    with pytest.raises(StoreDamaged, match="featstore check"):
+        lookup.find(FeatureRequest("demo", "b", None, other))
+
+
+def test_a_video_as_another_decoder_reads_it_is_told_of_beside_sets_that_serve(cache):
+    """Two such videos in one sentence."""
+    exact = replace(SPEC, decoder=identity_of("exact"))
+    auto = replace(SPEC, decoder=identity_of("auto"))
+    store_videos(cache, "demo", {"a": A}, spec=auto)
+    store_videos(cache, "demo", {"b": B, "c": B}, spec=exact)
+    lookup = Lookup(cache)
+    told = {lookup.explain(FeatureRequest("demo", v, None, auto), "toy", "x") for v in "abcd"}
+    assert told == {
+        "",
+        f"some videos that are missing are stored as another decoder reads them, in set {exact.digest[:8]} of dataset "
+        "'demo', which is read with decoder='exact', --decoder exact\nx",
+    }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from damage import put_raw, read_raw
 from decoder_corpus import write_case
 from opened import Opened
 
@@ -19,7 +20,15 @@ import featstore
 from featstore.decoding import video_file as decoding
 from featstore.decoding.video_file import DECODER, identity_of
 from featstore.encoders.toy import ToyEncoder
-from featstore.errors import FeatstoreError, FeatureNotFound, StoreFull
+from featstore.errors import (
+    DatasetNotFound,
+    FeatstoreError,
+    FeatureNotFound,
+    RecordError,
+    StoreDamaged,
+    StoreFull,
+    StoreLocked,
+)
 from featstore.integrations.vlmevalkit import video_id
 from featstore.models import source
 from featstore.models.lookup import FeatureRequest
@@ -30,7 +39,10 @@ from featstore.pipeline import on_demand
 from featstore.records.storage import Storage
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
-from featstore.store.maintenance.seal import seal_dataset
+from featstore.store.lost import lost_datasets
+from featstore.store.maintenance.seal import seal_dataset, unseal_dataset
+from featstore.store.manifest import MANIFEST_KEY
+from featstore.store.rows import set_key, video_key
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -346,7 +358,11 @@ def test_features_of_the_other_decoder_do_not_serve_and_its_option_is_named(mode
         ask(model(on_miss="error"), path)
     differs = "decoder: stored pyav-presentation, asked for decord-rgb24"
     option = "of other frames: decoder='exact', --decoder exact"
-    said = [differs, "make them beside it: featstore ingest", f"or read what is stored, {option}"]
+    said = [
+        differs,
+        "make them beside it, in Python: featstore.ingest(",
+        f"or read what is stored, {option}",
+    ]
     assert all(sentence in str(refused.value) for sentence in said)
     follows = {
         "encode-only": "they are made for this question only",
@@ -359,7 +375,7 @@ def test_features_of_the_other_decoder_do_not_serve_and_its_option_is_named(mode
         assert counts(asked) == (0, 1)
         shown = capsys.readouterr().err
         assert differs in shown
-        assert "featstore ingest" not in shown
+        assert "beside it" not in shown
         last = shown.splitlines()[-1]
         assert last.startswith(sentence)
         assert "is read with decoder='exact', --decoder exact" in last
@@ -379,7 +395,7 @@ def sealed_beside(cache: Path, clips: Path, model) -> Path:
     return cache
 
 
-def test_a_sealed_dataset_ends_storing_in_itself_alone(model, clips, cache, capsys):
+def test_a_sealed_dataset_is_not_written_until_it_is_unsealed(model, clips, cache, capsys):
     sealed_beside(cache, clips, model)
     asked = model()
     for _ in range(2):
@@ -389,11 +405,14 @@ def test_a_sealed_dataset_ends_storing_in_itself_alone(model, clips, cache, caps
     store = featstore.open(cache)
     assert ["blink" in store[name] for name in ("demo", "other", "new")] == [False, True, True]
     err = capsys.readouterr().err
-    assert err.count("no longer stored") == err.count("dataset 'demo'") == 1
-    assert "is sealed" in err
+    assert err.count("but not stored") == err.count("is sealed") == 1
+    assert str(cache / "demo") in err
+    unseal_dataset(cache, "demo")
+    ask(asked, clips / "blink.mp4")
+    assert "blink" in store["demo"]
 
 
-def test_a_datasets_folder_that_cannot_be_made_ends_storing_in_it_alone(
+def test_a_datasets_folder_that_cannot_be_made_hinders_storing_in_it_alone(
     model, clips, cache, capsys
 ):
     cache.mkdir()
@@ -402,11 +421,11 @@ def test_a_datasets_folder_that_cannot_be_made_ends_storing_in_it_alone(
     for dataset in ("demo", "other"):
         ask(asked, clips / "blink.mp4", dataset=dataset)
     assert list(featstore.open(cache)) == ["other"]
-    assert capsys.readouterr().err.count("no longer stored") == 1
+    assert capsys.readouterr().err.count("but not stored") == 1
 
 
 @pytest.mark.parametrize("cause", ["full", "no folder"])
-def test_a_full_disk_or_no_cache_folder_ends_storing_for_all(
+def test_a_full_disk_or_no_cache_folder_is_told_once_for_all(
     model, clips, cache, monkeypatch, capsys, cause
 ):
     def full(*args, **options):
@@ -419,7 +438,143 @@ def test_a_full_disk_or_no_cache_folder_ends_storing_for_all(
     asked = model(cache)
     for dataset in ("demo", "other"):
         ask(asked, clips / "blink.mp4", dataset=dataset)
-    monkeypatch.undo()
-    ask(asked, clips / "blink.mp4", dataset="third")
-    assert counts(asked) == (0, 3)
-    assert capsys.readouterr().err.count("no longer stored") == 1
+    assert counts(asked) == (0, 2)
+    assert capsys.readouterr().err.count("but not stored") == 1
+
+
+def test_a_full_disk_is_tried_again_and_a_dataset_that_another_holds_is_not(
+    model, clips, cache, monkeypatch
+):
+    raised = [StoreFull("3 GB are free"), StoreFull("2 GB are free")]
+    real = source.store_features
+
+    def store(*args, **options):
+        if raised:
+            raise raised.pop(0)
+        return real(*args, **options)
+
+    monkeypatch.setattr(source, "store_features", store)
+    asked = model()
+    for _ in range(3):
+        ask(asked, clips / "blink.mp4")
+    assert "blink" in featstore.open(cache)["demo"]
+    raised.append(StoreLocked("another writes"))
+    for video in ("bars", "ball"):
+        ask(asked, clips / "color_bars.mp4", video=video)
+    assert list(featstore.open(cache)["demo"]) == ["blink"]
+
+
+# Stores that are damaged or lost
+
+
+def flip_record(cache, video):
+    key = video_key(SPEC.digest, video)
+    record = bytearray(read_raw(cache, "records", key))
+    record[100] ^= 1
+    put_raw(cache, "records", key, bytes(record))
+
+
+@pytest.mark.parametrize("on_miss", ["encode", "encode-only"])
+@pytest.mark.parametrize("table", ["manifest", "specs"])
+def test_a_damaged_row_costs_no_answer_and_is_told_once(
+    model, clips, uncached, tmp_path, capsys, on_miss, table
+):
+    path, cache = clips / "blink.mp4", tmp_path / "damaged"
+    ask(model(cache), path)
+    key = MANIFEST_KEY if table == "manifest" else set_key(SPEC.digest)
+    put_raw(cache, table, key, read_raw(cache, table, key)[:-1])
+    asked = model(cache, on_miss)
+    capsys.readouterr()
+    for _ in range(2):
+        assert ask(asked, path).equal(uncached(path))
+    assert counts(asked) == (0, 2)
+    [told] = capsys.readouterr().err.splitlines()
+    assert "dataset 'demo': " in told
+    assert "cannot be read" in told
+    assert "featstore check" in told
+    assert told.endswith("; the video's features are made for this question only")
+    with pytest.raises(StoreDamaged):
+        ask(asked, None)
+
+
+def test_a_damaged_record_is_made_again_if_that_can_be_and_named_if_not(
+    model, clips, cache, capsys
+):
+    path = clips / "blink.mp4"
+    stored = ask(model(), path)
+    flip_record(cache, "blink")
+    capsys.readouterr()
+    for on_miss in ("encode", "encode-only", "error"):
+        asked = model(on_miss=on_miss)
+        with pytest.raises(RecordError, match=r"header is damaged.*ingest the video again$"):
+            ask(asked, None)
+        assert (counts(asked), capsys.readouterr().err) == ((0, 1), "")
+    ask(model(on_miss="encode-only"), path)
+    told = capsys.readouterr().err
+    assert "ingest the video again; the video's features are made for this question only" in told
+    assert ask(model(), path).equal(stored)
+    told = capsys.readouterr().err
+    assert told.endswith("; the video's features are made again\n")
+    assert "ingest" not in told
+    assert ask(model(on_miss="error"), None).equal(stored)
+
+
+def test_nothing_is_said_to_be_made_of_what_cannot_be(model, clips, capsys):
+    path = clips / "blink.mp4"
+    ask(model(), path)
+    path.unlink()
+    path.mkdir()
+    capsys.readouterr()
+    with pytest.raises(featstore.VideoError, match="is a folder"):
+        ask(model(), path)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("on_miss", ["encode", "encode-only"])
+def test_a_lost_dataset_is_told_and_not_made_again(model, clips, uncached, cache, capsys, on_miss):
+    path = clips / "blink.mp4"
+    asked = model(on_miss=on_miss)
+    ask(model(), path)
+    ask(asked, path)
+    lost = cache / "demo" / "data.mdb"
+    kept = lost.rename(cache / "kept")
+    capsys.readouterr()
+    for _ in range(2):
+        assert ask(asked, path).equal(uncached(path))
+    assert counts(asked) == (1, 2)
+    told = capsys.readouterr().err
+    assert told.count("demo/data.mdb is gone; restore it from a copy") == 1
+    assert told.endswith("the video's features are made for this question only\n")
+    assert list(lost_datasets(cache)) == ["demo"]
+    with pytest.raises(DatasetNotFound, match=r"is gone"):
+        ask(asked, None)
+    kept.rename(lost)
+    ask(asked, path)
+    assert counts(asked) == (2, 3)
+
+
+def test_a_dataset_that_a_miss_makes_is_told_with_those_there_are(model, clips, cache, capsys):
+    ask(model(), clips / "blink.mp4")
+    capsys.readouterr()
+    asked = model()
+    for clip in ("blink", "color_bars"):
+        ask(asked, clips / f"{clip}.mp4", video=clip, dataset="dmeo")
+    assert capsys.readouterr().err == (
+        f"featstore: there is no dataset 'dmeo' in {cache} and so no features of it; the datasets there are: demo\n"
+        f"they are made and stored as set {SPEC.digest[:8]}\n"
+    )
+
+
+def test_videos_as_another_decoder_reads_them_are_told_of_once(model, clips, capsys):
+    exact = model(decoder="exact")
+    ask(model(), clips / "bouncing_ball.mp4", video="ball")
+    for clip in ("blink", "color_bars"):
+        ask(exact, clips / f"{clip}.mp4", video=clip, spec=SHOWN)
+    capsys.readouterr()
+    asked = model()
+    for clip in ("blink", "color_bars"):
+        ask(asked, clips / f"{clip}.mp4", video=clip)
+    assert counts(asked) == (0, 2)
+    told = capsys.readouterr().err
+    assert told.count("decoder='exact', --decoder exact") == 1
+    assert told.endswith(f"they are made and stored as set {SPEC.digest[:8]}\n")

@@ -162,9 +162,11 @@ class CachedLongVA:
         Raises:
             VideoError: the file cannot be decoded.
             NotFinite: its features are NaN or infinite.
-            StoreMismatch: several feature sets serve; under on_miss="error" also if none does.
-            StoreNotFound, FeatureNotFound, RecordError: under on_miss="error", the video is not stored, or its record
-                is damaged.
+            StoreMismatch: several feature sets serve, or the dataset's file is none of featstore's; under
+                on_miss="error" also if no set serves.
+            FeatureNotFound: the video is not stored, under on_miss="error" or without a path.
+            StoreNotFound: there is no such dataset, under on_miss="error"; or it was lost, likewise.
+            RecordError, StoreDamaged: what is stored is damaged, likewise.
         """
         ids = self.generate_ids(
             prompt,

@@ -327,7 +327,7 @@ def test_a_store_that_is_full_does_not_end_an_evaluation(model, clips, cache, mo
         found = asked.generate_ids(ASK, "blink", path=clips / "blink.mp4", **NEW)
         assert found == expected
     assert asked.statistics.misses == 2
-    assert capsys.readouterr().err.count("no longer stored: the disk is full") == 1
+    assert capsys.readouterr().err.count("but not stored: the disk is full") == 1
 
 
 def test_a_store_that_cannot_be_made_does_not_end_an_evaluation(model, clips, tmp_path, capsys):
@@ -450,7 +450,7 @@ def test_a_store_cut_short_is_reported_and_its_features_are_made_again(
             assert len(found) == len(expected)
     err = capsys.readouterr().err
     assert "the file is damaged or was cut short" in err
-    assert "encoded but no longer stored" in err
+    assert "made for this question only" in err
     with (
         model(cache_dir=cache, on_miss="error") as strict,
         pytest.raises(StoreDamaged, match="cut short"),

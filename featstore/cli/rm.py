@@ -67,16 +67,20 @@ def rm(
         print_json({"dataset": dataset, "feature_set": chosen and chosen.digest, **vars(removed)})
     else:
         place = f"feature set {chosen.digest[:8]} of {dataset}" if chosen else dataset
-        counts = f"{how_many(removed.videos, 'video')} and {how_many(removed.failures, 'failure')}"
-        what = f"{counts} of {place}" if videos else f"{place}, {counts}"
+        if videos:
+            gone = len(set(videos)) - len(removed.missing)
+            place = f"{how_many(gone, 'video')} from {place}"
+        noun = "record" if videos else "video"  # of a video there is one in each set
+        counts = f"{how_many(removed.videos, noun)} and {how_many(removed.failures, 'failure')}"
         click.echo(
-            f"removed {what}, {format_bytes(removed.record_bytes)}; the space is used by later ingests, or given back "
+            f"removed {place}, {counts}, {format_bytes(removed.record_bytes)}; the space is used by later ingests, or given back "
             f"by {command_line('compact', cache_dir=cache_dir, dataset=dataset)}"
         )
         if was_default and not videos:
             left = FeatureStore(cache_dir)[dataset]
-            now = left.feature_set.describe() if left.sets.rows() else "none is left"
-            click.echo(f"  it was the default set; now that is {plain_line(now)}")
+            rows = left.sets.rows()
+            now = f"that is {plain_line(left.feature_set.describe())}" if rows else "there is none"
+            click.echo(f"  it was the default set; now {now}")
         for video in removed.missing:
             click.echo(f"  not there: {plain_line(video)}")
     if removed.missing:
@@ -95,17 +99,20 @@ def _ask(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None
     place = f"feature set {spec} of {dataset}" if spec else dataset
     if not spec and is_sealed(dataset_path(cache_dir, dataset)):
         place = f"the sealed dataset {dataset}"
-    if videos:
-        what = f"{how_many(len(videos), 'video')} from {place}"
-    else:
-        try:
-            there = open_set(cache_dir, dataset, spec)
-            sets = [there] if spec else there.sets.values()
-            what = f"{place} with the features of {how_many(sum(map(len, sets)), 'video')}"
-        except StoreError:
-            if spec:
-                raise
-            what = f"{place}, which cannot be read"
+    some = f"{how_many(len(set(videos)), 'video')} from " if videos else ""
+    try:
+        there = open_set(cache_dir, dataset, spec)
+        sets = [there] if spec else list(there.sets.values())
+        if videos:
+            every = f"all {len(sets)} feature sets of " if len(sets) > 1 else ""
+            what = f"{some}{every}{place}"
+        else:
+            noun = "video" if len(sets) == 1 else "record"  # of a video there is one in each set
+            what = f"{place} with {how_many(sum(map(len, sets)), noun)}"
+    except StoreError:
+        if spec:
+            raise
+        what = f"{some}{place}, which cannot be read"
     _confirm(f"Remove {what}?")
 
 

@@ -458,7 +458,7 @@ def test_rm_removes_single_videos_and_says_which_were_not_there(sample_clips, tm
     assert (refused.exit_code, len(listed(tmp_path))) == (1, 3)
     done = run(*words, "--yes")
     assert done.exit_code == 0
-    assert "removed 1 video and 0 failures of demo" in done.stdout
+    assert "removed 1 video from demo, 1 record and 0 failures, " in done.stdout
     assert f"by featstore compact --cache-dir {tmp_path} --dataset demo" in done.stdout
     assert listed(tmp_path) == ["bouncing_ball", "color_bars"]
     again = run(*words, "--video", "color_bars", "--yes")
@@ -480,9 +480,7 @@ def test_rm_removes_one_feature_set(sample_clips, tmp_path):
     sets = two_sets(sample_clips, tmp_path)
     words = ["rm", "--cache-dir", tmp_path, "--dataset", "demo", "--spec", sets[0][:8]]
     asked = CliRunner().invoke(main, [str(word) for word in words], input="n\n")
-    assert (
-        f"Remove feature set {sets[0][:8]} of demo with the features of 3 videos?" in asked.stderr
-    )
+    assert f"Remove feature set {sets[0][:8]} of demo with 3 videos?" in asked.stderr
     assert asked.stderr.endswith("nothing is removed without a yes; --yes gives it in advance\n")
     done = run(*words, "--yes")
     assert done.exit_code == 0
@@ -492,10 +490,20 @@ def test_rm_removes_one_feature_set(sample_clips, tmp_path):
     assert run(*words, "--yes").exit_code == 1
 
 
+def test_rm_of_a_video_counts_its_records_in_all_sets(sample_clips, tmp_path):
+    two_sets(sample_clips, tmp_path)
+    (video,) = [*featstore.open(tmp_path)["demo"].sets.values()][1]
+    words = ["rm", "--cache-dir", str(tmp_path), "--dataset", "demo", "--video", video]
+    asked = CliRunner().invoke(main, words, input="n\n")
+    assert "Remove 1 video from all 2 feature sets of demo?" in asked.stderr
+    assert "removed 1 video from demo, 2 records and 0 failures" in run(*words, "--yes").stdout
+
+
 def test_ls_lists_a_dataset_whose_last_feature_set_was_removed(sample_clips, tmp_path):
     ingest(sample_clips, tmp_path, "--limit", 1)
     [digest] = featstore.open(tmp_path)["demo"].sets
-    run("rm", "--cache-dir", tmp_path, "--dataset", "demo", "--spec", digest, "--yes")
+    done = run("rm", "--cache-dir", tmp_path, "--dataset", "demo", "--spec", digest, "--yes")
+    assert done.stdout.endswith("  it was the default set; now there is none\n")
     [row] = json.loads(run("ls", "--cache-dir", tmp_path, "--json").stdout)
     assert (row["dataset"], row["feature_set"], row["videos"]) == ("demo", "", 0)
     assert run("ls", "--cache-dir", tmp_path).stdout.splitlines()[1].split() == [
@@ -510,7 +518,7 @@ def test_rm_of_a_dataset_counts_the_videos_of_all_its_sets(sample_clips, tmp_pat
     two_sets(sample_clips, tmp_path)
     words = ["rm", "--cache-dir", str(tmp_path), "--dataset", "demo"]
     asked = CliRunner().invoke(main, words, input="n\n")
-    assert "Remove demo with the features of 4 videos?" in asked.stderr
+    assert "Remove demo with 4 records?" in asked.stderr
 
 
 def test_all_commands_mean_the_default_set_until_another_is_named(sample_clips, tmp_path):

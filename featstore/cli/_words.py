@@ -38,8 +38,9 @@ def errors_text(error: Mapping[str, float]) -> str:
 
 def sampling_text(sampling: Mapping[str, Any]) -> str:
     """Return which frames are taken."""
-    rule = f"fps:{sampling['rate']:g}" if sampling["rate"] else sampling["policy"]
-    return f"{sampling['nframe']} frames, {rule}"
+    from featstore.sampling import Sampling
+
+    return str(Sampling(**sampling))
 
 
 def preprocessing_text(preprocessing: Mapping[str, Any]) -> str:

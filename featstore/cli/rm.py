@@ -73,8 +73,8 @@ def rm(
         noun = "record" if videos else "video"  # of a video there is one in each set
         counts = f"{how_many(removed.videos, noun)} and {how_many(removed.failures, 'failure')}"
         click.echo(
-            f"removed {place}, {counts}, {format_bytes(removed.record_bytes)}; the space is used by later ingests, or given back "
-            f"by {command_line('compact', cache_dir=cache_dir, dataset=dataset)}"
+            f"removed {place}, {counts}, {format_bytes(removed.record_bytes)}; the space is used by later ingests, or "
+            f"given back by {command_line('compact', cache_dir=cache_dir, dataset=dataset)}"
         )
         if was_default and not videos:
             left = FeatureStore(cache_dir)[dataset]

@@ -20,6 +20,7 @@ import featstore.store.maintenance.check
 from featstore.cli import main
 from featstore.cli._options import size
 from featstore.cli._printing import date, print_facts, print_json_rows, print_table
+from featstore.cli._words import sampling_text
 from featstore.encoders.longva.shape import FeatureShape
 from featstore.store.paths import DATA_FILE
 from featstore.store.writer import FeatureWriter
@@ -764,3 +765,9 @@ def test_dry_run_prints_the_plan_and_touches_nothing(sample_clips, tmp_path):
 )
 def test_sizes_are_read_as_people_write_them(text, expected):
     assert size(text) == expected
+
+
+def test_rates_that_make_two_sets_look_different():
+    texts = {sampling_text({"nframe": 4, "policy": "fps", "rate": r}) for r in (1.0, 1.0000001)}
+    assert texts == {"4 frames, fps:1", "4 frames, fps:1.0000001"}
+    assert sampling_text({"nframe": 4, "policy": "linspace", "rate": None}) == "4 frames, linspace"

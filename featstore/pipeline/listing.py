@@ -9,6 +9,7 @@ import re
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from featstore.decoding.video_file import Video
 from featstore.errors import ListingError
@@ -102,6 +103,10 @@ def _listed(file: Path, line: int, row: dict[str, Any]) -> Video:
             f"{file}, line {line}: found {repr(row)[:120]}; each row needs video_id and path, both strings that can "
             "be names"
         )
+    try:
+        check_video_id(video_id)
+    except ValueError as exc:
+        raise ListingError(f"{file}, line {line}: {exc}; write another id") from exc
     return Video(video_id, _local_path(path, file.parent, f"{file}, line {line}: "))
 
 
@@ -113,7 +118,9 @@ def _local_path(text: str, folder: str | os.PathLike[str] = "", where: str = "")
         return path
     is_file = url[1].lower() == "file"
     remedy = (
-        f"write its path, {text[url.end() - 1 :]}" if is_file else "download it, and name the file"
+        f"write its path, {unquote(text[url.end() - 1 :])}"
+        if is_file
+        else "download it, and name the file"
     )
     raise ListingError(f"{where}{text} is a URL; videos are read from files: {remedy}")
 

@@ -81,6 +81,7 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
         ("https://example.org/a.mp4", "download it, and name the file"),
         ("s3://bucket/a.mp4", "download it, and name the file"),
         ("file:///data/a.mp4", "write its path, /data/a.mp4"),
+        ("file:///my%20data/a%231.mp4", "write its path, /my data/a#1.mp4"),
         (Path("https://example.org/a.mp4"), "download it"),
     ],
 )
@@ -90,6 +91,15 @@ def test_a_url_is_refused_in_words(tmp_path, url, remedy):
     manifest = tmp_path / "list.jsonl"
     manifest.write_text(json.dumps({"video_id": "a", "path": str(url)}))
     with pytest.raises(ListingError, match=f"list.jsonl, line 1: {url} is a URL; .*{remedy}"):
+        read_listing(manifest)
+
+
+@pytest.mark.parametrize("video_id", ["", "a\n", "x" * 5000])
+def test_an_id_that_cannot_be_is_refused_with_its_line(tmp_path, video_id):
+    manifest = tmp_path / "list.jsonl"
+    rows = [{"video_id": name, "path": "a.mp4"} for name in ("a", video_id)]
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ListingError, match=r"list.jsonl, line 2: a video id of .*; write another"):
         read_listing(manifest)
 
 

@@ -122,7 +122,7 @@ def ingest(
         return summary
     refuse_network(cache_dir)
     make_folder(path)
-    _check_space(cache_dir, summary.needed_bytes, options)
+    _check_space(cache_dir, summary, options)
     with enough_descriptors(), ExitStack() as stack:
         try:
             Scheduler(
@@ -154,18 +154,22 @@ def check_target(cache_dir: str | os.PathLike[str], dataset: str, options: Inges
     return path
 
 
-def _check_space(cache_dir: str | os.PathLike[str], need: int, options: IngestOptions) -> None:
+def _check_space(
+    cache_dir: str | os.PathLike[str], summary: IngestSummary, options: IngestOptions
+) -> None:
+    need = summary.needed_bytes
     free, min_free, max_size = free_bytes(cache_dir), options.min_free, options.max_size
+    one, fewer = need // summary.planned, "take fewer with --limit, or "
     if free - need < min_free:
         raise StoreFull(
             f"the videos need {format_bytes(need)}, {format_bytes(free)} are free in {cache_dir} and "
             f"{format_bytes(min_free)} are to stay free; "
-            "make room, take fewer with --limit, or lower --min-free"
+            f"make room, {fewer if free - one >= min_free else 'or '}lower --min-free"
         )
     taken = stored_bytes(cache_dir)
     if max_size is not None and taken + need > max_size:
         raise StoreFull(
             f"the videos need {format_bytes(need)}, {cache_dir} takes {format_bytes(taken)} already and may take "
             f"{format_bytes(max_size)}; "
-            "raise --max-size, or take fewer with --limit"
+            f"{fewer if taken + one <= max_size else ''}raise --max-size"
         )

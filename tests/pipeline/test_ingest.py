@@ -298,10 +298,18 @@ def test_limit_and_dry_run_do_what_they_say(clips, cache):
     assert ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX).stored == 1
 
 
-@pytest.mark.parametrize("limits", [{"min_free": 1 << 60}, {"max_size": 1000}])
-def test_what_cannot_fit_is_refused_before_any_work(clips, cache, limits, monkeypatch):
+@pytest.mark.parametrize(
+    ("limits", "remedy"),
+    [
+        ({"min_free": 1 << 60}, "make room, or lower --min-free"),
+        ({"max_size": 1000}, "; raise --max-size"),
+        ({"max_size": 10_000}, "take fewer with --limit, or raise --max-size"),
+    ],
+)
+def test_what_cannot_fit_is_refused_before_any_work(clips, cache, limits, remedy, monkeypatch):
+    """And fewer videos are only advised where one would fit."""
     monkeypatch.setattr(ingest_module, "Scheduler", None)
-    with pytest.raises(StoreFull, match="the videos need"):
+    with pytest.raises(StoreFull, match=f"the videos need .*{remedy}$"):
         ingest(
             clips,
             cache,

@@ -20,11 +20,13 @@ import lmdb
 
 from featstore.errors import StoreError, StoreMismatch, StoreNotFound
 from featstore.store.engine.handles import (
+    SEALED,
     DataFileReplaced,
     begin_reading,
     close_ended,
     leave_inherited,
     lock,
+    mark,
     open_handle,
     sweep,
 )
@@ -83,7 +85,11 @@ class Environment:
         self._mapping: FileMap | None = None
         self._tree: Tree | None = None
         read_metas(self.file, path)  # liblmdb would take them as they are
-        self._handle = None if is_sealed(path) else open_handle(path, self.file, self)
+        if is_sealed(path):
+            self._handle = None
+            mark(self.file, SEALED)  # for writers, should somebody take the seal away
+        else:
+            self._handle = open_handle(path, self.file, self)
         self.data_file = found.st_dev, found.st_ino
         self.lock_file = self._handle.lock_file if self._handle else None
 
@@ -106,7 +112,9 @@ class Environment:
         path = path or self.path
         if identify(f"{path}/{DATA_FILE}") != self.data_file:
             return False
-        return self.reads_alone or identify(f"{path}/{LMDB_LOCK_FILE}") == self.lock_file
+        if self.reads_alone:
+            return is_sealed(path)
+        return identify(f"{path}/{LMDB_LOCK_FILE}") == self.lock_file
 
     def snapshot(self) -> Snapshot:
         """Return the newest snapshot; the one in use is shared for as long as nothing was committed since."""

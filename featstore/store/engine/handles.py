@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 _TRIES = 100
 INODES = 1 << 62  # what off_t can say; some file systems set the highest bits
+SEALED = 0  # the inode of no file
 
 lock = threading.Lock()  # held while environments are opened and closed; see `_let_go`
 _handles: dict[tuple[int, int], Handle] = {}
@@ -174,7 +175,7 @@ def _open_once(folder: Path, data: int, owner: object) -> Handle | None:
             readonly = not os.access(f"{name}/{DATA_FILE}", os.W_OK)
             handle = Handle(open_liblmdb(name, readonly=readonly), lock_file, owner)
         if lock_file is not None:
-            _mark(data, lock_file[1])
+            mark(data, lock_file[1])
         if identify(folder / LMDB_LOCK_FILE) == lock_file:  # since it was marked
             handle.lmdb.reader_check()  # clears the slots of readers that were killed
             if _is_in_step(handle.lmdb, data, folder):
@@ -198,8 +199,10 @@ def _has_whole_table(folder: Path) -> bool:
     return stat.S_ISREG(found.st_mode) and 0 < found.st_size <= found.st_blocks * 512
 
 
-def _mark(data: int, inode: int) -> None:
+def mark(data: int, inode: int) -> None:
     """Mark the data file, by its descriptor, as open through the lock file `inode` and through no other.
+
+    `SEALED` in place of an inode: without one, because it is sealed.
 
     The mark is a shared lock on the byte of that number, and goes with the last descriptor made from this one. Nothing
     happens on systems and file systems without such locks.

@@ -22,7 +22,7 @@ import lmdb
 
 from featstore.errors import StoreError, StoreFull, StoreLocked, command_line
 from featstore.store.engine.environment import open_environment, with_room
-from featstore.store.engine.handles import INODES, open_liblmdb
+from featstore.store.engine.handles import INODES, SEALED, open_liblmdb
 from featstore.store.engine.lmdb_errors import store_error, translated
 from featstore.store.engine.locks import write_lock
 from featstore.store.engine.pages import refuse_damaged_pages
@@ -32,6 +32,7 @@ from featstore.store.engine.snapshot import TABLES
 from featstore.store.paths import (
     DATA_FILE,
     LMDB_LOCK_FILE,
+    SEAL_FILE,
     because,
     identify,
     is_sealed,
@@ -167,18 +168,23 @@ class WriteTransaction:
             )
 
     def _wait_for_others(self) -> None:
-        """Wait until nobody reads through another lock file; raise StoreLocked after `OTHERS_WAIT` seconds.
+        """Wait until nobody reads through another lock file, or none; raise StoreLocked after `OTHERS_WAIT` seconds.
 
         Who reads so is not in the reader table that this transaction goes by.
         """
         deadline = time.monotonic() + OTHERS_WAIT
-        while _is_marked_by_others(self.environment):
+        while (found := _mark_of_others(self.environment)) is not None:
             if time.monotonic() >= deadline:
+                name, advice = (
+                    LMDB_LOCK_FILE,
+                    "keep whatever deletes lock files away from the cache",
+                )
+                if found == SEALED:
+                    name, advice = SEAL_FILE, "lift a seal with featstore seal --undo only"
                 raise StoreLocked(
-                    f"{self._path / LMDB_LOCK_FILE} was deleted or replaced while it was in use, and a commit could "
+                    f"{self._path / name} was deleted or replaced while it was in use, and a commit could "
                     "change what those still look at who opened it before: let go of their features, or end them "
-                    f"(fuser -v {self._path / DATA_FILE} lists them), and run the command again; keep whatever deletes "
-                    "lock files away from the cache"
+                    f"(fuser -v {self._path / DATA_FILE} lists them), and run the command again; {advice}"
                 )
             time.sleep(_PAUSE)
 
@@ -202,17 +208,17 @@ class WriteTransaction:
             raise store_error(exc, self.environment.path) from exc
 
 
-def _is_marked_by_others(environment: Environment) -> bool:
-    """Return whether somebody, in this process too, has the data file open through another lock file."""
+def _mark_of_others(environment: Environment) -> int | None:
+    """Return the mark of somebody, in this process too, who has the data file open through another lock file."""
     if environment.lock_file is None or not hasattr(fcntl, "F_OFD_GETLK"):
-        return False
+        return None
     byte = environment.lock_file[1] % INODES
     for start, length in ((0, byte), (byte + 1, 0)):  # 0: to the end
         asked = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
-        found = fcntl.fcntl(environment.file, fcntl.F_OFD_GETLK, asked)
-        if FLOCK.unpack(found)[0] != fcntl.F_UNLCK:
-            return True
-    return False
+        kind, _, mark, *_ = FLOCK.unpack(fcntl.fcntl(environment.file, fcntl.F_OFD_GETLK, asked))
+        if kind != fcntl.F_UNLCK:
+            return int(mark)
+    return None
 
 
 def make_file(path: Path, table: str, key: bytes, value: bytes) -> None:

@@ -6,13 +6,17 @@ That lets users read it who may not write it, from read-only disks and from any 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
-from featstore.errors import StoreError
+from featstore.errors import StoreError, command_line
 from featstore.store.catalog import hold_dataset
 from featstore.store.engine.transaction import WriteTransaction
 from featstore.store.maintenance.compact import rewrite
-from featstore.store.paths import SEAL_FILE, because, is_sealed
+from featstore.store.paths import DATA_FILE, SEAL_FILE, because, is_sealed
 from featstore.system.fsync import sync_dir
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def seal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
@@ -25,11 +29,12 @@ def seal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
     Raises:
         StoreNotFound: There is no such dataset.
         StoreLocked: An ingest is at work.
-        StoreError: The file may not be written, or its pages are damaged.
+        StoreError: The file may not be written, has other names (hard links), or its pages are damaged.
     """
     with hold_dataset(cache_dir, dataset) as path:
         if is_sealed(path):
             return
+        _refuse_shared(path)
         txn = WriteTransaction(path)
         try:
             os.close(os.open(path / SEAL_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
@@ -38,6 +43,19 @@ def seal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:
             raise StoreError(f"{path} cannot be sealed: {because(exc)}") from exc
         finally:
             txn.abort()
+
+
+def _refuse_shared(path: Path) -> None:
+    """Raise StoreError if the data file has other names: who writes through one sees no seal, and no reader."""
+    names = os.stat(path / DATA_FILE).st_nlink
+    if names > 1:
+        raise StoreError(
+            f"{path / DATA_FILE} cannot be sealed: the same file has {names - 1} other "
+            f"name{'s' * (names > 2)} (hard links, as cp -l makes), and what is written through those would change "
+            "what readers without locks are looking at",
+            remedy="give this dataset a file of its own: "
+            f"{command_line('compact', cache_dir=path.parent, dataset=path.name)}",
+        )
 
 
 def unseal_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> None:

@@ -19,6 +19,7 @@ from toys import (
 )
 
 from featstore.errors import StoreError, StoreLocked, StoreNotFound
+from featstore.store.engine import transaction
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.compact import compact_dataset
@@ -266,3 +267,33 @@ def test_a_copy_of_a_sealed_dataset_is_sealed(sealed, tmp_path):
         store_videos(tmp_path / "copy", "demo", {"c": A})
     unseal_dataset(tmp_path / "copy", "demo")
     store_videos(tmp_path / "copy", "demo", {"c": A})
+
+
+def test_a_file_with_another_name_is_not_sealed_until_it_has_its_own(cache, tmp_path):
+    """Who writes through the other name sees no seal."""
+    store_videos(cache, "demo", {"a": A})
+    snap = tmp_path / "snap"
+    shutil.copytree(cache, snap, copy_function=os.link)
+    with pytest.raises(StoreError, match=r"1 other name \(hard links.*featstore compact"):
+        seal_dataset(snap, "demo")
+    assert not is_sealed(snap / "demo")
+    compact_dataset(snap, "demo")
+    seal_dataset(snap, "demo")
+    held = get(snap, "demo", "a")
+    for seed in range(4):
+        store_videos(cache, "demo", {"a": toy_features(seed)})
+    assert np.array_equal(held.data, expected(A))
+    assert np.array_equal(get(snap, "demo", "a").data, expected(A))
+
+
+def test_who_reads_sealed_is_seen_by_writers_when_the_seal_is_removed_by_hand(sealed, monkeypatch):
+    monkeypatch.setattr(transaction, "OTHERS_WAIT", 0.0)
+    held = get(sealed, "demo", "a")
+    (sealed / "demo" / SEAL_FILE).unlink()
+    with pytest.raises(StoreLocked, match=r"sealed was deleted .* featstore seal --undo only"):
+        store_videos(sealed, "demo", {"a": B})
+    assert np.array_equal(held.data, expected(A))
+    del held
+    assert np.array_equal(get(sealed, "demo", "a").data, expected(A)), "opens it as it is now"
+    store_videos(sealed, "demo", {"a": B})
+    assert np.array_equal(get(sealed, "demo", "a").data, expected(B))

@@ -92,11 +92,6 @@ def pack_prefix(header: Header, scales: bytes, payload_bytes: int) -> bytes:
     return bytes(head)
 
 
-def pack(header: Header, scales: bytes, payload: bytes) -> bytes:
-    """Return a whole record; `payload` is already compressed by the codec that `header` names."""
-    return pack_prefix(header, scales, len(payload)) + payload
-
-
 def pack_record(
     header: Header, scales: bytes, buffer: memoryview, payload: slice
 ) -> tuple[Header, memoryview]:

@@ -34,7 +34,7 @@ from featstore.preprocessing import ExactResize, PixelBudget, ShortestEdgeCrop, 
 from featstore.records.codecs import CODECS, compress
 from featstore.records.features import Features
 from featstore.records.header import from_map, to_map
-from featstore.records.record import pack, parse
+from featstore.records.record import pack_prefix, parse
 from featstore.records.storage import STORED_DTYPES, Storage
 from featstore.spec import FeatureSpec
 from featstore.store.catalog import read_entries, read_failures, read_manifest
@@ -332,7 +332,7 @@ def _record_seeds() -> list[bytes]:
     for put in _journal().puts.values():
         stored = memoryview(put.stored.tobytes())
         _, kept = compress(stored, put.header.storage)
-        whole = pack(put.header, pack_scales(put.scales), bytes(kept))
+        whole = pack_prefix(put.header, pack_scales(put.scales), len(kept)) + bytes(kept)
         head, _, tail = whole.partition(b"\xa3pad\xc5")
         (pad,) = struct.unpack_from(">H", tail)
         rest = head[FIELDS_AT:] + b"\xa3pad\xc4\x00" + tail[2 + pad :]

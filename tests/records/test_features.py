@@ -43,6 +43,12 @@ def test_an_array_of_features_is_what_they_are_dequantized_to(storage):
     assert np.array_equal(np.stack([features, features]), np.stack([wanted, wanted]))
 
 
+def test_features_fill_the_array_that_they_are_given(storage):
+    out = np.empty(X.shape, np.float32)
+    assert made(storage).dequantize(out) is out
+    assert np.array_equal(out, made(storage).numpy())
+
+
 def test_an_array_without_a_copy_is_refused_with_what_to_take(storage):
     with pytest.raises(ValueError, match=r"copy=False out, or take features\.data") as refused:
         np.array(made(storage), copy=False)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from featstore.errors import StoreDamaged, StoreMismatch
-from featstore.store.engine.pages import _META, HEADER, parse_meta
+from featstore.store.engine.pages import _META, HEADER, parse_meta, read_metas
 
 FOLDER = Path("/cache/demo")
 NO_PAGE = (1 << 64) - 1
@@ -81,3 +83,12 @@ def test_a_page_of_another_kind_or_number_is_damage_and_another_magic_is_no_stor
     for page in (bytes(4096), meta_page()[: HEADER.size + _META.size - 1]):
         with pytest.raises(StoreMismatch, match=f"{FOLDER}: "):
             parse_meta(page, 0, FOLDER)
+
+
+def test_a_file_that_nobody_wrote_to_has_two_pages_of_no_commit(tmp_path):
+    with lmdb.open(str(tmp_path), map_size=1 << 20, lib_version=0):
+        fd = os.open(tmp_path / "data.mdb", os.O_RDONLY)
+        try:
+            assert [meta.txn_id for meta in read_metas(fd, tmp_path)] == [0, 0]
+        finally:
+            os.close(fd)

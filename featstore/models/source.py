@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import torch
-
 from featstore.decoding.video_file import Video, was_replaced
 from featstore.encoders.base import checkpoint_options
 from featstore.errors import (
@@ -28,9 +26,10 @@ from featstore.errors import (
     StoreLocked,
     StoreMismatch,
 )
+from featstore.models.finite import fits, refuse_too_large
 from featstore.models.lookup import Lookup
 from featstore.models.notices import Notices, say
-from featstore.pipeline.on_demand import EncodedVideo, OnDemandEncoder, check_finite, store_features
+from featstore.pipeline.on_demand import EncodedVideo, OnDemandEncoder, store_features
 from featstore.records.features import Features
 from featstore.store import single_flight_lock
 from featstore.store.describe import write_cache_meta
@@ -41,6 +40,8 @@ from featstore.torch import to_tensor
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Hashable
+
+    import torch
 
     from featstore.encoders.base import Encoder
     from featstore.models.lookup import FeatureRequest
@@ -271,8 +272,8 @@ class FeatureSource:
             with self._statistics.timed("seconds_reading"):
                 self._statistics.add(bytes_read=header.raw_bytes + header.scale_bytes)
                 loaded = to_tensor(features, device=self._device, dtype=self._dtype)
-            if self._dtype == torch.float16 and header.dtype != "fp16":  # of a wider range
-                check_finite([loaded], f"video {header.video_id!r}, taken from the store", "fp16")
+            if not fits(header.dtype, self._dtype):
+                refuse_too_large(loaded, f"the stored features of video {header.video_id!r}")
             return loaded
 
         identity = (

@@ -12,6 +12,7 @@ from PIL import Image
 from featstore import defaults
 from featstore.decoding.video_file import identity_of
 from featstore.encoders.longva.encoder import LongVAEncoder
+from featstore.models.finite import refuse_not_finite, refuse_too_large
 from featstore.models.longva.generation import Answerer
 from featstore.models.longva.images import Tiling, read_tiling
 from featstore.models.longva.language import check_attention, load_language
@@ -21,7 +22,6 @@ from featstore.models.lookup import FeatureRequest
 from featstore.models.source import FeatureSource, VisualInput
 from featstore.models.source_options import SourceOptions
 from featstore.models.statistics import CacheStatistics, report_at_exit
-from featstore.pipeline.on_demand import check_finite
 from featstore.sampling import Sampling, check_nframe
 from featstore.spec import FeatureSpec
 from featstore.store.paths import check_video_id, dataset_path
@@ -161,7 +161,7 @@ class CachedLongVA:
 
         Raises:
             VideoError: the file cannot be decoded.
-            NotFinite: its features are NaN or infinite.
+            NotFinite: its features are NaN or infinite, or beyond the range of the model's dtype.
             StoreMismatch: several feature sets serve, or the dataset's file is none of featstore's; under
                 on_miss="error" also if no set serves.
             FeatureNotFound: the video is not stored, under on_miss="error" or without a path.
@@ -214,13 +214,14 @@ class CachedLongVA:
             options: as for `generate`.
 
         Raises:
-            NotFinite: a feature is NaN or infinite.
+            NotFinite: a feature is NaN or infinite, or beyond the range of the model's dtype.
         """
         about_to_compute(self._encoder.device)
         settings = read_options(self._language.generation, options)
         parts = split(tokenize(self._language.tokenizer, build_prompt(prompt, 1)))
+        refuse_not_finite(features, "the features given")
         features = features.to(self._encoder.device, self._encoder.dtype)
-        check_finite([features], "the features given", self._encoder.identity.dtype)
+        refuse_too_large(features, "the features given")
         return self._answerer.answer(
             parts, [VisualInput(len(features), lambda: features)], settings
         )

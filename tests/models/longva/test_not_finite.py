@@ -64,11 +64,12 @@ def test_an_image_with_such_features_is_refused(broken, tmp_path):
 def test_features_that_are_handed_over_are_looked_at_too(tiny):
     features = torch.zeros(4, 128)
     features[1, 2] = torch.inf
-    with (
-        open_model(tiny, None, dtype="fp32") as model,
-        pytest.raises(NotFinite, match="the features given: 1 of 512"),
-    ):
-        model.answer_features(QUESTION, features)
+    with open_model(tiny, None, dtype="fp16") as model:
+        with pytest.raises(NotFinite, match=r"the features given: 1 of 512 .*or infinite"):
+            model.answer_features(QUESTION, features)
+        features[1, 2] = 1e5
+        with pytest.raises(NotFinite, match=r"the features given: 1 of 512 .*do not fit fp16"):
+            model.answer_features(QUESTION, features)
 
 
 @pytest.mark.slow
@@ -78,7 +79,9 @@ def test_stored_features_beyond_fp16_are_refused_by_a_model_in_fp16(broken, clip
         model.generate(QUESTION, "blink", **asked)
     with (
         open_model(checkpoint, cache, dtype="fp16", on_miss="error") as model,
-        pytest.raises(NotFinite, match=r"'blink', taken from the store: .*bf16 or fp32"),
+        pytest.raises(
+            NotFinite, match=r"stored features of video 'blink': .*fit fp16.*bf16 or fp32"
+        ),
     ):
         model.generate(QUESTION, "blink", **asked)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featstore.decoding.frame_selection import DAMAGE, NotRepeatable, NotValidated
+from featstore.decoding.frame_selection import DAMAGE, NO_FRAMES, NotRepeatable, NotValidated
 from featstore.decoding.frame_units import Units, Use
 from featstore.system.forks import cached_property
 
@@ -111,8 +111,7 @@ class PacketTable:
 
 def check_timed(table: PacketTable) -> None:
     """Raise NotValidated unless each shown frame has a time of its own and is whole."""
-    if not len(table.order):
-        raise NotValidated("it has no frames", "no frames")
+    _check_any(table)
     if np.any(table.pts == NO_TIME):
         raise NotRepeatable("a frame has no time", "frames without a time")
     if np.any(np.diff(table.shown_at) == 0):
@@ -125,6 +124,7 @@ def check_timed(table: PacketTable) -> None:
 
 def check_counted(table: PacketTable, reorder_depth: int) -> None:
     """Raise NotValidated unless counting packets on from a key frame finds the frames."""
+    _check_any(table)
     if len(table.having(DISCARDED)):
         raise NotValidated("an edit list leaves out frames", "edit list")
     if len(table.having(Use.HIDDEN)):
@@ -167,6 +167,11 @@ def check_seekable(table: PacketTable, reorder_depth: int) -> None:
     if len(table.having(Use.BROKEN)) or np.any(table.sizes == 0):
         raise NotValidated("it was joined of several streams")
     _check_depth(table, reorder_depth)
+
+
+def _check_any(table: PacketTable) -> None:
+    if not len(table.order):
+        raise NotValidated("it has no frames", NO_FRAMES)
 
 
 def _check_depth(table: PacketTable, reorder_depth: int) -> None:

@@ -15,8 +15,22 @@ if TYPE_CHECKING:
 BATCH_BYTES = 32 << 20
 
 
+class CannotRead(VideoError):
+    """decord cannot read the file; another decoder might, unless it is damaged."""
+
+    def __init__(self, path: str, what: str, reason: str) -> None:
+        """Say that `path` cannot be `what`, and why."""
+        super().__init__(f"{path} cannot be {what}: {reason}", path)
+        self.damaged = "damaged" in reason
+
+
 def read(path: str, selection: FrameSelection) -> Clip:
-    """Give the wanted frames of the file to `selection`; VideoError, which says why, if it has none."""
+    """Give the wanted frames of the file to `selection`.
+
+    Raises:
+        CannotRead: if decord finds none; it says why.
+        VideoError: if the sampling finds no frame to take, or they do not go together.
+    """
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
@@ -27,12 +41,12 @@ def read(path: str, selection: FrameSelection) -> Clip:
             reader = decord.VideoReader(name, ctx=decord.cpu(0), num_threads=1)
             total, fps = len(reader), float(reader.get_avg_fps())
         except (decord.DECORDError, RuntimeError, OSError, AssertionError, MemoryError) as exc:
-            raise VideoError(f"{path} cannot be opened as a video: {_reason(exc)}", path) from exc
+            raise CannotRead(path, "opened as a video", _reason(exc)) from exc
         clip = selection.choose(total, fps, "decord")
         try:
             _decode(reader, selection)
         except (decord.DECORDError, RuntimeError, ValueError, MemoryError) as exc:
-            raise VideoError(f"{path} cannot be decoded: {_reason(exc)}", path) from exc
+            raise CannotRead(path, "decoded", _reason(exc)) from exc
     return clip
 
 
@@ -69,6 +83,7 @@ _MEANINGS = {
     "Cannot create buffer source": "it states no size or no pixel format",
     "Error sending packet": "a frame is damaged",
     "Error decoding frame": "a frame is damaged",
+    "Error fetch filtered frame": "a frame cannot be converted",
     "Unable to handle EOF": "decord does not reach its last frames",
     "Error seeking keyframe": "it has no key frame to begin with",
     "Failed to seek": "a frame cannot be reached",
@@ -98,5 +113,5 @@ def _reason(exc: BaseException) -> str:
             return meaning
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     text = lines[0] if lines else type(exc).__name__
-    text = re.sub(r"^(\[[0-9:]+\] )?/\S+\.(cc|h):[0-9]+: ", "", text)
-    return re.sub(r"^Check failed: .*?\) ", "", text)
+    text = re.sub(r"(\[[0-9:]+\] )?/\S+\.(cc|h):[0-9]+: ", "", text)  # once for each call between
+    return re.sub(r"Check failed: .*?\) ", "", text)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Doubts that no decoder settles: what was asked for is not in the file. A whole copy of it does.
 DAMAGE, MISSING = "damage", "frames missing"
 UNSETTLED = (DAMAGE, MISSING)
+NO_FRAMES = "no frames"
 
 
 @dataclass(frozen=True)

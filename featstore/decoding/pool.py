@@ -185,7 +185,11 @@ class DecoderPool:
         end = worker.process.describe_end(self._log)
         self._log.seek(worker.log_place)
         said = self._log.read()
-        if b"bad_alloc" in said or b"cannot allocate memory" in said.lower():
+        if (
+            b"bad_alloc" in said
+            or b"MemoryError" in said
+            or b"cannot allocate memory" in said.lower()
+        ):
             return self._out_of_memory(worker)
         if "SIGKILL" in end:
             return f"{worker.video.path}: the decoder was killed from outside, as a system does that has no memory left"

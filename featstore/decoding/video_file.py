@@ -20,6 +20,9 @@ import xxhash
 
 from featstore import defaults
 from featstore.decoding.frame_selection import (
+    DAMAGE,
+    NO_FRAMES,
+    UNSETTLED,
     Clip,
     FrameSelection,
     NotRepeatable,
@@ -45,6 +48,8 @@ _IDENTITIES = {
 }
 DECODERS = tuple(_IDENTITIES)
 _TRY_EXACT = "use --decoder exact, which takes the frames that a player shows"
+_TAKE_AUTO = "take --decoder auto"
+_COPY_AGAIN = "copy it again, or leave it out"
 _HASH_BLOCK_BYTES = 4 << 20
 # The start of files that make FFmpeg open others: an HLS playlist and a script for its concat demuxer.
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat")
@@ -115,13 +120,13 @@ def _decode_like_decord(path: str, selection: FrameSelection, decoder: str) -> C
         reader.examine()
     except NotValidated as exc:
         why = exc
-    if decoder != "decord" and reader.codec in av_decoder.PYAV_ONLY:
-        raise VideoError(f"{path} cannot be decoded: {why}; {_TRY_EXACT}", path) from why
+    if reader.codec in av_decoder.PYAV_ONLY:
+        found = str(why) or f"decord cannot read {reader.codec.upper()}"
+        remedy = _remedy(why) if str(why) else _TAKE_AUTO
+        raise VideoError(f"{path} cannot be decoded: {found}; {remedy}", path) from why
     if decoder == "av":
-        raise VideoError(
-            f"{path} is not read by PyAV: {why}, so decord may give other frames; take --decoder auto",
-            path,
-        ) from why
+        remedy = _TAKE_AUTO if _decord_reads(why) else _remedy(why)
+        raise VideoError(f"{path} is not read by PyAV: {why}; {remedy}", path) from why
     if decoder == "auto" and isinstance(why, NotRepeatable):
         raise VideoError(
             f"{path}: {why}, and decord gives other frames of such a file from one run to the next; {_TRY_EXACT}",
@@ -129,11 +134,22 @@ def _decode_like_decord(path: str, selection: FrameSelection, decoder: str) -> C
         ) from why
     try:
         clip = decord_decoder.read(path, selection)
-    except VideoError as exc:
-        if reader.frames and why.doubt != "damage":  # to PyAV it is a sound video
-            raise VideoError(f"{exc}; {_TRY_EXACT}", path) from exc
-        raise
+    except decord_decoder.CannotRead as exc:
+        if exc.damaged and not why.doubt:
+            why = NotValidated(str(exc), DAMAGE)
+        raise VideoError(f"{exc}; {_remedy(why)}", path) from exc
     return replace(clip, fallback=str(why) if decoder == "auto" else "", doubt=why.doubt)
+
+
+def _decord_reads(why: NotValidated) -> bool:
+    """Return whether decord reads a file that PyAV leaves to it; other containers it may not, or not alike twice."""
+    lost = why.doubt in (*UNSETTLED, NO_FRAMES)
+    return not (lost or isinstance(why, NotRepeatable) or why.doubt.endswith(" container"))
+
+
+def _remedy(why: NotValidated) -> str:
+    """Return what to do with a file that decord does not read: no decoder finds what is lost."""
+    return _COPY_AGAIN if why.doubt in (*UNSETTLED, NO_FRAMES) else _TRY_EXACT
 
 
 def identity_of(decoder: str) -> str:

@@ -90,13 +90,21 @@ def answer(task: DecodeTask, setup: DecodeSetup) -> DecodeResult:
         source = fingerprint(path)
         check_is_unchanged(path, before)  # or these are another file's frames
     except VideoError as exc:
-        return DecodeResult(task, seconds(), error=str(exc))
+        return DecodeResult(task, seconds(), error=f"{exc}{_or_too_little(setup.memory_limit)}")
     except Exception as exc:  # whatever a decoder raises ends this video, not the run
         if isinstance(exc, MemoryError) or _is_unmapped(exc):
             return DecodeResult(task, seconds(), out_of_memory=True)
         error = f"{path} cannot be decoded: {type(exc).__name__}: {exc}"
         return DecodeResult(task, seconds(), error=error)
     return DecodeResult(task, seconds(), clip, source)
+
+
+def _or_too_little(limit: int) -> str:
+    """Return what else may be the reason of an error: where memory runs out, libraries also speak of damage."""
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    if used < limit // 4:
+        return ""
+    return f"; or it is sound and needs more memory than {limit / 2**30:.3g} GiB: then raise --decode-memory"
 
 
 def _is_unmapped(exc: Exception) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from concurrent.futures import wait
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import FeatstoreError, StoreMismatch, plain_line
+from featstore.errors import FeatstoreError, StoreNotFound, plain_line
 from featstore.records.features import Features
 from featstore.records.record import Record
 from featstore.store.catalog import (
@@ -21,14 +20,15 @@ from featstore.store.catalog import (
     read_manifest,
     read_set,
     read_sets,
-    read_whole_sets,
 )
+from featstore.store.default_set import choose_set
 from featstore.store.engine.environment import Keeper
 from featstore.store.engine.snapshot import CachedRecord
+from featstore.store.lost import explain_absent
 from featstore.store.manifest import Counts, check_name
 from featstore.store.paths import dataset_path
-from featstore.store.rows import video_key
-from featstore.store.selection import explain_missing, find_own, find_set, select
+from featstore.store.rows import check_digest, video_key
+from featstore.store.selection import explain_missing, find_own, find_set
 
 if TYPE_CHECKING:
     import os
@@ -37,6 +37,14 @@ if TYPE_CHECKING:
     from featstore.store.engine.environment import Environment
     from featstore.store.engine.snapshot import Snapshot
     from featstore.store.rows import Entry, Failure, FeatureSet
+
+VERIFY = ("first", "always", "never")
+
+
+def check_verify(verify: str) -> None:
+    """Raise ValueError if there is no such way to verify."""
+    if verify not in VERIFY:
+        raise ValueError(f"verify is {verify!r}; use one of {', '.join(VERIFY)}")
 
 
 class Dataset(Mapping[str, Features]):
@@ -67,9 +75,12 @@ class Dataset(Mapping[str, Features]):
             digest: The feature set's; by default, and at each lookup, that of the default set.
 
         Raises:
-            StoreNotFound: There is no such dataset.
+            DatasetNotFound: There is no such dataset.
             StoreMismatch: Its file is not this dataset's, or of another format.
+            ValueError: There is no such way to verify, or the digest is not a whole one.
         """
+        check_verify(verify)
+        check_digest(digest)
         self.name = name
         self.path = dataset_path(cache_dir, name)
         self._verify = verify
@@ -79,8 +90,11 @@ class Dataset(Mapping[str, Features]):
         self.snapshot()
 
     def snapshot(self) -> Snapshot:
-        """Return the newest snapshot of the dataset; raise StoreMismatch if another took its folder."""
-        environment = self._keeper.open()
+        """Return the newest snapshot; raise DatasetNotFound if it is gone, StoreMismatch if another took its folder."""
+        try:
+            environment = self._keeper.open()
+        except StoreNotFound as exc:  # also if it was removed since
+            raise explain_absent(self.path.parent, self.name) from exc
         snapshot = environment.snapshot()
         if self._checked is None or self._checked() is not environment:
             check_name(read_manifest(snapshot), self.path, self.name)
@@ -159,7 +173,9 @@ class Dataset(Mapping[str, Features]):
         """Return the features of `video` in the set `digest`, as of `snapshot`; otherwise as `lookup`."""
         key = video_key(digest, video)
         cached = snapshot.cache.get(key)
-        if cached is not None and cached.txn_id == snapshot.txn_id:  # nothing of it is read again
+        always = self._verify == "always"
+        if cached is not None and cached.txn_id == snapshot.txn_id and not always:
+            # Nothing of it is read again, so its scales are not verified again.
             record = Record(
                 cached.header, snapshot.view(cached.scales), snapshot.view(cached.payload)
             )
@@ -176,7 +192,7 @@ class Dataset(Mapping[str, Features]):
             )
             cached = CachedRecord(snapshot.txn_id, record.header, *places, verified)
             snapshot.cache.put(key, cached)
-        if self._verify == "always" or (self._verify == "first" and not cached.verified):
+        if always or (self._verify == "first" and not cached.verified):
             wait(snapshot.prefault(record.payload))  # faults read a cold disk at half its speed
             record.verify()
             snapshot.cache.put(key, cached._replace(verified=True))
@@ -216,7 +232,7 @@ class Dataset(Mapping[str, Features]):
         if nframe is None and spec is None and own:
             row = read_set(snapshot, own)
             return find_own({} if row is None else {own: row}, self.path, own)
-        return self._choose(snapshot, nframe, spec, own)
+        return choose_set(snapshot, self.path, nframe, spec, own)
 
     def entry(self, video: str) -> Entry | None:
         """Return the row of a finished video, or None."""
@@ -242,20 +258,7 @@ class Dataset(Mapping[str, Features]):
         own = self._digest or read_manifest(snapshot).default
         if nframe is None and spec is None:
             return own
-        return self._choose(snapshot, nframe, spec, own).spec.digest
-
-    def _choose(
-        self, snapshot: Snapshot, nframe: int | None, spec: FeatureSpec | str | None, own: str
-    ) -> FeatureSet:
-        """Return the set that is meant; raise StoreDamaged if it may be one whose row cannot be read."""
-        sets, _ = read_whole_sets(snapshot)
-        named = spec if isinstance(spec, (str, type(None))) else getattr(spec, "digest", "")
-        if named is None and own in sets:
-            with contextlib.suppress(StoreMismatch):  # the own set, if it fits, whatever others say
-                chosen = select(sets, self.path, nframe, None, own)
-                if chosen.spec.digest == own:
-                    return chosen
-        return select(read_sets(snapshot, (named or "").lower()), self.path, nframe, spec, own)
+        return choose_set(snapshot, self.path, nframe, spec, own).spec.digest
 
 
 class FeatureSets(Mapping[str, Dataset]):

@@ -6,16 +6,12 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import StoreNotFound
-from featstore.store.dataset import Dataset
-from featstore.store.lost import explain_absent
+from featstore.store.dataset import Dataset, check_verify
 from featstore.store.paths import absolute, dataset_names
 
 if TYPE_CHECKING:
     from featstore.records.features import Features
     from featstore.spec import FeatureSpec
-
-VERIFY = ("first", "always", "never")
 
 
 class FeatureStore(Mapping[str, Dataset]):
@@ -36,8 +32,7 @@ class FeatureStore(Mapping[str, Dataset]):
         Raises:
             StoreNotFound: There is no such directory.
         """
-        if verify not in VERIFY:
-            raise ValueError(f"verify is {verify!r}; use one of {', '.join(VERIFY)}")
+        check_verify(verify)
         dataset_names(cache_dir)
         self.cache_dir = absolute(cache_dir)
         self._verify = verify
@@ -47,12 +42,7 @@ class FeatureStore(Mapping[str, Dataset]):
         """Return the dataset; raise DatasetNotFound, which lists those there are."""
         found = self._datasets.get(dataset)
         if found is None:  # two threads may both open it: they share what is open anyhow
-            try:
-                found = self._datasets[dataset] = Dataset(
-                    self.cache_dir, dataset, verify=self._verify
-                )
-            except StoreNotFound as exc:
-                raise explain_absent(self.cache_dir, dataset) from exc
+            found = self._datasets[dataset] = Dataset(self.cache_dir, dataset, verify=self._verify)
         return found
 
     def __contains__(self, dataset: object) -> bool:

@@ -7,6 +7,7 @@ the spec's digest; a video's row and its record share a key.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar, get_type_hints
@@ -183,6 +184,15 @@ Row = TypeVar("Row")
 def set_key(digest: str) -> bytes:
     """Return the key of a feature set's row, and the prefix of its videos' keys."""
     return digest.encode()
+
+
+def check_digest(digest: str) -> None:
+    """Raise ValueError unless `digest` is empty or can be a whole one."""
+    if digest and not re.fullmatch(f"[0-9a-f]{{{DIGEST_DIGITS}}}", digest):
+        raise ValueError(
+            f"digest is {digest!r:.80}, a whole one has {DIGEST_DIGITS} hex digits; by first digits a set is found "
+            "among the dataset's `sets`"
+        )
 
 
 def video_key(digest: str, video_id: str) -> bytes:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from toys import run_python, store_videos, toy_features
@@ -159,3 +160,20 @@ def test_a_listing_that_is_none_lists_nothing(cache, content):
     store_videos(cache, "demo", {"a": A})
     (cache / "cache_meta.json").write_bytes(content)
     assert lost_datasets(cache) == {}
+
+
+def test_who_had_it_open_is_told_the_same(cache):
+    store_videos(cache, "demo", {"a": A})
+    store = featstore.open(cache)
+    held, dataset = featstore.get(cache, "demo", "a"), store["demo"]
+    (cache / "demo" / "data.mdb").rename(cache / "aside")
+    for look in (
+        lambda: featstore.get(cache, "demo", "a"),
+        lambda: store["demo"]["a"],
+        lambda: dataset["a"],
+        lambda: featstore.Dataset(cache, "demo"),
+    ):
+        with pytest.raises(DatasetNotFound, match=r"was in .* restore it"):
+            look()
+    (cache / "aside").rename(cache / "demo" / "data.mdb")
+    assert np.array_equal(dataset["a"].data, held.data)

@@ -8,6 +8,7 @@ from toys import pack_video, store_videos, toy_features
 
 from featstore.errors import RecordError
 from featstore.records.record import Record
+from featstore.store.dataset import Dataset
 from featstore.store.maintenance.remove import remove_videos
 from featstore.store.reader import FeatureStore
 from featstore.store.writer import FeatureWriter
@@ -61,3 +62,23 @@ def test_a_record_that_was_put_again_is_verified_again_though_its_header_says_th
     with pytest.raises(RecordError, match="is damaged"):
         dataset["a"]
     remove_videos(cache, "demo", ["a"])
+
+
+def test_scales_that_were_read_before_are_verified_at_each_lookup_if_asked(tmp_path):
+    """They lie before the payload, under a checksum of their own."""
+    cache = tmp_path / "damaged"
+    store_videos(cache, "demo", {"a": toy_features(1)})
+    dataset = FeatureStore(cache, verify="always")["demo"]
+    [scales] = dataset["a"].scales
+    flip_in_file(cache, scales.tobytes(), at=3)
+    with pytest.raises(RecordError, match="is damaged"):
+        dataset["a"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"verify": "frist"}, {"digest": "abcd1234"}, {"digest": "x" * 32}]
+)
+def test_a_dataset_is_not_opened_with_options_that_mean_nothing(cache, wrong):
+    store_videos(cache, "demo", {"a": toy_features(1)})
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is "):
+        Dataset(cache, "demo", **wrong)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
@@ -194,6 +195,7 @@ def was_replaced(source: Fingerprinted, path: str) -> bool:
     """Return whether the file at `path` is another than the one `source` describes; False if there is none.
 
     It is read only if it has the same size and another modification time, and once a process while it does not change.
+    A file that cannot be read is not said to be another; a warning tells.
     """
     try:
         found = os.stat(path)
@@ -205,8 +207,16 @@ def was_replaced(source: Fingerprinted, path: str) -> bool:
         return False
     try:
         return _content(path, (*_state(found), found.st_ctime_ns)) != source.xxh3_128
-    except VideoError:
-        return True
+    except VideoError as exc:
+        if not isinstance(exc.__cause__, OSError):
+            return True
+        warnings.warn(
+            f"{exc}; so whether it is the file that its features were made from is not known, and they are kept; make "
+            "it readable",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
 
 
 @lru_cache(maxsize=1 << 16)  # some 20 MB

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
 import os
 
 import pytest
@@ -63,3 +65,17 @@ def test_a_file_of_another_size_or_kind_is_another(file):
     assert not was_replaced(source, str(file))
     file.mkdir()
     assert was_replaced(source, str(file))
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_file_that_cannot_be_read_is_not_called_another(file, monkeypatch, number):
+    source = fingerprint(str(file))
+    os.utime(file, ns=(SECOND + 1, SECOND + 1))
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(builtins, "open", fail)
+        with pytest.warns(RuntimeWarning, match=f"{os.strerror(number)}; .* they are kept"):
+            assert not was_replaced(source, str(file))

@@ -34,7 +34,7 @@ class Sampling:
     Args:
         nframe: number of frames taken, 1 to 65536; for the policy `fps` the maximum.
         policy: one of `POLICIES`, see `indices`.
-        rate: frames per second of playing time, for the policy `fps` only.
+        rate: frames per second at the clip's average frame rate, for the policy `fps` only.
 
     Raises:
         ValueError: an argument is invalid.
@@ -86,12 +86,13 @@ class Sampling:
         linspace: `numpy.linspace(0, n - 1, nframe, dtype=int)`, as LongVA and lmms-eval sample.
         midpoint: the middle frame of each of nframe equal parts, `int((i + 0.5) * n / nframe)`.
         vlmevalkit: `int(i * (n / (nframe + 1)))` for i = 1..nframe, as VLMEvalKit's frame mode samples.
-        fps: every `1 / rate` seconds from the first frame on (VLMEvalKit's `_1fps` sets); if that gives
-        more than nframe, those are thinned evenly and both ends kept.
+        fps: every `fps / rate`-th frame from the first on (VLMEvalKit's `_1fps` sets); if that gives more than nframe,
+        those are thinned evenly and both ends kept. Frames are counted, not timed: of a clip whose frame rate varies,
+        `fps` is the average, and those taken lie closer together where frames do.
 
         Args:
             total_frames: number of frames of the clip.
-            fps: frames per second of the clip.
+            fps: frames per second of the clip, on average.
 
         Raises:
             ValueError: the clip has no frames, or no frame rate for a policy that needs one.

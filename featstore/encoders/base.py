@@ -20,7 +20,8 @@ class Encoder(Protocol):
     An ingest calls it from one thread, which is not the caller's. Further methods are called if it has them: `load()`
     before the first frames are there; `grid(height, width)`, if its geometry is `by_video`, which returns (height,
     width) of the tokens of a unit of prepared frames of that size; `extra_rows()`, once, if its geometry has such,
-    which returns (extra_rows, row_width), as `encode` returns features. One on a GPU should be a `GpuEncoder`.
+    which returns (extra_rows, row_width), of the type and dtype of what `encode` returns. One on a GPU should be a
+    `GpuEncoder`.
 
     Attributes:
         identity: what determines its features, beside the frames.

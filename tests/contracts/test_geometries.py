@@ -189,12 +189,14 @@ class Wrong(CountingEncoder):
 
     cells: tuple[int, int] | None = None
     extra: int | None = None
+    change: tuple = ()
 
     def grid(self, height, width):
         return self.cells or super().grid(height, width)
 
     def extra_rows(self):
         rows = super().extra_rows()
+        rows = self.change[0](rows) if self.change else rows
         return rows if self.extra is None else rows[: self.extra]
 
 
@@ -205,6 +207,18 @@ class Wrong(CountingEncoder):
         (grid_by_video, {"cells": (3, 5)}, "makes a grid of 3 x 5 tokens of frames of"),
         (grid_by_video, {"cells": (0, 4)}, "makes a grid of 0 x 4 tokens"),
         (grid_by_video, {"cells": (2, 5)}, r"made features of shape \(\d+, 8, 8\) of \d+ units"),
+        (
+            newline_row,
+            {"change": (np.float64,)},
+            "made extra rows of dtype float64; its identity says fp32",
+        ),
+        (newline_row, {"change": (np.int64,)}, "made extra rows of dtype int64"),
+        (newline_row, {"change": (np.ndarray.tolist,)}, "made extra rows of dtype list"),
+        (
+            newline_row,
+            {"change": (torch.from_numpy,)},
+            "features of type ndarray and extra rows of",
+        ),
         (newline_row, {"extra": 0}, r"made extra rows of shape \(0, 8\); its identity makes it"),
     ],
 )

@@ -168,12 +168,18 @@ class VideoParts:
             batch: the chunks that were encoded.
 
         Raises:
-            FeatstoreError: the features have another shape than the encoder's identity says.
+            FeatstoreError: the features have another shape or dtype than the encoder's identity says.
         """
         grid, total = self._grid(batch[0].task.size), sum(chunk.count for chunk in batch)
         tokens = grid[0] * grid[1] if grid else self._geometry.tokens_per_unit
         self._check("features", features, (total, tokens, self._geometry.row_width), total)
-        self._check_dtype(features)
+        if any(
+            isinstance(rows, np.ndarray) != isinstance(features, np.ndarray) for rows in self._extra
+        ):
+            raise FeatstoreError(
+                f"the encoder {self._encoder.identity.family!r} made features of type {type(features).__name__} and "
+                f"extra rows of type {type(self._extra[0]).__name__}: return both as arrays, or both as tensors"
+            )
         at, ended = 0, []
         for chunk in batch:
             parts = self._parts.setdefault(chunk.task.video, [])
@@ -208,20 +214,19 @@ class VideoParts:
         self._check("extra rows", extra, (count, self._geometry.row_width), 0)
         return [extra]
 
-    def _check_dtype(self, features: Any) -> None:
+    def _check(self, what: str, found: Any, expected: tuple[int, ...], units: int) -> None:
+        """Raise FeatstoreError unless `found` has the shape `expected` and the dtype of the identity."""
         identity = self._encoder.identity
-        found, expected = str(features.dtype).removeprefix("torch."), _DTYPES[identity.dtype]
-        if found != expected:
+        dtype, wanted = getattr(found, "dtype", type(found).__name__), _DTYPES[identity.dtype]
+        dtype = str(dtype).removeprefix("torch.")
+        if dtype != wanted:
             raise FeatstoreError(
-                f"the encoder {identity.family!r} made features of dtype {found}; its identity says {identity.dtype}, "
+                f"the encoder {identity.family!r} made {what} of dtype {dtype}; its identity says {identity.dtype}, "
+                f"{wanted}: correct one or the other"
+            )
+        if tuple(found.shape) != expected:
+            of = f" of {units} units" if units else ""
+            raise FeatstoreError(
+                f"the encoder {identity.family!r} made {what} of shape {tuple(found.shape)}{of}; its identity makes it "
                 f"{expected}: correct one or the other"
             )
-
-    def _check(self, what: str, found: Any, expected: tuple[int, ...], units: int) -> None:
-        if tuple(found.shape) == expected:
-            return
-        of = f" of {units} units" if units else ""
-        raise FeatstoreError(
-            f"the encoder {self._encoder.identity.family!r} made {what} of shape {tuple(found.shape)}{of}; "
-            f"its identity makes it {expected}: correct one or the other"
-        )

@@ -191,11 +191,12 @@ class Fingerprinted(Protocol):
         ...
 
 
-def was_replaced(source: Fingerprinted, path: str) -> bool:
+def was_replaced(source: Fingerprinted, path: str, made_from: str = "") -> bool:
     """Return whether the file at `path` is another than the one `source` describes; False if there is none.
 
-    It is read only if it has the same size and another modification time, and once a process while it does not change.
-    A file that cannot be read is not said to be another; a warning tells.
+    It is read only if it has the same size, and another modification time or another place than `made_from`, the path
+    of the one described: archives give many files one time. It is read once a process while it does not change. A file
+    that cannot be read is not said to be another; a warning tells.
     """
     try:
         found = os.stat(path)
@@ -203,7 +204,9 @@ def was_replaced(source: Fingerprinted, path: str) -> bool:
         return False
     if not stat.S_ISREG(found.st_mode) or found.st_size != source.size:
         return True
-    if found.st_mtime_ns == source.mtime_ns:
+    if found.st_mtime_ns == source.mtime_ns and (
+        made_from in ("", path) or os.path.realpath(made_from) == os.path.realpath(path)
+    ):
         return False
     try:
         return _content(path, (*_state(found), found.st_ctime_ns)) != source.xxh3_128

@@ -153,7 +153,7 @@ class FeatureSource:
         if features is None or request.path is None:
             return features
         header = features.header
-        if not was_replaced(header.source, request.path):
+        if not was_replaced(header.source, request.path, header.video_path):
             return features
         return FeatureNotFound(
             f"{request.path} is not the file that the features of video {header.video_id!r} in dataset "

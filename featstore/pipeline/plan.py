@@ -139,7 +139,7 @@ def make_plan(
         clashes = []
         for key, place, data in _known_rows(snapshot, "catalog", counts.videos, places, digest):
             entry, video = unpack_entry(key, data), videos[place]
-            if not was_replaced(entry, video.path):
+            if not was_replaced(entry, video.path, entry.video_path):
                 otherwise[place] = bool(wanted.storage_since) and wanted.differs(entry)
                 stored[place] = options.resume and not otherwise[place]
             elif place not in failures:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import errno
 import os
+import shutil
 
 import pytest
 
@@ -79,3 +80,16 @@ def test_a_file_that_cannot_be_read_is_not_called_another(file, monkeypatch, num
         patch.setattr(builtins, "open", fail)
         with pytest.warns(RuntimeWarning, match=f"{os.strerror(number)}; .* they are kept"):
             assert not was_replaced(source, str(file))
+
+
+def test_a_file_of_the_same_size_and_time_elsewhere_is_told_by_its_content(file):
+    source, path = fingerprint(str(file)), str(file)
+    other, copy, link = (file.with_name(name) for name in ("other.mp4", "copy.mp4", "link.mp4"))
+    other.write_bytes(bytes(len(file.read_bytes())))
+    shutil.copy2(file, copy)
+    link.symlink_to(file)
+    os.utime(other, ns=(source.mtime_ns, source.mtime_ns))
+    assert was_replaced(source, str(other), path)
+    assert not was_replaced(source, str(other))
+    assert not was_replaced(source, str(copy), path)
+    assert not was_replaced(source, str(link), path)

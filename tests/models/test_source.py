@@ -259,6 +259,16 @@ def test_a_file_of_the_same_size_is_told_by_its_content(model, twins, uncached):
     assert counts(asked) == (0, 1)
 
 
+def test_files_of_one_size_and_time_are_told_by_their_content_too(model, twins, uncached):
+    """Archives give all files one time."""
+    for path in twins:
+        os.utime(path, (1, 1))
+    asked = model()
+    for path in twins:
+        assert ask(asked, path).equal(uncached(path))
+    assert counts(asked) == (0, 2)
+
+
 def test_two_files_of_one_id_get_the_features_of_their_own(model, clips, uncached):
     paths = [clips / "clevr" / name for name in ("ego.mp4", "ego.webm")]
     paths[0].parent.mkdir()

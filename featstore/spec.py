@@ -40,7 +40,7 @@ class EncoderIdentity:
             among them. Kept sorted; do not change it.
 
     Raises:
-        ValueError: there is no such dtype, or a setting is of another type.
+        ValueError: there is no such dtype, or a setting is of another type or has more than 64 bits.
     """
 
     family: str
@@ -54,6 +54,10 @@ class EncoderIdentity:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; use one of {', '.join(DTYPES)}")
         for name, value in self.settings.items():
+            if type(name) is not str:
+                raise ValueError(f"a setting is called {name!r:.80}; its name must be a string")
+            if type(value) is int and not -(1 << 63) <= value < 1 << 64:
+                raise ValueError(f"setting {name!r} is {value!r:.80}, which has more than 64 bits")
             if type(value) not in _SETTINGS or (type(value) is float and not math.isfinite(value)):
                 raise ValueError(
                     f"setting {name!r} is {value!r:.80}; it must be a string, a finite number, a bool or None"
@@ -141,7 +145,7 @@ class FeatureSpec:
             raise StoreMismatch(
                 f"a feature set's row cannot be read ({exc!s:.200}); it was written by another version of featstore "
                 "or is damaged",
-                remedy="run featstore check",
+                remedy="update featstore, and run featstore check --repair",
             ) from exc
 
 

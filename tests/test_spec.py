@@ -272,3 +272,13 @@ def test_settings_that_are_equal_to_python_and_not_to_an_encoder_are_told_apart(
 def test_a_setting_that_no_row_holds_is_refused(value):
     with pytest.raises(ValueError, match="setting 'x' is"):
         with_settings(x=value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [({1: "a"}, "called 1; its name must be a string"), ({"x": 1 << 64}, "more than 64 bits")],
+)
+def test_a_setting_that_msgpack_does_not_take_is_refused(settings, says):
+    with pytest.raises(ValueError, match=says):
+        dataclasses.replace(SPEC.encoder, settings=settings)
+    with_settings(low=-(1 << 63), high=(1 << 64) - 1)

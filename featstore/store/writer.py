@@ -281,17 +281,19 @@ class FeatureWriter:
     def _check_room(self, record_bytes: int) -> None:
         need = self._pending_bytes + record_bytes + PAGE + _SLACK_BYTES
         free = free_bytes(self.path)
+        size, room = format_bytes(record_bytes), format_bytes(need)
+        needs = f"the next record of {size} needs up to {room}, LMDB's pages included"
         if free - need < self._min_free:
             raise StoreFull(
-                f"{self.path}: {format_bytes(free)} are free, the next record needs {format_bytes(need)} and "
-                f"{format_bytes(self._min_free)} are to stay free; make room, or lower --min-free: "
-                "what featstore rm freed inside the file is used first, and does not count here"
+                f"{self.path}: {format_bytes(free)} are free, {needs} and {format_bytes(self._min_free)} are to stay "
+                "free; make room, or lower --min-free: what featstore rm freed inside the file is used first, and does "
+                "not count here"
             )
         if self._max_size is not None:
             taken = stored_bytes(self._cache_dir)
             if taken + need > self._max_size:
                 raise StoreFull(
-                    f"{self._cache_dir} takes {format_bytes(taken)}, the next record needs {format_bytes(need)}, "
+                    f"{self._cache_dir} takes {format_bytes(taken)}, {needs}, "
                     f"the limit is {format_bytes(self._max_size)}; raise --max-size, or give back with featstore "
                     "compact what featstore rm freed"
                 )

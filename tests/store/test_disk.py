@@ -91,7 +91,8 @@ def test_the_check_before_a_put_says_how_much_is_missing(disk):
     store_videos(disk, "demo", {"0": X}, spec=SPEC)
     fill(disk)
     with pytest.raises(
-        StoreFull, match=r"[\d.]+ (K|M|)i?B are free, the next record needs 1\.\d MiB .* make room"
+        StoreFull,
+        match=r"[\d.]+ (K|M|)i?B are free, the next record of .* needs up to 1\.\d MiB.* make room",
     ):
         store_videos(disk, "demo", {"1": X}, spec=SPEC)
     assert all_right(disk, 1)

@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 @json_option
 def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> None:
     """Read every record, verify every checksum and report damage; exit code 1 if there is any."""
-    from featstore.store.lost import lost_datasets
+    from featstore.store.describe import write_cache_meta
+    from featstore.store.lost import closed_datasets, lost_datasets
     from featstore.store.maintenance.check import CheckReport, check_dataset
     from featstore.store.maintenance.repair import repair_dataset
     from featstore.store.paths import dataset_names
 
-    lost = lost_datasets(cache_dir)
+    lost = lost_datasets(cache_dir) | closed_datasets(cache_dir)
     names = sorted({*dataset_names(cache_dir), *lost}) if dataset is None else [dataset]
     if not names:
         raise StoreNotFound(
@@ -54,6 +55,8 @@ def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> N
         reports.append(report)
         if not as_json:
             _print_report(report)
+    if repair:
+        write_cache_meta(cache_dir)
     if as_json:
         print_json([vars(report) for report in reports])
     if any(report.problems for report in reports):

@@ -66,7 +66,7 @@ def _print_set(found: dict[str, Any], is_default: bool) -> None:
         f"{how_many(found['videos'], 'video')}, {how_many(found['frames'], 'frame')}, "
         f"{format_bytes(found['record_bytes'])}, {how_many(found['failures'], 'failure')}"
     )
-    budget = found["max_error"]
+    budget, stored_as = found["max_error"], storage_text(**found["storage"])
     otherwise = found["stored_otherwise"]
     still = f"; {how_many(otherwise, 'video')} still otherwise" if otherwise else ""
     facts = {
@@ -80,7 +80,8 @@ def _print_set(found: dict[str, Any], is_default: bool) -> None:
         "decoder": spec.decoder,
         "decoded by": counts_text(found["decoders"]),
         "doubts": counts_text(found["doubts"]),
-        "stored": storage_text(**found["storage"]) + still,
+        "stored": stored_as + still,
+        "stored as": counts_text(found["storages"]) if {*found["storages"]} - {stored_as} else "",
         "error budget": "" if budget is None else f"relative L2 of a token {budget:g}",
         "error": errors_text(found["error"]) if found["videos"] else "",
     }

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from featstore.errors import FeatstoreError
 from featstore.fields import to_plain
+from featstore.records.storage import storage_text
 from featstore.store.catalog import open_dataset, read_entries, read_manifest, read_sets
-from featstore.store.lost import lost_datasets
+from featstore.store.lost import closed_datasets, listed_datasets, lost_datasets
 from featstore.store.manifest import Counts
 from featstore.store.paths import META_FILE, dataset_names, dataset_path, is_sealed
 from featstore.system.fsync import write_atomically
@@ -32,15 +33,16 @@ def describe_dataset(
         cache_dir: The cache directory.
         dataset: The dataset's name.
         rows: Also read the rows of the videos, and add to each set, as `error`, how far stored values are from the
-            encoder's, how many videos each of the `decoders` read, and have each of the `doubts`, and, as
-            `stored_otherwise`, how many are stored in another way than the set says.
+            encoder's, how many videos each of the `decoders` read, have each of the `doubts` and are stored in each of
+            the `storages`, and, as `stored_otherwise`, how many an ingest makes again because the set's storage was
+            replaced.
 
     Raises:
         StoreNotFound: There is no such dataset.
         StoreError: It cannot be read.
     """
     snapshot = open_dataset(cache_dir, dataset)
-    manifest = read_manifest(snapshot)
+    manifest = read_manifest(snapshot, dataset)
     found_sets = read_sets(snapshot)
     sets = [
         _describe_set(found, manifest.sets.get(digest, Counts()))
@@ -72,7 +74,8 @@ def describe_store(cache_dir: str | os.PathLike[str], *, rows: bool = False) -> 
         rows: As for `describe_dataset`.
     """
     datasets: dict[str, Any] = {
-        name: {"dataset": name, "error": lost} for name, lost in lost_datasets(cache_dir).items()
+        name: {"dataset": name, "error": why}
+        for name, why in (lost_datasets(cache_dir) | closed_datasets(cache_dir)).items()
     }
     for name in dataset_names(cache_dir):
         try:
@@ -92,11 +95,16 @@ def write_cache_meta(cache_dir: str | os.PathLike[str], *, forget: str | None = 
     """Rewrite cache_meta.json at once, so that no reader sees half of it.
 
     It is for people and scripts; featstore itself reads from it only which datasets were lost, so a disk too full for
-    it costs nothing else. forget: a dataset that is to be removed.
+    it costs nothing else. So it does not list what never could be read: a folder that was renamed is no dataset of that
+    name, and its end no loss. forget: a dataset that is to be removed.
     """
     target = Path(cache_dir) / META_FILE
-    described = describe_store(cache_dir)
-    described["datasets"].pop(forget, None)
+    described, listed = describe_store(cache_dir), listed_datasets(cache_dir) - {forget}
+    described["datasets"] = {
+        name: found
+        for name, found in described["datasets"].items()
+        if name != forget and (name in listed or "error" not in found)
+    }
     text = json.dumps(described, indent=2) + "\n"
     with contextlib.suppress(OSError), write_atomically(target) as file:
         file.write(text.encode())
@@ -123,6 +131,7 @@ def _describe_rows(snapshot: Snapshot, row: FeatureSet) -> dict[str, Any]:
     count, total, otherwise = 0, 0.0, 0
     decoders: Counter[str] = Counter()
     doubts: Counter[str] = Counter()
+    storages: Counter[tuple[str, str, str]] = Counter()
     worst: tuple[float | None, ...] = (None,) * 5
     for entry in read_entries(snapshot, row.spec.digest):
         errors = (
@@ -134,7 +143,8 @@ def _describe_rows(snapshot: Snapshot, row: FeatureSet) -> dict[str, Any]:
         )
         worst = tuple(map(max, worst, errors)) if count else errors  # type: ignore[arg-type]
         count, total = count + 1, total + entry.relative_l2
-        otherwise += row.differs(entry)
+        otherwise += bool(row.storage_since) and row.differs(entry)
+        storages[entry.values, entry.granularity, entry.codec] += 1
         decoders[entry.decoder] += 1
         if entry.doubt:
             doubts[entry.doubt] += 1
@@ -150,6 +160,7 @@ def _describe_rows(snapshot: Snapshot, row: FeatureSet) -> dict[str, Any]:
     return {
         "decoders": dict(decoders),
         "doubts": dict(doubts),
+        "storages": {storage_text(*found): videos for found, videos in storages.items()},
         "stored_otherwise": otherwise,
         "error": error,
     }

@@ -38,6 +38,17 @@ def lost_datasets(cache_dir: str | os.PathLike[str]) -> dict[str, str]:
     return {name: _sentence(root, name) for name in names if _is_gone(root / name)}
 
 
+def closed_datasets(cache_dir: str | os.PathLike[str]) -> dict[str, str]:
+    """Return, by name, a sentence for each folder that may be a dataset and that this user may not enter."""
+    root = Path(cache_dir)
+    return {
+        path.name: f"{path} may not be entered by this user, so nothing is known of it; look as a user who may, or "
+        "have its permissions changed"
+        for path in sorted(root.iterdir())
+        if is_dataset_name(path.name) and _is_closed(path)
+    }
+
+
 def explain_absent(cache_dir: str | os.PathLike[str], dataset: str) -> DatasetNotFound:
     """Return the error that says that there is no such dataset, and which there are."""
     there, lost = dataset_names(cache_dir), lost_datasets(cache_dir).get(dataset)
@@ -61,6 +72,16 @@ def listed_datasets(cache_dir: str | os.PathLike[str]) -> set[str]:
 
 def _has_traces(folder: Path) -> bool:
     return any(os.path.lexists(folder / name) for name in _TRACES)
+
+
+def _is_closed(folder: Path) -> bool:
+    try:
+        os.stat(folder / DATA_FILE)
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _is_gone(folder: Path) -> bool:

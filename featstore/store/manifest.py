@@ -81,7 +81,13 @@ def unpack_manifest(data: bytes | None, path: Path) -> Manifest:
 def check_name(manifest: Manifest, path: Path, dataset: str | None) -> None:
     """Raise StoreMismatch if the manifest in the folder `path` is not of `dataset`."""
     if dataset is not None and manifest.dataset != dataset:
+        remedy = "rename it back"
+        if (path.with_name(manifest.dataset) / DATA_FILE).exists():
+            remedy = (
+                "rename it back; if it is a copy of the folder of that name, which is there, remove it, or move it to "
+                "another cache directory under that name"
+            )
         raise StoreMismatch(
             f"{path} holds the dataset {manifest.dataset!r}; its folder must have that name",
-            remedy="rename it back",
+            remedy=remedy,
         )

@@ -131,3 +131,16 @@ def test_a_dataset_that_cannot_be_described_at_all_says_why_and_hides_no_other(t
     (two / "broken" / "data.mdb").unlink()
     with pytest.raises(StoreNotFound):
         describe_dataset(two, "nothing")
+
+
+def test_what_a_merge_brought_in_another_storage_is_told_and_is_no_work(two, tmp_path):
+    with FeatureWriter(two, "demo", min_free=0) as writer:
+        writer.add_set(FOUR)
+        for video, storage in {
+            "c": Storage("bf16"),
+            "d": Storage("int8", "channel", "lz4"),
+        }.items():
+            put_video(writer, FOUR, video, toy_features(3) * 0, storage)
+    four, eight = describe_dataset(two, "demo")["feature_sets"]
+    assert four["storages"] == {"int8/channel": 2, "bf16": 1, "int8/channel lz4": 1}
+    assert (four["stored_otherwise"], eight["storages"]) == (0, {})

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 
 import numpy as np
 import pytest
@@ -177,3 +178,66 @@ def test_who_had_it_open_is_told_the_same(cache):
             look()
     (cache / "aside").rename(cache / "demo" / "data.mdb")
     assert np.array_equal(dataset["a"].data, held.data)
+
+
+def test_a_folder_under_another_name_is_no_dataset_of_that_name(cache):
+    """Nor is its end a loss."""
+    store_videos(cache, "demo", {"a": A})
+    write_cache_meta(cache)
+    shutil.copytree(cache / "demo", cache / "copy")
+    for command in ("ls", "info"):
+        said = run(command, cache).stdout
+        assert "copy: " in said
+        assert "holds the dataset 'demo'" in said
+        assert said.count("if it is a copy of the folder of that name") == 1
+    shutil.rmtree(cache / "copy")
+    (cache / "demo").rename(cache / "e")
+    assert "; rename it back" in run("info", cache).stdout
+    assert run("rm", cache, "--dataset", "demo", "--yes").exit_code == 0
+    assert json.loads((cache / "cache_meta.json").read_text())["datasets"] == {}
+    (cache / "e").rename(cache / "demo")
+    assert run("check", cache).stdout.splitlines()[-1].endswith(": clean")
+
+
+LOOK_AS_NOBODY = """
+import os, sys
+from featstore.cli import main
+from featstore.store import describe, reader
+from featstore.store.maintenance import check, repair
+try:
+    main(["check", "--cache-dir", sys.argv[1]])
+except SystemExit:
+    pass
+os.setuid(65534)
+main([sys.argv[2], "--cache-dir", sys.argv[1]])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root to become another user")
+def test_a_folder_that_may_not_be_entered_is_named_and_a_problem():
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        store_videos(place, "demo", {"a": A})
+        store_videos(place, "open", {"a": A})
+        seal_dataset(place, "open")
+        os.chmod(f"{place}/demo", 0o700)
+        done = run_python(LOOK_AS_NOBODY, place, "check")
+        assert done.returncode == 1, done.stderr
+        assert "demo may not be entered by this user" in done.stdout
+        assert "open: 1 video" in done.stdout
+        assert "demo may not be entered" in run_python(LOOK_AS_NOBODY, place, "ls").stdout
+
+
+def test_the_listing_follows_a_repair_and_a_seal(cache):
+    store_videos(cache, "demo", {"a": A})
+
+    def listed():
+        return json.loads((cache / "cache_meta.json").read_text())["datasets"]["demo"]
+
+    run("seal", cache, "--dataset", "demo")
+    assert listed()["sealed"]
+    run("seal", cache, "--dataset", "demo", "--undo")
+    assert not listed()["sealed"]
+    (cache / "cache_meta.json").unlink()
+    run("check", cache, "--repair")
+    assert listed()["videos"] == 1

@@ -18,6 +18,7 @@ from opened import Opened
 
 import featstore
 from featstore.decoding import video_file as decoding
+from featstore.decoding.pool import Decoded
 from featstore.decoding.video_file import DECODER, identity_of
 from featstore.encoders.toy import ToyEncoder
 from featstore.errors import (
@@ -472,6 +473,28 @@ def test_a_full_disk_is_tried_again_and_a_dataset_that_another_holds_is_not(
     for video in ("bars", "ball"):
         ask(asked, clips / "color_bars.mp4", video=video)
     assert list(featstore.open(cache)["demo"]) == ["blink"]
+
+
+def test_advice_names_what_a_model_or_an_ingest_for_it_takes(model, clips, monkeypatch, capsys):
+    def full(*args, **options):
+        raise StoreFull("make room, or lower --min-free")
+
+    monkeypatch.setattr(source, "store_features", full)
+    asked = model()
+    ask(asked, clips / "blink.mp4")
+    assert "make room, or ingest with a lower --min-free" in capsys.readouterr().err
+    advice = "took long; raise --decode-timeout or raise --decode-memory if it is sound"
+    monkeypatch.setattr(
+        on_demand.OnDemandEncoder,
+        "_decode",
+        lambda self, video: Decoded(video, 0, 0.0, error=advice),
+    )
+    with pytest.raises(featstore.VideoError) as failed:
+        ask(asked, clips / "color_bars.mp4", video="bars")
+    assert str(failed.value) == (
+        "took long; raise --decode-timeout, a model's decode_timeout= or ingest it with a larger --decode-memory if it "
+        "is sound"
+    )
 
 
 # Stores that are damaged or lost

@@ -187,7 +187,8 @@ class LongVAEncoder:
         except torch.cuda.OutOfMemoryError as exc:
             raise FeatstoreError(
                 f"{self.device} ran out of memory {doing} in {self.identity.dtype} ({exc}); "
-                f"use a smaller --batch-frames than {self.batch_frames}, or another GPU with --device"
+                f"ingest with a smaller --batch-frames than {self.batch_frames}, or take another GPU with --device, in "
+                "Python device="
             ) from exc
 
 

@@ -307,7 +307,11 @@ def test_get_shows_and_writes_what_is_stored(stored, tmp_path):
         (["get", "--dataset", "nowhere", "blink"], 1, "there is no dataset 'nowhere'"),
         (["get", "--dataset", "../demo", "blink"], 1, "cannot be called"),
         (["get", "--dataset", "demo", "blink", "--nframe", "7"], 1, "nframe=7"),
-        (["get", "--dataset", "demo", "blink", "--out", "x.txt"], 2, "written as .safetensors, .npz, .npy, .pt"),
+        (
+            ["get", "--dataset", "demo", "blink", "--out", "x.txt"],
+            2,
+            "written as .safetensors, .npz, .npy, .pt",
+        ),
         (["ls", "--dataset", "nowhere"], 1, "there is no dataset 'nowhere'"),
         (["info", "--dataset", "nowhere"], 1, "there is no dataset 'nowhere'"),
         (["check", "--dataset", "nowhere"], 1, "there is no dataset"),

@@ -13,8 +13,15 @@ from typing import TYPE_CHECKING
 import av
 import numpy as np
 
-from featstore.decoding.av_file import MATROSKA, MOV, open_file, reason, units_of, video_stream
-from featstore.decoding.av_length import check_length
+from featstore.decoding.av_file import (
+    MATROSKA,
+    MOV,
+    check_length,
+    open_file,
+    reason,
+    units_of,
+    video_stream,
+)
 from featstore.decoding.av_packets import KEY, PacketTable, check_close_keys, check_counted
 from featstore.decoding.av_rgb import ToRgb, check_look, look_of
 from featstore.decoding.av_seeking import seek_frames

@@ -1,13 +1,22 @@
-"""A video file opened through PyAV, and its video stream ready to decode."""
+"""A video file opened through PyAV, its video stream ready to decode, and the length that it states.
+
+What was cut short still states the length that it had.
+"""
 
 from __future__ import annotations
 
 import errno
+import re
+from typing import TYPE_CHECKING
 
 import av
 
+from featstore.decoding.frame_selection import MISSING, NotValidated
 from featstore.decoding.frame_units import Units
 from featstore.errors import VideoError
+
+if TYPE_CHECKING:
+    from featstore.decoding.av_packets import PacketTable
 
 # Formats that make FFmpeg open other files than the one that was named.
 _PLAYLISTS = {
@@ -25,6 +34,11 @@ _PLAYLISTS = {
 }
 # The names of containers that are told apart.
 MOV, MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
+# Their heads state how long a file is; of other containers FFmpeg finds it out from what is there.
+_STATE_LENGTH = (MATROSKA, "flv", "mxf")
+# Seconds that may pass without a frame at the end, beside the longest pause between frames.
+_SLACK = 1.0
+_CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _FORMATS = ",".join(sorted(av.formats_available - _PLAYLISTS))
 
 
@@ -100,3 +114,48 @@ def units_of(stream: av.VideoStream) -> Units:
     return Units.of(
         context.codec.canonical_name, context.extradata or b"", intra_only=context.codec.intra_only
     )
+
+
+def check_length(
+    path: str, container: av.container.InputContainer, stream: av.VideoStream, table: PacketTable
+) -> None:
+    """Raise NotValidated if the packets are more or fewer than the file states, or end clearly before its end.
+
+    An edit list that leaves one frame of several is taken for a damaged one.
+    """
+    found, stated = len(table.flags), stream.frames
+    if stated and stated != found:
+        if container.format.name == MOV and found > 1 and _is_edited(path, stream, found):
+            raise NotValidated("an edit list leaves out frames, or repeats some", "edit list")
+        if found > stated:
+            raise NotValidated(f"it states {stated} frames and has {found}", "frames not stated")
+        raise NotValidated(f"it promises {stated} frames and has {found}", MISSING)
+    if container.format.name in _STATE_LENGTH and len(table.order):
+        _check_seconds(_stated_seconds(container, stream), stream, table)
+
+
+def _is_edited(path: str, stream: av.VideoStream, found: int) -> bool:
+    """Return whether nothing but its edit list makes an MP4 give another number of packets than it states."""
+    if len(stream.index_entries) != found:
+        return False
+    with open_file(path, ignore_editlist="1") as whole:
+        same: av.VideoStream = whole.streams[stream.index]
+        return len(same.index_entries) == stream.frames
+
+
+def _stated_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float:
+    """Return when the stream ends by what the file states; 0 if it does not, or sound may be what lasts so long."""
+    if clock := _CLOCK.fullmatch(stream.metadata.get("DURATION", "")):
+        hours, minutes, seconds = clock.groups()
+        return int(hours) * 3_600 + int(minutes) * 60 + float(seconds)
+    return (container.duration or 0) / 1e6 if len(container.streams) == 1 else 0.0
+
+
+def _check_seconds(stated: float, stream: av.VideoStream, table: PacketTable) -> None:
+    clock = float(stream.time_base or 0)
+    last = float(table.shown_at[-1]) * clock
+    pause = max((table.shown_at[1:] - table.shown_at[:-1]).tolist(), default=0) * clock
+    if stated - last > pause + _SLACK:
+        raise NotValidated(
+            f"it states {stated:.1f} s and its last frame is at {last:.1f} s", MISSING
+        )

@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING
 
 import av
 
-from featstore.decoding.av_file import MATROSKA, MOV, open_file, reason, units_of, video_stream
-from featstore.decoding.av_length import check_length
+from featstore.decoding.av_file import (
+    MATROSKA,
+    MOV,
+    check_length,
+    open_file,
+    reason,
+    units_of,
+    video_stream,
+)
 from featstore.decoding.av_packets import PacketTable, check_seekable
 from featstore.decoding.av_rgb import ToRgb
 from featstore.decoding.av_seeking import seek_frames

@@ -104,14 +104,9 @@ class CompareReport:
     @property
     def beyond(self) -> list[Comparison]:
         """Return the videos that are further off than the limits allow."""
-        limits = self.limits
-        return [
-            row
-            for row in self.rows
-            if not (
-                row.error.relative_l2 <= limits.relative_l2 and row.error.cosine >= limits.cosine
-            )
-        ]
+        most, least = self.limits.relative_l2, self.limits.cosine
+        errors = ((row, row.error) for row in self.rows)
+        return [row for row, e in errors if not (e.relative_l2 <= most and e.cosine >= least)]
 
     @property
     def passed(self) -> bool:
@@ -178,7 +173,7 @@ def compare(
         model: answers `prompt` from stored and from fresh features, greedily; None for no answers.
         prompt: the question.
         max_new_tokens: maximum number of new tokens per answer.
-        samples: number of videos, at most as many as are stored.
+        samples: number of videos, 1 or more; all if fewer are stored.
         seed: seed of the sample.
         nframe: number of frames of the feature set, to choose by it among those that are the encoder's; by default the
             dataset's default set if it is one of them, else the only one.
@@ -191,6 +186,8 @@ def compare(
     Raises:
         StoreMismatch: no feature set is the encoder's, or several are.
     """
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; it must be 1 or more")
     chosen = choose(dataset, encoder, nframe, spec, decoder)
     report = CompareReport(dataset.name, chosen, limits or Limits())
     entries = sorted(dataset.sets[chosen.digest].entries(), key=lambda entry: entry.video_id)

@@ -11,7 +11,7 @@ import torch
 from featstore.torch.forked import about_to_compute
 from featstore.torch.kernels.dequantize import dequantize_into, part
 from featstore.torch.kernels.quantize import TORCH_DTYPES
-from featstore.torch.upload.cudart import copy_stream, numbered
+from featstore.torch.upload.cudart import copy_stream, find_device, numbered
 from featstore.torch.upload.transfer import WAYS, alias, upload
 
 if TYPE_CHECKING:
@@ -47,14 +47,19 @@ def to_tensor(
         RecordError: a compressed payload is damaged.
         FeatstoreError: the device is not available.
         TypeError: `dtype` is no torch.dtype.
-        ValueError: it is of integers, or `out` has another shape.
+        ValueError: it is of integers, or `out` has another shape or overlaps itself.
     """
     if way not in WAYS:
         raise ValueError(f"way is {way!r}; use one of {', '.join(WAYS)}")
     check_dtype(dtype if out is None else out.dtype)
     if out is not None and tuple(out.shape) != features.shape:
         raise ValueError(f"out has shape {tuple(out.shape)}, the features have {features.shape}")
-    place = torch.device("cpu" if device is None else device) if out is None else out.device
+    if out is not None and _overlaps_itself(out):
+        raise ValueError(
+            f"out has strides {out.stride()}, with which several of its elements are one; pass a tensor that "
+            "overlaps itself nowhere"
+        )
+    place = find_device(device) if out is None else out.device
     about_to_compute(place)
     kind = TORCH_DTYPES[features.header.storage.values]
     if place.type == "cuda":
@@ -71,6 +76,16 @@ def to_tensor(
     else:
         out.copy_(to_tensor(features, dtype=out.dtype))
     return out
+
+
+def _overlaps_itself(out: torch.Tensor) -> bool:
+    """Return whether elements of `out` share memory; also of layouts that interleave, which nobody needs."""
+    extent = 0
+    for stride, size in sorted(zip(out.stride(), out.shape, strict=True)):
+        if size > 1 and stride <= extent:
+            return True
+        extent += stride * (size - 1)
+    return False
 
 
 def check_dtype(dtype: object) -> None:

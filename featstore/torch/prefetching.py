@@ -15,7 +15,7 @@ from featstore.errors import FeatstoreError
 from featstore.store.dataset import Dataset
 from featstore.torch.conversion import to_tensor
 from featstore.torch.forked import about_to_compute
-from featstore.torch.upload.cudart import numbered
+from featstore.torch.upload.cudart import find_device, numbered
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -59,42 +59,48 @@ def prefetch(
         ahead: number of videos prepared ahead; at most `ahead + 1` tensors exist that the caller has not seen.
 
     Raises:
+        ValueError: `ahead` is negative.
         FeatstoreError: the look-up of a video failed, when its turn comes; the device is not there, or not usable in a
             forked process; or this process was forked since.
     """
     if isinstance(source, Dataset):
         source = source.pinned()
-    place = torch.device("cpu" if device is None else device)
+    if ahead < 0:
+        raise ValueError(f"ahead is {ahead}; it must be 0 or more")
+    place = find_device(device)
     about_to_compute(place)
     # Another thread's current GPU is the first one, whatever the caller's is.
     place = numbered(place)
-    ready: queue.Queue[tuple[str, torch.Tensor | BaseException | None]] = queue.Queue(max(1, ahead))
+    ready: queue.Queue[tuple[str, torch.Tensor | BaseException | None]] = queue.Queue()
+    room = threading.Semaphore(ahead + 1)  # for tensors that the caller has not seen
     ended = threading.Event()
     started_in = os.getpid()
 
-    def offer(item: tuple[str, torch.Tensor | BaseException | None]) -> bool:
+    def has_room() -> bool:
         while not ended.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
+            if room.acquire(timeout=0.1):
+                return True
         return False
 
     def work() -> None:
         try:
             stream = _side_stream(place)
-            for video in _reading_ahead(source, videos, ahead):
+            names = _reading_ahead(source, videos, ahead)
+            while has_room():
+                try:
+                    video = next(names)
+                except StopIteration:
+                    break
                 with _working_on(place, stream):
                     tensor = to_tensor(source.lookup(video), device=place, dtype=dtype)
                 if stream is not None:
                     stream.synchronize()
-                if not offer((video, tensor)):
-                    return
+                ready.put((video, tensor))
+                del tensor  # the caller may be the last to hold it
         except BaseException as exc:  # raised again in the caller's thread
-            offer(("", exc))
+            ready.put(("", exc))
         else:
-            offer(("", None))
+            ready.put(("", None))
 
     thread = threading.Thread(target=work, name="featstore-prefetch", daemon=True)
     thread.start()
@@ -106,6 +112,7 @@ def prefetch(
                     remedy="start another prefetch here",
                 )
             video, item = ready.get()
+            room.release()
             if isinstance(item, BaseException):
                 raise item
             if item is None:

@@ -156,6 +156,8 @@ def test_a_report_names_the_set_that_was_compared_also_if_it_is_not_the_default(
     store_videos(cache, "demo", {"v": toy_features(0)}, spec=theirs)
     set_default(cache, "demo", theirs.digest)
     dataset, encoder = Dataset(cache, "demo"), LongVAEncoder(checkpoint, device="cpu")
+    with pytest.raises(ValueError, match="samples is -1; it must be 1 or more"):
+        compare(dataset, encoder, samples=-1)
     report = compare(dataset, encoder, samples=1)
     assert dataset.feature_set.spec == theirs
     assert report.spec.encoder == encoder.identity

@@ -86,19 +86,23 @@ def test_an_iterator_that_is_closed_ends_its_thread(cache_dir):
     assert prefetching_threads() == []
 
 
-def test_no_more_is_looked_up_than_asked_for_ahead(cache_dir):
-    """One more waits for room among those that are ready."""
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+def test_no_more_is_looked_up_than_asked_for_ahead(cache_dir, ahead):
+    """Beside what is ahead, one more is made while the caller works on its own."""
     source = Source(featstore.open(cache_dir)["demo"])
-    found = prefetch(source, itertools.cycle(VIDEOS), ahead=2)
+    found = prefetch(source, itertools.cycle(VIDEOS), ahead=ahead)
     next(found)
+    most = 1 + ahead + 1
     deadline = time.monotonic() + 10
-    while len(source.looked_up) < 4 and time.monotonic() < deadline:
+    while len(source.looked_up) < most and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.2)
-    assert len(source.looked_up) == 4
-    assert source.read[:4] == source.looked_up
-    assert len(source.read) <= 4 + 2
+    assert len(source.looked_up) == most
+    assert source.read[:most] == source.looked_up
+    assert len(source.read) <= most + 2
     found.close()
+    with pytest.raises(ValueError, match="ahead is -1; it must be 0 or more"):
+        next(prefetch(source, VIDEOS, ahead=-1))
 
 
 def test_two_may_prefetch_at_once(cache_dir):

@@ -148,6 +148,31 @@ def test_a_gpu_that_is_not_there_is_refused_and_not_promised(device):
     assert re.fullmatch(f"not at all: {found}", bridge.explain(features, device))
 
 
+@pytest.mark.parametrize("device", ["foo", "xla", "hpu", "vulkan"])
+def test_a_device_of_another_kind_is_refused_in_words(device):
+    features = features_of(draw(4), INT8)
+    source = SimpleNamespace(lookup=lambda video: features, read_ahead=lambda video: None)
+    for use in (
+        lambda: bridge.to_tensor(features, device=device),
+        lambda: list(bridge.prefetch(source, ["v"], device=device)),
+    ):
+        with pytest.raises(FeatstoreError, match=f"device is '{device}', .*; use cpu, cuda or"):
+            use()
+
+
+def test_a_tensor_that_overlaps_itself_is_not_filled():
+    features = features_of(draw(4), INT8)
+    rows, width = features.shape
+    room = torch.empty(2 * rows * width)
+    for strides in ((0, 1), (1, 1), (width - 1, 1), (1, 0)):
+        with pytest.raises(ValueError, match="several of its elements are one"):
+            bridge.to_tensor(features, out=room.as_strided((rows, width), strides))
+    expected = bridge.to_tensor(features, dtype=torch.float32)
+    for strides in ((width, 1), (1, rows), (2 * width, 2), (width + 3, 1)):
+        out = room.as_strided((rows, width), strides)
+        assert bridge.to_tensor(features, out=out).equal(expected)
+
+
 def test_a_gpu_beyond_the_last_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -15,9 +15,28 @@ _PORTABLE = 0x01  # registered for every GPU
 _local = threading.local()
 
 
+def find_device(device: torch.device | str | None) -> torch.device:
+    """Return the device that is meant, the CPU by default; FeatstoreError if torch knows none of that name."""
+    try:
+        return torch.device("cpu" if device is None else device)
+    except RuntimeError as exc:
+        raise FeatstoreError(
+            f"device is {device!r}, which is none of torch's", remedy="use cpu, cuda or cuda:0"
+        ) from exc
+
+
 def refuse_missing(device: torch.device) -> None:
-    """Raise FeatstoreError if `device` is a GPU that is not there."""
+    """Raise FeatstoreError if `device` is not there."""
+    if device.type in ("cpu", "meta"):
+        return
     if device.type != "cuda":
+        try:
+            torch.empty(0, device=device)
+        except (AssertionError, ImportError, RuntimeError) as exc:  # each backend has its own
+            raise FeatstoreError(
+                f"device is {str(device)!r}, which torch {torch.__version__} has not here",
+                remedy="use cpu, cuda or cuda:0",
+            ) from exc
         return
     if not torch.cuda.is_available():
         raise FeatstoreError(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from featstore.errors import FeatstoreError
-from featstore.torch.upload.cudart import copy_stream, refuse_missing
+from featstore.torch.upload.cudart import copy_stream, find_device, refuse_missing
 from featstore.torch.upload.registered import (
     register_record,
     unregister_replaced,
@@ -80,7 +80,7 @@ def explain(features: Features, device: torch.device | str = "cuda") -> str:
         features: as a look-up in the store returns them.
         device: the device; nothing is copied to it.
     """
-    place = torch.device(device)
+    place = find_device(device)
     if place.type == "cpu":
         return "cpu: read in place, in blocks that fit the cache"
     try:

@@ -1,6 +1,7 @@
 """lock.mdb and data.mdb deleted or replaced while processes have them open: refused or followed, never misread."""
 
 import contextlib
+import fcntl
 import random
 import shutil
 import subprocess
@@ -16,7 +17,9 @@ from toys import expected, put_video, run_python, start_python, store_videos, to
 from featstore.errors import StoreError, StoreLocked
 from featstore.store.engine import environment as environment_module
 from featstore.store.engine import transaction
+from featstore.store.engine.reader_table import is_being_written
 from featstore.store.maintenance.check import check_dataset
+from featstore.store.paths import WRITE_LOCK_FILE
 from featstore.store.reader import FeatureStore, get
 from featstore.store.writer import FeatureWriter
 
@@ -455,3 +458,21 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 assert is_stored(names[4])
 """
     run_alone(LIMIT + program, cache, *many, free)
+
+
+def test_a_file_is_being_written_if_somebody_holds_its_lock_or_it_cannot_be_asked(tmp_path):
+    assert not is_being_written(tmp_path)
+    lock = tmp_path / WRITE_LOCK_FILE
+    lock.touch()
+    assert not is_being_written(tmp_path)
+    with lock.open("r+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert is_being_written(tmp_path)
+    assert not is_being_written(tmp_path)
+    with lock.open("rb") as held:
+        assert not is_being_written(tmp_path)
+        fcntl.flock(held, fcntl.LOCK_SH)
+        assert not is_being_written(tmp_path)
+    lock.unlink()
+    lock.symlink_to(tmp_path)  # no lock of ours: whatever it is, nothing is certain
+    assert is_being_written(tmp_path)

@@ -4,6 +4,7 @@ import shutil
 import stat
 import threading
 
+import lmdb
 import numpy as np
 import pytest
 from toys import (
@@ -352,3 +353,57 @@ def test_compactions_among_readers_and_writers_lose_nothing_and_show_nothing_wro
     assert set(FeatureStore(cache)["demo"]) == {"x-0", *told[0], *told[1]}
     assert check_dataset(cache, "demo").problems == []
     assert names(cache) == ["demo"]
+
+
+def test_a_copy_that_lacks_rows_is_not_taken(hollow, monkeypatch):
+    whole = StillFile.copy_compacted
+
+    def lacking(source, aside):
+        whole(source, aside)
+        with (
+            lmdb.open(os.fspath(aside), map_size=1 << 30, lib_version=0) as environment,
+            environment.begin(write=True) as txn,
+        ):
+            txn.delete(next(iter(txn.cursor().iternext(values=False))))
+
+    monkeypatch.setattr(StillFile, "copy_compacted", lacking)
+    with pytest.raises(StoreError, match=r"is not whole \(\d+ of \d+ rows\), so the dataset"):
+        compact_dataset(hollow, "demo")
+    assert kept(hollow)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ENOSPC, StoreFull), (errno.EDQUOT, StoreFull), (errno.EIO, StoreError)],
+)
+def test_what_the_system_refuses_while_copying_leaves_all_as_it_was(
+    hollow, monkeypatch, number, kind
+):
+    def refused(source, aside):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(StillFile, "copy_compacted", refused)
+    with pytest.raises(kind, match=f"{os.strerror(number)}; it is as it was") as raised:
+        compact_dataset(hollow, "demo")
+    assert type(raised.value) is kind
+    assert kept(hollow)
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "wanted"),
+    [
+        (0o755, 0o644, 0o755),
+        (0o755, 0o640, 0o750),
+        (0o755, 0o604, 0o705),
+        (0o755, 0o600, 0o700),
+        (0o2775, 0o660, 0o2770),
+        (0o700, 0o644, 0o700),
+    ],
+)
+def test_the_copys_folder_is_closed_to_those_who_may_not_read_the_file(
+    tmp_path, folder, file, wanted
+):
+    (tmp_path / "data.mdb").touch()
+    (tmp_path / "data.mdb").chmod(file)
+    tmp_path.chmod(folder)
+    assert compact._folder_mode(tmp_path) == wanted

@@ -37,7 +37,8 @@ def _write_npy(features: Features, file: IO[bytes]) -> None:
 def _write_npz(features: Features, file: IO[bytes]) -> None:
     import numpy as np
 
-    np.savez(file, **_arrays(features), featstore=np.array(_metadata(features)))
+    arrays: dict[str, Any] = {**_arrays(features), "featstore": np.array(_metadata(features))}
+    np.savez(file, **arrays)
 
 
 def _write_safetensors(features: Features, file: IO[bytes]) -> None:

@@ -122,7 +122,7 @@ def row(data: bytes) -> None:
     """Read a row: 1 byte picks the table, then all behind the checksum."""
     packed = b"\x92\xc4\x08" + xxhash.xxh3_64_digest(data[1:]) + data[1:]
     snapshot: Any = SimpleNamespace(
-        path="store",
+        path=Path("cache/store"),
         cache=SimpleNamespace(sets=(-1, {}), manifest=(-1, None)),
         txn_id=0,
         read=lambda table, key: packed,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from typing import TYPE_CHECKING
 
 import click
 
-from featstore.cli._interrupts import INTERRUPTED, stop_on_signals
+from featstore.cli._copies import copy_progress, exit_unless_whole, print_copied
+from featstore.cli._interrupts import stop_on_signals
 from featstore.cli._options import (
-    SOME_FAILED,
     cache_dir_option,
     dataset_option,
     json_option,
@@ -18,14 +16,9 @@ from featstore.cli._options import (
     spec_option,
     which_nframe_option,
 )
-from featstore.cli._printing import print_json
 from featstore.cli._progress import show_progress
 from featstore.errors import plain_line
 from featstore.system.filesystems import format_bytes
-
-if TYPE_CHECKING:
-    from featstore.formats.export import ExportSummary
-    from featstore.pipeline.summary import Progress
 
 
 @click.command()
@@ -75,32 +68,15 @@ def export(
             f".{name}",
             patterns=patterns,
             stop=stop,
-            on_progress=lambda summary: show(_progress(summary, time.monotonic() - started)),
+            on_progress=lambda summary: show(
+                copy_progress(
+                    summary, summary.exported, summary.file_bytes, time.monotonic() - started
+                )
+            ),
         )
-    if as_json:
-        failures = [{"video_id": video, "reason": reason} for video, reason in done.failures]
-        print_json({**vars(done), "failures": failures})
-    else:
-        click.echo(
-            f"{dataset}: {done.exported} exported, {done.skipped} there before, {len(done.failures)} failed, "
-            f"{format_bytes(done.file_bytes)} in {plain_line(out)}"
-        )
-        for video, reason in done.failures:
-            click.echo(f"  failed: {plain_line(f'{video}: {reason}')}")
-    if done.interrupted:
-        sys.exit(INTERRUPTED)
-    if done.failures:
-        sys.exit(SOME_FAILED)
-
-
-def _progress(summary: ExportSummary, seconds: float) -> Progress:
-    from featstore.pipeline.summary import Progress
-
-    return Progress(
-        total=summary.total - summary.skipped,
-        skipped=summary.skipped,
-        done=summary.exported,
-        failed=len(summary.failures),
-        record_bytes=summary.file_bytes,
-        seconds=seconds,
+    sentence = (
+        f"{dataset}: {done.exported} exported, {done.skipped} there before, {len(done.failures)} failed, "
+        f"{format_bytes(done.file_bytes)} in {plain_line(out)}"
     )
+    print_copied(done, sentence, as_json=as_json)
+    exit_unless_whole(done)

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
 
 import click
 
-from featstore.cli._interrupts import INTERRUPTED, stop_on_signals
+from featstore.cli._copies import copy_progress, exit_unless_whole, print_copied
+from featstore.cli._interrupts import stop_on_signals
 from featstore.cli._options import (
-    SOME_FAILED,
     cache_dir_option,
     json_option,
     max_size_option,
     min_free_option,
 )
-from featstore.cli._printing import print_json
 from featstore.cli._progress import show_progress
-from featstore.errors import plain, plain_line
+from featstore.errors import plain
 from featstore.system.filesystems import format_bytes
-
-if TYPE_CHECKING:
-    from featstore.pipeline.summary import Progress
-    from featstore.store.maintenance.merge import MergeSummary
 
 
 @click.command()
@@ -54,36 +48,19 @@ def merge(
             min_free=min_free,
             max_size=max_size,
             stop=stop,
-            on_progress=lambda summary: show(_progress(summary, time.monotonic() - started)),
+            on_progress=lambda summary: show(
+                copy_progress(
+                    summary, summary.stored, summary.record_bytes, time.monotonic() - started
+                )
+            ),
         )
     write_cache_meta(cache_dir)
-    if as_json:
-        failures = [{"video_id": name, "reason": reason} for name, reason in done.failures]
-        print_json({**vars(done), "failures": failures})
-    else:
-        click.echo(
-            f"{dataset}: {done.stored} copied, {done.skipped} there before, {len(done.failures)} failed, "
-            f"{format_bytes(done.record_bytes)}"
-        )
-        for name, reason in done.failures:
-            click.echo(f"  failed: {plain_line(f'{name}: {reason}')}")
+    sentence = (
+        f"{dataset}: {done.stored} copied, {done.skipped} there before, {len(done.failures)} failed, "
+        f"{format_bytes(done.record_bytes)}"
+    )
+    print_copied(done, sentence, as_json=as_json)
     if done.full:
         click.echo(f"featstore: {plain(done.full)}", err=True)
         sys.exit(1)
-    if done.interrupted:
-        sys.exit(INTERRUPTED)
-    if done.failures:
-        sys.exit(SOME_FAILED)
-
-
-def _progress(summary: MergeSummary, seconds: float) -> Progress:
-    from featstore.pipeline.summary import Progress
-
-    return Progress(
-        total=summary.total - summary.skipped,
-        skipped=summary.skipped,
-        done=summary.stored,
-        failed=len(summary.failures),
-        record_bytes=summary.record_bytes,
-        seconds=seconds,
-    )
+    exit_unless_whole(done)

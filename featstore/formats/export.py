@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -20,8 +19,9 @@ from featstore.errors import (
 from featstore.formats.facts import record_facts
 from featstore.formats.feature_files import FORMATS, write_features
 from featstore.store.paths import because
+from featstore.store.rows import video_key
 from featstore.system.filesystems import DISK_FULL_ERRNOS
-from featstore.system.fsync import write_atomically
+from featstore.system.fsync import make_durable_folder, write_atomically
 
 if TYPE_CHECKING:
     import threading
@@ -129,7 +129,7 @@ def export_dataset(
     videos = _chosen(dataset, list(patterns))
     summary.total = len(videos)
     try:
-        os.makedirs(folder, exist_ok=True)
+        make_durable_folder(Path(folder))
         with _Index(Path(folder), summary, suffix) as index:
             for video in videos:
                 if stop is not None and stop.is_set():
@@ -150,17 +150,18 @@ def export_dataset(
 
 def _chosen(dataset: Dataset, patterns: list[str]) -> list[str]:
     videos = sorted(dataset)
+    if not patterns:
+        return videos
+    chosen: set[str] = set()
     for pattern in patterns:
-        if not any(_fits(video, pattern) for video in videos):
+        fitting = [video for video in videos if video == pattern or fnmatchcase(video, pattern)]
+        if not fitting:
             raise FeatureNotFound(
                 f"no video of dataset {dataset.name!r} fits {pattern!r}, of {len(videos)} in feature set "
                 f"{dataset.feature_set.spec.digest[:8]}; featstore ls --dataset {dataset.name} lists them"
             )
-    return [video for video in videos if not patterns or any(_fits(video, p) for p in patterns)]
-
-
-def _fits(video: str, pattern: str) -> bool:
-    return video == pattern or fnmatchcase(video, pattern)
+        chosen.update(fitting)
+    return sorted(chosen)
 
 
 def _export(dataset: Dataset, video: str, index: _Index, summary: ExportSummary) -> None:
@@ -186,9 +187,8 @@ class _Index:
     def __init__(self, folder: Path, summary: ExportSummary, suffix: str) -> None:
         self.folder = folder
         self._summary, self._suffix = summary, suffix
-        self._known: dict[
-            str, float
-        ] = {}  # videos of files that are there, and when their records were made
+        # Videos of files that are there, and when their records were made.
+        self._known: dict[str, float] = {}
         self._file: IO[bytes] | None = None
 
     def __enter__(self) -> _Index:
@@ -224,8 +224,7 @@ class _Index:
 
     def file_name(self, video: str) -> str:
         """Return the name of a video's file."""
-        data = video.encode("utf-8", "surrogatepass")
-        return hashlib.md5(data, usedforsecurity=False).hexdigest() + self._suffix
+        return video_key("", video).decode() + self._suffix
 
     def has(self, video: str, created: float) -> bool:
         """Return whether the file of the record that was made then is there."""

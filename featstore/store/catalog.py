@@ -26,7 +26,7 @@ from featstore.store.rows import (
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from featstore.records.record import Record
@@ -97,18 +97,31 @@ def read_whole_sets(
     """Return the feature sets whose rows can be read, oldest first, and why the others cannot; read once per commit."""
     as_of, known = snapshot.cache.sets
     if as_of != snapshot.txn_id:
-        found: list[FeatureSet] = []
-        damaged: dict[str, StoreDamaged] = {}
-        for key, data in snapshot.rows("specs"):
-            try:
-                found.append(unpack_set(key, data))
-            except StoreDamaged as exc:
-                damaged[key.decode(errors="replace")] = exc
-        found.sort(key=lambda row: row.created)
-        known = {row.spec.digest: row for row in found}, damaged
+        rows = dict(snapshot.rows("specs"))
+        known = unpack_whole_sets(rows, rows.__getitem__)
         snapshot.cache.sets = snapshot.txn_id, known
     sets, damaged = known
     return sets, damaged
+
+
+def unpack_whole_sets(
+    keys: Iterable[bytes], read: Callable[[bytes], bytes]
+) -> tuple[dict[str, FeatureSet], dict[str, StoreDamaged]]:
+    """Return the feature sets whose rows can be read, oldest first, and why the others cannot, by digest.
+
+    Args:
+        keys: Of the rows.
+        read: Returns the row of a key; what it raises as StoreDamaged is why that cannot be read.
+    """
+    found: list[FeatureSet] = []
+    damaged: dict[str, StoreDamaged] = {}
+    for key in keys:
+        try:
+            found.append(unpack_set(key, read(key)))
+        except StoreDamaged as exc:
+            damaged[key.decode(errors="replace")] = exc
+    found.sort(key=lambda row: row.created)
+    return {row.spec.digest: row for row in found}, damaged
 
 
 def has_entry(snapshot: Snapshot, key: bytes) -> bool:

@@ -22,12 +22,18 @@ from featstore.errors import (
     StoreMismatch,
 )
 from featstore.records.record import parse
-from featstore.store.catalog import open_dataset, read_entry, read_manifest, read_whole_sets
+from featstore.store.catalog import (
+    open_dataset,
+    read_entry,
+    read_manifest,
+    read_whole_sets,
+    unpack_whole_sets,
+)
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.engine.pages import SALVAGE
 from featstore.store.maintenance.check import name_other
 from featstore.store.paths import dataset_path, make_folder
-from featstore.store.rows import DIGEST_DIGITS, Entry, set_key, unpack_set, video_key
+from featstore.store.rows import DIGEST_DIGITS, Entry, set_key, video_key
 from featstore.store.writer import FeatureWriter
 from featstore.system.filesystems import refuse_network
 
@@ -165,20 +171,15 @@ class _Source:
         self.wrong += [("what was on a damaged page", exc.found) for exc in pages]
         self._salvaged = sorted({*found["catalog"][0], *found["records"][0]})
         self.total = len(self._salvaged)
-        sets: dict[str, FeatureSet] = {}
-        damaged: dict[str, StoreDamaged] = {}
-        for key in found["specs"][0]:
-            digest = key.decode(errors="replace")
-            try:
-                sets[digest] = unpack_set(key, self.snapshot.read("specs", key) or b"")
-            except StoreDamaged as exc:
-                damaged[digest] = exc
+        sets, damaged = unpack_whole_sets(
+            found["specs"][0], lambda key: self.snapshot.read("specs", key) or b""
+        )
         lost = Counter(key[:DIGEST_DIGITS].decode(errors="replace") for key in self._salvaged)
         for digest in lost.keys() - sets.keys() - damaged.keys():
             damaged[digest] = StoreDamaged(
                 f"its row is lost, and so what its {lost[digest]} videos are"
             )
-        return dict(sorted(sets.items(), key=lambda item: item[1].created)), damaged
+        return sets, damaged
 
 
 class _Merge:

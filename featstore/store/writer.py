@@ -280,7 +280,10 @@ class FeatureWriter:
 
     def _check_room(self, record_bytes: int) -> None:
         need = self._pending_bytes + record_bytes + PAGE + _SLACK_BYTES
-        free = free_bytes(self.path)
+        free, limit = free_bytes(self.path), self._max_size
+        taken = 0 if limit is None else stored_bytes(self._cache_dir)
+        if free - need >= self._min_free and (limit is None or taken + need <= limit):
+            return
         size, room = format_bytes(record_bytes), format_bytes(need)
         needs = f"the next record of {size} needs up to {room}, LMDB's pages included"
         if free - need < self._min_free:
@@ -289,11 +292,8 @@ class FeatureWriter:
                 "free; make room, or lower --min-free: what featstore rm freed inside the file is used first, and does "
                 "not count here"
             )
-        if self._max_size is not None:
-            taken = stored_bytes(self._cache_dir)
-            if taken + need > self._max_size:
-                raise StoreFull(
-                    f"{self._cache_dir} takes {format_bytes(taken)}, {needs}, "
-                    f"the limit is {format_bytes(self._max_size)}; raise --max-size, or give back with featstore "
-                    "compact what featstore rm freed"
-                )
+        raise StoreFull(
+            f"{self._cache_dir} takes {format_bytes(taken)}, {needs}, "
+            f"the limit is {format_bytes(limit or 0)}; raise --max-size, or give back with featstore "
+            "compact what featstore rm freed"
+        )

@@ -20,6 +20,7 @@ from featstore.preprocessing import Preprocessing
 from featstore.sampling import Sampling
 from featstore.system.forks import cached_property
 
+CHECKPOINT_FAMILY = "longva"  # of the encoders that `featstore ingest` builds, given a checkpoint
 DTYPES = ("fp16", "bf16", "fp32")  # what encoders compute in
 _EXACT = "pyav-presentation"  # the decoder that takes the frames a player shows
 Setting: TypeAlias = str | int | float | bool | None

@@ -116,9 +116,8 @@ def check_timed(table: PacketTable) -> None:
         raise NotRepeatable("a frame has no time", "frames without a time")
     if np.any(np.diff(table.shown_at) == 0):
         raise NotValidated("two frames have one time", "two frames at one time")
-    if len(
-        table.having(CUT_SHORT)
-    ):  # after that: FFmpeg also says so of where two MPEG-TS were joined
+    # After that: FFmpeg also says so of where two MPEG-TS were joined.
+    if len(table.having(CUT_SHORT)):
         raise NotValidated("a frame is cut short", DAMAGE)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from featstore.errors import NotFinite, QuantizeError
 from featstore.records.storage import STORED_DTYPES
+from featstore.spec import CHECKPOINT_FAMILY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -219,13 +220,13 @@ def refuse_large(scales: Sequence[Any]) -> None:
         )
 
 
-def in_words(exc: QuantizeError, dtype: str, family: str = "longva") -> str:
+def in_words(exc: QuantizeError, dtype: str, family: str = CHECKPOINT_FAMILY) -> str:
     """Return what is wrong with features that an encoder of `family` computed in `dtype`, and what to do about it."""
     if not isinstance(exc, NotFinite):
         return str(exc)
     damaged = "the checkpoint's weights are damaged or not of such a model: fetch them again"
     how = ", with --dtype, in Python dtype="
-    if family != "longva":  # an encoder of the user's own
+    if family != CHECKPOINT_FAMILY:  # an encoder of the user's own
         damaged, how = f"correct the encoder {family!r}, or its weights", ""
     remedy = {
         "fp16": f"whose largest number is 65504: compute in bf16 or fp32{how}",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from featstore.errors import FeatureNotFound, StoreMismatch, command_line, plain_line
 from featstore.sampling import check_nframe
-from featstore.spec import FeatureSpec
+from featstore.spec import CHECKPOINT_FAMILY, FeatureSpec
 from featstore.store.catalog import has_entry, read_failure, read_manifest, read_set
 from featstore.store.rows import video_key
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 MAKE_SET = "make one with featstore ingest"
 RETRY = "mend the cause, and ingest it again with --retry-failed (IngestOptions(retry_failed=True))"
-COMMAND_FAMILY = "longva"  # of the encoders that `featstore ingest` builds, given a checkpoint
 MIN_DIGITS = 4  # of a digest that name a feature set
 _SHOWN = 40  # characters of a value
 _BEFORE = 20  # of them before the first that differs, so that one sees what it is
@@ -141,7 +140,7 @@ def describe_mismatch(
 
 def _how_to_make(path: Path, wanted: FeatureSpec, origin: str) -> str:
     """Return the sentence that says how such features are made beside those of the dataset."""
-    if wanted.encoder.family == COMMAND_FAMILY:
+    if wanted.encoder.family == CHECKPOINT_FAMILY:
         command = command_line("ingest", videos="VIDEOS", dataset=path.name, cache_dir=path.parent)
         return f"make them beside it: {command} {origin} {wanted.ingest_options()}"
     is_exact = "--decoder exact" in wanted.ingest_options()

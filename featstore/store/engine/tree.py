@@ -97,9 +97,8 @@ class Tree:
         index = self._search(page, key)
         if index < len(page.nodes) and self._key(page, page.nodes[index]) == key:
             return self._place(page, page.nodes[index], limit)
-        self._check_order(
-            page, low, high
-        )  # or a key that is damaged would be one that is not there
+        # Or a key that is damaged would be one that is not there.
+        self._check_order(page, low, high)
         return None
 
     def keys(self, prefix: bytes) -> Iterator[bytes]:

@@ -48,7 +48,7 @@ def mutants_of(root: Path, path: str) -> Iterator[Mutant]:
     changes = _Changes()
     wrapper.visit(changes)
     starts = [0, *accumulate(len(line) for line in code.splitlines(keepends=True))]
-    seen = {code}
+    seen, lines = {code}, code.splitlines()
     for changed, span, first, last, at_import in changes.found:
         begin = starts[span.start.line - 1] + span.start.column
         end = starts[span.end.line - 1] + span.end.column
@@ -60,8 +60,8 @@ def mutants_of(root: Path, path: str) -> Iterator[Mutant]:
             ast.parse(mutated, path)
         except SyntaxError:
             continue
-        before, after = code.splitlines()[first - 1 : last], mutated.splitlines()[first - 1 :]
-        after = after[: len(after) - (len(code.splitlines()) - last)]
+        before, changed_lines = lines[first - 1 : last], mutated.splitlines()
+        after = changed_lines[first - 1 : len(changed_lines) - (len(lines) - last)]
         diff = "\n".join([*(f"-{line}" for line in before), *(f"+{line}" for line in after)])
         yield Mutant(path, first, last, at_import, diff, mutated)
 

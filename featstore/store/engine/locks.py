@@ -149,8 +149,8 @@ class LockFile:
             _open_files.add(self)
 
     def read(self) -> bytes:
-        """Return the note in it."""
-        return os.pread(self.fd, MAX_NOTE_BYTES, 0) if self.fd >= 0 else b""
+        """Return the note in it, while it is open."""
+        return os.pread(self.fd, MAX_NOTE_BYTES, 0)
 
     def write(self, note: bytes) -> None:
         """Put a note into it; does nothing if that fails."""

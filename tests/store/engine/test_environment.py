@@ -1,4 +1,6 @@
+import errno
 import inspect
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -8,15 +10,23 @@ import numpy as np
 import pytest
 from toys import expected, run_python, store_videos, toy_features, toy_spec
 
-from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreMismatch, StoreNotFound
+from featstore.errors import (
+    FeatureNotFound,
+    StoreDamaged,
+    StoreError,
+    StoreFull,
+    StoreMismatch,
+    StoreNotFound,
+)
 from featstore.records.storage import PAGE
 from featstore.store import reader
 from featstore.store.engine import environment as environment_module
 from featstore.store.engine import handles, lmdb_errors, tree
 from featstore.store.engine import snapshot as snapshot_module
-from featstore.store.engine.environment import open_environment
+from featstore.store.engine.environment import Keeper, open_environment, with_room
 from featstore.store.engine.lmdb_errors import store_error
 from featstore.store.engine.transaction import make_file
+from featstore.store.engine.tree import Place
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.paths import SEAL_FILE
 from featstore.store.reader import FeatureStore, get
@@ -55,12 +65,32 @@ def test_what_looks_damaged_is_checked_and_copied_from_but_not_removed(tmp_path)
         (lmdb.MapFullError("full"), StoreFull),
         (lmdb.DiskError("No space left on device"), StoreFull),
         (lmdb.Error("mdb_txn_commit: No space left on device"), StoreFull),
+        (lmdb.Error("mdb_txn_begin: Invalid argument"), StoreError),
         (lmdb.InvalidError("not an LMDB file"), StoreMismatch),
         (lmdb.VersionMismatchError("version"), StoreMismatch),
     ],
 )
 def test_errors_of_lmdb_that_a_caller_may_act_on_have_their_class(tmp_path, error, kind):
     assert type(store_error(error, tmp_path)) is kind
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            lmdb.LockError("Resource temporarily unavailable"),
+            rf"number, {os.getpid()}, in .*--pid=",
+        ),
+        (lmdb.Error(os.strerror(errno.EMFILE)), "ulimit -n"),
+        (lmdb.Error(os.strerror(errno.ENFILE)), "ulimit -n"),
+        (lmdb.MapFullError("full"), "the map of 4 TiB is full"),
+        (lmdb.MemoryError("memory"), "no address space for the map of 4 TiB; let go of"),
+        (lmdb.ReadersFullError("readers"), "1022 readers are at work"),
+    ],
+)
+def test_errors_of_lmdb_that_a_user_may_act_on_name_the_number_or_the_option(tmp_path, error, said):
+    with pytest.raises(StoreError, match=f"{tmp_path}: .*{said}"):
+        raise store_error(error, tmp_path)
 
 
 def test_an_unnamed_error_on_a_full_disk_is_a_full_disk(tmp_path, monkeypatch):
@@ -84,7 +114,9 @@ def make_data_file(cache: Path, content: bytes) -> None:
 def test_a_file_that_is_not_lmdbs_is_refused(tmp_path, content):
     make_data_file(tmp_path, content)
     for use in (FeatureStore(tmp_path).__getitem__, lambda name: FeatureWriter(tmp_path, name)):
-        with pytest.raises(StoreError, match=r"is not of LMDB engine 0.9 .* or damaged"):
+        with pytest.raises(
+            StoreError, match=rf"^{tmp_path}/demo: .* not of LMDB engine 0.9 .* or da"
+        ):
             use("demo")
     with pytest.raises(StoreError):
         check_dataset(tmp_path, "demo")
@@ -119,6 +151,57 @@ def test_a_process_has_one_environment_for_a_file_by_whatever_name(cache, tmp_pa
     one = open_environment(cache / "demo")
     assert open_environment(tmp_path / "link" / "demo") is one
     assert FeatureWriter(cache, "demo")._keeper.environment is one
+    del one
+    (cache / "demo" / SEAL_FILE).touch()
+    sealed = open_environment(cache / "demo")
+    assert sealed.reads_alone
+    assert open_environment(tmp_path / "link" / "demo") is sealed
+
+
+def test_what_is_kept_of_a_full_address_space_is_let_go_of_once_and_no_other_error_is_tried_again(
+    cache,
+):
+    store_videos(cache, "demo", {"a": A})
+    keeper = Keeper(cache / "demo")
+    keeper.open()
+    for kept, error in (
+        (True, StoreError("another")),
+        (False, store_error(lmdb.MemoryError(os.strerror(errno.ENOMEM)), cache)),
+        (False, store_error(lmdb.Error(os.strerror(errno.EMFILE)), cache)),
+    ):
+        tries: list[object] = []
+
+        def make(error=error, tries=tries) -> None:
+            tries.append(keeper.environment)
+            raise error from (error.__cause__ or Exception(str(error)))
+
+        keeper.open()
+        with pytest.raises(StoreError):
+            with_room(make)
+        assert len(tries) == 2 - kept
+        assert (keeper.environment is not None) is kept
+    keeper.open()
+
+
+def test_of_all_keepers_those_used_last_keep_their_environments(cache, monkeypatch):
+    monkeypatch.setattr(environment_module, "KEPT_ENVIRONMENTS", 2)
+    keepers = []
+    for name in ("one", "two", "three"):
+        store_videos(cache, name, {"a": A})
+        keepers.append(Keeper(cache / name))
+    for number, kept in ((0, [0]), (1, [0, 1]), (0, [0, 1]), (2, [0, 2]), (1, [1, 2])):
+        keepers[number].open()
+        assert [at for at, keeper in enumerate(keepers) if keeper.environment is not None] == kept
+
+
+def test_a_value_that_the_file_no_longer_has_is_damage_and_no_bus_error(cache):
+    store_videos(cache, "demo", {"a": A})
+    snapshot = open_environment(cache / "demo").snapshot()
+    size = snapshot.mapping.file_bytes()
+    assert len(snapshot.view(Place(size - 10, 10))) == 10
+    for place in (Place(size - 10, 11), Place(size, 1), Place(size + 5, 0)):
+        with pytest.raises(StoreDamaged, match=f"{cache}/demo: .* are gone"):
+            snapshot.view(place)
 
 
 def test_an_environment_closes_with_its_last_reference(cache):
@@ -251,6 +334,8 @@ def test_a_sealed_dataset_is_read_without_liblmdb_and_without_its_lock_file(cach
         patch.setattr(handles, "open_liblmdb", lambda *_, **__: pytest.fail("opened by liblmdb"))
         features = get(cache, "demo", "a")
         assert np.array_equal(features.data, expected(A))
+        with pytest.raises(FeatureNotFound, match=f"--cache-dir {cache}"):
+            get(cache, "demo", "b")
     assert not (cache / "demo" / "lock.mdb").exists()
     with pytest.raises(StoreError, match="is sealed: it is read without locks"):
         store_videos(cache, "demo", {"b": A})

@@ -92,3 +92,16 @@ def test_a_file_that_nobody_wrote_to_has_two_pages_of_no_commit(tmp_path):
             assert [meta.txn_id for meta in read_metas(fd, tmp_path)] == [0, 0]
         finally:
             os.close(fd)
+
+
+def test_two_pages_that_are_not_neighbours_are_damage_of_the_dataset_they_are_in(tmp_path):
+    file = tmp_path / "data.mdb"
+    first = meta_page(txn_id=4)
+    for second, found in (
+        (meta_page(1, txn_id=7), "its last commits are called 4 and 7"),
+        (meta_page(1, page_bytes=8192, txn_id=3), "its first two pages name different page sizes"),
+        (meta_page(1, depth=33, txn_id=3), "the depth on page 1 cannot be"),
+    ):
+        file.write_bytes(first.ljust(4096, b"\0") + second.ljust(4096, b"\0"))
+        with file.open("rb") as opened, pytest.raises(StoreDamaged, match=f"{FOLDER}: {found}"):
+            read_metas(opened.fileno(), FOLDER)

@@ -1,22 +1,30 @@
 import os
 import shutil
 import threading
+import time
 
+import lmdb
 import pytest
 from damage import put_raw
 from toys import run_python, start_python, store_videos, toy_features
 
-from featstore.errors import StoreError
-from featstore.store.engine import pages
-from featstore.store.engine.environment import open_environment
+from featstore.errors import StoreError, StoreFull
+from featstore.store.engine import pages, transaction
+from featstore.store.engine.environment import Environment, open_environment
 from featstore.store.engine.locks import LockFile, ingest_lock
-from featstore.store.engine.transaction import WriteTransaction
+from featstore.store.engine.still_file import hold_still
+from featstore.store.engine.transaction import WriteTransaction, make_file
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.compact import compact_dataset
 from featstore.store.maintenance.remove import remove_videos
 from featstore.store.maintenance.repair import repair_dataset
-from featstore.store.paths import INGEST_LOCK_FILE, WRITE_LOCK_FILE
-from featstore.store.reader import FeatureStore
+from featstore.store.paths import (
+    INGEST_LOCK_FILE,
+    LMDB_LOCK_FILE,
+    SEAL_FILE,
+    WRITE_LOCK_FILE,
+)
+from featstore.store.reader import FeatureStore, get
 
 A = toy_features(1)
 MANY = {str(i): A for i in range(30)}
@@ -209,7 +217,8 @@ HOLD = """
 import sys
 from pathlib import Path
 from featstore.store.maintenance.repair import repair_dataset
-from featstore.store.engine.transaction import WriteTransaction
+from featstore.store.engine.still_file import hold_still
+from featstore.store.engine.transaction import WriteTransaction, make_file
 txn = WriteTransaction(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.readline()
@@ -231,7 +240,8 @@ def test_a_forked_child_does_not_keep_the_right_to_write(cache):
 import os, sys, time
 from pathlib import Path
 from featstore.store.maintenance.repair import repair_dataset
-from featstore.store.engine.transaction import WriteTransaction
+from featstore.store.engine.still_file import hold_still
+from featstore.store.engine.transaction import WriteTransaction, make_file
 txn = WriteTransaction(Path(sys.argv[1]))
 if os.fork() == 0:
     time.sleep(30)
@@ -275,3 +285,99 @@ def test_a_smaller_value_put_over_a_larger_leaves_no_page_behind(cache):
         txn.put("failures", b"other", bytes(9_000))
     assert pages.find_page_problems(cache / "demo") == []
     put_raw(cache, "failures", b"other", None)
+
+
+def test_a_writer_waits_until_who_reads_without_its_lock_file_lets_go(cache, monkeypatch):
+    store_videos(cache, "demo", {"a": A})
+    held = [get(cache, "demo", "a")]
+    (cache / "demo" / LMDB_LOCK_FILE).unlink()
+
+    def let_go(seconds: float) -> None:
+        assert 0 < seconds < 1
+        held.clear()
+
+    monkeypatch.setattr(time, "sleep", let_go)
+    store_videos(cache, "demo", {"b": A})
+    assert held == []
+
+
+def test_a_lock_file_that_missed_a_commit_is_removed_and_nothing_is_written(cache, monkeypatch):
+    store_videos(cache, "demo", {"a": A})
+    real = Environment.lmdb
+
+    class Ahead:
+        """liblmdb's environment, whose lock file knows of one commit less than the data file has."""
+
+        def __init__(self, environment: Environment) -> None:
+            self._lmdb = real.__get__(environment)
+
+        def info(self):
+            found = self._lmdb.info()
+            return found | {"last_txnid": found["last_txnid"] + (self.begun is not None)}
+
+        def begin(self, **options):
+            Ahead.begun = self._lmdb.begin(**options)
+            return Ahead.begun
+
+        def __getattr__(self, name):
+            return getattr(self._lmdb, name)
+
+        begun = None
+
+    monkeypatch.setattr(Environment, "lmdb", property(Ahead))
+    with pytest.raises(StoreError, match=r"demo/lock\.mdb did not know of the last commit and was"):
+        WriteTransaction(cache / "demo")
+    monkeypatch.undo()
+    assert not (cache / "demo" / LMDB_LOCK_FILE).exists()
+    store_videos(cache, "demo", {"b": A})
+
+
+def test_an_error_of_lmdb_while_beginning_or_making_a_file_names_the_folder(cache, monkeypatch):
+    store_videos(cache, "demo", {"a": A})
+
+    def full(*words, **options):
+        raise lmdb.MapFullError("full")
+
+    monkeypatch.setattr(Environment, "lmdb", property(full))
+    monkeypatch.setattr(transaction, "open_liblmdb", full)
+    with pytest.raises(StoreFull, match=f"^{cache}/demo: the map of"):
+        WriteTransaction(cache / "demo")
+    with pytest.raises(StoreFull, match=f"^{cache}: the map of"):
+        make_file(cache, "manifest", b"k", b"m")
+    monkeypatch.undo()
+    with ingest_lock(cache / "demo"), WriteTransaction(cache / "demo"):
+        pass
+
+
+def test_a_file_in_the_making_is_where_a_compaction_passes_it_over(tmp_path, monkeypatch):
+    """A kill leaves it there."""
+    seen: list[str] = []
+    real = os.link
+
+    def link(source, target):
+        seen.extend(path.name for path in tmp_path.iterdir())
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", link)
+    make_file(tmp_path, "manifest", b"k", b"m")
+    assert [name.startswith(".making-") for name in seen] == [True]
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_file_held_still_is_copied_and_what_hinders_that_names_the_dataset(
+    cache, tmp_path, sealed, known
+):
+    store_videos(cache, "demo", {"a": A})
+    held = get(cache, "demo", "a") if known else None
+    if sealed:
+        (cache / "demo" / SEAL_FILE).touch()
+        (cache / "demo" / LMDB_LOCK_FILE).unlink(missing_ok=not known)
+    with hold_still(cache / "demo", sealed=sealed) as still:
+        assert still.rows == 4  # the manifest, the set, the video's row and its record
+        still.copy_compacted(tmp_path)
+        with pytest.raises(StoreError, match=f"^{cache}/demo: .*File exists"):
+            still.copy_compacted(tmp_path)
+        assert (cache / "demo" / LMDB_LOCK_FILE).exists() is not sealed
+    del held
+    (cache / "demo" / SEAL_FILE).unlink(missing_ok=True)

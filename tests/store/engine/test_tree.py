@@ -1,6 +1,7 @@
 """Our walk of LMDB's pages: the same as LMDB's on sound files, an error and nothing else on others."""
 
 import os
+import random
 import struct
 from itertools import chain
 from pathlib import Path
@@ -101,6 +102,7 @@ def test_rows_are_read_up_to_the_last_with_the_prefix_and_no_further(tmp_path):
     assert read == []
 
 
+@pytest.mark.parametrize("node", range(3))
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -110,15 +112,53 @@ def test_rows_are_read_up_to_the_last_with_the_prefix_and_no_further(tmp_path):
         (6, 5_000),  # the key's length
     ],
 )
-def test_a_node_that_leads_out_of_its_page_is_refused_when_rows_are_read(tmp_path, field, value):
+def test_a_node_that_leads_out_of_its_page_is_refused(tmp_path, node, field, value):
     file = write(tmp_path, {b"a": b"1", b"b": b"2", b"c": b"3"})
     tree = open_tree(file)
     page = tree._page(tree._meta.root, LEAF, 1 << 40)
     with open(file, "r+b", buffering=0) as opened:
-        at = page.number * PAGE + page.nodes[1] + field
+        at = page.number * PAGE + page.nodes[node] + field
         os.pwrite(opened.fileno(), struct.pack("=H", value), at)
-    with pytest.raises(StoreDamaged, match=r"page \d+ cannot be"):
-        read_all(open_tree(file))
+    what = "a node has flags 2" if value == 2 else ""
+    for read in (read_all, lambda tree: tree.find(b"abc"[node : node + 1])):
+        with pytest.raises(StoreDamaged, match=rf"^{tmp_path}: page \d+ cannot be: {what}"):
+            read(open_tree(file))
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper"), [(16, PAGE), (17, PAGE), (20, 18), (20, PAGE + 2), (PAGE + 2, PAGE + 2)]
+)
+def test_a_page_whose_bounds_cannot_be_is_refused(tmp_path, lower, upper):
+    file = write(tmp_path, {b"a": b"1", b"b": b"2"})
+    tree = open_tree(file)
+    with open(file, "r+b", buffering=0) as opened:
+        at = tree._meta.root * PAGE + HEADER.size - 4
+        os.pwrite(opened.fileno(), struct.pack("=HH", lower, upper), at)
+    for read in (read_all, lambda tree: tree.find(b"a")):
+        with pytest.raises(StoreDamaged, match=f"its bounds are {lower} and {upper}"):
+            read(open_tree(file))
+
+
+def test_a_branch_leads_to_pages_of_48_bits(deep, monkeypatch):
+    tree = open_tree(deep)
+    page = tree._page(tree._meta.root, BRANCH, 1 << 40)
+    data = bytearray(page.data)
+    for start in page.nodes:
+        NODE.pack_into(data, start, 0x0102, 0x0304, 0x0506, NODE.unpack_from(data, start)[3])
+    monkeypatch.setattr(tree, "_page", lambda *words: page._replace(data=bytes(data)))
+    assert set(tree._branch(page.number, 1 << 40).children) == {0x0506_0304_0102}
+
+
+def test_a_large_value_may_begin_on_the_first_page_after_the_two(tmp_path):
+    chance, first = random.Random(0), set()
+    for _ in range(40):
+        value = b"y" * chance.choice([10, 4_000])
+        tree = open_tree(write(tmp_path, {b"large%d" % chance.randrange(4): value, b"x": value}))
+        for key in tree.keys(b"large"):
+            place = tree.find(key)
+            assert tree.mapping.read(*place) == b"y" * place.length
+            first |= {place.offset // PAGE} if place.length > 10 else set()
+    assert min(first) == 2
 
 
 @pytest.mark.parametrize("start", [0, 20, PAGE - 7, PAGE, 65_535])

@@ -11,7 +11,7 @@ from quick import first_is_quick
 from toys import run_python, start_python, store_videos, toy_features
 
 from featstore.errors import StoreError, StoreLocked
-from featstore.store.engine import locks
+from featstore.store.engine import locks, waiting
 from featstore.store.engine.locks import single_flight_lock, write_lock
 from featstore.store.engine.transaction import WriteTransaction
 from featstore.store.paths import FLIGHT_LOCK_FILE, WRITE_LOCK_FILE
@@ -130,6 +130,16 @@ def test_a_stopped_writer_is_named_while_it_is_waited_for_and_at_the_end(
         holder.send_signal(signal.SIGCONT)
         holder.communicate("done\n")
     write_lock(tmp_path).close()
+
+
+def test_a_process_is_described_by_what_the_system_shows_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(waiting, "_PROC", tmp_path)
+    assert waiting._describe_process(7, "") == "process 7"
+    assert waiting._describe_process(7, "since then") == "process 7 (since then)"
+    (tmp_path / "7").mkdir()
+    for state, said in (("S (sleeping)", ""), ("T (stopped)", ", stopped: kill -CONT 7 wakes it")):
+        (tmp_path / "7" / "status").write_text(f"Name:\ta:\tb\nUmask:\t0022\nState:\t{state}\n")
+        assert waiting._describe_process(7, "") == f"process 7 (a:\tb{said})"
 
 
 def test_the_features_of_a_video_are_not_waited_for_for_ever(tmp_path, impatient, capsys):

@@ -163,6 +163,12 @@ def test_a_listing_that_is_none_lists_nothing(cache, content):
     assert lost_datasets(cache) == {}
 
 
+def test_a_listing_that_is_a_pipe_is_waited_for_by_nobody(cache):
+    store_videos(cache, "demo", {"a": A})
+    os.mkfifo(cache / "cache_meta.json")
+    assert lost_datasets(cache) == {}
+
+
 def test_who_had_it_open_is_told_the_same(cache):
     store_videos(cache, "demo", {"a": A})
     store = featstore.open(cache)

@@ -4,9 +4,12 @@ import msgpack
 import pytest
 import xxhash
 from sample_records import HEADER
+from toys import toy_spec
 
 from featstore.errors import StoreDamaged
-from featstore.store.rows import Entry, pack_row, unpack_entry, video_key
+from featstore.records.storage import Storage
+from featstore.store.engine.settings import MAX_ROW_BYTES
+from featstore.store.rows import Entry, FeatureSet, pack_row, unpack_entry, video_key
 
 DIGEST = "0123456789abcdef" * 2
 ENTRY = Entry(
@@ -80,6 +83,25 @@ def test_a_flipped_byte_of_a_row_is_refused(at):
     data[at] ^= 1
     with pytest.raises(StoreDamaged, match="its checksum is not that of what it holds"):
         unpack_entry(KEY, bytes(data))
+
+
+def test_a_key_that_is_no_digest_is_told_as_far_as_it_can_be():
+    assert unpack_entry(b"\xff" * 64, pack_row(ENTRY)).spec == "\ufffd" * 32
+
+
+def test_a_row_is_packed_up_to_what_a_reader_takes():
+    room = MAX_ROW_BYTES - len(pack_row(ENTRY._replace(doubt="x" * (1 << 16)))) + (1 << 16)
+    assert len(pack_row(ENTRY._replace(doubt="x" * room))) == MAX_ROW_BYTES
+    with pytest.raises(ValueError, match=f"too long for a catalog, which takes {MAX_ROW_BYTES}"):
+        pack_row(ENTRY._replace(doubt="x" * (room + 1)))
+
+
+@pytest.mark.parametrize(("created", "differs"), [(7.0, True), (8.0, False), (9.0, False)])
+def test_a_record_of_another_codec_is_due_if_it_was_made_before_the_storage_was_replaced(
+    created, differs
+):
+    row = FeatureSet(toy_spec(), Storage("int8", "channel", "zstd"), None, "toy", {}, 1.0, 8.0)
+    assert row.differs(ENTRY._replace(created=created)) is differs
 
 
 def test_a_row_names_the_file_and_the_error_of_its_record():

@@ -1,6 +1,8 @@
 """What a store says of itself: counts from the manifest, errors from the rows."""
 
+import errno
 import json
+import os
 
 import pytest
 from damage import put_raw
@@ -8,6 +10,7 @@ from toys import put_video, store_videos, toy_features, toy_spec
 
 from featstore.errors import FeatstoreError, StoreDamaged, StoreNotFound
 from featstore.records.storage import Storage
+from featstore.store import describe
 from featstore.store.default_set import set_default
 from featstore.store.describe import describe_dataset, describe_store, write_cache_meta
 from featstore.store.engine.environment import open_environment
@@ -144,3 +147,16 @@ def test_what_a_merge_brought_in_another_storage_is_told_and_is_no_work(two, tmp
     four, eight = describe_dataset(two, "demo")["feature_sets"]
     assert four["storages"] == {"int8/channel": 2, "bf16": 1, "int8/channel lz4": 1}
     assert (four["stored_otherwise"], eight["storages"]) == (0, {})
+
+
+def test_a_disk_too_full_for_the_description_costs_nothing_else(two, monkeypatch):
+    write_cache_meta(two)
+    before = (two / "cache_meta.json").read_text()
+    store_videos(two, "demo", {"c": toy_features(3)})
+
+    def refuse(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(describe, "write_atomically", refuse)
+    write_cache_meta(two)
+    assert (two / "cache_meta.json").read_text() == before

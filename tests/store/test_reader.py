@@ -8,6 +8,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from damage import put_raw
 from toys import expected, put_video, run_python, store_videos, toy_features, toy_spec
 
 import featstore
@@ -249,12 +250,35 @@ def test_one_set_of_several_is_chosen_by_nframe_spec_or_digest(cache):
 
 
 @pytest.mark.parametrize(
-    "choice", [{"nframe": 7}, {"spec": "0" * 32}, {"spec": ""}, {"spec": toy_spec().digest[:3]}]
+    ("choice", "said"),
+    [
+        ({"nframe": 7}, "nframe=7"),
+        ({"spec": "0" * 32}, f"spec='{'0' * 32}'"),
+        ({"spec": ""}, "the request"),
+        ({"spec": toy_spec().digest[:3]}, f"spec={toy_spec().digest[:3]!r}"),
+        ({"nframe": 7, "spec": "0000"}, "nframe=7, spec='0000'"),
+    ],
 )
-def test_a_choice_that_fits_no_set_lists_those_there_are(cache, choice):
+def test_a_choice_that_fits_no_set_lists_those_there_are(cache, choice, said):
     spec = store_videos(cache, "demo", {"a": A})
-    with pytest.raises(StoreMismatch, match=f"no feature set .*\n  {spec.digest[:8]}"):
+    found = f"no feature set of dataset 'demo' fits {said}, it has 1:\n  {spec.digest[:8]}"
+    with pytest.raises(StoreMismatch, match=found):
         FeatureStore(cache)["demo"].lookup("a", **choice)
+
+
+def test_of_several_sets_the_default_one_is_meant_if_it_fits_and_none_otherwise(cache):
+    four = store_videos(cache, "demo", {"a": A}, spec=toy_spec(4))
+    other = dataclasses.replace(four, decoder="pyav")
+    store_videos(cache, "demo", {"a": B}, spec=other)
+    dataset = FeatureStore(cache)["demo"]
+    assert dataset.lookup("a", nframe=4).header.spec == four.digest
+    assert dataset.sets[other.digest].lookup("a", nframe=4).header.spec == other.digest
+    store_videos(cache, "demo", {"a": B}, spec=toy_spec(8))
+    assert dataset.sets[toy_spec(8).digest].lookup("a").header.spec == toy_spec(8).digest
+    with pytest.raises(
+        StoreMismatch, match=r"^2 feature sets of dataset 'demo' fit; name one with"
+    ):
+        dataset.sets[toy_spec(8).digest].lookup("a", nframe=4)
 
 
 def test_digits_too_few_to_name_a_set_are_said_to_be(cache):
@@ -270,6 +294,7 @@ def test_a_dataset_without_a_set_says_so(cache):
     FeatureWriter(cache, "demo", min_free=0)
     dataset = FeatureStore(cache)["demo"]
     assert (len(dataset), list(dataset), "a" in dataset, len(dataset.sets)) == (0, [], False, 0)
+    assert list(dataset.failures()) == []
     with pytest.raises(
         FeatureNotFound, match=r"'demo' in .* has no feature set, so no video 'a'; make"
     ):
@@ -533,6 +558,14 @@ def test_a_repr_fits_a_line(cache):
     assert repr(store["empty"].sets) == "<featstore.FeatureSets of 'empty': none>"
     for found in (store, dataset, dataset["a"], store["empty"]):
         assert repr(found).isprintable()
+
+
+def test_a_repr_of_sets_that_cannot_be_read_says_why(cache):
+    spec = store_videos(cache / "aside", "demo", {"a": A})
+    dataset = FeatureStore(cache / "aside")["demo"]
+    put_raw(cache / "aside", "specs", spec.digest.encode(), b"nonsense")
+    assert "'demo': feature set " in repr(dataset.sets)
+    assert "cannot be read" in repr(dataset.sets)
 
 
 def test_a_repr_of_what_cannot_be_read_says_why(cache):

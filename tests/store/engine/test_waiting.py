@@ -1,5 +1,6 @@
 """Nobody waits for a lock for ever, in silence, or for a child that was forked."""
 
+import contextlib
 import os
 import signal
 import stat
@@ -116,7 +117,8 @@ def impatient(monkeypatch):
 def test_a_stopped_writer_is_named_while_it_is_waited_for_and_at_the_end(
     tmp_path, impatient, capsys
 ):
-    with start_python(HOLD, tmp_path, WRITE_LOCK_FILE) as holder:
+    with start_python(HOLD, tmp_path, WRITE_LOCK_FILE) as holder, contextlib.ExitStack() as stack:
+        stack.callback(holder.kill)  # or a test that fails would wait for it
         holder.stdout.readline()
         holder.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, holder.pid, os.WSTOPPED | os.WNOWAIT)

@@ -54,6 +54,24 @@ def test_a_clean_dataset_has_no_problems_and_is_counted(cache):
     assert sorted(seen) == ["a", "b"]
 
 
+def test_failures_are_counted_and_a_damaged_one_says_what_to_do(damaged):
+    with FeatureWriter(damaged, "demo", min_free=0) as writer:
+        for video in "cde":
+            writer.fail(Failure(video, f"/{video}.mp4", SPEC.digest, "no frames", 0.0))
+    key = video_key(SPEC.digest, "c")
+    put_raw(damaged, "failures", key, b"nonsense")
+    report = check_dataset(damaged, "demo")
+    assert report.failures == 3
+    assert [problem.split(": ")[0] for problem in report.problems] == [f"failure {key.decode()}"]
+    assert report.problems[0].endswith("; run featstore check --repair")
+
+
+def test_a_row_that_cannot_be_read_is_named_by_its_key(damaged):
+    put_raw(damaged, "catalog", KEY_A, b"nonsense")
+    [problem] = check_dataset(damaged, "demo").problems
+    assert problem.startswith(f"row {KEY_A.decode()}: a row of the catalog cannot be read")
+
+
 def test_a_dataset_that_is_not_there_raises(cache):
     with pytest.raises(StoreNotFound, match="there is no store in"):
         check_dataset(cache, "demo")

@@ -372,6 +372,53 @@ def test_a_copy_that_lacks_rows_is_not_taken(hollow, monkeypatch):
     assert kept(hollow)
 
 
+def test_room_for_the_copy_and_its_tables_is_enough_and_a_byte_less_is_not(hollow, monkeypatch):
+    environment = open_environment(hollow / "demo")
+    need = StillFile(environment.lmdb, environment.path).live_bytes + (1 << 20)
+    monkeypatch.setattr(compact, "free_bytes", lambda path: need - 1)
+    with pytest.raises(StoreFull, match="MiB are free; make room"):
+        compact_dataset(hollow, "demo")
+    monkeypatch.setattr(compact, "free_bytes", lambda path: need)
+    compact_dataset(hollow, "demo")
+
+
+def test_owner_and_times_that_may_not_be_given_are_left_out(hollow, monkeypatch):
+    def refuse(*words):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chown", refuse)
+    monkeypatch.setattr(shutil, "copystat", refuse)
+    compact_dataset(hollow, "demo")
+    assert kept(hollow)
+
+
+def test_what_a_kill_left_and_this_user_may_not_remove_is_another_users(hollow, monkeypatch):
+    shutil.copytree(hollow / "demo", hollow / ".compacting-demo")
+
+    def refuse(*words, **options):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    with pytest.raises(
+        StoreError, match=r"left by a compaction that was killed, .* another user's"
+    ):
+        compact_dataset(hollow, "demo")
+    monkeypatch.undo()
+    assert kept(hollow)
+
+
+def test_an_error_of_the_stores_own_is_said_as_it_is(hollow, monkeypatch):
+    full = StoreFull("no room left; make some")
+
+    def refused(source, aside):
+        raise full
+
+    monkeypatch.setattr(StillFile, "copy_compacted", refused)
+    with pytest.raises(StoreFull) as raised:
+        compact_dataset(hollow, "demo")
+    assert raised.value is full
+
+
 @pytest.mark.parametrize(
     ("number", "kind"),
     [(errno.ENOSPC, StoreFull), (errno.EDQUOT, StoreFull), (errno.EIO, StoreError)],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +34,7 @@ class Features:
 
     header: Header
     _record: Record
-    owner: object = field(default=None)
+    owner: object = None
 
     @property
     def shape(self) -> tuple[int, int]:

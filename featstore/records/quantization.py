@@ -168,7 +168,7 @@ def measure_error(
         original += float(np.vdot(before, before))
         kept += float(np.vdot(after, after))
         difference += float(np.vdot(gap, gap))
-        max_abs = max(max_abs, float(np.abs(gap).max(initial=0.0)))
+        max_abs = max(max_abs, float(np.abs(gap).max()))
     errors = np.sort(relative_token_errors(norms**0.5, gaps**0.5))
     return QuantError.from_sums(
         dot=dot,

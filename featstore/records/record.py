@@ -148,15 +148,7 @@ def has_whole_prefix(record: memoryview) -> bool:
 
 def _parse_header(record: memoryview, prefix_bytes: int) -> tuple[Header, int]:
     """Return the checked header and the offset of its end."""
-    unpacker = msgpack.Unpacker(
-        strict_map_key=True,
-        unicode_errors="surrogatepass",
-        max_buffer_size=MAX_PREFIX_BYTES,
-        max_str_len=MAX_HEADER_BYTES,
-        max_bin_len=MAX_HEADER_BYTES,
-        max_array_len=64,
-        max_map_len=64,
-    )
+    unpacker = msgpack.Unpacker(unicode_errors="surrogatepass", max_array_len=64, max_map_len=64)
     unpacker.feed(record[: min(prefix_bytes, MAX_HEADER_BYTES)])
     try:
         unpacker.read_array_header()

@@ -38,7 +38,7 @@ def choose_set(
             chosen = select(sets, path, nframe, None, own)
             if chosen.spec.digest == own:
                 return chosen
-    return select(read_sets(snapshot, (named or "").lower()), path, nframe, spec, own)
+    return select(read_sets(snapshot, (named or "").lower()), path, nframe, spec)
 
 
 def set_default(cache_dir: str | os.PathLike[str], dataset: str, digest: str) -> FeatureSet:

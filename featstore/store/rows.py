@@ -274,7 +274,7 @@ def unpack_row(data: bytes) -> Any:
             remedy="run featstore check --repair",
         )
     try:
-        return msgpack.unpackb(packed, unicode_errors="surrogatepass", strict_map_key=True)
+        return msgpack.unpackb(packed, unicode_errors="surrogatepass")
     except Exception as exc:  # msgpack raises a dozen unrelated types on invalid input
         raise _unknown(exc) from exc
 

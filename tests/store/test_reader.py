@@ -21,11 +21,13 @@ from featstore.errors import (
     StoreNotFound,
 )
 from featstore.records.quantization import dequantize, quantize
+from featstore.records.record import parse
 from featstore.records.storage import GRANULARITIES, Storage
 from featstore.sampling import Sampling
 from featstore.store import catalog
 from featstore.store.default_set import set_default
 from featstore.store.describe import describe_dataset
+from featstore.store.engine.snapshot import Snapshot
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.compact import compact_dataset
 from featstore.store.maintenance.merge import merge_dataset
@@ -33,7 +35,7 @@ from featstore.store.maintenance.remove import remove_dataset, remove_videos
 from featstore.store.maintenance.repair import repair_dataset
 from featstore.store.maintenance.seal import seal_dataset, unseal_dataset
 from featstore.store.reader import FeatureStore, get
-from featstore.store.rows import Failure
+from featstore.store.rows import Failure, pack_row, video_key
 from featstore.store.writer import FeatureWriter
 
 A, B = toy_features(1), toy_features(2)
@@ -294,7 +296,10 @@ def test_a_dataset_without_a_set_says_so(cache):
     FeatureWriter(cache, "demo", min_free=0)
     dataset = FeatureStore(cache)["demo"]
     assert (len(dataset), list(dataset), "a" in dataset, len(dataset.sets)) == (0, [], False, 0)
+    key = video_key(toy_spec().digest, "a")
+    put_raw(cache, "failures", key, pack_row(Failure("a", "/a", toy_spec().digest, "bad", 1.0)))
     assert list(dataset.failures()) == []
+    put_raw(cache, "failures", key, None)
     with pytest.raises(
         FeatureNotFound, match=r"'demo' in .* has no feature set, so no video 'a'; make"
     ):
@@ -539,6 +544,20 @@ def test_a_manifest_is_unpacked_once_a_commit(cache, monkeypatch):
     for _ in range(3):
         assert (set(dataset), len(dataset)) == ({"a", "b"}, 2)
     assert len(unpacked) <= 1
+
+
+def test_the_record_of_the_set_that_is_meant_is_read_ahead(cache, monkeypatch):
+    store_videos(cache, "demo", {"a": A})
+    eight = store_videos(cache, "demo", {"a": toy_features(2, 8)}, spec=toy_spec(8))
+    read: list[str] = []
+    monkeypatch.setattr(
+        Snapshot, "prefault", lambda self, value: read.append(parse(value).header.spec)
+    )
+    dataset = FeatureStore(cache)["demo"]
+    for choice in ({}, {"nframe": 8}, {"spec": eight}, {"spec": eight.digest[:6], "nframe": 8}):
+        dataset.read_ahead("a", **choice)
+    dataset.read_ahead("b")
+    assert read == [toy_spec().digest, *[eight.digest] * 3]
 
 
 def test_a_repr_fits_a_line(cache):

@@ -77,6 +77,11 @@ def test_a_video_that_is_stored_in_an_unknown_way_says_so_when_asked(other):
         _ = entry.storage
 
 
+def test_a_whole_row_that_is_not_understood_is_of_another_version():
+    with pytest.raises(StoreDamaged, match=r"another version of featstore .*; update featstore$"):
+        unpack_entry(KEY, row_of([]))
+
+
 @pytest.mark.parametrize("at", [0, 2, 3, 10, 11, 40, -1])
 def test_a_flipped_byte_of_a_row_is_refused(at):
     data = bytearray(pack_row(ENTRY))

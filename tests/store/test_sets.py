@@ -288,6 +288,9 @@ def test_a_row_that_cannot_be_read_is_in_nobody_elses_way(two):
     ):
         with pytest.raises(StoreDamaged, match=f"{EIGHT.digest[:8]} of .* check --repair"):
             look()
+    with pytest.raises(StoreDamaged, match=f"{EIGHT.digest[:8]} of .* check --repair"):
+        set_default(two, "demo", EIGHT.digest[:8])
+    assert set_default(two, "demo", FOUR.digest[:8]).spec == FOUR
     put_raw(two, "specs", FOUR.digest.encode(), b"nonsense")
     with pytest.raises(StoreDamaged):
         dataset.lookup("a", nframe=4)

@@ -48,6 +48,12 @@ def test_features_that_were_verified_are_not_verified_again(cache, monkeypatch):
         for _ in range(3):
             dataset["a"]
         assert len(verified) == expected
+    first = FeatureStore(cache)["demo"]
+    held = first["a"]
+    store_videos(cache, "demo", {"b": toy_features(2)})
+    verified.clear()
+    assert first["a"].header == held.header
+    assert verified == []
 
 
 def test_a_record_that_was_put_again_is_verified_again_though_its_header_says_the_same(cache):

@@ -56,11 +56,8 @@ class Planes:
                 start, length = spans[at]
                 name = f"planes block {at} of {len(spans)}"
                 block = decompress_frame(stored[start : start + length], len(place), name)
-                if plane == self._itemsize - 1:
-                    place[:] = np.frombuffer(block, np.uint8)
-                else:
-                    np.left_shift(place, 8, out=place)
-                    np.bitwise_or(place, np.frombuffer(block, np.uint8), out=place)
+                np.left_shift(place, 8, out=place)  # whatever was there is shifted out
+                np.bitwise_or(place, np.frombuffer(block, np.uint8), out=place)
 
         side_by_side(work, count, raw_bytes)
         return out.data.cast("B")[:raw_bytes].toreadonly()

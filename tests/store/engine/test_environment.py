@@ -194,6 +194,16 @@ def test_of_all_keepers_those_used_last_keep_their_environments(cache, monkeypat
         assert [at for at, keeper in enumerate(keepers) if keeper.environment is not None] == kept
 
 
+def test_of_all_records_those_used_last_are_kept(monkeypatch):
+    monkeypatch.setattr(snapshot_module, "CACHED_RECORDS", 2)
+    cache = snapshot_module.Cache()
+    for key, kept in ((b"a", b"a"), (b"b", b"ab"), (b"c", b"bc"), (b"b", b"cb"), (b"d", b"bd")):
+        cache.put(key, object())
+        assert b"".join(cache._records) == kept
+        assert cache.get(kept[:1]) is not None
+        cache._records.move_to_end(kept[-1:])
+
+
 def test_a_value_that_the_file_no_longer_has_is_damage_and_no_bus_error(cache):
     store_videos(cache, "demo", {"a": A})
     snapshot = open_environment(cache / "demo").snapshot()

@@ -126,7 +126,8 @@ def test_a_node_that_leads_out_of_its_page_is_refused(tmp_path, node, field, val
 
 
 @pytest.mark.parametrize(
-    ("lower", "upper"), [(16, PAGE), (17, PAGE), (20, 18), (20, PAGE + 2), (PAGE + 2, PAGE + 2)]
+    ("lower", "upper"),
+    [(16, PAGE), (17, PAGE), (19, PAGE), (20, 18), (20, PAGE + 2), (PAGE + 2, PAGE + 2)],
 )
 def test_a_page_whose_bounds_cannot_be_is_refused(tmp_path, lower, upper):
     file = write(tmp_path, {b"a": b"1", b"b": b"2"})
@@ -168,8 +169,9 @@ def test_a_node_that_begins_outside_the_page_is_refused_when_rows_are_read(tmp_p
     with open(file, "r+b", buffering=0) as opened:
         at = number * PAGE + HEADER.size + 2
         os.pwrite(opened.fileno(), struct.pack("=H", start), at)
-    with pytest.raises(StoreDamaged, match=f"page {number} cannot be"):
-        read_all(open_tree(file))
+    for read in (read_all, lambda tree: tree.find(b"b")):
+        with pytest.raises(StoreDamaged, match=f"page {number} cannot be"):
+            read(open_tree(file))
 
 
 def copy_page(file: Path, source: int, target: int) -> None:
@@ -285,6 +287,30 @@ def test_no_flipped_byte_of_a_page_header_or_node_leads_out_of_the_file(deep):
     assert probe(deep) == set()
 
 
+def test_an_empty_tree_has_nothing_to_find_or_to_salvage(tmp_path):
+    tree = open_tree(write(tmp_path, {}))
+    assert tree.find(b"a") is None
+    assert tree.salvage(b"") == ([], [])
+    assert read_all(tree) == {}
+
+
+def test_a_page_behind_the_last_is_refused(deep):
+    tree = open_tree(deep)
+    root = tree._meta.root
+    assert tree._page(root, BRANCH, root + 1).number == root
+    with pytest.raises(StoreDamaged, match=f"leads to it, and the file has {root}"):
+        tree._page(root, BRANCH, root)
+
+
+def test_a_large_value_of_more_pages_than_there_are_is_refused(tmp_path):
+    file = write(tmp_path, {b"large": b"x" * 40_000})
+    page = open_tree(file).find(b"large").offset // PAGE
+    with open(file, "r+b", buffering=0) as opened:
+        os.pwrite(opened.fileno(), struct.pack("=I", 14), page * PAGE + 12)
+    with pytest.raises(StoreDamaged, match=r"it says otherwise"):
+        open_tree(file).find(b"large")
+
+
 def test_a_file_that_ends_early_is_refused_when_it_is_opened_and_while_it_is_open(deep):
     tree = open_tree(deep)
     for end in (3 * PAGE + 5, 2 * PAGE, PAGE + 100, PAGE, 100, 0):
@@ -322,9 +348,11 @@ def test_a_branch_that_leads_to_itself_is_no_endless_walk(deep):
 def test_keys_out_of_order_are_damage(tmp_path):
     file = write(tmp_path, {b"a": b"1", b"b": b"2", b"c": b"3"})
     data = file.read_bytes()
-    file.write_bytes(data.replace(b"b2", b"z2"))
-    with pytest.raises(StoreDamaged, match="out of order"):
-        read_all(open_tree(file))
+    for other in (b"z2", b"a2"):
+        file.write_bytes(data.replace(b"b2", other))
+        for read in (read_all, lambda tree: list(tree.keys(b""))):
+            with pytest.raises(StoreDamaged, match="out of order"):
+                read(open_tree(file))
 
 
 def test_separators_out_of_order_are_damage(deep):

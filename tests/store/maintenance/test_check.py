@@ -170,6 +170,7 @@ def test_a_record_without_a_row_is_found(damaged):
     put_raw(damaged, "catalog", KEY_A, None)
     [problem] = check_dataset(damaged, "demo").problems
     assert problem.startswith(f"record {KEY_A.decode()} has no row")
+    assert problem.endswith("; run featstore check --repair, which writes it again")
 
 
 def test_payloads_are_read_in_before_their_checksums(cache, monkeypatch):
@@ -198,6 +199,7 @@ def test_a_set_whose_row_describes_another_is_found(damaged):
     put_raw(damaged, "specs", KEY, pack_row(dataclasses.replace(row, spec=other)))
     [problem] = check_dataset(damaged, "demo").problems
     assert f"the feature set {SPEC.digest} describes" in problem
+    assert problem.endswith("removes this set only, then ingest its videos again")
     with pytest.raises(StoreDamaged, match="its row is damaged; featstore check --repair removes"):
         get(damaged, "demo", "a")
     store_videos(damaged, "demo", {"a": A}, spec=WIDE)
@@ -303,6 +305,7 @@ def test_a_manifest_that_is_wrong_is_found_and_written_again(damaged, name):
     put_manifest(damaged, **changes)
     [problem] = check_dataset(damaged, "demo").problems
     assert problem.startswith("the manifest ")
+    assert problem.endswith("; run featstore check --repair, which writes it again")
     assert re.search(says, problem), problem
     report = repair_dataset(damaged, "demo")
     assert (report.problems, len(report.repaired), report.again) == ([], 1, 0)

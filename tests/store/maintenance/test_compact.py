@@ -205,7 +205,8 @@ def test_a_copy_that_is_not_whole_is_not_taken(hollow, monkeypatch):
 
 def test_permissions_and_files_of_others_stay(hollow):
     folder = hollow / "demo"
-    (folder / "README").write_text("whose this is")
+    for number in range(9):
+        (folder / f"README{number}").write_text("whose this is")
     folder.chmod(0o2775)
     for name in ("data.mdb", "lock.mdb"):
         (folder / name).chmod(0o664)
@@ -213,7 +214,8 @@ def test_permissions_and_files_of_others_stay(hollow):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o2775
     for name in ("data.mdb", "lock.mdb"):
         assert stat.S_IMODE((folder / name).stat().st_mode) == 0o664
-    assert (folder / "README").read_text() == "whose this is"
+    for number in range(9):
+        assert (folder / f"README{number}").read_text() == "whose this is"
 
 
 def test_a_folder_that_is_not_ours_is_refused_and_kept(hollow):

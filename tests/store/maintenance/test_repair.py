@@ -1,4 +1,5 @@
 import struct
+import time
 
 import msgpack
 import pytest
@@ -365,6 +366,52 @@ def test_of_several_sets_the_oldest_becomes_the_default_of_a_rebuilt_manifest(da
     assert check_dataset(damaged, "demo").problems == []
     assert get(damaged, "demo", "b").header.spec == SPEC.digest
     assert FeatureStore(damaged)["demo"].counts == Counts(1, 1, 4, 4080 + 128)
+
+
+def test_the_sets_of_a_rebuilt_manifest_are_the_oldest_first(damaged):
+    """The next one becomes the default if that is removed."""
+    others = [toy_spec(nframe) for nframe in (8, 16, 32, 64)]
+    for spec in others:
+        store_videos(damaged, "demo", {"a": A}, spec=spec)
+    made = [SPEC.digest, *(spec.digest for spec in others)]
+    assert made != sorted(made)
+    lose_manifest(damaged)
+    repair_dataset(damaged, "demo")
+    manifest = read_manifest(open_environment(damaged / "demo").snapshot())
+    assert (list(manifest.sets), manifest.default) == (made, SPEC.digest)
+
+
+def test_a_manifest_of_no_sets_is_rebuilt(tmp_path):
+    FeatureWriter(tmp_path, "demo", min_free=0)
+    lose_manifest(tmp_path)
+    [done] = repair_dataset(tmp_path, "demo").repaired
+    assert done.endswith("; written again from the rows; it has no feature set")
+    assert check_dataset(tmp_path, "demo").problems == []
+    manifest = read_manifest(open_environment(tmp_path / "demo").snapshot())
+    assert (manifest.dataset, manifest.default, manifest.sets) == ("demo", "", {})
+    assert time.time() - 60 < manifest.created <= time.time()
+
+
+def test_whose_key_it_was_is_told_by_a_failure_if_row_and_record_do_not(damaged):
+    """The video failed once more after it was stored."""
+    with FeatureWriter(damaged, "demo", min_free=0) as writer:
+        writer.fail(Failure("a", "/other/a.mp4", SPEC.digest, "it is cut short", 1.0))
+    bad_row_and_prefix(damaged)
+    assert repair_dataset(damaged, "demo").again == 1
+    [failure] = FeatureStore(damaged)["demo"].failures()
+    assert (failure.video_id, failure.video_path) == ("a", "/other/a.mp4")
+    assert failure.reason.startswith("damaged: row ")
+    assert check_dataset(damaged, "demo").problems == []
+
+
+def test_what_no_row_tells_any_more_is_removed_once_with_its_set(damaged):
+    """A video's row and its set's are damaged: it is not counted twice."""
+    bad_row(damaged)
+    put_raw(damaged, "specs", set_key(SPEC.digest), b"nonsense")
+    report = repair_dataset(damaged, "demo")
+    assert (report.problems, report.again) == ([], 2)
+    assert [done for done in report.repaired if done.endswith("; removed with its feature set")]
+    assert check_dataset(damaged, "demo").problems == []
 
 
 def test_a_manifest_is_not_rebuilt_under_another_name_than_the_records_have(damaged):

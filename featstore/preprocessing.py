@@ -167,7 +167,21 @@ class PixelBudget(_Normalization):
         return tall, wide
 
 
-Preprocessing: TypeAlias = ShortestEdgeCrop | ExactResize | PixelBudget
+@dataclass(frozen=True)
+class UnknownPreprocessing:
+    """What happened to the frames of features that were imported: nothing can be prepared so."""
+
+    kind: Literal["unknown"] = "unknown"
+
+    @property
+    def max_frame(self) -> tuple[int, int]:
+        """Raise ValueError."""
+        raise ValueError(
+            "the preprocessing of imported features is unknown; no frame can be prepared so"
+        )
+
+
+Preprocessing: TypeAlias = ShortestEdgeCrop | ExactResize | PixelBudget | UnknownPreprocessing
 
 
 def frame_bytes(pre: Preprocessing) -> int:
@@ -187,6 +201,8 @@ def prepare_frame(frame: NDArray[np.uint8], pre: Preprocessing) -> NDArray[np.ui
     import numpy as np
     from PIL import Image
 
+    if isinstance(pre, UnknownPreprocessing):
+        raise ValueError("no frame can be prepared in a way that is unknown")
     height, width = pre.size_of(*frame.shape[:2])
     if not isinstance(pre, ShortestEdgeCrop) or pre.shortest_edge:
         image = Image.fromarray(frame).resize(
@@ -210,6 +226,8 @@ def normalization_table(pre: Preprocessing) -> NDArray[np.float32]:
     """
     import numpy as np
 
+    if isinstance(pre, UnknownPreprocessing):
+        raise ValueError("no frame can be normalised in a way that is unknown")
     scaled = (np.arange(256, dtype=np.float64) * pre.rescale).astype(np.float32)
     mean, std = (np.asarray(values, dtype=np.float32) for values in (pre.mean, pre.std))
     table: NDArray[np.float32] = (scaled[:, None] - mean) / std

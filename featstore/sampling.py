@@ -13,6 +13,7 @@ from typing import Any
 from featstore import defaults
 
 POLICIES = ("linspace", "midpoint", "vlmevalkit", "fps")
+UNKNOWN = "unknown"  # the policy of features that were imported
 
 
 def check_nframe(nframe: Any) -> int:
@@ -33,7 +34,7 @@ class Sampling:
 
     Args:
         nframe: number of frames taken, 1 to 65536; for the policy `fps` the maximum.
-        policy: one of `POLICIES`, see `indices`.
+        policy: one of `POLICIES`, see `indices`; `UNKNOWN` if features were imported, whose frames nobody can name.
         rate: frames per second at the clip's average frame rate, for the policy `fps` only.
 
     Raises:
@@ -52,7 +53,7 @@ class Sampling:
     def __post_init__(self) -> None:
         """Check the arguments."""
         object.__setattr__(self, "nframe", check_nframe(self.nframe))
-        if self.policy not in POLICIES:
+        if self.policy not in (*POLICIES, UNKNOWN):
             raise ValueError(
                 f"sampling policy is {self.policy!r}; it must be one of {', '.join(POLICIES)}"
             )
@@ -75,6 +76,8 @@ class Sampling:
             ValueError: there is no such rule.
         """
         policy, _, rate = text.partition(":")
+        if policy == UNKNOWN:
+            raise ValueError(f"sampling {text!r} picks no frames; use one of {', '.join(POLICIES)}")
         try:
             return cls(nframe, policy, float(rate) if rate else None)
         except ValueError as exc:
@@ -95,8 +98,10 @@ class Sampling:
             fps: frames per second of the clip, on average.
 
         Raises:
-            ValueError: the clip has no frames, or no frame rate for a policy that needs one.
+            ValueError: the clip has no frames, or no frame rate for a policy that needs one, or the rule is unknown.
         """
+        if self.policy == UNKNOWN:
+            raise ValueError("the rule is unknown by which frames were taken")
         n, k = total_frames, self.nframe
         if n < 1:
             raise ValueError(f"the clip has {n} frames; at least 1 is needed")

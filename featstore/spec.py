@@ -16,12 +16,15 @@ from typing import Any, TypeAlias
 from featstore.errors import StoreMismatch, plain_line
 from featstore.fields import build, to_plain
 from featstore.geometry import Geometry
-from featstore.preprocessing import Preprocessing
-from featstore.sampling import Sampling
+from featstore.preprocessing import Preprocessing, UnknownPreprocessing
+from featstore.sampling import UNKNOWN, Sampling
 from featstore.system.forks import cached_property
 
 CHECKPOINT_FAMILY = "longva"  # of the encoders that `featstore ingest` builds, given a checkpoint
 DTYPES = ("fp16", "bf16", "fp32")  # what encoders compute in
+IMPORTED = "imported"  # the family of features that came from files of other programs
+# What those do not say: a spec has `unknown` in these places, and as dtype the widest.
+UNKNOWN_PARTS = ("weights", "dtype", "sampling rule", "decoder", "preprocessing")
 _EXACT = "pyav-presentation"  # the decoder that takes the frames a player shows
 Setting: TypeAlias = str | int | float | bool | None
 _SETTINGS = (str, int, float, bool, type(None))
@@ -86,6 +89,25 @@ class FeatureSpec:
     decoder: str
     preprocessing: Preprocessing
 
+    @classmethod
+    def of_imported(
+        cls, geometry: Geometry, nframe: int, settings: dict[str, Setting]
+    ) -> FeatureSpec:
+        """Return the spec of imported features, which no computed ones have.
+
+        Args:
+            geometry: the rows of a video.
+            nframe: most frames of a video.
+            settings: what tells them from other imported features, as `model_signature`.
+        """
+        encoder = EncoderIdentity(IMPORTED, UNKNOWN, "fp32", geometry, settings)
+        return cls(encoder, Sampling(nframe, UNKNOWN), UNKNOWN, UnknownPreprocessing())
+
+    @property
+    def imported(self) -> bool:
+        """Return whether the features were imported: what computed them is not known, see UNKNOWN_PARTS."""
+        return self.encoder.family == IMPORTED
+
     @cached_property
     def digest(self) -> str:
         """Return 32 hex digits that name the feature set: the start of sha256 of the spec's canonical JSON."""
@@ -113,6 +135,12 @@ class FeatureSpec:
 
     def describe(self) -> str:
         """Return a line for people."""
+        if self.imported:
+            named = ", ".join(f"{name} {value}" for name, value in self.encoder.settings.items())
+            frames = f"{self.sampling.nframe} frames"
+            return plain_line(
+                f"{self.digest[:8]}  imported, {named:.80}  {frames}, which is unknown"
+            )
         return plain_line(
             f"{self.digest[:8]}  {self.encoder.family} weights {self.encoder.weights[:8]}  "
             f"{self.sampling}  {self.encoder.dtype}{'  exact' * (self.decoder == _EXACT)}"

@@ -12,7 +12,7 @@ from strategies import specs
 from featstore.decoding.video_file import identity_of
 from featstore.errors import StoreMismatch
 from featstore.geometry import Geometry
-from featstore.preprocessing import ExactResize, PixelBudget, ShortestEdgeCrop
+from featstore.preprocessing import ExactResize, PixelBudget, ShortestEdgeCrop, frame_bytes
 from featstore.sampling import Sampling
 from featstore.spec import EncoderIdentity, FeatureSpec
 
@@ -282,3 +282,18 @@ def test_a_setting_that_msgpack_does_not_take_is_refused(settings, says):
     with pytest.raises(ValueError, match=says):
         dataclasses.replace(SPEC.encoder, settings=settings)
     with_settings(low=-(1 << 63), high=(1 << 64) - 1)
+
+
+def test_imported_features_are_told_apart_and_no_frame_is_prepared_for_them():
+    spec = FeatureSpec.of_imported(Geometry(144, 3584), 128, {"model_signature": "s"})
+    other = FeatureSpec.of_imported(Geometry(144, 3584), 128, {"model_signature": "t"})
+    assert (spec.imported, SPEC.imported) == (True, False)
+    assert len({spec.digest, other.digest, SPEC.digest}) == 3
+    assert FeatureSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    assert "imported, model_signature s  128 frames" in spec.describe()
+    with pytest.raises(ValueError, match="unknown"):
+        spec.sampling.indices(100, 25.0)
+    with pytest.raises(ValueError, match="unknown"):
+        frame_bytes(spec.preprocessing)
+    with pytest.raises(ValueError, match="use one of linspace"):
+        Sampling.parse("unknown")

@@ -50,6 +50,7 @@ def preprocessing_text(preprocessing: Mapping[str, Any]) -> str:
         "shortest_edge_crop": "shorter side to {shortest_edge} pixels, centre of {crop_width} x {crop_height}",
         "exact_resize": "resized to {width} x {height} pixels",
         "pixel_budget": "resized to multiples of {multiple}, {min_pixels} to {max_pixels} pixels",
+        "unknown": "unknown",
     }[p["kind"]].format_map(p)
 
 

@@ -42,3 +42,6 @@ COMPARE_MAX_NEW_TOKENS = 64  # tokens per answer
 MAX_RELATIVE_L2 = 0.05  # of each video; leaves int8 some room on heavy-tailed features
 MIN_COSINE = 0.998  # of each video
 MIN_IDENTICAL = 0.0  # share of identical answers, 0 to 1; int8 may change some
+
+# Pictures.
+STRIP_COLUMNS = 8  # frames of a strip: as wide as a screen

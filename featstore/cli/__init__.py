@@ -28,6 +28,7 @@ from featstore.cli import (
     rm,
     seal,
     shape,
+    show,
     vlmeval,
 )
 from featstore.cli._interrupts import INTERRUPTED, raise_interrupts
@@ -78,6 +79,7 @@ for command in (
     merge.merge,
     export.export,
     shape.shape,
+    show.show,
     vlmeval.vlmeval,
 ):
     main.add_command(command)

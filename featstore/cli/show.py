@@ -1,0 +1,98 @@
+"""featstore show."""
+
+from __future__ import annotations
+
+import click
+
+from featstore import defaults
+from featstore.cli._options import (
+    cache_dir_option,
+    dataset_option,
+    json_option,
+    open_set,
+    spec_option,
+    which_nframe_option,
+)
+from featstore.cli._printing import print_json
+from featstore.errors import FeatstoreError, plain_line
+
+
+@click.command()
+@cache_dir_option
+@dataset_option
+@which_nframe_option
+@spec_option
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(dir_okay=False),
+    default="strip.png",
+    help="The PNG file to write.",
+)
+@click.option(
+    "--columns",
+    type=click.IntRange(1, 64),
+    default=defaults.STRIP_COLUMNS,
+    help="Number of frames to show, evenly spaced among those sampled.",
+)
+@click.option(
+    "--path",
+    type=click.Path(),
+    help="The video's file, if it is not where it was ingested any more.",
+)
+@click.option(
+    "--decode-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=defaults.DECODE_TIMEOUT,
+    help="Seconds that decoding may take.",
+)
+@json_option
+@click.argument("video_id")
+def show(
+    cache_dir: str,
+    dataset: str,
+    nframe: int | None,
+    spec: str | None,
+    out: str,
+    columns: int,
+    path: str | None,
+    decode_timeout: float,
+    as_json: bool,
+    video_id: str,
+) -> None:
+    """Draw frames of a video above the principal components of their features, as a PNG.
+
+    Like colours mean tokens that are alike to the encoder: if their shapes are those of the frames, the features are
+    this video's. Frames are shown if the file is there and is the one that was encoded; otherwise features only.
+    """
+    from featstore.report.strip import draw_strip
+    from featstore.system.fsync import write_atomically
+
+    there = open_set(cache_dir, dataset, spec, nframe)
+    features = there.pinned()[video_id]
+    row = there.sets[features.header.spec].feature_set
+    strip = draw_strip(features, row.spec, path=path or "", columns=columns, timeout=decode_timeout)
+    try:
+        with write_atomically(out) as file:
+            strip.image.save(file, "PNG", optimize=True)
+    except OSError as exc:
+        raise FeatstoreError(
+            f"{out} cannot be written: {exc.strerror or exc}; choose another --out"
+        ) from exc
+    width, height = strip.image.size
+    if as_json:
+        print_json(
+            {
+                "file": out,
+                "width": width,
+                "height": height,
+                "video_id": video_id,
+                "frame_indices": strip.frames,
+                "variance_share": strip.share,
+                "notes": strip.notes,
+            }
+        )
+        return
+    click.echo(f"{plain_line(out)}: {len(strip.frames)} frames, {width} x {height} pixels")
+    for note in strip.notes:
+        click.echo(f"  {plain_line(note)}")

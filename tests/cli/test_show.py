@@ -1,0 +1,55 @@
+"""`featstore show`: a PNG, and a sentence about what is in it."""
+
+import json
+import os
+import shutil
+
+import pytest
+from click.testing import CliRunner
+from geometries import newline_row
+from PIL import Image
+from stored_clips import store_clip
+
+from featstore.cli import main
+from featstore.sampling import Sampling
+
+
+@pytest.fixture
+def words(sample_clips, cache, tmp_path):
+    clip = shutil.copy2(sample_clips / "blink.mp4", tmp_path / "blink.mp4")
+    store_clip(cache, "demo", "an eye", clip, newline_row(), Sampling(4))
+    clip.unlink()
+    return ["show", "--cache-dir", str(cache), "--dataset", "demo", "-o", str(tmp_path / "eye.png")]
+
+
+def size_of(file):
+    with Image.open(file) as image:
+        return image.size
+
+
+def test_it_writes_a_png_and_says_what_is_not_in_it(words, tmp_path):
+    done = CliRunner().invoke(main, [*words, "an eye", "--columns", "3"])
+    assert done.exit_code == 0, done.output
+    size = "{} x {} pixels".format(*size_of(tmp_path / "eye.png"))
+    first, no_frames, extra = done.stdout.splitlines()
+    assert first == f"{tmp_path / 'eye.png'}: 3 frames, {size}"
+    assert "no frames: " in no_frames
+    assert "one row that belongs to no frame" in extra
+
+
+def test_json_says_the_same(words, tmp_path):
+    found = json.loads(CliRunner().invoke(main, [*words, "an eye", "--json"]).stdout)
+    assert found["frame_indices"] == [0, 1, 2, 4]
+    assert (found["width"], found["height"]) == size_of(found["file"])
+    assert len(found["notes"]) == 2
+
+
+def test_what_cannot_be_done_is_said(words, tmp_path):
+    missing = CliRunner().invoke(main, [*words, "no eye"])
+    assert (missing.exit_code, missing.stdout) == (1, "")
+    assert "no eye" in missing.stderr
+    there = os.listdir(tmp_path)
+    nowhere = CliRunner().invoke(main, [*words, "-o", str(tmp_path / "no" / "eye.png"), "an eye"])
+    assert nowhere.exit_code == 1
+    assert "cannot be written: No such file or directory; choose another --out" in nowhere.stderr
+    assert os.listdir(tmp_path) == there

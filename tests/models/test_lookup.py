@@ -89,8 +89,12 @@ def test_of_several_dtypes_the_one_asked_for_is_taken(cache):
         found = find_features(dataset, "a", computed_in(dtype))
         assert found is not None
         assert found.header.spec == computed_in(dtype).digest
-    with pytest.raises(StoreMismatch, match=r"2 feature sets have video 'a'.*choose with dtype="):
+    with pytest.raises(
+        StoreMismatch, match=r"2 feature sets have video 'a'.*choose with"
+    ) as raised:
         find_features(dataset, "a", SPEC)
+    listed = [f"\n  {computed_in(dtype).describe()}" for dtype in ("fp16", "bf16")]
+    assert str(raised.value).endswith("choose with dtype=:" + "".join(listed))
     found = find_features(dataset, "b", SPEC)
     assert found is not None
     assert found.header.dtype == "bf16"
@@ -150,6 +154,44 @@ def test_what_does_not_fit_is_told_where_no_set_does(cache):
     assert "beside it" in lookup.explain(longer, "toy", "")
 
 
+def test_what_makes_the_features_is_named_by_the_options_of_the_models_checkpoint(cache):
+    """Where no set serves, whoever asks."""
+    longva = replace(SPEC, encoder=replace(SPEC.encoder, family="longva", weights="9" * 64))
+    store_videos(cache, "demo", {"b": B}, spec=SPEC)
+    lookup, wanted = Lookup(cache), FeatureRequest("demo", "a", None, longva)
+    command = f"--dataset demo --cache-dir {cache} --model-path mine --nframe 4"
+    assert command in lookup.explain(wanted, "--model-path mine", "")
+    with pytest.raises(StoreMismatch, match=command):
+        lookup.refuse(wanted, "--model-path mine")
+
+
+def test_of_several_sets_that_serve_the_one_asked_for_is_named_where_the_video_is_missing(cache):
+    for spec in (computed_in("fp16"), SPEC, computed_in("bf16")):
+        store_videos(cache, "demo", {"b": B}, spec=spec)
+    for spec in (computed_in("fp16"), SPEC, computed_in("bf16")):
+        with pytest.raises(FeatureNotFound, match=f"'demo', feature set {spec.digest[:8]};"):
+            Lookup(cache).refuse(FeatureRequest("demo", "a", None, spec), "toy")
+
+
+def test_a_set_of_other_frames_is_told_with_the_option_that_reads_it(cache):
+    exact, auto = (replace(SPEC, decoder=identity_of(name)) for name in ("exact", "auto"))
+    store_videos(cache, "demo", {"b": B}, spec=auto)
+    lookup, wanted = Lookup(cache), FeatureRequest("demo", "a", None, exact)
+    option = "decoder='auto', --decoder auto"
+    for ask in (lookup.refuse, lambda request, origin: lookup.explain(request, origin, "")):
+        try:
+            told = str(ask(wanted, "toy"))
+        except StoreMismatch as exc:
+            told = str(exc)
+        assert told.startswith("dataset 'demo' in ")
+        assert told.endswith(f"\nor read what is stored, of other frames: {option}")
+    told = lookup.explain(wanted, "toy", "they are made")
+    assert told.startswith("dataset 'demo' in ")
+    assert told.endswith(
+        f"\nthey are made (what is stored, of other frames, is read with {option})"
+    )
+
+
 def test_a_dataset_that_is_not_there_is_told_with_those_that_are(cache):
     absent = (
         f"there is no dataset 'dmeo' in {cache} and so no features of it; the datasets there are: "
@@ -201,3 +243,5 @@ def test_a_video_as_another_decoder_reads_it_is_told_of_beside_sets_that_serve(c
         f"some videos that are missing are stored as another decoder reads them, in set {exact.digest[:8]} of dataset "
         "'demo', which is read with decoder='exact', --decoder exact\nx",
     }
+    told = lookup.explain(FeatureRequest("demo", "b", None, auto), "toy", "")
+    assert told.endswith("is read with decoder='exact', --decoder exact")

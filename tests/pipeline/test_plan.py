@@ -321,6 +321,12 @@ def test_a_half_done_change_of_storage_goes_on_in_the_cache_it_was_merged_into(c
     assert (back.stored, back.todo) == ((videos[1],), (videos[0],)), "the other is right as it is"
 
 
+def test_a_path_that_cannot_be_one_is_no_reason_to_try_again(cache):
+    failed_on(cache, "/a\ud800.mp4", "no frames")
+    assert not planned_x(cache, "/a\ud800.mp4")
+    assert planned_x(cache, "/a\ud800.mp4", retry_failed=True)
+
+
 def test_long_videos_are_decoded_early_and_the_rest_as_listed(tmp_path):
     videos = []
     for i, size in enumerate([1, 2, 3, 900, 4, 5, 6, 7, 8, 800]):

@@ -18,6 +18,7 @@ from sample_records import (
     values_of,
     whole_record,
 )
+from toys import toy_features, toy_header, toy_spec
 
 from featstore.errors import QuantizeError, RecordError
 from featstore.geometry import RowLayout
@@ -162,6 +163,16 @@ def test_a_record_that_lacks_its_last_bytes_says_how_many_are_there(missing):
         parse(memoryview(record)[:-missing])
 
 
+def test_a_header_whose_frames_no_set_takes_says_why_it_does_not_belong():
+    spec = toy_spec()
+    header = toy_header(spec, "demo", "a", toy_features(1))
+    assert header.misfit(spec, "demo") == ""
+    large = RowLayout(units=4, tokens_per_unit=8, grid=(4, 4, 2))
+    assert dataclasses.replace(header, layout=large).misfit(spec, "demo") == (
+        "the tokens of a unit are a grid of (4, 2); it is (2, 2) for all"
+    )
+
+
 def test_a_header_has_text_for_names_and_few_fields():
     for fields in (plain_fields() | {7: 1}, plain_fields() | {str(n): n for n in range(64)}):
         with pytest.raises(RecordError, match="header cannot be read"):
@@ -230,7 +241,7 @@ def test_the_error_of_many_rows_is_that_of_all_of_them(granularity):
 def test_the_norm_floor_is_a_share_of_the_lower_median():
     norms, gaps = np.array([4.0, 0.0, 2.0, 8.0]), np.ones(4)
     assert relative_token_errors(norms, gaps).tolist() == [1 / 4, 1 / 0.1, 1 / 2, 1 / 8]
-    assert relative_token_errors(np.zeros(2), np.array([0.0, 3.0])).tolist() == [0, 1]
+    assert relative_token_errors(np.zeros(2), np.array([0.0, 0.5])).tolist() == [0, 1]
 
 
 def test_a_payload_that_does_not_shrink_is_kept_as_it_is():

@@ -1,3 +1,4 @@
+import os
 import struct
 import threading
 import tracemalloc
@@ -12,6 +13,7 @@ from quick import examples
 
 from featstore.errors import RecordError
 from featstore.records.codecs import CODECS, compress, decompress, lz4, planes, zstd
+from featstore.records.codecs import blocks as blocks_module
 from featstore.records.codecs.blocks import BLOCK_BYTES
 from featstore.records.storage import Storage
 
@@ -170,6 +172,34 @@ def test_the_ratio_that_is_believed_is_above_what_is_reached(layout):
     payload = memoryview(bytes(100 * BLOCK_BYTES))
     name = "planes2" if layout is planes.LAYOUT else layout.name
     assert len(payload) < layout.max_ratio * len(CODECS[name].compress(payload))
+
+
+def test_lz4_blocks_follow_each_other_without_a_gap():
+    blocks = [b"a" * 501, b"b", b"c" * 7]
+    stored = bytes(lz4.LAYOUT.pack(blocks))
+    assert stored == struct.pack("<3I", 501, 1, 7) + b"".join(blocks)
+
+
+@pytest.mark.parametrize("codec", [*IN_BLOCKS, "planes2", "planes4"])
+@pytest.mark.parametrize("cores", [1, 2, 99])
+def test_any_number_of_cores_gives_the_same_bytes(codec, cores, monkeypatch):
+    payload = np.resize(np.arange(1000, dtype=np.uint8), 3 << 20).tobytes()
+    wanted = bytes(CODECS[codec].compress(memoryview(payload)))
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    blocks_module._pool.cache_clear()
+    stored = memoryview(CODECS[codec].compress(memoryview(payload)))
+    assert stored == wanted
+    assert CODECS[codec].decompress(stored, len(payload)) == payload
+    blocks_module._pool.cache_clear()
+
+
+@pytest.mark.parametrize("codec", ["zstd", "planes2"])
+def test_a_damaged_block_is_named_by_its_number(codec):
+    stored = CODECS[codec].compress(memoryview(bytes(4 * BLOCK_BYTES)))
+    stored[-1:] = b"\xff"
+    stored[-16:-1] = bytes(15)
+    with pytest.raises(RecordError, match=f"^{codec[:6].rstrip('2')} block 3 of 4 "):
+        CODECS[codec].decompress(memoryview(stored), 4 * BLOCK_BYTES)
 
 
 def test_blocks_begin_on_multiples_of_the_alignment():

@@ -39,6 +39,7 @@ def test_an_array_of_features_is_what_they_are_dequantized_to(storage):
         assert np.array_equal(found, wanted)
     assert features.numpy() is not features.numpy()
     assert np.asarray(features, dtype=np.float64).dtype == np.float64
+    assert features.__array__(np.float64).dtype == np.float64
     assert np.asarray(features, dtype=np.float16).dtype == np.float16
     assert np.array_equal(np.stack([features, features]), np.stack([wanted, wanted]))
 

@@ -9,6 +9,7 @@ from featstore.records.quantization import (
     MIN_SCALE,
     QuantError,
     dequantize,
+    in_words,
     measure_error,
     quantize,
 )
@@ -84,6 +85,20 @@ def test_a_value_that_is_not_finite_is_refused_and_counted(x, storage, value, da
     x[row, column] = value
     with pytest.raises(QuantizeError, match=f"1 of {x.size} feature values are NaN or infinite"):
         quantize(x, storage)
+
+
+@given(storages)
+def test_features_of_float64_are_quantized_as_those_of_float32(storage):
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    stored, scales = quantize(x, storage)
+    wanted, its_scales = quantize(x.astype(np.float32), storage)
+    assert np.array_equal(stored, wanted)
+    assert all(map(np.array_equal, scales, its_scales))
+    assert all(scale.dtype == np.float32 for scale in scales)
+
+
+def test_what_is_no_matter_of_numbers_is_said_without_the_dtype():
+    assert in_words(QuantizeError("a value is too large"), "fp16") == "a value is too large"
 
 
 @given(storages)

@@ -163,6 +163,12 @@ def test_a_listing_that_is_none_lists_nothing(cache, content):
     assert lost_datasets(cache) == {}
 
 
+def test_a_lost_dataset_names_the_command_that_forgets_it(lost):
+    [(name, told)] = lost_datasets(lost).items()
+    command = f"featstore rm --cache-dir {lost} --dataset {name}"
+    assert told.endswith(f"; was it removed on purpose, {command} forgets it")
+
+
 def test_a_listing_that_is_a_pipe_is_waited_for_by_nobody(cache):
     store_videos(cache, "demo", {"a": A})
     os.mkfifo(cache / "cache_meta.json")

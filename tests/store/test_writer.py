@@ -25,6 +25,7 @@ from featstore.records.quantization import quantize
 from featstore.records.record import pack_record, parse
 from featstore.records.storage import Storage
 from featstore.store import paths
+from featstore.store import writer as writing
 from featstore.store.default_set import set_default
 from featstore.store.engine.environment import open_environment
 from featstore.store.maintenance.check import check_dataset
@@ -447,6 +448,16 @@ def test_a_dataset_is_made_whole_or_not_at_all(cache, monkeypatch):
     FeatureWriter(cache, "demo")
     assert check_dataset(cache, "demo").problems == []
     assert sorted(path.name for path in (cache / "demo").iterdir()) == ["data.mdb", "lock.mdb"]
+
+
+def test_a_datasets_name_is_made_durable_once_a_process(cache, monkeypatch):
+    synced: list[object] = []
+    monkeypatch.setattr(writing, "sync_dataset", synced.append)
+    first = FeatureWriter(cache, "demo", min_free=0)
+    assert synced == [cache / "demo"]
+    FeatureWriter(cache, "demo", min_free=0)
+    assert len(synced) == 1
+    del first
 
 
 def test_a_dataset_made_by_two_at_once_is_one(cache, monkeypatch):

@@ -1,5 +1,6 @@
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,6 +84,11 @@ def test_two_removals_at_once_leave_nothing(cache, monkeypatch):
     monkeypatch.setattr(remove.shutil, "rmtree", beaten)
     assert remove_dataset(cache, "demo") > 0
     assert list(cache.iterdir()) == []
+
+
+def test_a_link_that_another_removal_cleared_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "is_symlink", lambda path: True)
+    remove._clear(tmp_path / "gone")
 
 
 def test_a_folder_that_cannot_be_moved_is_a_store_error(cache, monkeypatch):

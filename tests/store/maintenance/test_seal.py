@@ -1,5 +1,6 @@
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from pathlib import Path
@@ -101,6 +102,16 @@ def test_sealing_is_refused_while_an_ingest_is_at_work_and_where_there_is_nothin
         with pytest.raises(StoreNotFound):
             act(cache, "other")
     assert not is_sealed(cache / "demo")
+
+
+def test_a_seal_is_a_file_as_any_under_the_umask(cache):
+    store_videos(cache, "demo", {"a": A})
+    before = os.umask(0)
+    try:
+        seal_dataset(cache, "demo")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((cache / "demo" / SEAL_FILE).stat().st_mode) == 0o666
 
 
 def test_sealing_twice_and_lifting_no_seal_do_nothing(sealed):

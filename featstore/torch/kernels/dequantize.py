@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 # this bounds the float32 temporary to some 60 MB.
 _CPU_ROWS = 32
 _GPU_ROWS = 4096
-# Values per block of one of our threads: 1 MiB as float32. With smaller blocks the threads wait for the interpreter
+# Values per block of one of our threads: 512 KiB as float32. With smaller blocks the threads wait for the interpreter
 # lock (a record of 66 MB on 2 cores: 24 ms; with an eighth of the size 60 to 90), larger ones do not fit the cache.
-_BLOCK = 1 << 18
+_BLOCK = 1 << 17
 _VALUES_PER_THREAD = 1 << 19  # at least
 # torch splits operations on more values than this (GRAIN_SIZE in ATen/TensorIterator.h) among its threads.
 _UNSPLIT = 32768 - 1
@@ -45,11 +45,10 @@ def dequantize_into(
         stored: (rows, width) int8.
         scales: float32 that broadcast over it, at least one.
     """
-    if out.device.type == "cuda" and out.is_contiguous() and len(scales) == 1:
-        kernel = _kernel()
-        if kernel is not None:
-            kernel(out, stored, scales[0])
-            return
+    if out.device.type == "cuda" and out.is_contiguous() and (fused := fused_passes()):
+        with torch.cuda.device(out.device):
+            fused.dequantize(out, stored, scales)
+        return
     if out.device.type == "cpu":
         _on_threads(out, stored, scales)
         return
@@ -102,11 +101,14 @@ def _on_threads(out: torch.Tensor, stored: torch.Tensor, scales: tuple[torch.Ten
 
 def _fill(work: Sequence[tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]]) -> None:
     with torch.inference_mode():  # a thread does not inherit it, and `out` may have been made in it
-        buffers = torch.empty((2, *work[0][1].shape), dtype=torch.float32, device="cpu")
+        buffer = torch.empty(work[0][1].shape, dtype=torch.float32, device="cpu")
         for out, stored, scales in work:
-            values, factors = buffers[:, : len(stored)]
-            scale = scales[0] if len(scales) == 1 else torch.mul(*scales, out=factors)
-            out.copy_(values.copy_(stored).mul_(scale))
+            values = buffer[: len(stored)]
+            if len(scales) == 1:
+                values.copy_(stored).mul_(scales[0])
+            else:  # the product, in place of a second buffer, which would not fit the cache beside the first
+                torch.mul(*scales, out=values).mul_(stored)
+            out.copy_(values)
 
 
 @functools.lru_cache(maxsize=1)
@@ -126,14 +128,14 @@ def _split_nothing(elsewhere: int) -> None:
 
 
 @functools.cache
-def _kernel() -> Any:
-    """Return the fused kernel, or None if it cannot be compiled: no Triton, no C compiler."""
+def fused_passes() -> Any:
+    """Return featstore.torch.kernels.fused, or None if it cannot be compiled: no Triton, no C compiler."""
     try:
-        from featstore.torch.kernels.fused import dequantize
+        from featstore.torch.kernels import fused
 
         probe = torch.ones((2, 2), dtype=torch.int8, device="cuda")
-        dequantize(torch.empty((2, 2), device="cuda"), probe, torch.ones((1, 2), device="cuda"))
+        fused.dequantize(probe.float(), probe, (torch.ones((1, 2), device="cuda"),))
     except Exception as exc:  # Triton fails in as many ways as there are toolchains
-        log.info("dequantizing without the fused kernel: %s", exc)
+        log.info("quantizing and dequantizing without fused kernels: %s", exc)
         return None
-    return dequantize
+    return fused

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,10 +21,10 @@ from featstore.records.quantization import (
     refuse_non_finite,
 )
 from featstore.records.storage import STORED_DTYPES, Storage
-from featstore.torch.kernels.dequantize import blocks, part, product, restore
+from featstore.torch.kernels import eager
+from featstore.torch.kernels.dequantize import fused_passes
 
 Scales: TypeAlias = tuple[torch.Tensor, ...]
-log = logging.getLogger("featstore.torch")
 # Stored values as torch sees them.
 TORCH_DTYPES = {
     name: torch.bfloat16 if name == "bf16" else torch.from_numpy(np.empty(0, dtype)).dtype
@@ -48,7 +46,8 @@ def quantize(features: torch.Tensor, storage: Storage) -> tuple[torch.Tensor, Sc
     Raises:
         QuantizeError: a value is not finite, or too large to be stored so.
     """
-    stored, scales = _store(features, storage)
+    scales = _scales(features, storage, eager)
+    stored = eager.store(features, scales, TORCH_DTYPES[storage.values])
     if not scales or not all(bool(scale.isfinite().all()) for scale in scales):
         _check(
             _count_non_finite(features),
@@ -68,7 +67,7 @@ def measure_error(features: torch.Tensor, stored: torch.Tensor, scales: Scales) 
         stored: what `quantize` returned for them.
         scales: the same.
     """
-    return _error(_measure(features, stored, scales).tolist())
+    return _error(_summarize(eager.measure(features, stored, scales)).tolist())
 
 
 def queue_quantize(
@@ -78,58 +77,36 @@ def queue_quantize(
 
     measures: float64, for `read_measures`, which raises what `quantize` raises.
     """
-    kernel = _kernel_for(features, storage)
-    if kernel is not None:
-        (scale,) = scales = _scales(features, storage.granularity)
-        stored, sums = kernel(features, scale)
-        return stored, scales, torch.cat([sums, _measure_tokens(features, stored, scales)])
-    stored, scales = _store(features, storage)
-    bad = torch.stack([(~values.isfinite()).sum() for values in (features, stored)])
-    measures = _measure(features, stored, scales)
-    return stored, scales, torch.cat([measures[:5], bad.double(), measures[5:]])
+    passes = _passes_for(features)
+    scales = _scales(features, storage, passes)
+    stored, measures = passes.store_and_measure(features, scales, TORCH_DTYPES[storage.values])
+    return stored, scales, _summarize(measures)
 
 
 def read_measures(measures: list[float], total: int, storage: Storage) -> QuantError:
     """Return the error of `total` values from their measures; QuantizeError if one cannot be stored."""
     non_finite, overflowed = measures[5:7]
     _check(int(non_finite), int(overflowed), total, storage.values)
-    return _error(measures[:5] + measures[7:])
+    return _error(measures)
 
 
-def _store(features: torch.Tensor, storage: Storage) -> tuple[torch.Tensor, Scales]:
+def _scales(features: torch.Tensor, storage: Storage, passes: Any) -> Scales:
     if storage.values != "int8":
-        return features.to(TORCH_DTYPES[storage.values]), ()
-    scales = _scales(features, storage.granularity)
-    stored = torch.empty(features.shape, dtype=torch.int8, device=features.device)
-    for rows in blocks(features):
-        ratio = features[rows].float() / product(part(scales, rows))
-        stored[rows] = ratio.round_().clamp_(-INT8_MAX, INT8_MAX).to(torch.int8)
-    return stored, scales
-
-
-def _scales(features: torch.Tensor, granularity: str) -> Scales:
-    if granularity == "channel_token":
-        return _two_scales(features)
-    dims = {"channel": (0,), "token": (1,), "tensor": (0, 1)}[granularity]
+        return ()
+    if storage.granularity == "channel_token":
+        return _two_scales(features, passes)
+    dims = {"channel": (0,), "token": (1,), "tensor": (0, 1)}[storage.granularity]
     # One pass without a copy of the features; it keeps NaN and infinity.
     largest = torch.linalg.vector_norm(features, torch.inf, dim=dims, keepdim=True).float()
     return (_divide(largest, INT8_MAX).clamp_(min=MIN_SCALE),)
 
 
-def _two_scales(features: torch.Tensor) -> Scales:
+def _two_scales(features: torch.Tensor, passes: Any) -> Scales:
     """Return the scales of the tokens (rows, 1) and of the channels (1, width), step by step as numpy computes them."""
-    t = torch.empty((len(features), 1), dtype=torch.float32, device=features.device)
-    c = t.new_full((1, features.shape[1]), MIN_CHANNEL_SCALE)
-    for rows in blocks(features):
-        squares = features[rows].double().square().sum(1, keepdim=True)
-        t[rows] = _divide(squares, features.shape[1]).sqrt_()
-    t = t.clamp_(max=BF16_MAX).bfloat16().float().clamp_(min=MIN_TOKEN_SCALE)
-    for rows in blocks(features):
-        ratio = features[rows].float().abs() / t[rows]
-        c = torch.maximum(c, ratio.amax(0, keepdim=True))
-    for rows in blocks(features):
-        ratio = features[rows].float().abs() / c
-        t[rows] = _divide(ratio.amax(1, keepdim=True), INT8_MAX)
+    roots = _divide(passes.square_sums(features), features.shape[1]).sqrt_().float()
+    t = roots.clamp_(max=BF16_MAX).bfloat16().float().clamp_(min=MIN_TOKEN_SCALE)
+    c = passes.channel_maxima(features, t).clamp_(min=MIN_CHANNEL_SCALE)
+    t = _divide(passes.token_maxima(features, c), INT8_MAX)
     return t.clamp_(min=MIN_TOKEN_SCALE), c
 
 
@@ -138,37 +115,18 @@ def _divide(values: torch.Tensor, number: int) -> torch.Tensor:
     return values / torch.full_like(values, number)
 
 
-def _measure(features: torch.Tensor, stored: torch.Tensor, scales: Scales) -> torch.Tensor:
-    """Return, in float64, what `_error` reads.
-
-    These are the dot product, the sums of squares of features, stored and difference, the largest difference, and the
-    two errors of tokens.
-    """
-    sums = torch.empty((4, len(features)), dtype=torch.float64, device=features.device)
-    largest = torch.zeros(1, dtype=torch.float64, device=features.device)
-    for rows in blocks(features):
-        before = features[rows].double()
-        after = restore(stored, scales, rows).double()
-        gap = before - after
-        parts = [before * after, before.square(), after.square(), gap.square()]
-        sums[:, rows] = torch.stack([values.sum(1) for values in parts])
-        largest = torch.maximum(largest, gap.abs().max())
-    return torch.cat([sums.sum(1), largest, _token_errors(sums[1], sums[3])])
-
-
-def _measure_tokens(features: torch.Tensor, stored: torch.Tensor, scales: Scales) -> torch.Tensor:
-    """Return the 99th percentile and the largest of the tokens' errors, float64."""
-    squares = torch.empty((2, len(features)), dtype=torch.float64, device=features.device)
-    for rows in blocks(features):
-        before = features[rows].double()
-        gap = restore(stored, scales, rows).double().sub_(before)
-        squares[0, rows] = before.square().sum(1)
-        squares[1, rows] = gap.square_().sum(1)
-    return _token_errors(*squares)
+def _summarize(measures: torch.Tensor) -> torch.Tensor:
+    """Return the measures of all rows together, and the two errors of tokens: (9,) float64, which `_error` reads."""
+    sums, bad = measures[:, :4].sum(0), measures[:, 5:].sum(0)
+    largest = measures[:, 4].amax(0, keepdim=True)
+    return torch.cat([sums, largest, bad, _token_errors(measures[:, 1], measures[:, 3])])
 
 
 def _token_errors(original: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
-    """Return the same from each token's sums of squares, (rows,) float64, as `relative_token_errors` has them."""
+    """Return the 99th percentile and the largest of the tokens' errors, as `relative_token_errors` has them.
+
+    Both arguments are sums of squares, (rows,) float64.
+    """
     norms, gaps = original.sqrt(), difference.sqrt()
     median = norms.sort().values[(len(norms) - 1) // 2]
     floor = torch.maximum(norms, NORM_FLOOR * median)
@@ -178,7 +136,7 @@ def _token_errors(original: torch.Tensor, difference: torch.Tensor) -> torch.Ten
 
 
 def _error(measures: list[float]) -> QuantError:
-    dot, original, kept, difference, largest, token_p99, token_max = measures
+    dot, original, kept, difference, largest, _, _, token_p99, token_max = measures
     return QuantError.from_sums(
         dot=dot,
         original=original,
@@ -202,22 +160,8 @@ def _count_non_finite(values: torch.Tensor) -> int:
     return values.numel() - int(values.isfinite().sum())
 
 
-def _kernel_for(features: torch.Tensor, storage: Storage) -> Any:
-    """Return the fused kernel if it can be used: on contiguous features on a GPU, with one scale."""
-    one_scale = storage.values == "int8" and storage.granularity != "channel_token"
-    if one_scale and features.device.type == "cuda" and features.is_contiguous():
-        return _kernel()
-    return None
-
-
-@functools.cache
-def _kernel() -> Any:
-    """Return the fused kernel, or None if it cannot be compiled: no Triton, no C compiler."""
-    try:
-        from featstore.torch.kernels.fused import quantize as launch
-
-        launch(torch.ones((2, 2), device="cuda"), torch.ones((1, 2), device="cuda"))
-    except Exception as exc:  # Triton fails in as many ways as there are toolchains
-        log.info("quantizing without the fused kernel: %s", exc)
-        return None
-    return launch
+def _passes_for(features: torch.Tensor) -> Any:
+    """Return the module whose passes suit `features`: fused on a GPU, if they are contiguous and Triton compiles."""
+    if features.device.type == "cuda" and features.is_contiguous():
+        return fused_passes() or eager
+    return eager

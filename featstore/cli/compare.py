@@ -10,27 +10,32 @@ import click
 from featstore import defaults
 from featstore.cli._options import (
     SOME_FAILED,
-    cache_dir_option,
-    dataset_option,
     device_option,
     digest_prefix,
     dtype_option,
     json_option,
     model_option,
+    not_empty,
     tower_option,
     usage_errors,
 )
 from featstore.cli._printing import print_json, print_table
 from featstore.cli._streams import say
+from featstore.cli._study import refuse_study_options, study, study_options
 from featstore.cli._words import how_many
 from featstore.errors import plain_line
 
 
 @click.command()
-@dataset_option
+@click.option("--dataset", help="Name of the dataset. Required without --study.")
 @model_option
 @tower_option
-@cache_dir_option
+@click.option(
+    "--cache-dir",
+    callback=not_empty,
+    type=click.Path(file_okay=False),
+    help="The cache directory; each folder in it is a dataset. Required without --study.",
+)
 @click.option(
     "--samples",
     type=click.IntRange(1),
@@ -84,14 +89,24 @@ from featstore.errors import plain_line
     default=defaults.MIN_IDENTICAL,
     help="Minimum share of identical answers.",
 )
+@study_options
 @device_option
 @dtype_option
 @json_option
 def compare(**options: Any) -> None:
     """Encode a sample of the stored videos again and compare; exit code 1 if one is outside the limits.
 
-    They are those of the default feature set if the checkpoint made it, else of the only set that it made.
+    They are those of the default feature set if the checkpoint made it, else of the only set that it made. With
+    --study, compare all ways of storing features, in place of those in the store.
     """
+    if options["study"]:
+        study(options, _encoder_options(options))
+    else:
+        refuse_study_options(options)
+        _compare(options)
+
+
+def _compare(options: dict[str, Any]) -> None:
     from featstore.encoders import LongVAEncoder
     from featstore.models import CachedLongVA
     from featstore.models.compare import Limits, choose, fitting_sets
@@ -100,6 +115,8 @@ def compare(**options: Any) -> None:
 
     if options["min_identical"] and not options["generate"]:
         raise click.UsageError("--min-identical applies to answers: also pass --generate")
+    if not (options["dataset"] and options["cache_dir"]):
+        raise click.UsageError("name the dataset with --dataset and --cache-dir")
     if not options["model_path"]:
         raise click.UsageError("name the checkpoint with --model-path")
     dataset = FeatureStore(options["cache_dir"])[options["dataset"]]

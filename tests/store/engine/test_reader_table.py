@@ -16,10 +16,10 @@ from toys import expected, put_video, run_python, start_python, store_videos, to
 
 from featstore.errors import StoreError, StoreLocked
 from featstore.store.engine import environment as environment_module
-from featstore.store.engine import transaction
+from featstore.store.engine import handles, transaction
 from featstore.store.engine.reader_table import is_being_written
 from featstore.store.maintenance.check import check_dataset
-from featstore.store.paths import WRITE_LOCK_FILE
+from featstore.store.paths import WRITE_LOCK_FILE, identify
 from featstore.store.reader import FeatureStore, get
 from featstore.store.writer import FeatureWriter
 
@@ -265,9 +265,16 @@ def test_a_commit_into_a_data_file_that_was_replaced_is_not_acknowledged(cache, 
     assert sorted(FeatureStore(cache)["demo"]) == ["mine", "new"]
 
 
-def test_an_environment_is_opened_again_by_another_thread_while_it_ends(cache):
-    """weakref says that it is gone before its lock file is closed."""
+def test_an_environment_is_opened_again_by_another_thread_while_it_ends(cache, monkeypatch):
+    """weakref says that it is gone before its lock file is closed, which liblmdb takes only once."""
     store_videos(cache, "demo", {"a": A})
+    real = handles.open_liblmdb
+
+    def open_once(name, **options):
+        assert identify(cache / "demo" / "lock.mdb") not in handles._handles
+        return real(name, **options)
+
+    monkeypatch.setattr(handles, "open_liblmdb", open_once)
     environment = environment_module.open_environment(cache / "demo")
     found: list[object] = []
 

@@ -9,7 +9,7 @@ from damage import put_raw
 from toys import run_python, start_python, store_videos, toy_features
 
 from featstore.errors import StoreError, StoreFull
-from featstore.store.engine import pages, transaction
+from featstore.store.engine import pages, still_file, transaction
 from featstore.store.engine.environment import Environment, open_environment
 from featstore.store.engine.locks import LockFile, ingest_lock
 from featstore.store.engine.still_file import hold_still
@@ -372,12 +372,26 @@ def test_a_file_held_still_is_copied_and_what_hinders_that_names_the_dataset(
     held = get(cache, "demo", "a") if known else None
     if sealed:
         (cache / "demo" / SEAL_FILE).touch()
-        (cache / "demo" / LMDB_LOCK_FILE).unlink(missing_ok=not known)
+        if not known:
+            (cache / "demo" / LMDB_LOCK_FILE).unlink()
     with hold_still(cache / "demo", sealed=sealed) as still:
         assert still.rows == 4  # the manifest, the set, the video's row and its record
         still.copy_compacted(tmp_path)
         with pytest.raises(StoreError, match=f"^{cache}/demo: .*File exists"):
             still.copy_compacted(tmp_path)
-        assert (cache / "demo" / LMDB_LOCK_FILE).exists() is not sealed
+        assert (cache / "demo" / LMDB_LOCK_FILE).exists() is (known or not sealed)
     del held
     (cache / "demo" / SEAL_FILE).unlink(missing_ok=True)
+
+
+def test_a_sealed_file_that_cannot_be_opened_to_be_copied_names_the_dataset(cache, monkeypatch):
+    store_videos(cache, "demo", {"a": A})
+    (cache / "demo" / SEAL_FILE).touch()
+
+    def full(*words, **options):
+        raise lmdb.MapFullError("full")
+
+    monkeypatch.setattr(still_file, "open_liblmdb", full)
+    with pytest.raises(StoreFull, match=f"^{cache}/demo: the map of"):
+        hold_still(cache / "demo", sealed=True).__enter__()
+    (cache / "demo" / SEAL_FILE).unlink()

@@ -7,7 +7,13 @@ import pytest
 from damage import put_raw
 from toys import expected, put_video, run_python, store_videos, toy_features, toy_spec
 
-from featstore.errors import FeatureNotFound, StoreError, StoreLocked, StoreNotFound
+from featstore.errors import (
+    FeatureNotFound,
+    StoreError,
+    StoreLocked,
+    StoreMismatch,
+    StoreNotFound,
+)
 from featstore.store.default_set import set_default
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.maintenance import remove
@@ -229,6 +235,13 @@ def test_a_damaged_row_can_be_removed(two_sets):
     key = video_key(WIDE.digest, "d")
     put_raw(two_sets, "catalog", key, b"nonsense")
     assert remove_set(two_sets, "demo", WIDE).videos == 3
+
+
+def test_nothing_is_removed_from_a_dataset_under_another_name(two_sets):
+    (two_sets / "demo").rename(two_sets / "other")
+    with pytest.raises(StoreMismatch, match=f"{two_sets}/other holds the dataset 'demo'"):
+        remove_videos(two_sets, "other", ["a"])
+    (two_sets / "other").rename(two_sets / "demo")
 
 
 @pytest.mark.parametrize(

@@ -62,9 +62,17 @@ def test_videos_come_in_the_order_asked_for(cache_dir, ahead):
 def test_all_features_are_of_the_set_that_was_the_default_at_the_first(tmp_path):
     store_videos(tmp_path, "demo", VIDEOS)
     store_videos(tmp_path, "demo", VIDEOS, spec=toy_spec(8))
-    found = prefetch(featstore.open(tmp_path)["demo"], itertools.cycle(VIDEOS), ahead=1)
+    removed = threading.Event()
+
+    def names():
+        yield VIDEOS[0]
+        removed.wait()  # what is looked up in the middle of a removal is said to be missing
+        yield VIDEOS[1]
+
+    found = prefetch(featstore.open(tmp_path)["demo"], names(), ahead=1)
     next(found)
     remove_set(tmp_path, "demo", toy_spec())
+    removed.set()
     with pytest.raises(FeatureNotFound, match=rf"set {toy_spec().digest[:8]} was removed"):
         list(found)
 

@@ -18,6 +18,7 @@ from featstore.cli._options import (
 )
 from featstore.cli._progress import show_progress
 from featstore.errors import plain_line
+from featstore.formats.names import FEATURE_FILES
 from featstore.system.filesystems import format_bytes
 
 
@@ -35,7 +36,7 @@ from featstore.system.filesystems import format_bytes
 @click.option(
     "--to",
     "name",
-    type=click.Choice(["safetensors", "npz", "npy", "pt"]),
+    type=click.Choice(FEATURE_FILES),
     required=True,
     help="Format of the files: as stored, with scales and metadata, or npy: float32 values only.",
 )

@@ -56,8 +56,9 @@ def _print_dataset(row: dict[str, Any]) -> None:
 
 
 def _print_set(found: dict[str, Any], is_default: bool) -> None:
+    from featstore.records.budget import percent
     from featstore.records.storage import storage_text
-    from featstore.spec import FeatureSpec
+    from featstore.spec import UNKNOWN_PARTS, FeatureSpec
 
     spec = FeatureSpec.from_dict(found["spec"])
     encoder, plain = spec.encoder, found["spec"]
@@ -69,10 +70,17 @@ def _print_set(found: dict[str, Any], is_default: bool) -> None:
     budget, stored_as = found["max_error"], storage_text(**found["storage"])
     otherwise = found["stored_otherwise"]
     still = f"; {how_many(otherwise, 'video')} still otherwise" if otherwise else ""
+    if found["lossless"]:
+        still += (
+            f"; {how_many(found['lossless'], 'video')} losslessly, which missed the error budget"
+        )
     facts = {
         "from": found["origin"],
+        "imported": f"{', '.join(UNKNOWN_PARTS)} unknown" if spec.imported else "",
         **found["names"],
-        "encoder": f"{encoder.family}, weights {encoder.weights[:16]}, {encoder.dtype}",
+        "encoder": ""
+        if spec.imported
+        else f"{encoder.family}, weights {encoder.weights[:16]}, {encoder.dtype}",
         "settings": ", ".join(f"{name} {value}" for name, value in encoder.settings.items()),
         "features": geometry_text(plain["encoder"]["geometry"], spec.max_rows),
         "sampling": sampling_text(plain["sampling"]),
@@ -82,7 +90,7 @@ def _print_set(found: dict[str, Any], is_default: bool) -> None:
         "doubts": counts_text(found["doubts"]),
         "stored": stored_as + still,
         "stored as": counts_text(found["storages"]) if {*found["storages"]} - {stored_as} else "",
-        "error budget": "" if budget is None else f"relative L2 of a token {budget:g}",
-        "error": errors_text(found["error"]) if found["videos"] else "",
+        "error budget": "" if budget is None else f"{percent(budget)} of a token (99th percentile)",
+        "error": errors_text(found["error"]) if found["videos"] and not spec.imported else "",
     }
     print_facts(facts, indent="    ")

@@ -79,6 +79,10 @@ def _list_sets(cache_dir: str, as_json: bool) -> None:
         "default": lambda is_default: "yes" if is_default else "",
     }
     print_table(_SETS, [tuple(row[name] for name in _SETS) for row in readable], formats)
+    for row in readable:
+        if row["imported"]:
+            digest = row["feature_set"][:_SHOWN_DIGITS]
+            click.echo(f"{row['dataset']}: set {digest} was imported, see featstore info")
     for row in facts:
         if "error" in row:
             click.echo(f"{row['dataset']}: {plain_line(row['error'])}")
@@ -86,13 +90,15 @@ def _list_sets(cache_dir: str, as_json: bool) -> None:
 
 def _set_facts(described: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a row for each feature set of a dataset, and one for a dataset without any; or its error."""
+    from featstore.spec import IMPORTED
+
     dataset = described["dataset"]
     if "error" in described:
         return [described]
     if not described["feature_sets"]:
         none = {"dataset": dataset, "feature_set": "", "default": False}
         counts = dict.fromkeys(("videos", "failures", "frames", "record_bytes"), 0)
-        return [{**none, **counts, "storage": None}]
+        return [{**none, **counts, "storage": None, "imported": False}]
     return [
         {
             "dataset": dataset,
@@ -100,6 +106,7 @@ def _set_facts(described: dict[str, Any]) -> list[dict[str, Any]]:
             "default": found["feature_set"] == described["default"],
             **{name: found[name] for name in ("videos", "failures", "frames", "record_bytes")},
             "storage": found["storage"],
+            "imported": found["spec"]["encoder"]["family"] == IMPORTED,
         }
         for found in described["feature_sets"]
     ]
@@ -117,6 +124,12 @@ def _list_videos(there: Dataset, as_json: bool) -> None:
     places = *map(Entry._fields.index, _VIDEOS), slice(start, start + len(_STORAGE))
     found = sorted(map(itemgetter(*places), there.entries()), key=itemgetter(0))
     print_table((*_VIDEOS, "storage"), found, {"storage": _storage_of})
+    feature_set = there.feature_set
+    lossless = sum(feature_set.spec.encoder.dtype == row[-1][0] for row in found)
+    if lossless and feature_set.spec.encoder.dtype != feature_set.storage.values:
+        say(
+            f"{lossless} of {len(found)} videos are stored losslessly: as {feature_set.storage} they miss the error budget"
+        )
 
 
 def _list_failures(there: Dataset, as_json: bool) -> None:

@@ -16,8 +16,10 @@ from featstore.errors import (
     StoreFull,
     StoreMismatch,
 )
+from featstore.fields import to_plain
 from featstore.formats.facts import record_facts
 from featstore.formats.feature_files import FORMATS, write_features
+from featstore.formats.names import INDEX, SET_FILE
 from featstore.store.paths import because
 from featstore.store.rows import video_key
 from featstore.system.filesystems import DISK_FULL_ERRNOS
@@ -30,11 +32,10 @@ if TYPE_CHECKING:
     from featstore.records.features import Features
     from featstore.records.header import Header
     from featstore.store.dataset import Dataset
+    from featstore.store.rows import FeatureSet
 
-INDEX = "index.jsonl"
 
-
-def save_features(features: Features, path: str | os.PathLike[str]) -> None:
+def save_features(features: Features, path: str | os.PathLike[str]) -> str:
     """Write features to a file, which appears whole or not at all and survives a power loss.
 
     A `.npy` file holds the dequantized features, float32 (rows, width). `.safetensors` and `.npz` hold what is stored:
@@ -49,6 +50,9 @@ def save_features(features: Features, path: str | os.PathLike[str]) -> None:
         features: the features of one video.
         path: the file, with the suffix of the format.
 
+    Returns:
+        The checksum of the values and scales in it, xxh3-128.
+
     Raises:
         ValueError: the suffix is another one.
         OSError: the file cannot be written.
@@ -59,7 +63,7 @@ def save_features(features: Features, path: str | os.PathLike[str]) -> None:
             f"{target} ends in {target.suffix!r}; features are written as {', '.join(FORMATS)}"
         )
     with write_atomically(target) as file:
-        write_features(features, file, target.suffix)
+        return write_features(features, file, target.suffix)
 
 
 @dataclass
@@ -101,8 +105,9 @@ def export_dataset(
     """Write a file for each video of a feature set, and `index.jsonl`, a line of JSON for each file.
 
     A file is named by the MD5 of its video's id, since ids are not file names; its line in the index has the name,
-    `file`, and what the record says, as `record_facts` returns it. A file that is there for the same record is left as
-    it is, so an export that was stopped or killed goes on when it is called again.
+    `file`, the checksum of what is in it, and what the record says, as `record_facts` returns it; what the features are
+    is in `feature_set.json`. `featstore import` makes the same records of such a folder. A file that is there for the
+    same record is left as it is, so an export that was stopped or killed goes on when it is called again.
 
     Args:
         dataset: as a store returns it: its default set, or one of its `sets`.
@@ -131,6 +136,7 @@ def export_dataset(
     try:
         make_durable_folder(Path(folder))
         with _Index(Path(folder), summary, suffix) as index:
+            index.describe(dataset.feature_set)
             for video in videos:
                 if stop is not None and stop.is_set():
                     summary.interrupted = True
@@ -172,11 +178,11 @@ def _export(dataset: Dataset, video: str, index: _Index, summary: ExportSummary)
     try:
         features = dataset[video]
         target = index.folder / index.file_name(video)
-        save_features(features, target)
+        checksum = save_features(features, target)
     except (RecordError, FeatureNotFound) as exc:
         summary.failures.append((video, str(exc)))
         return
-    index.add(features.header)
+    index.add(features.header, checksum)
     summary.exported += 1
     summary.file_bytes += target.stat().st_size
 
@@ -230,9 +236,15 @@ class _Index:
         """Return whether the file of the record that was made then is there."""
         return self._known.get(video) == created and (self.folder / self.file_name(video)).is_file()
 
-    def add(self, header: Header) -> None:
+    def describe(self, row: FeatureSet) -> None:
+        """Write the file that says what the features are."""
+        with write_atomically(self.folder / SET_FILE) as file:
+            file.write(json.dumps(to_plain(row), indent=2).encode())
+
+    def add(self, header: Header, checksum: str) -> None:
         """Add the line of a file that was written."""
         assert self._file is not None
-        facts: dict[str, Any] = {"file": self.file_name(header.video_id), **record_facts(header)}
+        named = {"file": self.file_name(header.video_id), "values_xxh3_128": checksum}
+        facts: dict[str, Any] = named | record_facts(header)
         self._file.write(json.dumps(facts).encode() + b"\n")
         self._file.flush()

@@ -15,8 +15,9 @@ from toys import expected, put_video, run_python, store_videos, toy_features, to
 
 from featstore.cli import main
 from featstore.errors import FeatureNotFound, StoreMismatch
-from featstore.formats.export import INDEX, export_dataset
+from featstore.formats.export import export_dataset
 from featstore.formats.feature_files import FORMATS
+from featstore.formats.names import INDEX, SET_FILE
 from featstore.records.storage import GRANULARITIES, Storage
 from featstore.store.reader import FeatureStore
 from featstore.store.rows import video_key
@@ -79,7 +80,7 @@ def test_the_index_says_which_file_is_whose(demo, tmp_path):
     index = index_of(tmp_path / "out")
     assert set(index) == set(VIDEOS)
     files = {found["file"] for found in index.values()}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == files | {INDEX}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files | {INDEX, SET_FILE}
     for video, x in VIDEOS.items():
         found = np.load(tmp_path / "out" / index[video]["file"])
         assert np.array_equal(found, demo[video].numpy())

@@ -1,0 +1,121 @@
+"""featstore import."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from featstore.cli._copies import copy_progress, exit_unless_whole, print_copied
+from featstore.cli._interrupts import stop_on_signals
+from featstore.cli._options import (
+    cache_dir_option,
+    json_option,
+    max_size_option,
+    min_free_option,
+    not_empty,
+)
+from featstore.cli._progress import show_progress
+from featstore.cli._words import how_many
+from featstore.errors import plain, plain_line
+from featstore.formats.names import FEATURE_FILES
+from featstore.system.filesystems import format_bytes
+
+_HELP = {
+    "safetensors": "Folder of .safetensors files of features and their scales.",
+    "npz": "Folder of .npz files, likewise.",
+    "npy": "Folder of .npy files of float features.",
+    "pt": "Folder of .pt files of LongVA's first feature caches, or the folder above it.",
+}
+
+
+def _from_options(command: click.decorators.FC) -> click.decorators.FC:
+    for name in reversed(FEATURE_FILES):
+        folder = click.Path(exists=True, file_okay=False)
+        command = click.option(
+            f"--from-{name}", name, type=folder, metavar="DIR", help=_HELP[name]
+        )(command)
+    return command
+
+
+@click.command("import")
+@_from_options
+@click.option("--dataset", required=True, help="Name of the dataset to fill.")
+@cache_dir_option
+@click.option(
+    "--nframe",
+    type=click.IntRange(1, 65536),
+    help="Number of frames of each video, which is how many parts its rows have; .pt files say it themselves.",
+)
+@click.option(
+    "--videos-root",
+    metavar="DIR",
+    callback=not_empty,
+    help="Folder to which the paths in .pt files are relative as ids, without suffix; it need not exist.  "
+    "[default: ids are file names without suffix]",
+)
+@click.option("--dry-run", is_flag=True, help="Read what the files are, and store nothing.")
+@min_free_option
+@max_size_option
+@json_option
+def import_files(
+    dataset: str,
+    cache_dir: str,
+    nframe: int | None,
+    videos_root: str | None,
+    dry_run: bool,
+    min_free: int,
+    max_size: int | None,
+    as_json: bool,
+    **folders: str | None,
+) -> None:
+    """Store features that are in files, as they are; those that featstore exported go back to their feature set.
+
+    All others are marked as imported: what computed them is not known, and a model takes them only if it is told to.
+    """
+    from featstore.formats.import_folder import import_folder
+    from featstore.store.describe import write_cache_meta
+
+    chosen = [(name, folder) for name, folder in folders.items() if folder is not None]
+    if len(chosen) != 1:
+        raise click.UsageError(f"name one folder with --from-{', --from-'.join(FEATURE_FILES)}")
+    [(name, folder)] = chosen
+    started = time.monotonic()
+    with stop_on_signals() as stop, show_progress() as show:
+        done = import_folder(
+            folder,
+            f".{name}",
+            cache_dir,
+            dataset,
+            nframe=nframe,
+            videos_root=videos_root,
+            dry_run=dry_run,
+            min_free=min_free,
+            max_size=max_size,
+            stop=stop,
+            on_progress=lambda summary: show(
+                copy_progress(
+                    summary, summary.imported, summary.record_bytes, time.monotonic() - started
+                )
+            ),
+        )
+    if not dry_run:
+        write_cache_meta(cache_dir)
+    verb = "would be imported" if dry_run else "imported"
+    sentence = (
+        f"{dataset}: {done.imported} {verb}, {done.skipped} there before, {len(done.failures)} failed, "
+        f"{format_bytes(done.record_bytes)}"
+    )
+    for digest, videos in done.sets.items():
+        sentence += f"\n  set {digest[:8]}: {how_many(videos, 'video')}"
+    if done.unknown:
+        sentence += (
+            f"\n  imported, so unknown: {', '.join(done.unknown)}; a model takes such features only with "
+            "accept_imported=True"
+        )
+    print_copied(done, plain(sentence), as_json=as_json)
+    if done.full:
+        click.echo(f"featstore: {plain_line(done.full)}", err=True)
+        sys.exit(1)
+    exit_unless_whole(done)

@@ -1,7 +1,7 @@
 """The command line: each command parses, calls one function of the library and prints.
 
 Results go to stdout, progress and warnings to stderr. Exit codes: 0 done, 1 an error, 2 wrong usage, 3 some videos
-failed, 130 interrupted.
+failed, 4 a plan does not fit, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from featstore.cli import (
     ingest,
     ls,
     merge,
+    plan,
     rm,
     seal,
     shape,
@@ -67,6 +68,7 @@ def main() -> None:
 
 for command in (
     ingest.ingest,
+    plan.plan,
     get.get,
     ls.ls,
     info.info,

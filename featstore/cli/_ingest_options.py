@@ -150,7 +150,6 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--retry-failed", is_flag=True, help="Try the videos that failed before again."),
     min_free_option,
     max_size_option,
-    click.option("--dry-run", is_flag=True, help="Print the plan and exit."),
     json_option,
 )
 

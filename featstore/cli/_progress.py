@@ -8,6 +8,8 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+import click
+
 from featstore.cli._printing import clock
 from featstore.cli._streams import say
 from featstore.system.filesystems import format_bytes
@@ -45,6 +47,16 @@ def show_progress() -> Iterator[Callable[[Progress], None]]:
     finally:
         with suppress(OSError):
             bars.stop()
+
+
+@contextmanager
+def show_count(total: int, label: str) -> Iterator[Callable[[int], None] | None]:
+    """Yield a function to call with how many more are done, which moves a bar; None if nobody would see it."""
+    if not (total and sys.stderr.isatty()):
+        yield None
+        return
+    with click.progressbar(length=total, label=label, file=sys.stderr) as bar:
+        yield bar.update
 
 
 def show_cursor() -> None:

@@ -11,17 +11,18 @@ import click
 from click.core import ParameterSource
 
 if TYPE_CHECKING:
-    from featstore.decoding.video_file import Video
+    from featstore.pipeline.listing import Listing
     from featstore.sampling import Sampling
 
 
 @dataclass(frozen=True)
 class IngestSource:
-    """The videos of one dataset, and which of their frames to take."""
+    """The videos of one dataset, and which of their frames to take; how many questions are asked about them."""
 
     dataset: str
-    videos: list[Video]
+    videos: Listing
     sampling: Sampling
+    questions: int | None = None
 
 
 def choose_sources(options: dict[str, Any]) -> list[IngestSource]:
@@ -42,7 +43,7 @@ def choose_sources(options: dict[str, Any]) -> list[IngestSource]:
         raise click.UsageError("name the dataset to fill with --dataset")
     from featstore.pipeline.listing import list_videos, read_listing
 
-    sampling = _sampling(options["rule"], options["nframe"])
+    sampling = choose_sampling(options["rule"], options["nframe"])
     manifest = options["manifest"]
     videos = read_listing(manifest) if manifest else list_videos(options["videos"])
     return [IngestSource(options["dataset"], videos, sampling)]
@@ -59,10 +60,12 @@ def _benchmark(config: str, options: dict[str, Any]) -> IngestSource:
         raise click.UsageError(
             f"{config} takes {found.nframe} frames, --nframe says {options['nframe']}: leave out --nframe"
         )
-    return IngestSource(found.dataset, found.videos, _sampling(options["rule"], found.nframe))
+    sampling = choose_sampling(options["rule"], found.nframe)
+    return IngestSource(found.dataset, found.videos, sampling, found.questions)
 
 
-def _sampling(rule: str, nframe: int) -> Sampling:
+def choose_sampling(rule: str, nframe: int) -> Sampling:
+    """Return which frames are taken; click.BadParameter if there is no such rule."""
     from featstore.sampling import Sampling
 
     try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featstore.cli._estimates import plan_sources, show_estimates
 from featstore.cli._ingest_options import (
     choose_encoder,
     choose_storage,
@@ -30,8 +31,16 @@ if TYPE_CHECKING:
 
 @click.command()
 @ingest_options
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the plan, as featstore plan does, and the videos; then exit.",
+)
 def ingest(**options: Any) -> None:
     """Compute and store the features of videos, except those that are already stored."""
+    if options["dry_run"]:
+        show_estimates(*plan_sources(options), options, list_videos=True)
+        return
     from featstore.pipeline.ingest import check_target
     from featstore.pipeline.ingest import ingest as run
 
@@ -40,7 +49,6 @@ def ingest(**options: Any) -> None:
     for source in sources:
         check_target(options["cache_dir"], source.dataset, work)
     encoder = choose_encoder(options)
-    show_plan = click.echo if work.dry_run and not options["as_json"] else say
     summaries: list[IngestSummary] = []
     with stop_on_signals() as stop:
         for source in sources:
@@ -54,11 +62,11 @@ def ingest(**options: Any) -> None:
                     storage=storage,
                     options=work,
                     stop=stop,
-                    on_plan=lambda plan: show_plan(_plan_line(plan, options["cache_dir"])),
+                    on_plan=lambda plan: say(_plan_line(plan, options["cache_dir"])),
                     on_progress=on_progress,
                 )
             summaries.append(summary)
-            if not (options["as_json"] or work.dry_run):
+            if not options["as_json"]:
                 _print_summary(summary)
             if summary.full or stop.is_set():
                 break

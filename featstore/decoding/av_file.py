@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import av
 
@@ -38,19 +38,56 @@ MOV, MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
 _STATE_LENGTH = (MATROSKA, "flv", "mxf")
 # Seconds that may pass without a frame at the end, beside the longest pause between frames.
 _SLACK = 1.0
+# Seconds that the head of a file may take to read where many are looked at.
+_HEAD_SECONDS = 60.0
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _FORMATS = ",".join(sorted(av.formats_available - _PLAYLISTS))
 
 
-def open_file(path: str, **options: str) -> av.container.InputContainer:
+class StatedLength(NamedTuple):
+    """How long the head of a file says it is; 0 for what it does not say."""
+
+    seconds: float
+    frames: int
+    fps: float
+
+
+def stated_length(path: str) -> StatedLength:
+    """Return how long a file says it is; VideoError if its head cannot be read.
+
+    No frame is looked for: what was cut short says what it was.
+    """
+    try:
+        with open_file(path, timeout=_HEAD_SECONDS) as container:
+            stream = video_stream(path, container, conceal=True)
+            fps = float(stream.average_rate or 0)
+            seconds = _stated_seconds(container, stream) or (container.duration or 0) / 1e6
+            if stream.duration and stream.time_base:
+                seconds = float(stream.duration * stream.time_base)
+            seconds = max(seconds, 0.0)
+            return StatedLength(seconds, stream.frames or round(seconds * fps), fps)
+    except (av.FFmpegError, EOFError, UnicodeDecodeError) as exc:
+        raise VideoError(f"{path} cannot be decoded: {reason(exc)}", path) from exc
+
+
+def open_file(
+    path: str, timeout: float | None = None, **options: str
+) -> av.container.InputContainer:
     """Open the file, with FFmpeg's `options`; what is in it is never taken for the address of another.
+
+    Args:
+        path: of the file.
+        timeout: seconds that opening and each read may take; None for no limit.
+        options: FFmpeg's, for the container.
 
     Raises:
         VideoError: if its format is one that names other files.
         av.FFmpegError: if it cannot be read.
     """
     try:
-        return av.open(f"file:{path}", options={"format_whitelist": _FORMATS, **options})
+        return av.open(
+            f"file:{path}", options={"format_whitelist": _FORMATS, **options}, timeout=timeout
+        )
     except av.error.ArgumentError as exc:  # that is not in the list
         raise VideoError(
             f"{path} is a playlist, or no video; a video must hold its own frames", path

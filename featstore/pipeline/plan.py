@@ -67,9 +67,9 @@ class Plan:
     replaces_storage: bool = False
 
     def needed_bytes(self, spec: FeatureSpec) -> int:
-        """Return the most bytes that the records to make take under `spec`, uncompressed."""
+        """Return the most bytes that the records to make usually take under `spec`."""
         size = self.storage.record_bytes(largest_shape(spec), spec.sampling.nframe)
-        return len(self.todo) * size
+        return round(len(self.todo) * size / self.storage.ratios[0])
 
 
 def plan_ingest(

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from featstore.store.dataset import Dataset
     from featstore.store.engine.environment import open_snapshot
     from featstore.store.engine.locks import ingest_lock, single_flight_lock
+    from featstore.store.engine.settings import MAP_BYTES
     from featstore.store.engine.snapshot import Snapshot
     from featstore.store.engine.transaction import refuse_sealed
     from featstore.store.engine.waiting import report_waiting, report_waiting_to
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from featstore.store.writer import FeatureWriter
 
 __all__ = [
+    "MAP_BYTES",
     "Dataset",
     "FeatureStore",
     "FeatureWriter",
@@ -35,6 +37,7 @@ __all__ = [
 
 # Imported when first used, so that importing this folder loads nothing heavy.
 _HOMES = {
+    "MAP_BYTES": "featstore.store.engine.settings",
     "Dataset": "featstore.store.dataset",
     "FeatureStore": "featstore.store.reader",
     "FeatureWriter": "featstore.store.writer",

@@ -66,10 +66,13 @@ def test_one_bad_video_among_several_benchmarks_is_told_by_the_exit_code(ingest)
 
 
 def test_a_dry_run_plans_each_benchmark(ingest, cache):
-    done = ingest("--datasets", "Video-MME_128frame", "MLVU_128frame", "--dry-run")
+    done = ingest("--datasets", "Video-MME_128frame", "MLVU_128frame", "--dry-run", "--json")
     assert done.exit_code == 0
-    assert "Video-MME: 2 videos to ingest" in done.stdout
-    assert "MLVU: 3 videos to ingest" in done.stdout
+    found = [
+        (f["dataset"], f["to_ingest"], f["questions"]) for f in json.loads(done.stdout)["datasets"]
+    ]
+    assert [row[:2] for row in found] == [("Video-MME", 2), ("MLVU", 3)]
+    assert all(questions >= videos for _, videos, questions in found)
     assert not cache.exists()
 
 

@@ -14,7 +14,7 @@ from featstore.integrations.benchmarks import (
     video_id,
 )
 from featstore.integrations.vlmevalkit.find_vlmevalkit import import_vlmevalkit
-from featstore.pipeline.listing import check_listing
+from featstore.pipeline.listing import Listing, check_listing
 from featstore.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -41,11 +41,15 @@ _MARK = "left_out_by_featstore"
 
 @dataclass(frozen=True)
 class BenchmarkVideos:
-    """The videos of a dataset config; `dataset` is its name in the store, `nframe` its number of frames per video."""
+    """The videos of a dataset config; `dataset` is its name in the store, `nframe` its number of frames per video.
+
+    `questions` is how many are asked about them.
+    """
 
     dataset: str
     nframe: int
-    videos: list[Video]
+    videos: Listing
+    questions: int
 
 
 def list_videos(config: str) -> BenchmarkVideos:
@@ -82,7 +86,7 @@ def list_videos(config: str) -> BenchmarkVideos:
             os.path.abspath(item["value"]): None for item in message if item["type"] == "video"
         }
     videos = [Video(video_id(name, path), path) for path in sorted(paths)]
-    return BenchmarkVideos(name, dataset.nframe, check_listing(videos))
+    return BenchmarkVideos(name, dataset.nframe, check_listing(videos), len(dataset.data))
 
 
 def add_datasets(supported: MutableMapping[str, Callable[..., Any]]) -> None:

@@ -1,0 +1,95 @@
+"""featstore plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featstore.cli._estimates import plan_sources, show_estimates
+from featstore.cli._ingest_options import choose_storage, choose_work, ingest_options
+from featstore.cli._sources import choose_sampling
+
+if TYPE_CHECKING:
+    from featstore.geometry import Geometry
+    from featstore.pipeline.estimate import Estimate
+
+
+@click.command()
+@ingest_options
+@click.option(
+    "--videos-count",
+    type=click.IntRange(1),
+    help="Guess for so many videos, in place of naming them; only the configs of the checkpoint are read.",
+)
+@click.option(
+    "--hours",
+    type=click.FloatRange(0, min_open=True),
+    help="Hours that the videos of --videos-count are together.",
+)
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="Measure rates: ingest some of the videos into a temporary folder (TMPDIR), for a minute at most or so.",
+)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(dir_okay=False),
+    help="Draw the bytes of each storage, by dataset, into this .png file; needs featstore[report].",
+)
+def plan(
+    videos_count: int | None, hours: float | None, measure: bool, output: str | None, **options: Any
+) -> None:
+    """Show what an ingest takes, bytes and time, and whether it fits; exit code 4 if it does not.
+
+    Takes the options of `featstore ingest`, and stores nothing. The heads of the files are read, no frame is decoded.
+    """
+    if videos_count is None and hours is not None:
+        raise click.UsageError("--hours says how long the videos of --videos-count are: name both")
+    if videos_count is not None:
+        from featstore.pipeline.rates import known_rates
+
+        guess = _guess(videos_count, hours, options, measure=measure)
+        estimates, rates = [guess], known_rates(guess.geometry)
+    else:
+        estimates, rates = plan_sources(options, measure=measure)
+    if output is not None:
+        from featstore.cli._plan_chart import draw_plan
+        from featstore.pipeline.room import Room
+
+        draw_plan(estimates, Room.of(options["cache_dir"], choose_work(options)), output)
+    show_estimates(estimates, rates, options)
+
+
+def _guess(count: int, hours: float | None, options: dict[str, Any], *, measure: bool) -> Estimate:
+    from featstore.pipeline.estimate import Estimate, guess_clips
+    from featstore.records.storage import Storage
+
+    named = [name for name in ("videos", "manifest", "datasets") if options[name]]
+    if named or measure:
+        more = " and ".join(f"--{name}" for name in [*named, *["measure"] * measure])
+        raise click.UsageError(f"--videos-count is a guess without files: leave out {more}")
+    sampling = choose_sampling(options["rule"], options["nframe"])
+    seconds = None if hours is None else hours * 3600
+    return Estimate(
+        dataset=options["dataset"] or "guess",
+        storage=choose_storage(options) or Storage(),
+        geometry=_geometry(options),
+        clips=guess_clips(count, seconds, sampling),
+        videos=count,
+    )
+
+
+def _geometry(options: dict[str, Any]) -> Geometry:
+    """Return the rows that the encoder makes, without its weights."""
+    from featstore.encoders.longva.shape import feature_shape
+    from featstore.encoders.toy import ToyEncoder
+    from featstore.geometry import Geometry
+
+    if options["encoder_name"] == "toy":
+        return ToyEncoder().identity.geometry
+    if not options["model_path"]:
+        raise click.UsageError("name the checkpoint with --model-path")
+    found = feature_shape(options["model_path"], 1, vision_tower=options["vision_tower"])
+    return Geometry(found.tokens_per_frame, found.width)

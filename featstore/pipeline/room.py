@@ -1,0 +1,94 @@
+"""The room for an ingest: free bytes, limits, and why what is planned does not fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featstore.records.storage import MAX_PAYLOAD_BYTES, Storage
+from featstore.store import MAP_BYTES
+from featstore.store.paths import stored_bytes
+from featstore.system.filesystems import format_bytes, free_bytes
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from featstore.pipeline.estimate import Estimate
+    from featstore.pipeline.options import IngestOptions
+
+
+@dataclass(frozen=True)
+class Room:
+    """The room for a cache directory.
+
+    Attributes:
+        cache_dir: the directory, which need not exist.
+        free: bytes that are free on its disk.
+        min_free: of which so many are to stay free.
+        max_size: bytes that it may take; None for no limit.
+        taken: bytes that it takes.
+    """
+
+    cache_dir: str
+    free: int
+    min_free: int
+    max_size: int | None
+    taken: int
+
+    @classmethod
+    def of(cls, cache_dir: str | os.PathLike[str], options: IngestOptions) -> Room:
+        """Return the room there is now."""
+        there = Path(cache_dir).absolute()
+        while not there.exists():
+            there = there.parent
+        taken = stored_bytes(cache_dir) if there == Path(cache_dir).absolute() else 0
+        return cls(str(cache_dir), free_bytes(there), options.min_free, options.max_size, taken)
+
+    @property
+    def left(self) -> int:
+        """Return the bytes that an ingest may add; less than 0 if more is taken than may be."""
+        left = self.free - self.min_free
+        return left if self.max_size is None else min(left, self.max_size - self.taken)
+
+
+def needed_together(
+    estimates: Sequence[Estimate], storage: Storage | None = None
+) -> tuple[int, int] | None:
+    """Return the bytes that several datasets take, least and most; None if a record of one cannot be so large."""
+    ends = [estimate.needed_bytes(storage) for estimate in estimates]
+    known = [end for end in ends if end is not None]
+    if len(known) < len(ends):
+        return None
+    return sum(least for least, _ in known), sum(most for _, most in known)
+
+
+def why_not(estimates: Sequence[Estimate], room: Room) -> list[str]:
+    """Return each reason why the work cannot be done here, with a remedy; none if it can."""
+    found = []
+    _, most = needed_together(estimates) or (0, 0)
+    fewer = "take fewer videos with --limit, or fewer bytes a value with --quantize"
+    if most > room.free - room.min_free:
+        found.append(
+            f"{format_bytes(most)} are needed, {format_bytes(room.free)} are free in {room.cache_dir} and "
+            f"{format_bytes(room.min_free)} are to stay free (--min-free): make room, {fewer}"
+        )
+    if room.max_size is not None and room.taken + most > room.max_size:
+        found.append(
+            f"{format_bytes(most)} are needed, {room.cache_dir} takes {format_bytes(room.taken)} already and may take "
+            f"{format_bytes(room.max_size)} (--max-size): raise that, {fewer}"
+        )
+    for estimate in estimates:
+        if estimate.needed_bytes() is None:
+            found.append(
+                f"the features of a video of {estimate.dataset} take more as {estimate.storage} than the "
+                f"{format_bytes(MAX_PAYLOAD_BYTES)} of a record: "
+                "take fewer frames with --nframe, or fewer bytes a value with --quantize"
+            )
+        if estimate.files > 1:
+            found.append(
+                f"{estimate.dataset} would fill {estimate.files} files of {format_bytes(MAP_BYTES)}, and a dataset has "
+                f"one: divide its videos into {estimate.files} datasets, or take fewer bytes a value with --quantize"
+            )
+    return found

@@ -54,6 +54,12 @@ _OPTIONS = (
         help="With --study: a folder of features as .npy files, float16 or float32 (rows, width), in place of videos.",
     ),
     click.option(
+        "--storage",
+        "storages",
+        multiple=True,
+        help="With --study: only this way of storing, as its table names it. Repeatable.",
+    ),
+    click.option(
         "--csv",
         "csv_file",
         type=click.Path(dir_okay=False),
@@ -77,27 +83,32 @@ def study_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def refuse_study_options(options: dict[str, Any]) -> None:
     """Refuse options that mean nothing without --study."""
-    for name in ("videos", "features", "csv_file", "png_file"):
+    for name in ("videos", "features", "storages", "csv_file", "png_file"):
         if options[name]:
-            raise click.UsageError(
-                f"--{name.removesuffix('_file')} applies to a study: also pass --study"
-            )
+            option = {"storages": "storage"}.get(name, name.removesuffix("_file"))
+            raise click.UsageError(f"--{option} applies to a study: also pass --study")
 
 
 def study(options: dict[str, Any], encoder_options: dict[str, Any]) -> None:
     """Run `featstore compare --study`; `encoder_options` are the arguments of the encoder besides the checkpoint."""
-    from featstore.models import CachedLongVA
-    from featstore.models.study import Study, run_study
+    from featstore.models.study import STORAGES, Study, run_study
 
     _check(options)
+    known = {str(storage): storage for storage in STORAGES}
+    for name in options["storages"]:
+        if name not in known:
+            raise click.UsageError(f"--storage is {name!r}; use one of {', '.join(known)}")
     with _sources(options, encoder_options) as (features, sources):
         found, model = Study(features), None
         if options["generate"]:
+            from featstore.models import CachedLongVA
+
             model = CachedLongVA(options["model_path"], prefix_cache=0, **encoder_options)
         try:
             run_study(
                 found,
                 sources,
+                storages=[known[name] for name in options["storages"] or known],
                 model=model,
                 prompt=options["prompt"],
                 max_new_tokens=options["max_new_tokens"],
@@ -266,9 +277,9 @@ def _print(found: Study) -> None:
         "token max": "token_max",
         "cosine": "cosine",
         f"beyond {found.max_error:.0%}": "too_large",
-        "store x": "store_x",
-        "read x": "read_x",
     }
+    if table[0]["store_x"] is not None:
+        columns |= {"store x": "store_x", "read x": "read_x"}
     if table[0]["logit_kl"] is not None:
         columns |= {"logit KL": "logit_kl", "same answers": "identical"}
     for row in table:

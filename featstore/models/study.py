@@ -25,7 +25,7 @@ from featstore.torch import measure_error
 from featstore.torch.upload.cudart import find_device, refuse_missing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from featstore.models.compare import AnswersFromFeatures
@@ -167,16 +167,18 @@ def run_study(
     study: Study,
     sources: Mapping[str, Callable[[], torch.Tensor]],
     *,
+    storages: Sequence[Storage] = STORAGES,
     model: AnswersFromFeatures | None = None,
     prompt: str = defaults.COMPARE_PROMPT,
     max_new_tokens: int = defaults.COMPARE_MAX_NEW_TOKENS,
     on_video: Callable[[str], None] = lambda video_id: None,
 ) -> None:
-    """Store the features of each video in every way of `STORAGES`, and add what is found to `study`.
+    """Store the features of each video in every way, and add what is found to `study`.
 
     Args:
         study: gets the rows and failures of a video when it is done.
         sources: video id -> a function that returns its features (rows, width), fp16, bf16 or fp32 on any device.
+        storages: the ways.
         model: answers `prompt` from the features of the encoder and from those read back; None for no answers.
         prompt: the question.
         max_new_tokens: maximum number of new tokens per answer.
@@ -191,7 +193,7 @@ def run_study(
             continue
         known: dict[Storage, Losses] = {}
         rows = []
-        for storage in STORAGES:
+        for storage in storages:
             try:
                 rows.append(_study_one(video_id, features, storage, answer, known))
             except (QuantizeError, RecordError) as exc:

@@ -41,6 +41,14 @@ def test_a_table_has_a_line_a_storage(features):
     assert done.stderr.splitlines() == ["studied a", r"studied sub/b \x1b[2J"]
 
 
+def test_a_study_of_some_ways_has_times_beside_the_peer_only_if_that_is_one(features):
+    lone = run("--features", features, "--storage", "int8/token zstd", "--storage", "fp16")
+    assert [line.split()[0] for line in lone.stdout.splitlines()[1:-1]] == ["int8/token", "fp16"]
+    assert " x" not in lone.stdout.splitlines()[0]
+    both = run("--features", features, "--storage", "int8/channel", "--storage", "fp16")
+    assert "store x  read x" in both.stdout.splitlines()[0]
+
+
 def test_json_csv_and_picture_say_the_same(features, tmp_path):
     pytest.importorskip("matplotlib")
     table, picture = tmp_path / "t.csv", tmp_path / "p.png"
@@ -96,6 +104,7 @@ def test_an_interrupt_leaves_what_was_found(features, monkeypatch, tmp_path):
         (["--videos", "v"], 2, "name the checkpoint with --model-path"),
         (["--features", "f", "--generate"], 2, "leave out --model-path and --generate"),
         (["--features", "f", "--csv", "none/x.csv"], 2, "there is no folder 'none' for --csv"),
+        (["--features", "f", "--storage", "int4"], 2, "use one of int8/tensor, int8/tensor lz4"),
         (["--features", "f"], 1, "f has no .npy file"),
     ],
 )

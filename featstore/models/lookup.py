@@ -1,7 +1,8 @@
 """Which of a dataset's feature sets serve a model: those its own vision weights made, of the frames it asks for.
 
 How they are stored does not matter, and the dtype they were computed in only if several feature sets serve. Checkpoints
-that differ in their language side only share features.
+that differ in their language side only share features. Imported features, of which neither is known, serve a model that
+was told to accept them, if they are of the shape of its own.
 """
 
 from __future__ import annotations
@@ -54,9 +55,10 @@ class FeatureRequest:
 class Lookup:
     """Finds features in the datasets of a cache directory; each is opened when it is first asked for."""
 
-    def __init__(self, cache_dir: str | os.PathLike[str]) -> None:
-        """Open nothing yet."""
+    def __init__(self, cache_dir: str | os.PathLike[str], *, accept_imported: bool = False) -> None:
+        """Open nothing yet; accept_imported: take imported features if there are no others."""
         self.cache_dir = absolute(cache_dir)
+        self._accept_imported = accept_imported
         self._datasets: dict[str, Dataset] = {}
 
     def find(self, request: FeatureRequest) -> Features | None:
@@ -65,7 +67,12 @@ class Lookup:
         Raises DatasetNotFound if the dataset was there and is lost.
         """
         try:
-            return find_features(self._open(request.dataset), request.video, request.spec)
+            return find_features(
+                self._open(request.dataset),
+                request.video,
+                request.spec,
+                accept_imported=self._accept_imported,
+            )
         except StoreNotFound as exc:
             lost = self._lost(request.dataset)
             if lost:
@@ -137,13 +144,22 @@ def serves(stored: FeatureSpec, wanted: FeatureSpec) -> bool:
     return replace(stored, encoder=encoder).digest == wanted.digest
 
 
-def find_features(dataset: Dataset, video: str, wanted: FeatureSpec) -> Features | None:
+def could_serve(stored: FeatureSpec, wanted: FeatureSpec) -> bool:
+    """Return whether features of `stored` were imported, and are of the shape of those of `wanted`."""
+    shape = replace(wanted.encoder.geometry, grid=None), wanted.sampling.nframe
+    return stored.imported and (stored.encoder.geometry, stored.sampling.nframe) == shape
+
+
+def find_features(
+    dataset: Dataset, video: str, wanted: FeatureSpec, *, accept_imported: bool = False
+) -> Features | None:
     """Return the stored features of a video, None if there are none.
 
     Args:
         dataset: the dataset to look in.
         video: the video's id.
         wanted: the feature set they must serve.
+        accept_imported: take imported features of their shape if no others serve.
 
     Raises:
         StoreMismatch: several feature sets serve, and none is of the dtype that `wanted` says.
@@ -154,17 +170,24 @@ def find_features(dataset: Dataset, video: str, wanted: FeatureSpec) -> Features
     own = wanted.digest  # if it has the video, no other set's row needs to be whole
     if read_set(snapshot, own) and has_entry(snapshot, video_key(own, video)):
         return dataset.load(snapshot, video, own)
-    serving = [
+    there = [
         found.spec
         for digest, found in read_sets(snapshot).items()
-        if serves(found.spec, wanted)
         # Only whether the row exists: a damaged row does not make the record unusable.
-        and has_entry(snapshot, video_key(digest, video))
+        if has_entry(snapshot, video_key(digest, video))
     ]
+    serving = [spec for spec in there if serves(spec, wanted)]
+    if not serving and accept_imported:
+        serving = [spec for spec in there if could_serve(spec, wanted)]
     if not serving:
         return None
     if len(serving) > 1:
         listed = "".join(f"\n  {spec.describe()}" for spec in serving)
+        if serving[0].imported:
+            raise StoreMismatch(
+                f"{len(serving)} imported feature sets have video {video!r} in the shape that this model takes, and "
+                f"nobody knows which it would have made; remove all but one with featstore rm --spec:{listed}"
+            )
         raise StoreMismatch(
             f"{len(serving)} feature sets have video {video!r} as this model sees it, and none is the one asked for "
             f"({wanted.describe()}); choose with dtype=:{listed}"
@@ -215,6 +238,12 @@ def refusal(
             f" (what is stored, of other frames, is read with {option})"
             if follows
             else f"\nor read what is stored, of other frames: {option}"
+        )
+    imported = [found.spec.digest[:8] for found in sets if could_serve(found.spec, wanted)]
+    if imported:
+        sentence += (
+            f"\n(set {', '.join(imported)} was imported and has their shape, which is all that is known of it: a model "
+            "takes it with accept_imported=True)"
         )
     return sentence
 

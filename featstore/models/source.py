@@ -98,7 +98,9 @@ class FeatureSource:
         self._storage = options.storage
         self._stores = options.on_miss == "encode" and options.cache_dir is not None
         self._given_up: set[str] = set()
-        self._lookup = None if options.cache_dir is None else Lookup(options.cache_dir)
+        self._lookup = None
+        if options.cache_dir is not None:
+            self._lookup = Lookup(options.cache_dir, accept_imported=options.accept_imported)
         self._device, self._dtype = device, dtype
         self._on_miss = options.on_miss
         self._statistics = statistics
@@ -153,6 +155,8 @@ class FeatureSource:
         if features is None or request.path is None:
             return features
         header = features.header
+        if not header.source.size:  # imported: which file they were made from is not known
+            return features
         if not was_replaced(header.source, request.path, header.video_path):
             return features
         return FeatureNotFound(

@@ -25,6 +25,8 @@ class SourceOptions:
         decoder: `auto` or `exact`, whose frames the features are of; see featstore.decoding.video_file.decode.
         decode_timeout: seconds that decoding a video may take.
         storage: how a feature set is stored that a miss makes; `Storage()` if None.
+        accept_imported: whether imported features of the right shape are taken, if there are no others; nobody knows
+            what computed them.
 
     Raises:
         ValueError: an option is none of these.
@@ -36,6 +38,7 @@ class SourceOptions:
     decoder: str = defaults.DECODER
     decode_timeout: float = defaults.DECODE_TIMEOUT
     storage: Storage | None = None
+    accept_imported: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that no source can work with."""
@@ -49,6 +52,8 @@ class SourceOptions:
             raise ValueError(f"decode_timeout is {self.decode_timeout} s; it must be above 0")
         if not isinstance(self.storage, Storage | None):
             raise ValueError(f"storage is {self.storage!r}; pass a featstore.Storage, or None")
+        if not isinstance(self.accept_imported, bool):
+            raise ValueError(f"accept_imported is {self.accept_imported!r}; pass True or False")
         if self.cache_dir is None:
             return
         if os.path.exists(self.cache_dir) and not os.path.isdir(self.cache_dir):

@@ -14,6 +14,7 @@ from featstore.errors import DatasetNotFound, FeatureNotFound, StoreDamaged, Sto
 from featstore.geometry import Geometry
 from featstore.models.lookup import FeatureRequest, Lookup, find_features, serves
 from featstore.sampling import Sampling
+from featstore.spec import FeatureSpec
 from featstore.store.dataset import Dataset
 from featstore.store.maintenance.remove import remove_set, remove_videos
 from featstore.store.manifest import MANIFEST_KEY
@@ -245,3 +246,37 @@ def test_a_video_as_another_decoder_reads_it_is_told_of_beside_sets_that_serve(c
     }
     told = lookup.explain(FeatureRequest("demo", "b", None, auto), "toy", "")
     assert told.endswith("is read with decoder='exact', --decoder exact")
+
+
+def imported(signature="s", **geometry):
+    sizes = {"tokens_per_unit": 4, "hidden_dim": 8} | geometry
+    return FeatureSpec.of_imported(Geometry(**sizes), 4, {"model_signature": signature})
+
+
+def test_imported_features_serve_only_who_accepts_them(cache):
+    other = replace(SPEC, encoder=replace(SPEC.encoder, weights="0" * 64))
+    store_videos(cache, "demo", {"a": B, "b": B}, spec=imported())
+    store_videos(cache, "demo", {"a": A}, spec=other)
+    dataset = Dataset(cache, "demo")
+    assert find_features(dataset, "a", SPEC) is None
+    found = find_features(dataset, "a", SPEC, accept_imported=True)
+    assert found.header.spec == imported().digest
+    assert Lookup(cache, accept_imported=True).find(FeatureRequest("demo", "b", None, SPEC))
+    assert not Lookup(cache).find(FeatureRequest("demo", "b", None, SPEC))
+    with pytest.raises(
+        StoreMismatch, match=r"was imported and has their shape.*\n?.*accept_imported=True"
+    ):
+        Lookup(cache).refuse(FeatureRequest("demo", "a", None, SPEC), "toy")
+    store_videos(cache, "demo", {"a": A}, spec=SPEC)
+    assert find_features(dataset, "a", SPEC, accept_imported=True).header.spec == SPEC.digest
+
+
+def test_of_imported_features_none_are_guessed(cache):
+    store_videos(cache, "demo", {"a": A}, spec=imported("one"))
+    store_videos(cache, "demo", {"a": B}, spec=imported("two"))
+    dataset = Dataset(cache, "demo")
+    with pytest.raises(StoreMismatch, match=r"2 imported feature sets.*remove all but one"):
+        find_features(dataset, "a", SPEC, accept_imported=True)
+    assert find_features(dataset, "a", toy_spec(8), accept_imported=True) is None
+    wide = replace(SPEC, encoder=replace(SPEC.encoder, geometry=Geometry(4, 16)))
+    assert find_features(dataset, "a", wide, accept_imported=True) is None

@@ -63,6 +63,7 @@ class CachedLongVA:
         prefix_cache: int = defaults.PREFIX_CACHE,
         storage: Storage | None = None,
         decode_timeout: float = defaults.DECODE_TIMEOUT,
+        accept_imported: bool = False,
     ) -> None:
         """Load the language side of a checkpoint and hash its vision weights.
 
@@ -85,6 +86,7 @@ class CachedLongVA:
             storage: how features are stored if a miss makes their feature set, which every later miss follows; by
                 default as `Storage()` says.
             decode_timeout: seconds that decoding a video may take.
+            accept_imported: take imported features of the right shape if the store has no others.
 
         Raises:
             CheckpointError: the checkpoint is not LongVA's, is incomplete, or needs something featstore does not do.
@@ -98,7 +100,9 @@ class CachedLongVA:
             raise ValueError(f"prefix_cache is {prefix_cache}; it must be 0 or more")
         if cache_dir is not None and dataset is not None:
             dataset_path(cache_dir, dataset)
-        options = SourceOptions(cache_dir, on_miss, decoder, decode_timeout, storage)
+        options = SourceOptions(
+            cache_dir, on_miss, decoder, decode_timeout, storage, accept_imported
+        )
         check_attention(attn_implementation)
         checkpoint = os.fspath(checkpoint)
         tower = None if vision_tower is None else os.fspath(vision_tower)

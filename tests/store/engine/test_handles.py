@@ -8,7 +8,7 @@ import weakref
 from collections import deque
 
 import pytest
-from toys import store_videos, toy_features
+from toys import run_python, store_videos, toy_features
 
 from featstore.errors import StoreError, StoreFull
 from featstore.store.engine import handles, reader_table
@@ -25,7 +25,7 @@ from featstore.store.engine.handles import (
 )
 from featstore.store.engine.locks import write_lock
 from featstore.store.engine.reader_table import allocate_table
-from featstore.store.engine.settings import FLOCK, TABLE_BYTES
+from featstore.store.engine.settings import FLOCK, MAP_BYTES, MAX_READERS, TABLE_BYTES
 from featstore.store.engine.transaction import _mark_of_others
 from featstore.store.reader import get
 
@@ -153,6 +153,28 @@ def test_a_file_that_may_not_be_written_is_opened_for_reading(cache, monkeypatch
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     get(cache, "demo", "a")
     assert asked == [False, True]
+
+
+def test_an_environment_is_opened_with_our_numbers_and_locks_and_the_umask_of_files(cache):
+    before = os.umask(0)
+    try:
+        store_videos(cache, "demo", {"a": A})
+    finally:
+        os.umask(before)
+    environment = open_environment(cache / "demo")
+    info, flags = environment.lmdb.info(), environment.lmdb.flags()
+    assert (info["map_size"], info["max_readers"]) == (MAP_BYTES, MAX_READERS)
+    assert (flags["lock"], flags["readonly"]) == (True, False)
+    assert (cache / "demo" / "data.mdb").stat().st_mode & 0o777 == 0o666
+
+
+def test_the_engine_is_ours_whatever_the_program_asks_of_others(cache):
+    program = (
+        "import sys; from toys import *; store_videos(sys.argv[1], 'demo', {'a': toy_features(1)})"
+    )
+    done = run_python(program, cache, LMDB_DEFAULT_LIB_VERSION="1")
+    assert done.returncode == 0, done.stderr
+    assert get(cache, "demo", "a").shape == (16, 8)
 
 
 def marked(file: int) -> set[int]:

@@ -1,7 +1,8 @@
 """Change the code in one place after another, and see whether a test notices.
 
 Each mutant runs the tests that run its lines, the quickest first, until one fails. Those that no test kills are written
-to a file: each wants a test, or is equivalent: the code does the same with it. Needs the packages mutmut and coverage.
+to a file: each wants a test, or is equivalent: the code does the same with it. Those known to be, with the reason, are
+in equivalent.jsonl and are not tried. Needs the packages mutmut and coverage.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import click
 from drills.mutation.coverage_map import CoverageMap
+from drills.mutation.equivalents import FILE, key_of, read_equivalents, stale
 from drills.mutation.mutants import Mutant, mutants_of
 from drills.mutation.trials import Trial, copy_tree, run_trials
 from drills.shared.figures import report
@@ -81,10 +83,13 @@ def main(
     """Change, test, and print what survived."""
     begun = time.monotonic()
     paths = sorted(str(path.relative_to(ROOT)) for pattern in files for path in ROOT.glob(pattern))
-    mutants = [mutant for path in paths for mutant in mutants_of(ROOT, path)]
-    say(f"{len(mutants)} mutants of {len(paths)} files")
+    made = [mutant for path in paths for mutant in mutants_of(ROOT, path)]
+    known = read_equivalents()
+    mutants = [mutant for mutant in made if key_of(mutant) not in known]
+    left_out = Counter(mutant.path for mutant in made if key_of(mutant) in known)
+    say(f"{len(made)} mutants of {len(paths)} files, {left_out.total()} of them equivalent")
     tried = _read(out)
-    problems: list[str] = []
+    problems = [f"{FILE.name} names what is no mutant: {line}" for line in stale(made)]
     with tempfile.TemporaryDirectory(
         prefix="mutation-", dir=RAM if RAM.is_dir() else None
     ) as place:
@@ -136,7 +141,7 @@ def main(
         def left() -> Iterator[Mutant]:
             for path in paths:  # a file as it is, which the tests must let pass
                 whole = (ROOT / path).read_text()
-                yield Mutant(path, 1, whole.count("\n"), False, CONTROL, whole)
+                yield Mutant(path, 1, whole.count("\n"), False, CONTROL, whole, "")
             for mutant in random.Random(seed).sample(mutants, len(mutants)):
                 if time.monotonic() - begun > 60 * minutes:
                     return
@@ -147,16 +152,20 @@ def main(
     fates: dict[str, Counter[str]] = {}
     for (path, _, _), fate in tried.items():
         fates.setdefault(path, Counter())[fate] += 1
+    for mutant in mutants:
+        if tried.get((mutant.path, mutant.diff, mutant.first)) == "survived":
+            say(f"survived: {mutant.path}, {mutant.function}\n{mutant.diff}")
     report(
         out.parent,
-        ("file", "mutants", "killed", "hung", "survived"),
+        ("file", "tried", "killed", "hung", "survived", "equivalent"),
         [
-            (path, found.total(), found["killed"], found["hung"], found["survived"])
+            (path, found.total(), found["killed"], found["hung"], found["survived"], left_out[path])
             for path, found in sorted(fates.items())
         ],
         facts={
             "seed": seed,
-            "mutants": len(mutants),
+            "mutants": len(made),
+            "equivalent": left_out.total(),
             "tried": len(tried),
             "seconds": round(time.monotonic() - begun),
         },

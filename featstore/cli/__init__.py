@@ -27,6 +27,7 @@ from featstore.cli import (
     ls,
     merge,
     plan,
+    report,
     rm,
     seal,
     shape,
@@ -84,6 +85,7 @@ for command in (
     import_files.import_files,
     shape.shape,
     show.show,
+    report.report,
     vlmeval.vlmeval,
 ):
     main.add_command(command)

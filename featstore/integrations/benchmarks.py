@@ -29,6 +29,9 @@ BENCHMARKS = {
     "LongVideoBench": ("LongVideoBench_128frame",),
 }
 
+# How many videos the lists of those have whose number never depends on a config or a download.
+VIDEO_COUNTS = {"Video-MME": 900, "Video_Holmes": 270, "TempCompass": 410, "VideoMMMU": 300}
+
 _CANONICAL = {other: name for name, others in BENCHMARKS.items() for other in others}
 
 

@@ -1,9 +1,14 @@
-"""How often the store had what was asked for; a process prints one report when it ends."""
+"""How often the store had what was asked for; a process prints one report when it ends.
+
+If $FEATSTORE_STATISTICS names a file, it also adds a line of JSON to it: one file takes those of all processes of an
+evaluation, and `featstore report` shows it.
+"""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import sys
 import threading
@@ -11,9 +16,13 @@ import time
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from featstore.errors import FeatstoreError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+FILE_VARIABLE = "FEATSTORE_STATISTICS"
+_MAX_FILE_BYTES = 64 << 20
 
 _adding = threading.Lock()
 
@@ -69,10 +78,19 @@ class CacheStatistics:
         """Return plain values, for JSON."""
         return asdict(self) | {"hit_rate": self.hit_rate, "decoders": sorted(self.decoders)}
 
+    @classmethod
+    def from_dict(cls, row: dict[str, Any]) -> CacheStatistics:
+        """Return the statistics that `to_dict` described; raise ValueError if they are none."""
+        amounts = {name: row[name] for name in _AMOUNTS if name in row}
+        decoders = row.get("decoders", [])
+        sound = all(type(n) in (int, float) and 0 <= n < 2**63 for n in amounts.values())
+        if not (sound and {"hits", "misses"} <= set(amounts) and isinstance(decoders, list)):
+            raise ValueError("hits, misses and other amounts must be numbers, decoders a list")
+        return cls(**amounts, decoders=frozenset(map(str, decoders)))
+
     def __add__(self, other: CacheStatistics) -> CacheStatistics:
         """Return the sums of both, and all their decoders."""
-        names = [field.name for field in fields(self) if field.name != "decoders"]
-        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        sums = {name: getattr(self, name) + getattr(other, name) for name in _AMOUNTS}
         return CacheStatistics(**sums, decoders=self.decoders | other.decoders)
 
     def __str__(self) -> str:
@@ -89,7 +107,29 @@ class CacheStatistics:
         )
 
 
+_AMOUNTS = [field.name for field in fields(CacheStatistics) if field.name != "decoders"]
 _of_this_process: list[CacheStatistics] = []
+
+
+def read_statistics(file: str | os.PathLike[str]) -> CacheStatistics:
+    """Return the sum of the lines of a statistics file, each as `CacheStatistics.to_dict` gives it.
+
+    Raises:
+        FeatstoreError: the file cannot be read, or is not such a file.
+    """
+    try:
+        with open(file, "rb") as opened:
+            text = opened.read(_MAX_FILE_BYTES)
+        lines = text.splitlines()
+        if not lines:
+            raise ValueError("it is empty")
+        return sum(map(CacheStatistics.from_dict, map(json.loads, lines)), CacheStatistics())
+    except OSError as exc:
+        raise FeatstoreError(f"{file} cannot be read: {exc.strerror}") from exc
+    except (AttributeError, TypeError, ValueError, RecursionError) as exc:
+        raise FeatstoreError(
+            f"{file} is not a file of statistics ({exc!s:.80}); name one that ${FILE_VARIABLE} named when models ran"
+        ) from exc
 
 
 def report_at_exit(statistics: CacheStatistics) -> None:
@@ -102,9 +142,26 @@ def report_at_exit(statistics: CacheStatistics) -> None:
 
 def _report() -> None:
     total = sum(_of_this_process, CacheStatistics())
-    if total.asked and sys.stderr is not None:
+    if not total.asked:
+        return
+    said = str(total)
+    if file := os.environ.get(FILE_VARIABLE):
+        try:
+            _append(file, json.dumps(total.to_dict()) + "\n")
+        except OSError as exc:
+            said += f"\nThese statistics cannot be added to {file}: {exc.strerror}"
+    if sys.stderr is not None:
         with contextlib.suppress(OSError, ValueError):  # stderr may be closed by then
-            print(total, file=sys.stderr, flush=True)
+            print(said, file=sys.stderr, flush=True)
+
+
+def _append(file: str, line: str) -> None:
+    """Add a line in one piece: other processes of the evaluation add theirs."""
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    try:
+        os.write(fd, line.encode())
+    finally:
+        os.close(fd)
 
 
 def _start_from_zero() -> None:

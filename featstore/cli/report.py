@@ -1,0 +1,160 @@
+"""featstore report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featstore.cli._options import cache_dir_option, json_option
+from featstore.cli._printing import print_json
+from featstore.cli._streams import say
+from featstore.cli._words import how_many
+from featstore.errors import FeatstoreError, plain_line
+from featstore.system.filesystems import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from featstore.report.page import Evaluation
+    from featstore.report.survey import CacheSurvey
+
+_LINE_SECONDS = 10.0  # between lines of progress
+
+
+def _lists(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    pairs = [value.partition("=") for value in values]
+    for name, sign, value in pairs:
+        if not (name and sign and value):
+            raise click.BadParameter(f"{name}{sign}{value} is not DATASET=FILE")
+    return {name: value for name, _, value in pairs}
+
+
+@click.command()
+@cache_dir_option
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(dir_okay=False),
+    default="report.html",
+    help="The HTML file to write.",
+)
+@click.option(
+    "--statistics",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Statistics of an evaluation, whose hit rate is shown: the file that $FEATSTORE_STATISTICS named when it ran. "
+    "Repeatable.",
+)
+@click.option(
+    "--list",
+    "lists",
+    multiple=True,
+    metavar="DATASET=FILE",
+    callback=_lists,
+    help="All videos that a dataset should have, to report which are missing: a manifest as for featstore ingest. "
+    "Repeatable.",
+)
+@json_option
+def report(
+    cache_dir: str, out: str, statistics: tuple[str, ...], lists: dict[str, str], as_json: bool
+) -> None:
+    """Write a page about a cache: sizes, errors, failures, decoders, ingests, hit rates, coverage.
+
+    The page is one HTML file that needs no network and no scripts. With --json the figures are printed, and no page is
+    written. Needs featstore[report].
+    """
+    from featstore.integrations.benchmarks import BENCHMARKS, VIDEO_COUNTS
+    from featstore.pipeline.listing import read_listing
+    from featstore.report.page import render_page
+    from featstore.report.survey import survey_cache
+
+    listed = {
+        name: [video.video_id for video in read_listing(file)] for name, file in lists.items()
+    }
+    evaluations = [_evaluation(file) for file in statistics]
+    survey = survey_cache(
+        cache_dir,
+        counts={name: VIDEO_COUNTS.get(name) for name in BENCHMARKS},
+        listed=listed,
+        on_rows=_line_from_time_to_time(),
+    )
+    if as_json:
+        print_json(_facts(survey, evaluations))
+        return
+    page = render_page(survey, str(cache_dir), evaluations=evaluations, now=time.time())
+    _write(out, page.encode())
+    videos = sum(there.videos for there in survey.sets)
+    size = sum(there.record_bytes for there in survey.sets)
+    click.echo(
+        f"{plain_line(out)}: {how_many(videos, 'video')} in {how_many(len(survey.sets), 'feature set')}, "
+        f"{format_bytes(size)} of records"
+    )
+    for name, why in survey.errors.items():
+        say(f"not in it: {plain_line(f'{name}: {why}')}")
+
+
+def _evaluation(file: str) -> Evaluation:
+    from featstore.models.statistics import read_statistics
+    from featstore.report.page import Evaluation
+
+    found = read_statistics(file)
+    seconds = found.seconds_reading, found.seconds_encoding, found.seconds_generating
+    return Evaluation(Path(file).stem, found.hits, found.misses, found.bytes_read, seconds)
+
+
+def _line_from_time_to_time() -> Callable[[int], None]:
+    """Return a function that says how many rows were read, at most every ten seconds."""
+    last = time.monotonic()
+
+    def on_rows(rows: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _LINE_SECONDS:
+            last = time.monotonic()
+            say(f"{rows:,} rows read")
+
+    return on_rows
+
+
+def _facts(survey: CacheSurvey, evaluations: list[Evaluation]) -> dict[str, Any]:
+    """Return the figures of the page as plain values."""
+    from featstore.report.survey import PERIOD
+
+    sets = []
+    for there in survey.sets:
+        facts: dict[str, Any] = {
+            name: value for name, value in vars(there).items() if name not in ("row", "stored")
+        }
+        facts |= {
+            "feature_set": there.row.spec.digest,
+            "max_error": there.row.max_error,
+            "worst": [video._asdict() for video in there.worst],
+            "failures": [asdict(reason) for reason in there.failures.values()],
+            "stored": [
+                {"from": period * PERIOD, "videos": videos, "record_bytes": size}
+                for period, (videos, size) in sorted(there.stored.items())
+            ],
+        }
+        sets.append(facts)
+    return {
+        "sets": sets,
+        "errors": survey.errors,
+        "coverage": [asdict(there) for there in survey.coverage],
+        "evaluations": [{**asdict(run), "hit_rate": run.hit_rate} for run in evaluations],
+    }
+
+
+def _write(out: str, page: bytes) -> None:
+    from featstore.system.fsync import write_atomically
+
+    try:
+        with write_atomically(out) as file:
+            file.write(page)
+    except OSError as exc:
+        raise FeatstoreError(
+            f"{out} cannot be written: {exc.strerror or exc}; choose another --out"
+        ) from exc

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from itertools import starmap
 from typing import TYPE_CHECKING
 
 from featstore.errors import RecordError, StoreDamaged, StoreNotFound
@@ -18,6 +17,7 @@ from featstore.store.rows import (
     Failure,
     FeatureSet,
     set_key,
+    unpack_entries,
     unpack_entry,
     unpack_failure,
     unpack_set,
@@ -137,13 +137,12 @@ def read_entry(snapshot: Snapshot, key: bytes) -> Entry | None:
 
 def read_entries(snapshot: Snapshot, digest: str) -> Iterator[Entry]:
     """Yield the rows of the finished videos of a feature set, whose digest is in the keys and not in the rows."""
-    return starmap(unpack_entry, snapshot.rows("catalog", set_key(digest)))
+    return unpack_entries(digest, snapshot.values("catalog", set_key(digest)))
 
 
 def read_failures(snapshot: Snapshot, digest: str) -> Iterator[Failure]:
     """Yield the rows of the videos that failed in a feature set."""
-    for _, data in snapshot.rows("failures", set_key(digest)):
-        yield unpack_failure(data)
+    return map(unpack_failure, snapshot.values("failures", set_key(digest)))
 
 
 def read_failure(snapshot: Snapshot, key: bytes) -> Failure | None:

@@ -146,7 +146,13 @@ class Snapshot:
     def rows(self, table: str, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Yield copies of the keys and values whose keys begin with `prefix`, in order."""
         name = TABLES[table]
-        return chain.from_iterable(self._tree.rows(name + prefix, len(name), self._row))
+        for keys, values in self._tree.rows(name + prefix, self._row):
+            yield from zip([key[len(name) :] for key in keys], values, strict=True)
+
+    def values(self, table: str, prefix: bytes = b"") -> Iterator[bytes]:
+        """Yield copies of the values whose keys begin with `prefix`, in the order of their keys."""
+        pages = self._tree.rows(TABLES[table] + prefix, self._row)
+        return chain.from_iterable(values for _, values in pages)
 
     def salvage(self, table: str) -> tuple[list[bytes], list[StoreDamaged]]:
         """Return the keys of a table on pages that can be read, and what is wrong with the others."""

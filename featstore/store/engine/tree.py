@@ -13,6 +13,7 @@ import struct
 from bisect import bisect_left, bisect_right
 from functools import partial
 from itertools import pairwise
+from operator import lt
 from typing import TYPE_CHECKING, NamedTuple
 
 from featstore.errors import StoreDamaged
@@ -107,13 +108,12 @@ class Tree:
             yield key
 
     def rows(
-        self, prefix: bytes, cut: int, read: Callable[[Place], bytes]
-    ) -> Iterator[list[tuple[bytes, bytes]]]:
+        self, prefix: bytes, read: Callable[[Place], bytes]
+    ) -> Iterator[tuple[list[bytes], list[bytes]]]:
         """Yield the keys that begin with `prefix`, in order, and copies of their values, a page at a time.
 
         Args:
             prefix: Of the keys.
-            cut: So many first bytes of a key are left out.
             read: Returns a copy of a value that has pages of its own.
         """
         if self._meta.root is None:
@@ -122,24 +122,29 @@ class Tree:
         for page, first, high in self._leaves(self._meta.root, self._meta.depth, prefix):
             # A dataset has millions of rows: each is sliced from the page's copy, with one call to unpack its node.
             data, size, starts = page.data, len(page.data), page.nodes[first:]
-            rows: list[tuple[bytes, bytes]] = []
             if starts and not page.upper <= min(starts) <= max(starts) <= size - NODE.size:
                 raise self._wrong(page.number, f"its nodes begin at {starts}, not all within it")
+            is_last = bool(starts) and not self._key(page, starts[-1]).startswith(prefix)
+            if is_last:
+                self._check_order(page, last, high)
+                starts = tuple(s for s in starts if self._key(page, s).startswith(prefix))
+            keys: list[bytes] = []
+            values: list[bytes] = []
             for start in starts:
                 length, flags, key_bytes = _unpack_leaf_node(data, start)
                 at = start + 8 + key_bytes
-                key, value = data[start + 8 : at], data[at : at + length]
-                if at > size or key <= last:
-                    raise self._wrong(page.number, "its keys are out of order, or not within it")
-                if not key.startswith(prefix):
-                    self._check_order(page, b"", high)
-                    yield rows
-                    return
-                if flags != 0 or len(value) < length:
-                    value = read(self._own_pages(page, at, length, flags, self._limit()))
-                last = key
-                rows.append((key[cut:], value))
-            yield rows
+                end = at + length
+                keys.append(data[start + 8 : at])
+                if flags == 0 and end <= size:
+                    values.append(data[at:end])
+                else:
+                    values.append(read(self._own_pages(page, at, length, flags, self._limit())))
+            if not all(map(lt, [last, *keys], keys)):
+                raise self._wrong(page.number, "its keys are out of order")
+            yield keys, values
+            if is_last:
+                return
+            last = keys[-1] if keys else last
 
     def _nodes(self, prefix: bytes) -> Iterator[tuple[bytes, _Page, int]]:
         if self._meta.root is None:

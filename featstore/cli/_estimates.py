@@ -112,6 +112,7 @@ def show_estimates(
     options: dict[str, Any],
     *,
     list_videos: bool = False,
+    picture: str | None = None,
 ) -> None:
     """Print the plan; exit with `DOES_NOT_FIT` if it cannot be done.
 
@@ -120,6 +121,7 @@ def show_estimates(
         rates: how fast it goes.
         options: of the command line.
         list_videos: also print the videos to ingest.
+        picture: also draw it, into this file.
     """
     from featstore.pipeline.room import Room, why_not
     from featstore.system.cpus import default_workers
@@ -144,6 +146,10 @@ def show_estimates(
             click.echo(f"does not fit: {plain_line(reason)}")
         if list_videos:
             _print_todo(estimates)
+    if picture is not None:
+        from featstore.cli._plan_chart import draw_plan
+
+        draw_plan(estimates, room, picture)
     if reasons:
         sys.exit(DOES_NOT_FIT)
 

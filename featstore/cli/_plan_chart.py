@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from featstore.pipeline.room import Room
 
 _GIB = 1 << 30
+_BEHIND_LABELS = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
 
 
 def draw_plan(estimates: Sequence[Estimate], room: Room, target: str) -> None:
@@ -47,7 +48,7 @@ def draw_plan(estimates: Sequence[Estimate], room: Room, target: str) -> None:
     left_over = max(room.left, 0) / _GIB
     if left_over < 2 * max(left, default=0.0):
         axes.axvline(left_over, color="black", linestyle="--")
-    axes.bar_label(bars, [f" {format_bytes(size * _GIB)}" for size in left])
+    axes.bar_label(bars, [f" {format_bytes(size * _GIB)}" for size in left], bbox=_BEHIND_LABELS)
     axes.margins(x=0.2)
     axes.invert_yaxis()
     axes.set_xlabel(f"GiB on disk, at most (* as planned); {left_over:,.0f} GiB may be taken (--)")

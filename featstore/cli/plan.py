@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featstore.cli._estimates import plan_sources, show_estimates
-from featstore.cli._ingest_options import choose_storage, choose_work, ingest_options
+from featstore.cli._ingest_options import choose_storage, ingest_options
 from featstore.cli._sources import choose_sampling
 
 if TYPE_CHECKING:
@@ -54,12 +54,7 @@ def plan(
         estimates, rates = [guess], known_rates(guess.geometry)
     else:
         estimates, rates = plan_sources(options, measure=measure)
-    if output is not None:
-        from featstore.cli._plan_chart import draw_plan
-        from featstore.pipeline.room import Room
-
-        draw_plan(estimates, Room.of(options["cache_dir"], choose_work(options)), output)
-    show_estimates(estimates, rates, options)
+    show_estimates(estimates, rates, options, picture=output)
 
 
 def _guess(count: int, hours: float | None, options: dict[str, Any], *, measure: bool) -> Estimate:

@@ -96,7 +96,7 @@ def test_a_picture_is_drawn_and_its_library_named_if_it_is_missing(of_7b, tmp_pa
     assert plan(*of_7b, 900, "-o", target).exit_code == 0
     assert target.read_bytes().startswith(b"\x89PNG")
     wrong = plan(*of_7b, 900, "-o", tmp_path / "none" / "plan.png")
-    assert wrong.exit_code == 1
+    assert (wrong.exit_code, wrong.stdout[:7]) == (1, "dataset")
     assert "cannot be written" in wrong.stderr
     original = builtins.__import__
 

@@ -136,17 +136,21 @@ def measure_kind(kind: str, count: int, picks: int, workdir: Path) -> dict[str, 
             "open": Summary.of(found["open_s"]).to_dict(),
             "first": Summary.of(found["first_s"]).to_dict(),
             "again": Summary.of(found["again_s"]).to_dict(),
-            **{name: found[name] for name in ("listing_s", "skip_s", "open_bytes", "all_bytes")},
+            **{
+                name: found[name]
+                for name in ("listing_s", "skip_s", "stats_s", "open_bytes", "all_bytes")
+            },
         }
 
 
 NOTES = """\
 How to read it
 - open: to a reader that can be asked, imports not counted; the median of some. first: a look-up of a record the process
-  has not read before, which featstore proves by its checksum; again: the same once more. Both in random order.
+  has not read before, which featstore verifies by its checksum; again: the same once more. Both in random order.
 - listing: all rows of the catalog, one after the other, with what a row says; files: the names of the folder alone.
-- skip: which of all these videos, listed anew, are stored: what an ingest that is started again does first. Of
+- skip: which of all these videos, listed again, are stored: what an ingest that is started again does first. Of
   featstore also a stat of each file, none of which exists here; of the others a set of the names.
+- stats: such a stat of each file, nothing else.
 - memory: what the process took of its own, without what is shared with the page cache; after opening, and after all.
 - Small records take whole pages in featstore: see docs/format.md. A file a video is measured up to {files:,} videos.
 """
@@ -165,6 +169,7 @@ def render(data: dict[str, Any]) -> str:
         "listing",
         "rows/s",
         "skip",
+        "stats",
         "memory",
         "disk",
         "written/s",
@@ -181,6 +186,7 @@ def render(data: dict[str, Any]) -> str:
             show_time(row["listing_s"]),
             f"{row['count'] / row['listing_s']:,.0f}",
             show_time(row["skip_s"]),
+            show_time(row["stats_s"]),
             f"{show_bytes(max(0, row['open_bytes']))} / {show_bytes(max(0, row['all_bytes']))}",
             show_bytes(row["disk_bytes"]),
             f"{row['count'] / row['write_s']:,.0f}",

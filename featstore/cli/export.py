@@ -13,12 +13,13 @@ from featstore.cli._options import (
     dataset_option,
     json_option,
     open_set,
+    size,
     spec_option,
     which_nframe_option,
 )
 from featstore.cli._progress import show_progress
 from featstore.errors import plain_line
-from featstore.formats.names import FEATURE_FILES
+from featstore.formats.names import EXPORTED
 from featstore.system.filesystems import format_bytes
 
 
@@ -36,9 +37,15 @@ from featstore.system.filesystems import format_bytes
 @click.option(
     "--to",
     "name",
-    type=click.Choice(FEATURE_FILES),
+    type=click.Choice(EXPORTED),
     required=True,
-    help="Format of the files: as stored, with scales and metadata, or npy: float32 values only.",
+    help="Format of the files: as stored, with scales and metadata, or npy: float32 values only; hf: Parquet files "
+    "for datasets.load_dataset.",
+)
+@click.option(
+    "--shard-size",
+    type=size,
+    help="With hf: bytes of records from which on a file is full.  [default: a file a video]",
 )
 @click.option(
     "--out",
@@ -54,20 +61,24 @@ def export(
     spec: str | None,
     patterns: tuple[str, ...],
     name: str,
+    shard_size: int | None,
     out: str,
     as_json: bool,
 ) -> None:
     """Write the features of a dataset to a folder, a file a video; what is there already is skipped."""
     from featstore.formats.export import export_dataset
 
+    if shard_size and name != "hf":
+        raise click.UsageError(f"--shard-size is of hf; {name} is a file a video")
     there = open_set(cache_dir, dataset, spec, nframe)
     started = time.monotonic()
     with stop_on_signals() as stop, show_progress() as show:
         done = export_dataset(
             there,
             out,
-            f".{name}",
+            ".parquet" if name == "hf" else f".{name}",
             patterns=patterns,
+            shard_size=shard_size or 0,
             stop=stop,
             on_progress=lambda summary: show(
                 copy_progress(

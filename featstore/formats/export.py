@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featstore.errors import (
     FeatstoreError,
     FeatureNotFound,
     RecordError,
     StoreFull,
-    StoreMismatch,
 )
-from featstore.fields import to_plain
-from featstore.formats.facts import record_facts
+from featstore.formats.export_index import FolderIndex
 from featstore.formats.feature_files import FORMATS, write_features
-from featstore.formats.names import INDEX, SET_FILE
+from featstore.formats.hf_files import (
+    FOLDER,
+    PARQUET,
+    ParquetFile,
+    prepare_folder,
+    require_pyarrow,
+)
 from featstore.store.paths import because
 from featstore.store.rows import video_key
 from featstore.system.filesystems import DISK_FULL_ERRNOS
@@ -27,12 +31,11 @@ from featstore.system.fsync import make_durable_folder, write_atomically
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from featstore.records.features import Features
     from featstore.records.header import Header
     from featstore.store.dataset import Dataset
-    from featstore.store.rows import FeatureSet
 
 
 def save_features(features: Features, path: str | os.PathLike[str]) -> str:
@@ -99,6 +102,7 @@ def export_dataset(
     suffix: str,
     *,
     patterns: Iterable[str] = (),
+    shard_size: int = 0,
     stop: threading.Event | None = None,
     on_progress: Callable[[ExportSummary], None] = lambda summary: None,
 ) -> ExportSummary:
@@ -112,10 +116,12 @@ def export_dataset(
     Args:
         dataset: as a store returns it: its default set, or one of its `sets`.
         folder: where the files go; it is made if it is missing.
-        suffix: the files' format, one of `FORMATS`; see `save_features`.
+        suffix: the files' format, one of `FORMATS`, see `save_features`; or `.parquet`, a data set of Hugging Face, see
+            featstore.formats.hf_files.
         patterns: ids of videos, or patterns of them with `*` and `?`; by default all videos.
+        shard_size: bytes of records from which on a `.parquet` file is full; by default it holds one video.
         stop: set it to end early.
-        on_progress: called after each video.
+        on_progress: called after each file.
 
     Returns:
         What was done, and which records are damaged.
@@ -125,23 +131,28 @@ def export_dataset(
         StoreMismatch: the folder holds an export of another feature set or format.
         StoreFull: the disk is full; what was written stays, and the same call goes on.
         FeatstoreError: the folder cannot be written.
+        MissingExtra: pyarrow is not installed, which writes `.parquet`.
         ValueError: `suffix` is not a format.
     """
-    if suffix not in FORMATS:
-        raise ValueError(f"{suffix!r} is not a format; use one of {', '.join(FORMATS)}")
+    if suffix not in (*FORMATS, PARQUET):
+        raise ValueError(f"{suffix!r} is not a format; use one of {', '.join((*FORMATS, PARQUET))}")
+    if suffix == PARQUET:
+        require_pyarrow()
     dataset = dataset.pinned()
-    summary = ExportSummary(dataset.name, dataset.feature_set.spec.digest, os.fspath(folder))
+    row = dataset.feature_set
+    summary = ExportSummary(dataset.name, row.spec.digest, os.fspath(folder))
     videos = _chosen(dataset, list(patterns))
-    summary.total = len(videos)
     try:
         make_durable_folder(Path(folder))
-        with _Index(Path(folder), summary, suffix) as index:
-            index.describe(dataset.feature_set)
-            for video in videos:
+        with FolderIndex(Path(folder), dataset.name, row, suffix) as index:
+            groups = _missing(dataset, videos, index, suffix, shard_size)
+            summary.total = max(len(videos), sum(map(len, groups)))
+            summary.skipped = summary.total - sum(map(len, groups))
+            for group in groups:
                 if stop is not None and stop.is_set():
                     summary.interrupted = True
                     break
-                _export(dataset, video, index, summary)
+                _export(dataset, group, index, suffix, summary)
                 on_progress(summary)
     except FeatstoreError:
         raise
@@ -170,81 +181,64 @@ def _chosen(dataset: Dataset, patterns: list[str]) -> list[str]:
     return sorted(chosen)
 
 
-def _export(dataset: Dataset, video: str, index: _Index, summary: ExportSummary) -> None:
-    entry = dataset.entry(video)
-    if entry is not None and index.has(video, entry.created):
-        summary.skipped += 1
-        return
+def _export(
+    dataset: Dataset, videos: list[str], index: FolderIndex, suffix: str, summary: ExportSummary
+) -> None:
+    """Write the file of some videos, of one unless the format takes several."""
+    name = video_key("", videos[0]).decode() + suffix
+    name = f"{FOLDER}/{name}" if suffix == PARQUET else name
+    target = index.folder / name
+    written: list[tuple[Header, str]] = []
+    for video in videos if suffix != PARQUET else ():
+        with _noting(video, summary):
+            features = dataset[video]
+            written = [(features.header, save_features(features, target))]
+    if suffix == PARQUET:
+        with suppress(_Nothing), write_atomically(target) as file, ParquetFile(file) as out:
+            for video in videos:
+                with _noting(video, summary):
+                    features = dataset[video]
+                    written.append((features.header, out.add(features)))
+            if not written:
+                raise _Nothing
+    if written:
+        index.add(name, written)
+        summary.exported += len(written)
+        summary.file_bytes += target.stat().st_size
+
+
+class _Nothing(Exception):
+    pass
+
+
+@contextmanager
+def _noting(video: str, summary: ExportSummary) -> Iterator[None]:
     try:
-        features = dataset[video]
-        target = index.folder / index.file_name(video)
-        checksum = save_features(features, target)
+        yield
     except (RecordError, FeatureNotFound) as exc:
         summary.failures.append((video, str(exc)))
-        return
-    index.add(features.header, checksum)
-    summary.exported += 1
-    summary.file_bytes += target.stat().st_size
 
 
-class _Index:
-    """The lines of a folder's index; a line is added when its file is whole and durable."""
+def _missing(
+    dataset: Dataset, videos: list[str], index: FolderIndex, suffix: str, shard_size: int
+) -> list[list[str]]:
+    """Return the videos that are not in the folder as they are in the store, by the file that they go to."""
+    entries = {entry.video_id: entry for entry in dataset.entries()}
 
-    def __init__(self, folder: Path, summary: ExportSummary, suffix: str) -> None:
-        self.folder = folder
-        self._summary, self._suffix = summary, suffix
-        # Videos of files that are there, and when their records were made.
-        self._known: dict[str, float] = {}
-        self._file: IO[bytes] | None = None
+    def is_there(video: str) -> bool:
+        return index.has(video, entries[video].created)
 
-    def __enter__(self) -> _Index:
-        path = self.folder / INDEX
-        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
-        for line in lines:
-            self._read(line)
-        self._file = path.open("ab")
-        if lines[-1]:  # cut short by a kill
-            self._file.write(b"\n")
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._file is not None:
-            with self._file as file:
-                file.flush()
-                os.fsync(file.fileno())
-
-    def _read(self, line: bytes) -> None:
-        try:
-            found = json.loads(line)
-            video, made = found["video_id"], found["created"]
-            here = found["dataset"], found["feature_set"], Path(found["file"]).suffix
-        except (ValueError, KeyError, TypeError):
-            return  # its file is written again
-        wanted = self._summary.dataset, self._summary.feature_set, self._suffix
-        if here != wanted:
-            raise StoreMismatch(
-                f"{self.folder} holds an export of dataset {here[0]!r}, feature set {str(here[1])[:8]}, as {here[2]}, "
-                f"not of {wanted[0]!r}, {wanted[1][:8]}, as {wanted[2]}; choose another folder"
-            )
-        self._known[video] = made
-
-    def file_name(self, video: str) -> str:
-        """Return the name of a video's file."""
-        return video_key("", video).decode() + self._suffix
-
-    def has(self, video: str, created: float) -> bool:
-        """Return whether the file of the record that was made then is there."""
-        return self._known.get(video) == created and (self.folder / self.file_name(video)).is_file()
-
-    def describe(self, row: FeatureSet) -> None:
-        """Write the file that says what the features are."""
-        with write_atomically(self.folder / SET_FILE) as file:
-            file.write(json.dumps(to_plain(row), indent=2).encode())
-
-    def add(self, header: Header, checksum: str) -> None:
-        """Add the line of a file that was written."""
-        assert self._file is not None
-        named = {"file": self.file_name(header.video_id), "values_xxh3_128": checksum}
-        facts: dict[str, Any] = named | record_facts(header)
-        self._file.write(json.dumps(facts).encode() + b"\n")
-        self._file.flush()
+    stale = [video for video in videos if not is_there(video)]
+    if suffix == PARQUET:  # what else is in a file is written again with what changed
+        prepare_folder(index.folder, index.files() - {index.file_of(video) for video in stale})
+        known = {*videos, *index.videos()} & entries.keys()
+        stale = [video for video in sorted(known) if not is_there(video)]
+    groups: list[list[str]] = []
+    room = 0
+    for video in stale:
+        if room <= 0:
+            groups.append([])
+            room = shard_size
+        groups[-1].append(video)
+        room -= entries[video].record_bytes
+    return groups

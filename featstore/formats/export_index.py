@@ -1,0 +1,111 @@
+"""The index of an exported folder: which file is which video's, and what its record says."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from featstore.errors import StoreMismatch
+from featstore.fields import to_plain
+from featstore.formats.facts import record_facts
+from featstore.formats.names import INDEX, SET_FILE
+from featstore.system.fsync import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from featstore.records.header import Header
+    from featstore.store.rows import FeatureSet
+
+
+class FolderIndex:
+    """The lines of a folder's index; a line is added when its file is whole and durable.
+
+    Attributes:
+        folder: the folder.
+        row: the feature set that is exported.
+    """
+
+    def __init__(self, folder: Path, dataset: str, row: FeatureSet, suffix: str) -> None:
+        """Read nothing yet.
+
+        Args:
+            folder: the folder, which exists.
+            dataset: name of the dataset that is exported.
+            row: its feature set.
+            suffix: of the files.
+        """
+        self.folder, self.row = folder, row
+        self._wanted = dataset, row.spec.digest, suffix
+        # Videos of files that are there: their file, and when their records were made.
+        self._known: dict[str, tuple[str, float]] = {}
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> FolderIndex:
+        """Read the index, and write what the features are; raise StoreMismatch if the folder is another export's."""
+        path = self.folder / INDEX
+        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        for line in lines:
+            self._read(line)
+        self._file = path.open("ab")
+        if lines[-1]:  # cut short by a kill
+            self._file.write(b"\n")
+        with write_atomically(self.folder / SET_FILE) as file:
+            file.write(json.dumps(to_plain(self.row), indent=2).encode())
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Make the lines durable."""
+        if self._file is not None:
+            with self._file as file:
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _read(self, line: bytes) -> None:
+        try:
+            found = json.loads(line)
+            video, made, file = found["video_id"], found["created"], found["file"]
+            here = found["dataset"], found["feature_set"], Path(file).suffix
+        except (ValueError, KeyError, TypeError):
+            return  # its file is written again
+        wanted = self._wanted
+        if here != wanted:
+            raise StoreMismatch(
+                f"{self.folder} holds an export of dataset {here[0]!r}, feature set {str(here[1])[:8]}, as {here[2]}, "
+                f"not of {wanted[0]!r}, {wanted[1][:8]}, as {wanted[2]}; choose another folder"
+            )
+        self._known[video] = file, made
+
+    def file_of(self, video: str) -> str:
+        """Return the file in which the index says that a video is; empty if it does not."""
+        return self._known.get(video, ("", 0.0))[0]
+
+    def has(self, video: str, created: float) -> bool:
+        """Return whether the file of the record that was made then is there."""
+        file, made = self._known.get(video, ("", None))
+        return made == created and (self.folder / file).is_file()
+
+    def videos(self) -> set[str]:
+        """Return the videos that the index names."""
+        return set(self._known)
+
+    def files(self) -> set[str]:
+        """Return the files that the index names."""
+        return {file for file, _ in self._known.values()}
+
+    def add(self, file: str, written: Iterable[tuple[Header, str]]) -> None:
+        """Add the lines of a file that was written.
+
+        Args:
+            file: its name in the folder.
+            written: what the records in it say, and the checksums of the values.
+        """
+        assert self._file is not None
+        for header, checksum in written:
+            named = {"file": file, "values_xxh3_128": checksum}
+            facts: dict[str, Any] = named | record_facts(header)
+            self._file.write(json.dumps(facts).encode() + b"\n")
+            self._known[header.video_id] = file, header.created
+        self._file.flush()

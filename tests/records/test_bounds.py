@@ -22,6 +22,7 @@ from toys import toy_features, toy_header, toy_spec
 
 from featstore.errors import QuantizeError, RecordError
 from featstore.geometry import RowLayout
+from featstore.records import record
 from featstore.records.codecs import compress
 from featstore.records.codecs.blocks import Layout
 from featstore.records.codecs.zstd_frames import compress_frame, decompress_frame
@@ -154,6 +155,16 @@ def test_a_prefix_may_fill_all_that_precedes_the_payload():
         else:
             with pytest.raises(ValueError, match=f"{room} bytes precede the payload"):
                 pack_record(HEADER, joined(scales), buffer, slice(room, len(buffer)))
+
+
+def test_a_prefix_that_is_longer_than_a_reader_takes_is_not_packed(monkeypatch):
+    scales = struct.pack("<3f", 1, 1, 1)
+    length = len(pack_prefix(HEADER, scales, 12))
+    monkeypatch.setattr(record, "MAX_PREFIX_BYTES", length)
+    assert len(pack_prefix(HEADER, scales, 12)) == length
+    monkeypatch.setattr(record, "MAX_PREFIX_BYTES", length - 1)
+    with pytest.raises(RecordError, match=f"and {length - 1} together fit"):
+        pack_prefix(HEADER, scales, 12)
 
 
 @pytest.mark.parametrize("missing", range(1, 12))

@@ -19,6 +19,7 @@ from featstore.store.engine.locks import ingest_lock
 from featstore.store.maintenance import remove
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.remove import remove_dataset, remove_set, remove_videos
+from featstore.store.maintenance.seal import seal_dataset
 from featstore.store.manifest import Counts
 from featstore.store.reader import FeatureStore, get
 from featstore.store.rows import Failure, video_key
@@ -239,8 +240,9 @@ def test_a_damaged_row_can_be_removed(two_sets):
 
 def test_nothing_is_removed_from_a_dataset_under_another_name(two_sets):
     (two_sets / "demo").rename(two_sets / "other")
-    with pytest.raises(StoreMismatch, match=f"{two_sets}/other holds the dataset 'demo'"):
-        remove_videos(two_sets, "other", ["a"])
+    for change in (seal_dataset, remove_videos):
+        with pytest.raises(StoreMismatch, match=f"{two_sets}/other holds the dataset 'demo'"):
+            change(two_sets, "other", *[["a"]] * (change is remove_videos))
     (two_sets / "other").rename(two_sets / "demo")
 
 

@@ -41,28 +41,17 @@ def planned(videos, cache, encoder, sampling, storage=None) -> Estimate:
     ("encoder", "sampling", "storage"),
     [
         (ToyEncoder(grid=4, hidden_dim=1024), Sampling(32), Storage("int8", "channel_token")),
-        (ToyEncoder(grid=4, hidden_dim=256), Sampling(100, "fps", 4.0), Storage("bf16")),
-        (ToyEncoder(grid=12, hidden_dim=3584, size=336), Sampling(8), Storage("int8", "channel")),
+        (ToyEncoder(grid=4, hidden_dim=256), Sampling(100, "fps", 4.0), Storage("fp32")),
+        (ToyEncoder(grid=12, hidden_dim=3584, size=336), Sampling(8), Storage("fp16")),
     ],
     ids=["int8", "by time", "LongVA-7B's shape"],
 )
 def test_a_real_ingest_takes_what_was_estimated(clips, cache, encoder, sampling, storage):
     found = planned(clips, cache, encoder, sampling, storage)
     (clips / "bad.mp4").write_bytes(b"no video")
-    for part in (
-        "blink.mp4",
-        "",
-    ):  # the rest is the work of a second ingest, into a file that is there
-        options = IngestOptions(min_free=0)
-        featstore.ingest(
-            clips / part,
-            cache,
-            "demo",
-            encoder=encoder,
-            sampling=sampling,
-            storage=storage,
-            options=options,
-        )
+    work = {"encoder": encoder, "sampling": sampling, "storage": storage}
+    for part in ("blink.mp4", ""):  # the second ingest writes into a file that is there
+        featstore.ingest(clips / part, cache, "demo", **work, options=IngestOptions(min_free=0))
     (least, most), size = found.needed_bytes(), os.stat(cache / "demo" / "data.mdb").st_size
     assert 0.98 * size <= least <= most <= 1.02 * size
     again = planned(clips, cache, encoder, sampling)

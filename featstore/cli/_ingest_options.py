@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,14 @@ from featstore.cli._options import (
     tower_option,
     usage_errors,
 )
-from featstore.records.storage import CODEC_NAMES, GRANULARITIES, STORED_DTYPES, Storage
+from featstore.records.budget import ON_MAX_ERROR
+from featstore.records.storage import (
+    CODEC_NAMES,
+    GRANULARITIES,
+    LOSSLESS,
+    STORED_DTYPES,
+    Storage,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +39,18 @@ if TYPE_CHECKING:
     from featstore.encoders.base import Encoder
     from featstore.encoders.registry import EncoderRecipe
     from featstore.pipeline.options import IngestOptions
+
+
+def error_share(text: str) -> float:
+    """Return the share that `2%` or `0.02` means; infinity for `none`."""
+    if text.strip().lower() == "none":
+        return math.inf
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(%?)", text.strip())
+    share = float(match[1]) / (100 if match[2] else 1) if match else math.nan
+    if not 0 <= share <= 1:
+        raise click.BadParameter(f"{text!r} is no share of a whole; write 2%, 0.02 or none")
+    return share
+
 
 # In the order of the help. Those that are named as fields of IngestOptions become these.
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
@@ -78,8 +98,9 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--quantize",
         "values",
-        type=click.Choice(list(STORED_DTYPES)),
-        help="Data type of the stored values. Without --quantize, --scale and --codec a feature set that exists is "
+        type=click.Choice([*STORED_DTYPES, LOSSLESS]),
+        help="Data type of the stored values; lossless is the one they are computed in, as byte planes. "
+        "Without --quantize, --scale and --codec a feature set that exists is "
         f"followed.  [default: {defaults.VALUES}]",
     ),
     click.option(
@@ -102,6 +123,20 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         is_flag=True,
         help="Store the feature set as --quantize, --scale and --codec say from now on, also the videos that are "
         "stored in another way.",
+    ),
+    click.option(
+        "--max-error",
+        type=error_share,
+        help="Error budget: how far 99 of 100 tokens of a video may be from the encoder's (relative L2), as 2%; or "
+        "none. It holds for videos stored from now on; without it that of a feature set that exists is followed.  "
+        f"[default: {100 * defaults.MAX_ERROR:g}%]",
+    ),
+    click.option(
+        "--on-max-error",
+        type=click.Choice(ON_MAX_ERROR),
+        default=defaults.ON_MAX_ERROR,
+        help="What becomes of a video that misses the error budget: it is stored as it was computed, stored all the "
+        "same, or it fails.",
     ),
     dtype_option,
     click.option(
@@ -169,12 +204,18 @@ def choose_work(options: dict[str, Any]) -> IngestOptions:
     return IngestOptions(**{name: value for name, value in options.items() if name in names})
 
 
-def choose_storage(options: dict[str, Any]) -> Storage | None:
+def choose_storage(options: dict[str, Any]) -> Storage | str | None:
     """Return how features are to be stored; None if nothing is said, which is as the feature set is."""
     if options["replace_storage"] and not options["values"]:
         raise click.UsageError(
             "--restore-as stores videos in another way: say in which with --quantize"
         )
+    if options["values"] == LOSSLESS:
+        if options["granularity"] or options["codec"]:
+            raise click.UsageError(
+                "--quantize lossless has no scale and a codec of its own: leave --scale and --codec out"
+            )
+        return LOSSLESS
     given = {name: options[name] for name in ("values", "granularity", "codec") if options[name]}
     with usage_errors():
         return Storage(**given) if given else None

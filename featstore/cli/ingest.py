@@ -68,13 +68,14 @@ def ingest(**options: Any) -> None:
             summaries.append(summary)
             if not options["as_json"]:
                 _print_summary(summary)
-            if summary.full or stop.is_set():
+            if summary.full or summary.over_budget or stop.is_set():
                 break
     if options["as_json"]:
         found = [summary.to_dict() for summary in summaries]
         print_json(found if options["datasets"] else found[0])
-    if summaries[-1].full:
-        click.echo(f"featstore: {plain(summaries[-1].full)}", err=True)
+    ended = summaries[-1].full or summaries[-1].over_budget
+    if ended:
+        click.echo(f"featstore: {plain(ended)}", err=True)
         sys.exit(1)
     if stop.is_set():
         sys.exit(INTERRUPTED)
@@ -116,6 +117,7 @@ def _print_summary(summary: IngestSummary) -> None:
         left = summary.planned - summary.stored - len(summary.failures)
         also = ", also without --restore-as" if summary.restored else ""
         click.echo(f"  interrupted: {how_many(left, 'video')} left; the same command goes on{also}")
+    _print_misses(summary)
     _print_doubts(summary.doubts)
     for heading, failures in (
         ("failed", summary.failures),
@@ -125,6 +127,16 @@ def _print_summary(summary: IngestSummary) -> None:
             click.echo(f"  {heading}: {plain_line(f'{failure.video_id}: {failure.reason}')}")
     if summary.failures or summary.failed_before:
         click.echo("  once the cause is mended, --retry-failed tries them again")
+
+
+def _print_misses(summary: IngestSummary) -> None:
+    """Print how many videos missed the error budget, and what became of them."""
+    of = f"of {how_many(summary.stored, 'video')} missed {summary.budget}"
+    if summary.lossless:
+        more = format_bytes(summary.lossless_bytes)
+        click.echo(f"  {summary.lossless} {of} and are stored losslessly: +{more}")
+    if summary.missed:
+        click.echo(f"  {summary.missed} {of} and are stored as {summary.storage} all the same")
 
 
 def _print_doubts(doubts: dict[str, int]) -> None:

@@ -125,11 +125,11 @@ def _list_videos(there: Dataset, as_json: bool) -> None:
     found = sorted(map(itemgetter(*places), there.entries()), key=itemgetter(0))
     print_table((*_VIDEOS, "storage"), found, {"storage": _storage_of})
     feature_set = there.feature_set
-    lossless = sum(feature_set.spec.encoder.dtype == row[-1][0] for row in found)
-    if lossless and feature_set.spec.encoder.dtype != feature_set.storage.values:
-        say(
-            f"{lossless} of {len(found)} videos are stored losslessly: as {feature_set.storage} they miss the error budget"
-        )
+    own, asked = feature_set.spec.encoder.dtype, feature_set.storage
+    lossless = sum(own == row[-1][0] for row in found) if own != asked.values else 0
+    if lossless:
+        videos = f"{lossless} of {len(found)} videos"
+        say(f"{videos} are stored losslessly: as {asked} they miss the error budget")
 
 
 def _list_failures(there: Dataset, as_json: bool) -> None:

@@ -59,7 +59,7 @@ def plan(
 
 def _guess(count: int, hours: float | None, options: dict[str, Any], *, measure: bool) -> Estimate:
     from featstore.pipeline.estimate import Estimate, guess_clips
-    from featstore.records.storage import Storage
+    from featstore.records.storage import Storage, storage_for
 
     named = [name for name in ("videos", "manifest", "datasets") if options[name]]
     if named or measure:
@@ -69,11 +69,18 @@ def _guess(count: int, hours: float | None, options: dict[str, Any], *, measure:
     seconds = None if hours is None else hours * 3600
     return Estimate(
         dataset=options["dataset"] or "guess",
-        storage=choose_storage(options) or Storage(),
+        storage=storage_for(choose_storage(options), _dtype(options)) or Storage(),
         geometry=_geometry(options),
         clips=guess_clips(count, seconds, sampling),
         videos=count,
     )
+
+
+def _dtype(options: dict[str, Any]) -> str:
+    """Return what the encoder would compute in; on a GPU if that is not said, as LongVA does."""
+    if options["encoder_name"] == "toy":
+        return "fp32"
+    return "fp16" if options["dtype"] == "auto" else str(options["dtype"])
 
 
 def _geometry(options: dict[str, Any]) -> Geometry:

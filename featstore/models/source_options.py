@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from featstore import defaults
 from featstore.decoding.video_file import identity_of
 from featstore.errors import StoreError
-from featstore.records.storage import Storage
+from featstore.records.storage import Storage, storage_for
 
 ON_MISS = ("encode", "encode-only", "error")
 # Whose features a model may ask for; those of the other two decoders are auto's.
@@ -24,7 +24,7 @@ class SourceOptions:
         on_miss: what to do about a video that is not stored, one of ON_MISS.
         decoder: `auto` or `exact`, whose frames the features are of; see featstore.decoding.video_file.decode.
         decode_timeout: seconds that decoding a video may take.
-        storage: how a feature set is stored that a miss makes; `Storage()` if None.
+        storage: how a feature set is stored that a miss makes, a Storage or `lossless`; `Storage()` if None.
         accept_imported: whether imported features of the right shape are taken, if there are no others; nobody knows
             what computed them.
 
@@ -37,7 +37,7 @@ class SourceOptions:
     on_miss: str = defaults.ON_MISS
     decoder: str = defaults.DECODER
     decode_timeout: float = defaults.DECODE_TIMEOUT
-    storage: Storage | None = None
+    storage: Storage | str | None = None
     accept_imported: bool = False
 
     def __post_init__(self) -> None:
@@ -50,8 +50,7 @@ class SourceOptions:
                 )
         if not self.decode_timeout > 0:
             raise ValueError(f"decode_timeout is {self.decode_timeout} s; it must be above 0")
-        if not isinstance(self.storage, Storage | None):
-            raise ValueError(f"storage is {self.storage!r}; pass a featstore.Storage, or None")
+        storage_for(self.storage, "fp32")
         if not isinstance(self.accept_imported, bool):
             raise ValueError(f"accept_imported is {self.accept_imported!r}; pass True or False")
         if self.cache_dir is None:

@@ -43,7 +43,7 @@ def ingest(
     *,
     encoder: Encoder | list[EncoderRecipe],
     sampling: Sampling | None = None,
-    storage: Storage | None = None,
+    storage: Storage | str | None = None,
     options: IngestOptions | None = None,
     stop: threading.Event | None = None,
     on_plan: Callable[[IngestSummary], None] | None = None,
@@ -65,7 +65,8 @@ def ingest(
         encoder: an object, see featstore.encoders.get_encoder, which runs in a thread of this process; or a list of
             recipes, one for each device, which run in a process each and must make the same features.
         sampling: which frames are encoded; `Sampling()` if None: 128 frames, linspace.
-        storage: how features are stored; None for as the feature set's are, or `Storage()` if there is none yet.
+        storage: how features are stored, a Storage or `lossless`, bit for bit as they were computed; None for as the
+            feature set's are, or `Storage()` if there is none yet.
         options: how the work is done; `IngestOptions()` if None.
         stop: set it to end early; what was encoded is committed, and the same call resumes later.
         on_plan: called with the summary once the plan is made, before any work.
@@ -105,6 +106,7 @@ def ingest(
         replaced=len(plan.replaced),
         restored=plan.restored,
         failed_before=list(plan.failed_before),
+        budget=plan.budget,
         needed_bytes=plan.needed_bytes(spec),
         workers=max(1, min(options.workers or default_workers(), len(plan.todo) or 1)),
         encoders=max(1, min(len(recipes), len(plan.todo))),
@@ -114,10 +116,16 @@ def ingest(
     if options.dry_run:
         return summary
     if not plan.todo:
-        if plan.replaces_storage:
+        if plan.replaces_storage or plan.replaces_budget:
             with ingest_lock(path, wait=options.lock_wait):
                 with FeatureWriter(cache_dir, dataset) as writer:
-                    writer.add_set(spec, storage, replace_storage=True)
+                    writer.add_set(
+                        spec,
+                        plan.storage,
+                        max_error=plan.budget.max_error,
+                        replace_storage=plan.replaces_storage,
+                        replace_max_error=True,
+                    )
                 write_cache_meta(cache_dir)
         return summary
     refuse_network(cache_dir)

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import struct
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featstore.errors import RecordError
+from featstore.errors import QuantizeError, RecordError
 from featstore.records.header import Header
-from featstore.records.quantization import QuantError, measure_error, quantize
-from featstore.records.storage import MAX_PAYLOAD_BYTES, MAX_PREFIX_BYTES, STORED_DTYPES, Storage
+from featstore.records.quantization import QuantError, measure_error, quantize, refuse_large
+from featstore.records.storage import (
+    MAX_PAYLOAD_BYTES,
+    MAX_PREFIX_BYTES,
+    STORED_DTYPES,
+    Storage,
+    lossless,
+)
 from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from featstore.decoding.frame_selection import Clip
     from featstore.decoding.video_file import Video
+    from featstore.records.budget import ErrorBudget
     from featstore.records.header import SourceFingerprint
     from featstore.spec import FeatureSpec
 
@@ -46,6 +54,15 @@ def record_room(spec: FeatureSpec, storage: Storage) -> tuple[int, int]:
             remedy="take fewer frames with --nframe, or fewer bytes a value with --quantize",
         )
     return prefix, payload
+
+
+def fallback_of(spec: FeatureSpec, storage: Storage, budget: ErrorBudget) -> Storage | None:
+    """Return how a video is stored losslessly that misses `budget` as `storage`; None if it is not, or cannot be."""
+    kept = lossless(spec.encoder.dtype)
+    if budget.max_error is None or budget.on_miss != "lossless" or storage.values == kept.values:
+        return None
+    _, payload = kept.record_room(largest_shape(spec), spec.sampling.nframe)
+    return kept if payload <= MAX_PAYLOAD_BYTES else None
 
 
 def pack_scales(scales: Sequence[NDArray[np.float32]]) -> bytes:
@@ -115,16 +132,57 @@ def quantize_into(
     return _quantize_tensors(payload, parts, storage)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of a video's features beside the payload: how it is stored, its scales as bytes, its error."""
+
+    storage: Storage
+    scales: bytes
+    error: QuantError
+
+
+def keep_within(
+    budget: ErrorBudget,
+    place: Callable[[Storage], memoryview],
+    parts: list[Any],
+    storage: Storage,
+    fallback: Storage | None,
+) -> Kept:
+    """Write the features of `parts` as `storage`, or as `fallback` if they miss the budget.
+
+    Args:
+        budget: the error budget.
+        place: returns the memory for the payload that is stored in a way.
+        parts: see `quantize_into`.
+        storage: how they are asked for.
+        fallback: see `fallback_of`.
+
+    Raises:
+        QuantizeError: a value is not finite, or they miss and are not to be stored.
+    """
+    outcome: QuantError | QuantizeError
+    try:
+        scales, outcome = quantize_into(place(storage), parts, storage)
+    except QuantizeError as exc:
+        scales, outcome = b"", exc
+    chosen = budget.choose(storage, fallback, outcome)
+    if chosen != storage or isinstance(outcome, QuantizeError):
+        scales, outcome = quantize_into(place(chosen), parts, chosen)
+    return Kept(chosen, scales, outcome)
+
+
 def _quantize_tensors(
     payload: memoryview, parts: list[Any], storage: Storage
 ) -> tuple[bytes, QuantError]:
     import torch
 
-    from featstore.torch import measure_error, quantize
+    from featstore.torch.kernels.quantize import queue_quantize, read_measures
 
     features = torch.cat(parts)
-    stored, scales = quantize(features, storage)
+    stored, scales, measures = queue_quantize(features, storage)
+    error = read_measures(measures.tolist(), features.numel(), storage)
+    refuse_large(scales)
     place = torch.frombuffer(payload, dtype=stored.dtype)  # writable shared memory
     place.reshape(stored.shape).copy_(stored)
     on_host = [scale.cpu().numpy() for scale in scales]
-    return pack_scales(on_host), measure_error(features, stored, scales)
+    return pack_scales(on_host), error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,13 @@ from featstore.decoding.pool import Decoded, DecoderPool
 from featstore.decoding.video_file import was_replaced
 from featstore.errors import NotFinite, StoreNotFound, VideoError
 from featstore.pipeline.encode.batches import Batches, EncodeTask, VideoParts, cut_units
-from featstore.pipeline.make_record import make_header, quantize_into, record_room
+from featstore.pipeline.make_record import fallback_of, keep_within, make_header, record_room
 from featstore.pipeline.shared_memory import batch_units, frames_in
 from featstore.preprocessing import frame_bytes
+from featstore.records.budget import ErrorBudget
 from featstore.records.quantization import in_words, refuse_non_finite
 from featstore.records.record import pack_record
-from featstore.records.storage import Storage
+from featstore.records.storage import Storage, storage_for
 from featstore.store import open_snapshot
 from featstore.store.catalog import read_set
 from featstore.store.paths import dataset_path
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from featstore.records.header import SourceFingerprint
     from featstore.sampling import Sampling
     from featstore.spec import FeatureSpec
+    from featstore.store.rows import FeatureSet
 
 _POLL_SECONDS = 0.2
 
@@ -51,9 +53,7 @@ class EncodedVideo:
     """A video's features as the encoder gave them.
 
     Attributes:
-        video: the video.
-        clip: its length and the frames that were sampled.
-        source: the file they came from.
+        video, clip, source: the video, the frames that were sampled, and the file they came from.
         parts: the features in order, each (n, row_width).
         grid: (height, width) of a unit's tokens, if they differ by video.
     """
@@ -246,11 +246,11 @@ def store_features(
     spec: FeatureSpec,
     origin: str,
     *,
-    storage: Storage | None = None,
+    storage: Storage | str | None = None,
     names: Mapping[str, str] | None = None,
     **limits: Any,
 ) -> None:
-    """Store features as the feature set says, in place of any that are there.
+    """Store features as the feature set and its error budget say, in place of any that are there.
 
     Args:
         encoded: the video and its features.
@@ -267,32 +267,34 @@ def store_features(
         QuantizeError: the values cannot be quantized.
         RecordError: a record cannot hold them.
     """
-    storage = _storage_there(cache_dir, dataset, spec) or storage or Storage()
+    there = _set_there(cache_dir, dataset, spec)
+    budget = ErrorBudget() if there is None else ErrorBudget(there.max_error)
+    asked = storage_for(storage, spec.encoder.dtype) or Storage()
+    storage = asked if there is None else there.storage
     room, _ = record_room(spec, storage)
-    size = storage.payload_bytes((sum(map(len, encoded.parts)), encoded.parts[0].shape[1]))
+    shape = sum(map(len, encoded.parts)), encoded.parts[0].shape[1]
+    fallback = fallback_of(spec, storage, budget)
+    size = max(way.payload_bytes(shape) for way in (storage, fallback or storage))
     buffer = np.empty(room + size, np.uint8).data
-    scales, error = quantize_into(buffer[room:], encoded.parts, storage)
-    header = make_header(
-        spec,
+    kept = keep_within(
+        budget,
+        lambda way: buffer[room : room + way.payload_bytes(shape)],
+        encoded.parts,
         storage,
-        dataset,
-        encoded.video,
-        encoded.clip,
-        encoded.source,
-        grid=encoded.grid,
-        error=error,
+        fallback,
     )
+    about = encoded.video, encoded.clip, encoded.source
+    header = make_header(spec, kept.storage, dataset, *about, grid=encoded.grid, error=kept.error)
+    payload = slice(room, room + header.raw_bytes)
     with FeatureWriter(cache_dir, dataset, **limits) as writer:
-        writer.add_set(spec, storage, origin=origin, names=names)
-        writer.put(*pack_record(header, scales, buffer, slice(room, len(buffer))))
+        writer.add_set(spec, storage, origin=origin, names=names, max_error=budget.max_error)
+        writer.put(*pack_record(header, kept.scales, buffer, payload))
 
 
-def _storage_there(
+def _set_there(
     cache_dir: str | os.PathLike[str], dataset: str, spec: FeatureSpec
-) -> Storage | None:
-    """Return how the feature set is stored, None if there is none yet."""
-    try:
-        there = read_set(open_snapshot(dataset_path(cache_dir, dataset)), spec.digest)
-    except StoreNotFound:
-        return None
-    return None if there is None else there.storage
+) -> FeatureSet | None:
+    """Return the feature set as it is in the dataset, None if there is none yet."""
+    with suppress(StoreNotFound):
+        return read_set(open_snapshot(dataset_path(cache_dir, dataset)), spec.digest)
+    return None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from featstore import defaults
 from featstore.decoding.video_file import DECODERS
+from featstore.records.budget import ErrorBudget
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class IngestOptions:
             may be one of these options.
         replace_storage: if the feature set is stored in another way than asked for, store it as asked from now on, and
             make again the videos that are stored in another way.
+        max_error: the error budget, the most that the 99th percentile of the tokens' relative L2 may be of a video, as
+            0.02; math.inf for none; None for the feature set's, or 0.02 if there is none yet. It holds for videos that
+            are made from now on.
+        on_max_error: what becomes of a video that misses it: `lossless`, it is stored as it was computed; `warn`, it is
+            stored all the same; `fail`.
         limit: ingest so many videos at most; None for all.
         min_free: bytes that stay free on the disk.
         max_size: bytes the cache directory may take; None for no limit.
@@ -41,6 +47,8 @@ class IngestOptions:
     resume: bool = True
     retry_failed: bool = False
     replace_storage: bool = False
+    max_error: float | None = None
+    on_max_error: str = defaults.ON_MAX_ERROR
     limit: int | None = None
     min_free: int = defaults.MIN_FREE_BYTES
     max_size: int | None = None
@@ -51,6 +59,7 @@ class IngestOptions:
         """Refuse values that no ingest can work with."""
         if self.decoder not in DECODERS:
             raise ValueError(f"decoder is {self.decoder!r}; use one of {', '.join(DECODERS)}")
+        ErrorBudget(self.max_error, self.on_max_error)
         if not self.decode_timeout > 0:
             raise ValueError(f"decode_timeout is {self.decode_timeout} s; it must be above 0")
         least = {"workers": 1, "decode_memory": 1, "limit": 0, "max_size": 0, "lock_wait": 0}

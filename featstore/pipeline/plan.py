@@ -8,17 +8,19 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress, islice
 from operator import not_
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from featstore import defaults
 from featstore.decoding.video_file import was_replaced
 from featstore.errors import ListingError, StoreNotFound, command_line
 from featstore.pipeline.make_record import largest_shape
 from featstore.pipeline.options import IngestOptions
-from featstore.records.storage import Storage
+from featstore.records.budget import ErrorBudget
+from featstore.records.storage import Storage, storage_for
 from featstore.store import open_snapshot
 from featstore.store.catalog import read_manifest, read_set
 from featstore.store.manifest import Counts
@@ -56,6 +58,8 @@ class Plan:
         replaced: ids of those in `todo` that are stored from another file.
         restored: number of those in `todo` that are stored in another way than the feature set is to be.
         replaces_storage: the feature set is there, and its row is to say `storage` from now on.
+        budget: the error budget: as asked for, or as the feature set's is.
+        replaces_budget: the feature set is there, and its row is to say the budget from now on.
     """
 
     storage: Storage
@@ -65,6 +69,8 @@ class Plan:
     replaced: frozenset[str] = frozenset()
     restored: int = 0
     replaces_storage: bool = False
+    budget: ErrorBudget = field(default_factory=ErrorBudget)
+    replaces_budget: bool = False
 
     def needed_bytes(self, spec: FeatureSpec) -> int:
         """Return the most bytes that the records to make usually take under `spec`."""
@@ -78,7 +84,7 @@ def plan_ingest(
     dataset: str,
     spec: FeatureSpec,
     options: IngestOptions,
-    storage: Storage | None = None,
+    storage: Storage | str | None = None,
 ) -> Plan:
     """Return the work that `videos` are for the dataset as it is now, which need not exist; see `make_plan`."""
     snapshot = None
@@ -93,7 +99,7 @@ def make_plan(
     snapshot: Snapshot | None,
     spec: FeatureSpec,
     options: IngestOptions | None = None,
-    storage: Storage | None = None,
+    storage: Storage | str | None = None,
 ) -> Plan:
     """Return the work that `videos` are, minus what `snapshot` holds under `spec`; nothing is decoded.
 
@@ -112,14 +118,17 @@ def make_plan(
         snapshot: of the dataset, None if there is none yet.
         spec: the feature set.
         options: `resume`, `retry_failed`, `replace_storage` and `limit` of them.
-        storage: how features are to be stored; None follows the feature set.
+        storage: how features are to be stored, a Storage or `lossless`; None follows the feature set.
 
     Raises:
         ListingError: if an id names a file that is stored, and still exists, and now another one too.
         StoreMismatch: if the feature set is stored in another way, and `replace_storage` is not set.
     """
     options = options or IngestOptions()
+    storage = storage_for(storage, spec.encoder.dtype)
     there = None if snapshot is None else read_set(snapshot, spec.digest)
+    followed = defaults.MAX_ERROR if there is None else there.max_error
+    budget = ErrorBudget.of(options.max_error, followed, options.on_max_error)
     wanted = wanted_set(there, storage, options.replace_storage)
     stored_as = wanted.storage if wanted else storage or Storage()
     failures: dict[int, Failure] = {}
@@ -163,6 +172,8 @@ def make_plan(
         replaced=frozenset(video.video_id for video in todo if video.video_id in replaced),
         restored=restored,
         replaces_storage=wanted is not there,
+        budget=budget,
+        replaces_budget=there is not None and there.max_error != budget.max_error,
     )
 
 

@@ -26,6 +26,7 @@ from featstore.pipeline.shared_memory import Memory, batch_units
 from featstore.pipeline.summary import Progress
 from featstore.pipeline.write.writer_client import WriterProcess
 from featstore.pipeline.write.writer_process import PutRecord, WriterSetup
+from featstore.records.budget import too_many
 from featstore.store.rows import Failure
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ class Scheduler:
         self._ready: deque[Decoded] = deque()
         self._replaced: frozenset[str] = frozenset()
         self._numbers = iter(range(1 << 62))
+        self._encoded = 0
+        self._lossless: dict[str, int] = {}  # what videos would take as asked for, by id
         log = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
         spec, storage = summary.spec, summary.storage
         memory = Memory.reserve(
@@ -102,6 +105,7 @@ class Scheduler:
             workers=summary.workers,
             encoders=summary.encoders,
             batch_frames=encoder.batch_frames,
+            budget=summary.budget,
         )
         stack.callback(memory.close)
         summary.shared_bytes = memory.size
@@ -114,8 +118,9 @@ class Scheduler:
             storage=storage,
             origin=encoder.origin,
             names=encoder.names,
-            max_error=None,
+            max_error=summary.budget.max_error,
             replace_storage=options.replace_storage,
+            replace_max_error=options.max_error is not None,
             min_free=options.min_free,
             max_size=options.max_size,
             lock_wait=options.lock_wait,
@@ -139,7 +144,7 @@ class Scheduler:
         stack.callback(self._pool.kill)
 
     def run(self, todo: list[Video], replaced: frozenset[str] = frozenset()) -> None:
-        """Ingest `todo` in its order; ends early if it is stopped or no room is left.
+        """Ingest `todo` in its order; ends early if it is stopped, no room is left or too many miss the budget.
 
         Args:
             todo: the videos.
@@ -149,7 +154,7 @@ class Scheduler:
         self._replaced = replaced
         self._pool.add(todo)
         try:
-            while self._unfinished and not self._stop.is_set():
+            while self._unfinished and not (self._stop.is_set() or self._summary.over_budget):
                 self._collect()
                 self._feed()
                 wait(self._connections(), _POLL_SECONDS)
@@ -225,6 +230,7 @@ class Scheduler:
     def _store(self, decoded: Decoded, record: int, answer: EncodeResult) -> None:
         assert decoded.clip is not None
         assert decoded.source is not None
+        self._judge(decoded, answer)
         self._writer.put(
             PutRecord(
                 record,
@@ -232,10 +238,28 @@ class Scheduler:
                 decoded.clip,
                 decoded.source,
                 answer.grid,
+                answer.storage,
                 answer.scales,
                 answer.error,
             )
         )
+
+    def _judge(self, decoded: Decoded, answer: EncodeResult) -> None:
+        """Count a video that missed the error budget, and end the work if too many of the first did."""
+        assert decoded.clip is not None
+        summary, geometry = self._summary, self._summary.spec.encoder.geometry
+        self._encoded += 1
+        if answer.storage == summary.storage:
+            summary.missed += summary.budget.misses(answer.error)
+            return
+        rows = geometry.layout(len(decoded.clip.indices), answer.grid).rows
+        asked = summary.storage.record_bytes(
+            (rows, geometry.row_width), summary.spec.sampling.nframe
+        )
+        self._lossless[decoded.video.video_id] = asked
+        if not summary.over_budget:
+            count = len(self._lossless)
+            summary.over_budget = too_many(count, self._encoded, summary.budget, summary.storage)
 
     def _fail(self, video: Video, reason: str) -> None:
         digest = self._summary.spec.digest
@@ -248,8 +272,7 @@ class Scheduler:
     def _note(self, commits: Iterable[Committed]) -> None:
         for commit in commits:
             self._records += commit.slots
-            self._summary.stored += len(commit.stored)
-            self._summary.record_bytes += sum(size for _, size in commit.stored)
+            self._summary.count_commit(commit.stored, self._lossless)
             self._summary.busy["write"] += commit.busy
             self._report()
 

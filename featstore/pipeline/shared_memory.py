@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from featstore.pipeline.make_record import record_room
+from featstore.pipeline.make_record import fallback_of, record_room
 from featstore.preprocessing import frame_bytes
+from featstore.records.budget import ErrorBudget
 from featstore.system.processes import Slots
 
 if TYPE_CHECKING:
@@ -24,12 +26,13 @@ WRITER_SLOTS = 2  # one is written while the next is packed
 
 @dataclass(frozen=True)
 class Memory:
-    """Slots for the frames and for the records of videos of one spec, stored in one way."""
+    """Slots for the frames and for the records of videos of one spec, stored in one way or, by a budget, losslessly."""
 
     spec: FeatureSpec
     storage: Storage
     frame_slots: Slots
     record_slots: Slots
+    budget: ErrorBudget
 
     @classmethod
     def reserve(
@@ -40,6 +43,7 @@ class Memory:
         workers: int,
         encoders: int,
         batch_frames: int,
+        budget: ErrorBudget | None = None,
     ) -> Memory:
         """Reserve what keeps them all busy; pages are taken when first written.
 
@@ -52,12 +56,21 @@ class Memory:
         geometry, nframe = spec.encoder.geometry, spec.sampling.nframe
         # Videos that fill a batch.
         a_batch = math.ceil(batch_units(geometry, batch_frames) / geometry.units(nframe))
-        room = sum(record_room(spec, storage))
+        budget = budget or ErrorBudget()
+        start, payload = record_room(spec, storage)
+        fallback = fallback_of(spec, storage, budget)
+        if fallback is not None:
+            payload = max(payload, record_room(spec, fallback)[1])
         frames = Slots.create(
             workers + encoders * (a_batch + 1), nframe * frame_bytes(spec.preprocessing)
         )
-        records = Slots.create(WRITER_SLOTS + encoders * (2 * a_batch + 1), room)
-        return cls(spec, storage, frames, records)
+        records = Slots.create(WRITER_SLOTS + encoders * (2 * a_batch + 1), start + payload)
+        return cls(spec, storage, frames, records, budget)
+
+    @cached_property
+    def fallback(self) -> Storage | None:
+        """Return how a video is stored that misses the budget; None if it is not stored in another way."""
+        return fallback_of(self.spec, self.storage, self.budget)
 
     @property
     def size(self) -> int:
@@ -68,10 +81,10 @@ class Memory:
         """Return frames `start` to `stop` of a slot, (n, height, width, 3) uint8; `size` is (height, width)."""
         return frames_in(self.frame_slots.slot(slot), start, stop, size)
 
-    def payload(self, slot: int, rows: int) -> memoryview:
-        """Return the memory for the payload of features of so many rows in a record's slot."""
+    def payload(self, slot: int, rows: int, storage: Storage) -> memoryview:
+        """Return the memory in a record's slot for the payload of so many rows that are stored as `storage`."""
         start, _ = record_room(self.spec, self.storage)
-        size = self.storage.payload_bytes((rows, self.spec.encoder.geometry.row_width))
+        size = storage.payload_bytes((rows, self.spec.encoder.geometry.row_width))
         return self.record_slots.slot(slot)[start : start + size]
 
     def close(self) -> None:

@@ -6,8 +6,11 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from featstore.formats.facts import failure_facts
+from featstore.records.budget import ErrorBudget
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from featstore.decoding.frame_selection import Clip
     from featstore.records.storage import Storage
     from featstore.spec import FeatureSpec
@@ -50,6 +53,7 @@ class IngestSummary:
         replaced: those planned that are stored from another file.
         restored: those planned that are stored in another way than `storage`.
         failed_before: failures of earlier runs, which were not tried again.
+        budget: how far stored values may be from the encoder's.
         needed_bytes: the most that the planned records take.
         workers: processes that decoded.
         encoders: devices that encoded.
@@ -61,6 +65,10 @@ class IngestSummary:
         working_seconds: since the first video was given out.
         interrupted: it was stopped by request.
         full: why it stopped for lack of room, else empty.
+        missed: videos that missed the error budget and are stored as asked for all the same.
+        lossless: videos that missed it and are stored losslessly.
+        lossless_bytes: bytes that these take beyond what they take as asked for.
+        over_budget: why it stopped since too many of the first videos missed it, else empty.
         decoders: number of videos read by each decoder.
         doubts: number of videos by why their frames may not be those asked for; without those that have no doubt.
         busy: seconds of work by stage, summed over its workers.
@@ -75,7 +83,8 @@ class IngestSummary:
     restored: int
     failed_before: list[Failure]
     needed_bytes: int
-    workers: int
+    budget: ErrorBudget = field(default_factory=ErrorBudget)
+    workers: int = 1
     encoders: int = 1
     stored: int = 0
     failures: list[Failure] = field(default_factory=list)
@@ -85,6 +94,10 @@ class IngestSummary:
     working_seconds: float = 0.0
     interrupted: bool = False
     full: str = ""
+    missed: int = 0
+    lossless: int = 0
+    lossless_bytes: int = 0
+    over_budget: str = ""
     decoders: dict[str, int] = field(default_factory=dict)
     doubts: dict[str, int] = field(default_factory=dict)
     busy: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -110,6 +123,19 @@ class IngestSummary:
         self.decoders[clip.decoder] = self.decoders.get(clip.decoder, 0) + 1
         if clip.doubt:
             self.doubts[clip.doubt] = self.doubts.get(clip.doubt, 0) + 1
+
+    def count_commit(self, stored: tuple[tuple[str, int], ...], extra: Mapping[str, int]) -> None:
+        """Count videos that were committed.
+
+        Args:
+            stored: (video id, record bytes) of each.
+            extra: bytes that those would take as asked for that are stored losslessly instead, by video id.
+        """
+        self.stored += len(stored)
+        self.record_bytes += sum(size for _, size in stored)
+        more = [size - extra[video] for video, size in stored if video in extra]
+        self.lossless += len(more)
+        self.lossless_bytes += sum(more)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON, in the words of featstore.formats.facts."""

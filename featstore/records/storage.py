@@ -14,6 +14,9 @@ GRANULARITIES = ("channel_token", "channel", "token", "tensor")
 NO_SCALE = "none"  # the granularity of floats
 CODEC_NAMES = ("raw", "lz4", "zstd", "planes")
 
+# In place of a Storage: the encoder's own dtype as byte planes, see `storage_for`.
+LOSSLESS = "lossless"
+
 PAGE = 4096
 MAX_ID_BYTES = 4096
 MAX_HEADER_BYTES = 1 << 20
@@ -117,6 +120,28 @@ class Storage:
     def __str__(self) -> str:
         """Return `int8/channel`, `fp16` or `fp16 planes`, for people."""
         return storage_text(self.values, self.granularity, self.codec)
+
+
+def lossless(dtype: str) -> Storage:
+    """Return how features that were computed in `dtype` are stored bit for bit, in the fewest bytes."""
+    return Storage(dtype, codec="planes")
+
+
+def storage_for(asked: Storage | str | None, dtype: str) -> Storage | None:
+    """Return the storage that is asked for, of features computed in `dtype`; None if None is.
+
+    Args:
+        asked: a Storage, or `lossless`.
+        dtype: fp16, bf16 or fp32.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if asked == LOSSLESS:
+        return lossless(dtype)
+    if not isinstance(asked, Storage | None):
+        raise ValueError(f"storage is {asked!r}; pass a featstore.Storage, {LOSSLESS!r} or None")
+    return asked
 
 
 def storage_text(values: str, granularity: str, codec: str) -> str:

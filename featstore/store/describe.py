@@ -34,8 +34,8 @@ def describe_dataset(
         dataset: The dataset's name.
         rows: Also read the rows of the videos, and add to each set, as `error`, how far stored values are from the
             encoder's, how many videos each of the `decoders` read, have each of the `doubts` and are stored in each of
-            the `storages`, and, as `stored_otherwise`, how many an ingest makes again because the set's storage was
-            replaced.
+            the `storages`, how many are `lossless` as they missed the error budget, and, as `stored_otherwise`, how
+            many an ingest makes again because the set's storage was replaced.
 
     Raises:
         StoreNotFound: There is no such dataset.
@@ -128,7 +128,7 @@ def _describe_rows(snapshot: Snapshot, row: FeatureSet) -> dict[str, Any]:
 
     Of the errors it is the worst, and the mean of the relative L2; None if there are no videos.
     """
-    count, total, otherwise = 0, 0.0, 0
+    count, total, otherwise, lossless = 0, 0.0, 0, 0
     decoders: Counter[str] = Counter()
     doubts: Counter[str] = Counter()
     storages: Counter[tuple[str, str, str]] = Counter()
@@ -143,7 +143,9 @@ def _describe_rows(snapshot: Snapshot, row: FeatureSet) -> dict[str, Any]:
         )
         worst = tuple(map(max, worst, errors)) if count else errors  # type: ignore[arg-type]
         count, total = count + 1, total + entry.relative_l2
-        otherwise += bool(row.storage_since) and row.differs(entry)
+        differs = bool(row.storage_since) and row.differs(entry)
+        otherwise += differs
+        lossless += not differs and row.is_lossless(entry)
         storages[entry.values, entry.granularity, entry.codec] += 1
         decoders[entry.decoder] += 1
         if entry.doubt:
@@ -161,6 +163,7 @@ def _describe_rows(snapshot: Snapshot, row: FeatureSet) -> dict[str, Any]:
         "decoders": dict(decoders),
         "doubts": dict(doubts),
         "storages": {storage_text(*found): videos for found, videos in storages.items()},
+        "lossless": lossless,
         "stored_otherwise": otherwise,
         "error": error,
     }

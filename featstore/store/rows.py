@@ -56,12 +56,17 @@ class FeatureSet:
     def differs(self, entry: Entry) -> bool:
         """Return whether a video's record is stored in another way than the set says.
 
-        Of another codec it may be because it did not shrink: then the time tells whether it was made since.
+        It may be of another codec because it did not shrink, and lossless because it missed the error budget: then the
+        time tells whether it was made since the set says so.
         """
-        asked = self.storage
-        return (entry.values, entry.granularity) != (asked.values, asked.granularity) or (
-            entry.codec != asked.codec and entry.created < self.storage_since
-        )
+        asked, is_older = self.storage, entry.created < self.storage_since
+        if (entry.values, entry.granularity) == (asked.values, asked.granularity):
+            return entry.codec != asked.codec and is_older
+        return is_older or not self.is_lossless(entry)
+
+    def is_lossless(self, entry: Entry) -> bool:
+        """Return whether a video is stored as it was computed, though its set is not: it missed the error budget."""
+        return entry.values == self.spec.encoder.dtype != self.storage.values
 
     def describe(self) -> str:
         """Return a line for people."""

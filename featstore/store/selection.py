@@ -85,7 +85,7 @@ def fits(found: FeatureSpec, nframe: int | None, spec: FeatureSpec | str | None)
 
 
 def wanted_set(
-    there: FeatureSet | None, storage: Storage | None, replace_storage: bool
+    there: FeatureSet | None, storage: Storage | None, replace_storage: bool, *budget: float | None
 ) -> FeatureSet | None:
     """Return the feature set as it is to be: `there` itself if nothing changes, None if it is to be made.
 
@@ -93,14 +93,19 @@ def wanted_set(
         there: The row of the set in the dataset, None if it has none.
         storage: How it is to be stored, None for as it is.
         replace_storage: Take `storage`, and have what is stored in another way made again.
+        budget: Its error budget from now on, if it is to have another.
 
     Raises:
         StoreMismatch: It is stored in another way than `storage` says, and not to be replaced.
     """
+    if there is not None and budget and there.max_error != budget[0]:
+        there = replace(there, max_error=budget[0])
     if there is None or storage is None:
         return there
     if replace_storage and (storage != there.storage or not there.storage_since):
-        return replace(there, storage=storage, storage_since=time.time())
+        # What is lossless as it missed the error budget stays so, unless it was made under another storage.
+        since = there.created if storage == there.storage else time.time()
+        return replace(there, storage=storage, storage_since=since)
     if storage == there.storage:
         return there
     raise StoreMismatch(

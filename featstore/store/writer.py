@@ -114,10 +114,9 @@ class FeatureWriter:
         max_error: float | None = None,
         storage_since: float = 0.0,
         replace_storage: bool = False,
+        replace_max_error: bool = False,
     ) -> FeatureSet:
-        """Return the feature set of `spec`, made unless it is there.
-
-        Visible at once, or with the next commit if something waits for one.
+        """Return the feature set of `spec`, made unless it is there; visible at once, or with what waits for a commit.
 
         Args:
             spec: What determines its features.
@@ -127,6 +126,7 @@ class FeatureWriter:
             max_error: The error budget of a new set.
             storage_since: When the storage of a new set was replaced, in seconds since 1970; 0 if it never was.
             replace_storage: The set that is there is to be stored as `storage` says from now on.
+            replace_max_error: It is to have this budget from now on.
 
         Returns:
             The row of the set, as it is in the dataset now.
@@ -138,14 +138,12 @@ class FeatureWriter:
         refuse_inherited(self._pid)
         digest = spec.digest
         there = read_set(self._keeper.open().snapshot(), digest)
-        if (
-            self._txn is not None
-            or there is None
-            or wanted_set(there, storage, replace_storage) is not there
-        ):
+        budget = (max_error,) if replace_max_error else ()
+        as_it_is = there and wanted_set(there, storage, replace_storage, *budget) is there
+        if self._txn is not None or not as_it_is:
             txn = self._transaction()
             there = self._do(txn.get_set, digest)
-            wanted = wanted_set(there, storage, replace_storage)
+            wanted = wanted_set(there, storage, replace_storage, *budget)
             if wanted is None:
                 stored_as, names = storage or Storage(), dict(names or {})
                 made = time.time(), storage_since

@@ -107,7 +107,7 @@ def test_ls_lists_feature_sets_and_videos(stored):
     names = [line.split()[0] for line in shown.stdout.splitlines()]
     assert names == ["video_id", "blink", "bouncing_ball", "color_bars"]
     assert shown.stdout.splitlines()[1].split()[1] == "6"
-    assert shown.stdout.splitlines()[1].endswith("  int8/channel")
+    assert shown.stdout.splitlines()[1].endswith("  int8/channel_token")
     assert max(map(len, [head, line, *shown.stdout.splitlines()])) <= 80
     assert shown.stderr == ""
 
@@ -274,7 +274,7 @@ def test_info_tells_of_the_feature_set_and_its_error(stored):
     assert "demo: 3 videos" in text
     assert "6 frames, linspace" in text
     assert "4 tokens a frame (2 x 2) of 8 values; at most 24 rows" in text
-    assert "int8/channel" in text
+    assert "int8/channel_token" in text
     assert "relative L2" in text
     assert "(99th percentile)" in text
     described = json.loads(run("info", "--cache-dir", stored, "--dataset", "demo", "--json").stdout)
@@ -578,7 +578,7 @@ def test_another_storage_is_refused_before_work_and_stored_if_asked_for(sample_c
     wish = ("--quantize", "fp32", "--codec", "zstd")
     refused = ingest(sample_clips, tmp_path, *wish)
     assert refused.exit_code == 1
-    assert "is stored as int8/channel, asked for is fp32 zstd" in refused.stderr
+    assert "is stored as int8/channel_token, asked for is fp32 zstd" in refused.stderr
     assert "--restore-as" in refused.stderr
     assert "to ingest" not in refused.stderr
     done = ingest(sample_clips, tmp_path, *wish, "--restore-as")

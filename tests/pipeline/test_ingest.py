@@ -84,7 +84,8 @@ def test_a_single_place_needs_no_list(clips, cache, place):
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_int8_is_within_half_a_step_of_the_encoder(clips, cache, codec, granularity):
     encoder, storage = ToyEncoder(), Storage("int8", granularity, codec)
-    ingest(clips, cache, "demo", encoder=encoder, sampling=SIX, storage=storage)
+    any_error = IngestOptions(max_error=math.inf)
+    ingest(clips, cache, "demo", encoder=encoder, sampling=SIX, storage=storage, options=any_error)
     features = featstore.get(cache, "demo", "color_bars")
     expected = toy_features(clips / "color_bars.mp4", encoder, SIX)
     step = math.prod(features.scales)
@@ -398,7 +399,7 @@ def test_an_ingest_follows_the_storage_of_the_feature_set(clips, cache):
     dataset = featstore.open(cache)["demo"]
     assert {features.header.storage for features in dataset.values()} == {bf16}
     row = dataset.feature_set
-    assert (row.storage, row.origin, row.names, row.max_error) == (bf16, "toy", {}, None)
+    assert (row.storage, row.origin, row.names, row.max_error) == (bf16, "toy", {}, 0.02)
 
 
 def test_another_storage_is_refused_before_the_encoder_is_loaded(clips, cache):
@@ -409,7 +410,7 @@ def test_another_storage_is_refused_before_the_encoder_is_loaded(clips, cache):
             raise AssertionError("its weights are not needed")
 
     for options in (IngestOptions(), PLAN):
-        with pytest.raises(StoreMismatch, match=r"stored as int8/channel, asked for is fp16"):
+        with pytest.raises(StoreMismatch, match=r"stored as int8/channel_token, asked for is fp16"):
             ingest(
                 clips,
                 cache,
@@ -443,7 +444,7 @@ def test_a_set_is_stored_again_and_goes_on_after_an_interrupt(clips, cache):
     assert (first.stored, first.skipped, first.storage) == (1, 0, fp32)
     dataset = featstore.open(cache)["demo"]
     stored_as = sorted(str(features.header.storage) for features in dataset.values())
-    assert stored_as == ["fp32", "int8/channel", "int8/channel"]  # each says its own
+    assert stored_as == ["fp32", "int8/channel_token", "int8/channel_token"]  # each says its own
     assert dataset.feature_set.storage == fp32
     rest = ingest(clips, cache, "demo", **words)  # a plain one goes on
     assert (rest.stored, rest.skipped, rest.restored, rest.to_dict()["restored"]) == (2, 1, 2, 2)

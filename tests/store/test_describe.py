@@ -43,7 +43,7 @@ def test_a_dataset_is_described_in_plain_values(two):
     assert (four["feature_set"], four["videos"], four["failures"], four["frames"]) == (
         *(FOUR.digest, 2, 0, 8),
     )
-    assert four["storage"] == {"values": "int8", "granularity": "channel", "codec": "raw"}
+    assert four["storage"] == {"values": "int8", "granularity": "channel_token", "codec": "raw"}
     assert (four["max_error"], four["names"], four["spec"]) == (None, {}, FOUR.to_dict())
     assert (eight["videos"], eight["failures"], eight["max_error"]) == (0, 1, 0.02)
     assert (eight["origin"], eight["names"]) == ("here", {"vision_tower": "clip"})
@@ -145,7 +145,7 @@ def test_what_a_merge_brought_in_another_storage_is_told_and_is_no_work(two, tmp
         }.items():
             put_video(writer, FOUR, video, toy_features(3) * 0, storage)
     four, eight = describe_dataset(two, "demo")["feature_sets"]
-    assert four["storages"] == {"int8/channel": 2, "bf16": 1, "int8/channel lz4": 1}
+    assert four["storages"] == {"int8/channel_token": 2, "bf16": 1, "int8/channel lz4": 1}
     assert (four["stored_otherwise"], eight["storages"]) == (0, {})
 
 

@@ -566,9 +566,9 @@ def test_a_repr_fits_a_line(cache):
     dataset, digest = store["demo"], toy_spec().digest[:8]
     assert repr(store) == f"<featstore.FeatureStore {str(cache)!r}: demo>"
     assert repr(dataset) == (
-        f"<featstore.Dataset 'demo': 1 videos, {digest}, 4 frames, linspace, int8/channel>"
+        f"<featstore.Dataset 'demo': 1 videos, {digest}, 4 frames, linspace, int8/channel_token>"
     )
-    assert repr(dataset["a"]) == "<featstore.Features 'a': 16 x 8, int8/channel>"
+    assert repr(dataset["a"]) == "<featstore.Features 'a': 16 x 8, int8/channel_token>"
     FeatureWriter(cache, "empty", min_free=0)
     assert repr(store["empty"]) == (
         f"<featstore.Dataset 'empty': dataset 'empty' in {cache} has no feature set>"

@@ -21,6 +21,7 @@ from toys import (
 )
 
 from featstore.errors import FeatureNotFound, RecordError, StoreError, StoreFull, StoreMismatch
+from featstore.pipeline.make_record import pack_scales
 from featstore.records.quantization import quantize
 from featstore.records.record import pack_record, parse
 from featstore.records.storage import Storage
@@ -122,7 +123,7 @@ def test_a_set_that_is_there_keeps_its_storage_unless_it_is_to_be_replaced(cache
     with pytest.raises(StoreMismatch) as caught:
         writer.add_set(SPEC, Storage("fp16", codec="zstd"))
     said = str(caught.value)
-    assert f"{SPEC.digest[:8]} is stored as int8/channel, asked for is fp16 zstd" in said
+    assert f"{SPEC.digest[:8]} is stored as int8/channel_token, asked for is fp16 zstd" in said
     assert "--restore-as" in said
     assert FeatureStore(cache)["demo"].feature_set == before
     row = writer.add_set(SPEC, Storage("fp16"), replace_storage=True)
@@ -316,11 +317,11 @@ def test_a_record_that_cannot_be_of_its_set_is_refused(cache, writer, misfit):
 
 
 def test_a_buffer_without_room_before_the_payload_is_refused():
-    stored, (scale,) = quantize(A, INT8)
+    stored, scales = quantize(A, INT8)
     buffer = memoryview(bytearray(100) + stored.tobytes())
     header = toy_header(SPEC, "demo", "a", A)
     with pytest.raises(ValueError, match=r"100 bytes precede the payload, .* needs 4080"):
-        pack_record(header, scale.tobytes(), buffer, slice(100, len(buffer)))
+        pack_record(header, pack_scales(scales), buffer, slice(100, len(buffer)))
 
 
 def test_a_failure_with_an_endless_reason_can_be_read_again(cache, writer):

@@ -30,7 +30,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DIM = 8
 TOKENS_PER_FRAME = 4
 ROOM_BEFORE_PAYLOAD = 64 << 10
-INT8 = Storage("int8", "channel")
+INT8 = Storage()
 
 
 def toy_spec(nframe: int = 4) -> FeatureSpec:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from featstore.encoders.registry import EncoderRecipe
 from featstore.preprocessing import Preprocessing
+from featstore.records.budget import ErrorBudget
 from featstore.records.quantization import QuantError
 from featstore.records.storage import Storage
 from featstore.spec import EncoderIdentity, FeatureSpec
@@ -28,6 +29,7 @@ class EncoderSetup:
     batch_frames: int
     frames: Slots
     records: Slots
+    budget: ErrorBudget
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,13 @@ class BatchProgress:
 class EncodeResult:
     """A video's payload is in its record's slot.
 
-    grid: (height, width) of a unit's tokens, if they differ by video. scales: float32, as bytes. busy: seconds of work
-    it took.
+    grid: (height, width) of a unit's tokens, if they differ by video. storage: how its values are stored. scales:
+    float32, as bytes. busy: seconds of work it took.
     """
 
     video: int
     grid: tuple[int, int] | None
+    storage: Storage
     scales: bytes
     error: QuantError
     busy: float

@@ -10,13 +10,14 @@ from featstore.pipeline.encode.base import BatchProgress, EncodeRefusal, EncodeR
 from featstore.pipeline.encode.batches import VideoParts, units_of
 from featstore.pipeline.make_record import pack_scales
 from featstore.preprocessing import frame_bytes
-from featstore.records.quantization import in_words
+from featstore.records.quantization import QuantError, in_words
 
 if TYPE_CHECKING:
     from featstore.encoders.base import GpuEncoder
     from featstore.pipeline.encode.base import EncoderAnswer
     from featstore.pipeline.encode.batches import Chunk, VideoRows
     from featstore.pipeline.shared_memory import Memory
+    from featstore.records.storage import Storage
 
 
 class CudaEncoder:
@@ -73,7 +74,7 @@ class CudaEncoder:
         while self._encoding and self._encoding[0].done:
             answers.append(BatchProgress((), self._encoding.popleft().seconds))
         while self._storing and self._storing[0][1].arrived.query():
-            answers.append(self._answer(*self._storing.popleft()))
+            answers += self._answers(*self._storing.popleft())
         return answers
 
     def close(self) -> None:
@@ -89,16 +90,29 @@ class CudaEncoder:
         ended = self._parts.add(run.features, batch)
         self._reading.append((run.read, tuple(video.task.frames for video in ended)))
         for video in ended:
-            payload = memory.payload(video.task.record, video.count)
-            stored = self._streams.store(video.parts, payload, memory.storage)
-            self._storing.append((video, stored))
+            self._store(video, memory.storage)
 
-    def _answer(self, video: VideoRows, done: Any) -> EncoderAnswer:
-        number = video.task.video
+    def _store(self, video: VideoRows, storage: Storage) -> None:
+        payload = self._memory.payload(video.task.record, video.count, storage)
+        self._storing.append((video, self._streams.store(video.parts, payload, storage)))
+
+    def _answers(self, video: VideoRows, done: Any) -> list[EncoderAnswer]:
+        """Return the answer of a video whose record arrived; none yet if it is to be stored again, losslessly."""
+        number, memory = video.task.video, self._memory
+        outcome: QuantError | QuantizeError
         try:
-            scales, error = done.result()
+            scales, outcome = done.result()
         except QuantizeError as exc:
-            encoder = self._memory.spec.encoder
+            scales, outcome = [], exc
+        try:
+            chosen = memory.budget.choose(done.storage, memory.fallback, outcome)
+        except QuantizeError as exc:
+            encoder = memory.spec.encoder
             reason = in_words(exc, encoder.dtype, encoder.family)
-            return EncodeRefusal(number, reason, done.work.seconds)
-        return EncodeResult(number, video.grid, pack_scales(scales), error, done.work.seconds)
+            return [EncodeRefusal(number, reason, done.work.seconds)]
+        if chosen != done.storage:
+            self._store(video, chosen)
+            return []
+        assert isinstance(outcome, QuantError)
+        packed = pack_scales(scales)
+        return [EncodeResult(number, video.grid, chosen, packed, outcome, done.work.seconds)]

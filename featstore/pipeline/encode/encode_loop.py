@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from featstore.errors import QuantizeError
 from featstore.pipeline.encode.base import BatchProgress, EncodeRefusal, EncodeResult
 from featstore.pipeline.encode.batches import Batches, EncodeTask, VideoParts, units_of
-from featstore.pipeline.make_record import quantize_into
+from featstore.pipeline.make_record import keep_within
 from featstore.pipeline.shared_memory import batch_units
 from featstore.records.quantization import in_words
 from featstore.system.processes import receive, send
@@ -145,11 +146,11 @@ class HostEncoder:
 
     def _store(self, video: VideoRows) -> EncoderAnswer:
         started, task, memory = time.perf_counter(), video.task, self._memory
-        payload = memory.payload(task.record, video.count)
+        place = partial(memory.payload, task.record, video.count)
         try:
-            scales, error = quantize_into(payload, video.parts, memory.storage)
+            kept = keep_within(memory.budget, place, video.parts, memory.storage, memory.fallback)
         except QuantizeError as exc:
             reason = in_words(exc, memory.spec.encoder.dtype, memory.spec.encoder.family)
             return EncodeRefusal(task.video, reason, time.perf_counter() - started)
         busy = time.perf_counter() - started
-        return EncodeResult(task.video, video.grid, scales, error, busy)
+        return EncodeResult(task.video, video.grid, kept.storage, kept.scales, kept.error, busy)

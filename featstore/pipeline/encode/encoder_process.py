@@ -29,7 +29,7 @@ def _serve(connection: Connection, setup: EncoderSetup) -> None:
     encoder = setup.recipe.build()
     # The parent compares it with its own: this device's weights may be from another folder, or have changed.
     send(connection, EncoderReady(encoder.identity, encoder.preprocessing))
-    memory = Memory(setup.spec, setup.storage, setup.frames, setup.records)
+    memory = Memory(setup.spec, setup.storage, setup.frames, setup.records, setup.budget)
     serve(connection, encoder, memory, batch_frames=setup.batch_frames)
 
 

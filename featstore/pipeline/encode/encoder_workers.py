@@ -121,7 +121,9 @@ class EncoderProcess:
         self._log = log
         self.ready = False
         frames, records = memory.frame_slots, memory.record_slots
-        setup = EncoderSetup(recipe, memory.spec, memory.storage, batch_frames, frames, records)
+        setup = EncoderSetup(
+            recipe, memory.spec, memory.storage, batch_frames, frames, records, memory.budget
+        )
         self._process = WorkerProcess(MODULE, setup, (frames, records), log)
         self.connection = self._process.connection
 

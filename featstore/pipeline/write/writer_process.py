@@ -42,7 +42,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 class WriterSetup:
     """The first message to the writer.
 
-    spec, storage, origin, names, max_error, replace_storage: of the feature set, see FeatureWriter.add_set.
+    spec, storage, origin, names, max_error, replace_storage, replace_max_error: see FeatureWriter.add_set.
     min_free, max_size, lock_wait: see featstore.IngestOptions.
     slots: hold a record each, its payload from `payload_start` on; the writer puts the record's prefix before it.
     """
@@ -55,6 +55,7 @@ class WriterSetup:
     names: dict[str, str]
     max_error: float | None
     replace_storage: bool
+    replace_max_error: bool
     min_free: int
     max_size: int | None
     lock_wait: float
@@ -79,7 +80,8 @@ class PutRecord:
     """A record to store.
 
     slot: of its payload. video, clip, source: what was encoded. grid: (height, width) of a unit's tokens, if they
-    differ by video. scales: float32, as bytes. error: how far the stored values are from the encoder's.
+    differ by video. storage: how the values are stored. scales: float32, as bytes. error: how far they are from the
+    encoder's.
     """
 
     slot: int
@@ -87,6 +89,7 @@ class PutRecord:
     clip: Clip
     source: SourceFingerprint
     grid: tuple[int, int] | None
+    storage: Storage
     scales: bytes
     error: QuantError
 
@@ -144,6 +147,7 @@ def _serve(connection: Connection, setup: WriterSetup) -> None:
             names=setup.names,
             max_error=setup.max_error,
             replace_storage=setup.replace_storage,
+            replace_max_error=setup.replace_max_error,
         )
         _tell(connection, WriterReady())
         _Session(connection, writer, setup).run()
@@ -206,7 +210,7 @@ class _Session:
         setup = self._setup
         header = make_header(
             setup.spec,
-            setup.storage,
+            put.storage,
             setup.dataset,
             put.video,
             put.clip,

@@ -23,7 +23,9 @@ from featstore.pipeline.encode.base import BatchProgress, EncodeResult
 from featstore.pipeline.encode.batches import Batches, EncodeTask
 from featstore.pipeline.encode.cuda_encoder import CudaEncoder
 from featstore.pipeline.ingest import ingest
+from featstore.pipeline.options import IngestOptions
 from featstore.pipeline.shared_memory import Memory
+from featstore.records.budget import ErrorBudget
 from featstore.records.quantization import measure_error, quantize
 from featstore.records.storage import GRANULARITIES, Storage
 from featstore.sampling import Sampling
@@ -199,6 +201,41 @@ def test_a_slot_is_free_when_it_was_read_and_not_before(played):
     assert [answer.video for answer in answers] == [7]
     assert not encoder.owes
     memory.close()
+
+
+def test_a_video_that_misses_the_budget_comes_again_losslessly(played):
+    toy = PlayedGpu()
+    spec = FeatureSpec(toy.identity, Sampling(2), "decord", toy.preprocessing)
+    options = {"workers": 1, "encoders": 1, "batch_frames": 2, "budget": ErrorBudget(1e-9)}
+    memory = Memory.reserve(spec, Storage(), **options)
+    frames = memory.frames(1, 0, 2, (28, 28))
+    frames[:] = np.random.default_rng(0).integers(0, 256, frames.shape)
+    encoder = CudaEncoder(toy, memory, 2)
+    batches = Batches(2)
+    batches.add(EncodeTask(7, frames=1, count=2, units=2, size=(28, 28), record=0))
+    encoder.submit(batches.take(short=False))
+    answers = [answer for _ in range(6 * LATE) for answer in encoder.collect()]
+    (done,) = [answer for answer in answers if isinstance(answer, EncodeResult)]
+    assert (done.storage, done.scales) == (Storage("fp32", codec="planes"), b"")
+    assert done.error.token_max == 0
+    payload = np.frombuffer(memory.payload(0, 8, done.storage), np.float32).reshape(8, 8)
+    np.testing.assert_array_equal(payload, toy.encode_on_device(frames).reshape(8, 8))
+    assert not encoder.owes
+    del payload, frames
+    memory.close()
+
+
+@needs_gpu
+def test_on_a_gpu_too(clips, cache, tiny):
+    encoder = EncoderRecipe("longva", {"checkpoint": str(tiny), "device": "cuda:0"}, 8).build()
+    words = {"encoder": encoder, "sampling": Sampling(5)}
+    exact = ingest(clips, cache, "exact", storage="lossless", **words)
+    missed = ingest(clips, cache, "missed", options=IngestOptions(max_error=1e-9), **words)
+    assert (missed.stored, missed.lossless) == (exact.stored, exact.stored)
+    store = featstore.open(cache)
+    for name, features in store["missed"].items():
+        assert features.header.storage.values == "fp16"
+        np.testing.assert_array_equal(features.data, store["exact"][name].data)
 
 
 @needs_gpu

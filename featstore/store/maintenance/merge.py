@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections import Counter
 from concurrent.futures import wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from featstore import defaults
@@ -21,10 +21,11 @@ from featstore.errors import (
     StoreFull,
     StoreMismatch,
 )
-from featstore.records.record import parse
+from featstore.records.record import pack_prefix, parse
 from featstore.store.catalog import (
     open_dataset,
     read_entry,
+    read_failures,
     read_manifest,
     read_whole_sets,
     unpack_whole_sets,
@@ -75,6 +76,8 @@ def merge_dataset(
     cache_dir: str | os.PathLike[str],
     dataset: str,
     *,
+    source_dataset: str = "",
+    failures: bool = False,
     min_free: int = defaults.MIN_FREE_BYTES,
     max_size: int | None = None,
     lock_wait: float = defaults.LOCK_WAIT,
@@ -91,7 +94,9 @@ def merge_dataset(
     Args:
         source: The cache directory to copy from.
         cache_dir: The cache directory to copy to.
-        dataset: The dataset's name, the same in both since records hold it.
+        dataset: The dataset's name.
+        source_dataset: Its name in the source, if that is another; records hold it, and get the new one.
+        failures: Also copy which videos failed and why.
         min_free: Bytes that stay free on the disk.
         max_size: Bytes that `cache_dir` may take, None for no limit.
         lock_wait: Seconds to wait for an ingest into the target.
@@ -103,24 +108,27 @@ def merge_dataset(
 
     Raises:
         StoreNotFound: There is no such source.
-        StoreMismatch: It is another dataset or of another format, or source and target are one.
+        StoreMismatch: It is another dataset or of another format, or source and target are one dataset.
         StoreDamaged: Nothing of the source can be read.
         StoreLocked: An ingest is at work on the target.
         StoreError: The target cannot be written.
     """
-    there, here = dataset_path(source, dataset), dataset_path(cache_dir, dataset)
-    readable = _Source(open_dataset(source, dataset), dataset)  # raises before anything is made
+    named = source_dataset or dataset
+    there, here = dataset_path(source, named), dataset_path(cache_dir, dataset)
+    readable = _Source(open_dataset(source, named), named)  # raises before anything is made
     refuse_network(here)
     make_folder(here)
     if os.path.samefile(there, here):
-        raise StoreMismatch(f"{source} and {cache_dir} are one cache; merge another one")
+        raise StoreMismatch(
+            f"{there} and {here} are one dataset; name another cache, or with cp and mv another dataset"
+        )
     with (
         ingest_lock(here, wait=lock_wait),
         FeatureWriter(cache_dir, dataset, min_free=min_free, max_size=max_size) as writer,
     ):
         merge = _Merge(readable, writer, MergeSummary(dataset), on_progress)
         try:
-            merge.run(stop)
+            merge.run(stop, failures=failures)
         except StoreFull as exc:
             merge.commit()  # what was put before fits
             merge.summary.full = str(exc)
@@ -132,6 +140,7 @@ class _Source:
 
     Attributes:
         snapshot: Of the dataset.
+        dataset: The dataset's name.
         sets: Its feature sets, the default one first, then the oldest.
         total: How many videos it has.
         wrong: What cannot be read, and why.
@@ -140,6 +149,7 @@ class _Source:
     def __init__(self, snapshot: Snapshot, dataset: str) -> None:
         """Raise StoreDamaged if no feature set can be read, StoreMismatch if it is another dataset."""
         self.snapshot = snapshot
+        self.dataset = dataset
         self.wrong: list[tuple[str, str]] = []
         default = ""
         with contextlib.suppress(StoreDamaged):  # the records say whose they are
@@ -198,7 +208,7 @@ class _Merge:
         summary.total = source.total
         summary.failures += source.wrong
 
-    def run(self, stop: threading.Event | None) -> None:
+    def run(self, stop: threading.Event | None, *, failures: bool) -> None:
         for row in self._source.sets:
             if self._is_stopped(stop):  # or the set would be made and stay empty
                 break
@@ -209,11 +219,15 @@ class _Merge:
                 self._take(key, row.spec.digest)
                 if self._writer.due:
                     self.commit()
+            for failure in read_failures(self._snapshot, row.spec.digest) if failures else ():
+                if not self._writer.has(failure.spec, failure.video_id):
+                    self._writer.fail(failure)
         self.commit()
 
     def commit(self) -> None:
         for row in self._writer.commit():
-            assert isinstance(row, Entry)
+            if not isinstance(row, Entry):  # a failure
+                continue
             self.summary.stored += 1
             self.summary.record_bytes += row.record_bytes
         self._on_progress(self.summary)
@@ -252,9 +266,21 @@ class _Merge:
         if entry is None and self._is_there(digest, video):
             return
         try:
-            self._writer.put_whole(record)
+            self._put(record)
         except (RecordError, StoreMismatch, ValueError) as exc:
             self.summary.failures.append((name, str(exc)))
+
+    def _put(self, record: memoryview) -> None:
+        if self._source.dataset == self._writer.dataset:
+            self._writer.put_whole(record)
+            return
+        parsed = parse(record)
+        parsed.verify()
+        if parsed.header.dataset != self._source.dataset:
+            raise StoreMismatch(f"its record is of dataset {parsed.header.dataset!r}")
+        header = replace(parsed.header, dataset=self._writer.dataset)
+        prefix = pack_prefix(header, bytes(parsed.scales), len(parsed.payload))
+        self._writer.put(header, memoryview(b"".join((prefix, parsed.payload))))
 
     def _is_there(self, digest: str, video: str) -> bool:
         # Outside of what is caught: what the target raises is not damage in the source.

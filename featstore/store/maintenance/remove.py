@@ -78,14 +78,22 @@ def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
             _forget(cache_dir, dataset)
             return 0
     with ingest_lock(path):
-        taken = 0 if lost or path.is_symlink() else (path / DATA_FILE).stat().st_blocks * 512
-        _clear(gone)
-        _forget(cache_dir, dataset)
-        try:
-            os.rename(path, gone)
-            sync_dir(path.parent)  # or a power loss could bring back a folder with half its files
-        except OSError as exc:
-            raise StoreError(f"{path} cannot be removed: {because(exc)}") from exc
+        return remove_held(cache_dir, dataset)
+
+
+def remove_held(cache_dir: str | os.PathLike[str], dataset: str) -> int:
+    """Remove `dataset`, whose ingest lock the caller holds; otherwise as `remove_dataset`."""
+    path = dataset_path(cache_dir, dataset)
+    gone = path.with_name(f".removed-{dataset}")
+    lost = not has_data(path)
+    taken = 0 if lost or path.is_symlink() else (path / DATA_FILE).stat().st_blocks * 512
+    _clear(gone)
+    _forget(cache_dir, dataset)
+    try:
+        os.rename(path, gone)
+        sync_dir(path.parent)  # or a power loss could bring back a folder with half its files
+    except OSError as exc:
+        raise StoreError(f"{path} cannot be removed: {because(exc)}") from exc
     _clear(gone)
     return taken
 

@@ -245,7 +245,7 @@ def test_a_full_target_keeps_what_it_took(source, cache):
 def test_what_cannot_be_merged_is_refused(source, cache, tmp_path):
     with pytest.raises(StoreNotFound):
         merge_dataset(source, cache, "other")
-    with pytest.raises(StoreMismatch, match="are one cache"):
+    with pytest.raises(StoreMismatch, match="are one dataset"):
         run(source, source)
     store_videos(cache, "demo", {})
     with ingest_lock(cache / "demo"), pytest.raises(StoreLocked):
@@ -262,7 +262,7 @@ def test_records_come_as_they_are_stored_into_a_set_that_is_stored_in_another_wa
     dataset = FeatureStore(cache)["demo"]
     assert dataset.feature_set.storage == Storage("fp16"), "what is ingested next follows it"
     assert {video: str(dataset[video].header.storage) for video in ("1", "4", "mine")} == {
-        "1": "int8/channel",
+        "1": "int8/channel_token",
         "4": "int8/channel lz4",
         "mine": "fp16",
     }

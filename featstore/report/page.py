@@ -89,6 +89,7 @@ def render_page(
     return environment.get_template("page.html").render(
         cache_dir=cache_dir,
         now=now,
+        zone=f"{datetime.fromtimestamp(now).astimezone():%Z}",
         version=__version__,
         survey=survey,
         sets=sets,
@@ -135,7 +136,7 @@ def _percent(share: float) -> str:
 def _moment(seconds: float) -> str:
     """Return a time in local time; the number if it is outside the calendar."""
     try:
-        return f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M %Z}"
+        return f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M}"
     except (OverflowError, ValueError, OSError):
         return repr(seconds)
 

@@ -57,14 +57,16 @@ def write_random(out: Path, frames: int) -> None:
 )
 @click.option("--frames", type=click.IntRange(1), default=128)
 def write_vit(out: Path, videos: tuple[Path, ...], model: str, frames: int) -> None:
-    """Write features of VIDEOS to three folders.
+    """Write features of VIDEOS to four folders.
 
-    OUT/trained as they are; OUT/massive with two channels of four tokens a frame made a hundred times larger before the
-    projector, as the activations of large transformers are; OUT/one_token with one token a hundred times larger.
+    OUT/hidden has the transformer's own values, without the projector, whose weights are random; OUT/trained those that
+    it makes of them; OUT/massive likewise, two channels of four tokens a frame made a hundred times larger before it,
+    as the activations of large transformers are; OUT/one_token has one token a hundred times larger.
     """
     vit, project = _load_vit(model), _Projector()
     for video in videos:
         hidden = np.concatenate([*_encode(vit, _frames(video, frames))])  # (F, 576, 384)
+        _write(out / "hidden" / f"{video.stem}.npy", hidden.reshape(-1, hidden.shape[2]))
         x = project(hidden)
         _write(out / "trained" / f"{video.stem}.npy", x)
         rng = np.random.default_rng(0)

@@ -37,7 +37,6 @@ STORAGES = (
     *(Storage(values, codec=c) for values in ("bf16", "fp16", "fp32") for c in ("raw", "planes")),
 )
 _PEER = Storage("int8", "channel")
-MAX_ERROR = 0.02  # of healthy int8 features it is 1 %
 _NUMPY_DTYPES = (np.float16, np.float32)
 MAX_ROWS = 1 << 24
 _REPEATS = 3  # the quickest counts: what else a machine does only adds to it
@@ -109,7 +108,7 @@ class Study:
     """
 
     features: str
-    max_error: float = MAX_ERROR
+    max_error: float = defaults.MAX_ERROR
     peer: str = str(_PEER)
     rows: list[StudyRow] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)

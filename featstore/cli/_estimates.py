@@ -267,7 +267,7 @@ def _print_bytes(estimates: Sequence[Estimate], room: Room) -> None:
     print_table(("stored as", "bytes", "a video", "fits", ""), rows)
     if not any(found.frame_bytes for found in estimates):
         click.echo(
-            "ranges: as trained vision encoders' features compress; a video that misses the error budget may become planes"
+            "ranges: as trained vision encoders' features compress; a video that misses the error budget may be planes"
         )
     limits = f"{format_bytes(room.min_free)} to stay free (--min-free)"
     if room.max_size is not None:

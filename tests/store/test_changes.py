@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from damage import put_raw, read_raw
-from toys import store_videos, toy_features, toy_spec
+from toys import put_video, store_videos, toy_features, toy_spec
 
 from featstore.errors import StoreMismatch
 from featstore.pipeline.plan import make_plan
@@ -16,7 +16,8 @@ from featstore.store.describe import describe_dataset
 from featstore.store.engine.environment import open_snapshot
 from featstore.store.manifest import MANIFEST_KEY, Counts
 from featstore.store.reader import FeatureStore
-from featstore.store.rows import pack_row, unpack_row, video_key
+from featstore.store.rows import Failure, pack_row, unpack_row, video_key
+from featstore.store.writer import FeatureWriter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,6 +67,15 @@ def test_a_default_set_that_is_not_the_oldest_stays_it(cache):
     store_videos(cache, "demo", {"b": toy_features(2, 8)}, spec=EIGHT)
     set_default(cache, "demo", EIGHT.digest)
     store_videos(cache, "demo", {"c": toy_features(3)})
+    assert list(FeatureStore(cache)["demo"]) == ["b"]
+
+
+def test_a_set_that_is_made_with_its_first_video_takes_the_place_of_an_empty_default(cache):
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        writer.add_set(FOUR, origin="toy")
+        writer.fail(Failure("a", "/a.mp4", FOUR.digest, "no frames", 1.0))  # in one commit with
+        writer.add_set(EIGHT, origin="toy")
+        put_video(writer, EIGHT, "b", toy_features(2, 8))
     assert list(FeatureStore(cache)["demo"]) == ["b"]
 
 

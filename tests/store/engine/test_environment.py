@@ -355,7 +355,7 @@ def test_a_sealed_dataset_is_read_without_liblmdb_and_without_its_lock_file(cach
     assert sorted(FeatureStore(cache)["demo"]) == ["a", "b"]
 
 
-def test_a_store_can_be_described_while_the_process_ends(cache):
+def test_a_store_can_be_written_and_described_while_the_process_ends(cache):
     """Finalizers run newest first: the environment's descriptors were closed before."""
     program = """
 import sys, weakref
@@ -365,12 +365,40 @@ from toys import *
 store_videos(sys.argv[1], "demo", {"a": toy_features(1)})
 class Owner: pass
 owner = Owner()
-weakref.finalize(owner, write_cache_meta, sys.argv[1])
+def end():
+    store_videos(sys.argv[1], "demo", {"b": toy_features(2)})
+    write_cache_meta(sys.argv[1])
+weakref.finalize(owner, end)
 get(sys.argv[1], "demo", "a")
 """
     done = run_python(program, cache)
     assert (done.returncode, done.stderr) == (0, "")
-    assert '"videos": 1' in (cache / "cache_meta.json").read_text()
+    assert '"videos": 2' in (cache / "cache_meta.json").read_text()
+
+
+def test_a_fork_beside_a_transaction_leaves_parent_and_child_able_to_open(cache):
+    """Of what fails after a fork nothing is raised: Python prints it."""
+    program = """
+import os, sys
+from pathlib import Path
+from featstore.store.engine.transaction import WriteTransaction
+from featstore.store.reader import get
+from toys import *
+cache = sys.argv[1]
+held = get(cache, "demo", "a")
+txn = WriteTransaction(Path(cache) / "demo")
+pid = os.fork()
+assert get(cache, "other", "a").shape == get(cache, "demo", "a").shape
+if pid == 0:
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+txn.abort()
+store_videos(cache, "demo", {"b": toy_features(2)})
+"""
+    for name in ("demo", "other"):
+        store_videos(cache, name, {"a": A})
+    done = run_python(program, cache, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_reader_leaves_no_file_in_a_folder_that_was_made_again_while_it_opened_it(

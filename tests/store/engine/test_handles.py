@@ -151,8 +151,10 @@ def test_a_file_that_may_not_be_written_is_opened_for_reading(cache, monkeypatch
     gc.collect()
     (cache / "demo" / "lock.mdb").unlink()  # or it is still known
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    get(cache, "demo", "a")
+    held = get(cache, "demo", "a")
+    assert held.shape == (16, 8)
     assert asked == [False, True]
+    assert open_environment(cache / "demo").lmdb.flags()["readonly"]
 
 
 def test_an_environment_is_opened_with_our_numbers_and_locks_and_the_umask_of_files(cache):

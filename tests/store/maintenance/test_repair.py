@@ -78,6 +78,11 @@ def bad_row_and_prefix(cache):
     bad_row(cache)
 
 
+def bad_row_and_no_record(cache):
+    no_record(cache)
+    bad_row(cache)
+
+
 def no_row_and_bad_prefix(cache):
     bad_prefix(cache)
     no_row(cache)
@@ -124,7 +129,9 @@ def test_a_damaged_row_is_written_again_from_its_record(damaged, damage):
     assert plan(damaged).todo == ()
 
 
-@pytest.mark.parametrize("damage", [bad_row_and_prefix, no_row_and_bad_prefix])
+@pytest.mark.parametrize(
+    "damage", [bad_row_and_prefix, no_row_and_bad_prefix, bad_row_and_no_record]
+)
 def test_what_cannot_be_told_is_removed_and_made_again(damaged, damage):
     damage(damaged)
     report = repair_dataset(damaged, "demo")

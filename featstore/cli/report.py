@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featstore.cli._files import write_file
 from featstore.cli._options import cache_dir_option, json_option
 from featstore.cli._printing import print_json
 from featstore.cli._streams import say
 from featstore.cli._words import how_many
-from featstore.errors import FeatstoreError, plain_line
+from featstore.errors import plain_line
 from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def report(
         print_json(_facts(survey, evaluations))
         return
     page = render_page(survey, str(cache_dir), evaluations=evaluations, now=time.time())
-    _write(out, page.encode())
+    write_file(out, page.encode())
     videos = sum(there.videos for there in survey.sets)
     size = sum(there.record_bytes for there in survey.sets)
     click.echo(
@@ -146,15 +147,3 @@ def _facts(survey: CacheSurvey, evaluations: list[Evaluation]) -> dict[str, Any]
         "coverage": [asdict(there) for there in survey.coverage],
         "evaluations": [{**asdict(run), "hit_rate": run.hit_rate} for run in evaluations],
     }
-
-
-def _write(out: str, page: bytes) -> None:
-    from featstore.system.fsync import write_atomically
-
-    try:
-        with write_atomically(out) as file:
-            file.write(page)
-    except OSError as exc:
-        raise FeatstoreError(
-            f"{out} cannot be written: {exc.strerror or exc}; choose another --out"
-        ) from exc

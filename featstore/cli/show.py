@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import click
 
 from featstore import defaults
+from featstore.cli._files import write_file
 from featstore.cli._options import (
     cache_dir_option,
     dataset_option,
@@ -14,7 +17,7 @@ from featstore.cli._options import (
     which_nframe_option,
 )
 from featstore.cli._printing import print_json
-from featstore.errors import FeatstoreError, plain_line
+from featstore.errors import plain_line
 
 
 @click.command()
@@ -66,19 +69,14 @@ def show(
     this video's. Frames are shown if the file is there and is the one that was encoded; otherwise features only.
     """
     from featstore.report.strip import draw_strip
-    from featstore.system.fsync import write_atomically
 
     there = open_set(cache_dir, dataset, spec, nframe)
     features = there.pinned()[video_id]
     row = there.sets[features.header.spec].feature_set
     strip = draw_strip(features, row.spec, path=path or "", columns=columns, timeout=decode_timeout)
-    try:
-        with write_atomically(out) as file:
-            strip.image.save(file, "PNG", optimize=True)
-    except OSError as exc:
-        raise FeatstoreError(
-            f"{out} cannot be written: {exc.strerror or exc}; choose another --out"
-        ) from exc
+    png = BytesIO()
+    strip.image.save(png, "PNG", optimize=True)
+    write_file(out, png.getvalue())
     width, height = strip.image.size
     if as_json:
         print_json(
@@ -87,12 +85,13 @@ def show(
                 "width": width,
                 "height": height,
                 "video_id": video_id,
+                "captions": strip.captions,
                 "frame_indices": strip.frames,
                 "variance_share": strip.share,
                 "notes": strip.notes,
             }
         )
         return
-    click.echo(f"{plain_line(out)}: {len(strip.frames)} frames, {width} x {height} pixels")
+    click.echo(f"{plain_line(out)}: {len(strip.captions)} columns, {width} x {height} pixels")
     for note in strip.notes:
         click.echo(f"  {plain_line(note)}")

@@ -53,6 +53,8 @@ def decode_again(
     Raises:
         VideoError: the file is not there, is another than the one that was encoded, or cannot be decoded.
     """
+    if spec.imported:
+        raise VideoError("which frames they are of is not known, the features were imported", path)
     decoder = next((name for name in DECODERS if identity_of(name) == spec.decoder), None)
     if decoder is None:
         raise VideoError(f"its decoder is {spec.decoder!r}, which is none of featstore's", path)

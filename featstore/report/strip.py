@@ -38,12 +38,14 @@ class Strip:
 
     Attributes:
         image: the picture, RGB.
-        frames: numbers of the frames of the clip that are shown.
+        captions: what is under each column, its time in the video.
+        frames: numbers of the frames of the clip that are shown; none if they are not known.
         share: how much of the variance of the features the colours have, 0 to 1.
         notes: what it does not show, and why, a clause each.
     """
 
     image: Image.Image
+    captions: list[str]
     frames: list[int]
     share: float
     notes: list[str] = field(default_factory=list)
@@ -83,10 +85,12 @@ def draw_strip(
         frames = decode_again(header, spec, path or header.video_path, places, timeout=timeout)
     except VideoError as exc:
         notes.insert(0, f"no frames: {exc}")
-    shown = [header.frames[place] for place in places]
+    shown = [] if spec.imported else [header.frames[place] for place in places]
     times = [_time(header, frame) for frame in shown]
+    if spec.imported:  # such a record has no numbers of frames
+        times = [f"{place + 1} of {len(header.frames)}" for place in places]
     image = _stack(_bands(header, spec, frames, colours, times, notes))
-    return Strip(image, shown, colours.share, notes)
+    return Strip(image, times, shown, colours.share, notes)
 
 
 def _time(header: Header, frame: int) -> str:

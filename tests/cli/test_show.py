@@ -32,7 +32,7 @@ def test_it_writes_a_png_and_says_what_is_not_in_it(words, tmp_path):
     assert done.exit_code == 0, done.output
     size = "{} x {} pixels".format(*size_of(tmp_path / "eye.png"))
     first, no_frames, extra = done.stdout.splitlines()
-    assert first == f"{tmp_path / 'eye.png'}: 3 frames, {size}"
+    assert first == f"{tmp_path / 'eye.png'}: 3 columns, {size}"
     assert "no frames: " in no_frames
     assert "one row that belongs to no frame" in extra
 
@@ -40,6 +40,7 @@ def test_it_writes_a_png_and_says_what_is_not_in_it(words, tmp_path):
 def test_json_says_the_same(words, tmp_path):
     found = json.loads(CliRunner().invoke(main, [*words, "an eye", "--json"]).stdout)
     assert found["frame_indices"] == [0, 1, 2, 4]
+    assert found["captions"] == ["0:00.0", "0:00.1", "0:00.2", "0:00.4"]
     assert (found["width"], found["height"]) == size_of(found["file"])
     assert len(found["notes"]) == 2
 
@@ -53,3 +54,16 @@ def test_what_cannot_be_done_is_said(words, tmp_path):
     assert nowhere.exit_code == 1
     assert "cannot be written: No such file or directory; choose another --out" in nowhere.stderr
     assert os.listdir(tmp_path) == there
+
+
+def test_a_pipe_is_written_to_and_not_replaced(words, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDWR)
+    try:
+        done = CliRunner().invoke(main, [*words, "-o", str(pipe), "an eye", "--columns", "1"])
+        assert done.exit_code == 0, done.output
+        assert os.read(end, 1 << 16).startswith(b"\x89PNG")
+    finally:
+        os.close(end)
+    assert pipe.is_fifo()

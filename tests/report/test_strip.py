@@ -15,6 +15,7 @@ from featstore.preprocessing import frame_bytes
 from featstore.report.sampled_frames import decode_again
 from featstore.report.strip import _time, draw_strip
 from featstore.sampling import Sampling
+from featstore.spec import FeatureSpec
 
 
 @pytest.fixture
@@ -75,6 +76,16 @@ def test_columns_are_evenly_spaced_with_both_ends(clip, cache):
     for columns in (0, 65):
         with pytest.raises(ValueError, match="from 1 to 64"):
             draw_strip(features, spec, columns=columns)
+
+
+def test_imported_features_have_places_and_no_times(clip, cache):
+    """Their records have no numbers of frames, and nobody knows how frames were prepared."""
+    store_clip(cache, "demo", "eye", clip, newline_row(), Sampling(4))
+    features = featstore.get(cache, "demo", "eye")
+    spec = FeatureSpec.of_imported(newline_row().identity.geometry, 4, {})
+    found = draw_strip(features, spec, columns=2)
+    assert (found.captions, found.frames) == (["1 of 4", "4 of 4"], [])
+    assert "the features were imported" in found.notes[0]
 
 
 @pytest.mark.parametrize("name", ["W" * 4000, "a\x1b[2J\u202egpj.exe", "\udcff水/é", " "])

@@ -101,7 +101,7 @@ def import_folder(
         max_size: bytes that `cache_dir` may take, None for no limit.
         lock_wait: seconds to wait for an ingest into the dataset.
         stop: set it to end early.
-        on_progress: called after each file.
+        on_progress: called after each file, and at the end, when all of them are committed.
 
     Returns:
         What was stored, and which files were not and why.
@@ -138,6 +138,7 @@ def import_folder(
         except StoreFull as exc:
             summary.full = str(exc)
         run.commit()
+        on_progress(summary)
     return summary
 
 

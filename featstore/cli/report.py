@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featstore import defaults
 from featstore.cli._files import write_file
 from featstore.cli._options import cache_dir_option, json_option
 from featstore.cli._printing import print_json
@@ -40,7 +41,7 @@ def _lists(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     "-o",
     "--out",
     type=click.Path(dir_okay=False),
-    default="report.html",
+    default=defaults.REPORT_FILE,
     help="The HTML file to write.",
 )
 @click.option(

@@ -29,7 +29,7 @@ from featstore.errors import plain_line
     "-o",
     "--out",
     type=click.Path(dir_okay=False),
-    default="strip.png",
+    default=defaults.STRIP_FILE,
     help="The PNG file to write.",
 )
 @click.option(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Mapping
 
-    from featstore.store.engine.snapshot import Snapshot
+    from featstore.store import Snapshot
     from featstore.store.rows import Failure, FeatureSet
 
 WORST = 10  # videos that are named

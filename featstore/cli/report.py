@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore import defaults
+from featstore import __version__, defaults
 from featstore.cli._files import write_file
 from featstore.cli._options import cache_dir_option, json_option
 from featstore.cli._printing import print_json
@@ -88,7 +88,9 @@ def report(
     if as_json:
         print_json(_facts(survey, evaluations))
         return
-    page = render_page(survey, str(cache_dir), evaluations=evaluations, now=time.time())
+    page = render_page(
+        survey, cache_dir, evaluations=evaluations, now=time.time(), version=__version__
+    )
     write_file(out, page.encode())
     videos = sum(there.videos for there in survey.sets)
     size = sum(there.record_bytes for there in survey.sets)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from featstore import __version__
 from featstore.errors import MissingExtra, plain_line
 from featstore.report.figures import error_histogram, stretches
 from featstore.report.survey import merged_reasons
@@ -47,7 +46,12 @@ class Evaluation:
 
 
 def render_page(
-    survey: CacheSurvey, cache_dir: str, *, evaluations: Sequence[Evaluation] = (), now: float
+    survey: CacheSurvey,
+    cache_dir: str,
+    *,
+    evaluations: Sequence[Evaluation] = (),
+    now: float,
+    version: str,
 ) -> str:
     """Return the page as HTML. Every text on it is escaped: ids and reasons may come from anyone.
 
@@ -56,6 +60,7 @@ def render_page(
         cache_dir: what the page calls it.
         evaluations: whose hit rates are shown.
         now: seconds since 1970.
+        version: of featstore, which made the page.
 
     Raises:
         MissingExtra: jinja2 is not installed.
@@ -90,7 +95,7 @@ def render_page(
         cache_dir=cache_dir,
         now=now,
         zone=f"{datetime.fromtimestamp(now).astimezone():%Z}",
-        version=__version__,
+        version=version,
         survey=survey,
         sets=sets,
         total=_total(survey.sets),

@@ -28,7 +28,7 @@ def page_of(name: str = "a video", **changes) -> str:
     found.failures = {"k": Reason(name, 3, [name])}
     survey = CacheSurvey([found], {name: name}, [Coverage(name, 9, 3, 1, (name,))])
     evaluations = [Evaluation(name, 3, 1, 4096, (1.0, 2.0, 3.0))]
-    return render_page(survey, name, evaluations=evaluations, now=1.7e9, **changes)
+    return render_page(survey, name, evaluations=evaluations, now=1.7e9, version="1", **changes)
 
 
 class Outline(HTMLParser):
@@ -98,12 +98,12 @@ def test_it_can_be_heard():
 
 
 def test_an_empty_cache_has_a_page():
-    page = render_page(CacheSurvey([], {}, []), "c", now=1.7e9)
+    page = render_page(CacheSurvey([], {}, []), "c", now=1.7e9, version="1")
     Outline(page)
     assert "No feature set is stored yet." in page
     assert "Hit rates" not in page
     empty = SetSurvey("demo", ROW, is_default=True)
-    Outline(render_page(CacheSurvey([empty], {}, []), "c", now=1.7e9))
+    Outline(render_page(CacheSurvey([empty], {}, []), "c", now=1.7e9, version="1"))
 
 
 def test_numbers_are_those_of_the_survey():

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zipfile
-import zlib
 from typing import IO, TYPE_CHECKING, Any
 
 from featstore.formats.file_content import FileContent, checksum_of
@@ -62,12 +59,9 @@ def read_features(path: Path) -> FileContent:
     """
     try:
         return _READERS[path.suffix](path)
+    except (ValueError, OSError):
+        raise
     except (
-        EOFError,
-        KeyError,
-        struct.error,
-        zlib.error,
-        zipfile.BadZipFile,
-        MemoryError,
-    ) as exc:  # of numpy and zipfile, on damaged files
+        Exception
+    ) as exc:  # numpy, zipfile and torch raise a dozen unrelated types on damaged files
         raise ValueError(f"it cannot be read: {exc!r:.200}") from exc

@@ -135,6 +135,10 @@ def read_video(folder: ImportedFolder, path: Path) -> ImportedVideo:
             return _restored(folder, row, facts, content)
         except (KeyError, TypeError, struct.error) as exc:
             raise ValueError(f"what {INDEX} says of it cannot be read: {exc!r:.200}") from exc
+    if facts is None and row is not None:
+        raise ValueError(
+            f"{INDEX} does not say what it is, and {SET_FILE} is there: export it again"
+        )
     video = facts["video_id"] if facts else _id_of(folder, path, content)
     return _imported(folder, path, video, content, made)
 

@@ -116,15 +116,6 @@ def _load(path: Path) -> Any:
         raise ValueError(
             f"it holds more than tensors and plain values, and is not run: {reason:.200}"
         ) from exc
-    except (
-        RuntimeError,
-        EOFError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        NotImplementedError,
-    ) as exc:
-        raise ValueError(f"torch cannot read it: {exc!s:.200}") from exc
 
 
 def _check_quantization(stated: object, dtype: torch.dtype) -> None:

@@ -118,6 +118,10 @@ def test_a_file_that_is_not_the_one_that_was_exported_is_refused(cache, tmp_path
     done = run(tmp_path / "out", ".npy", cache / "3")
     assert len(done.failures) == 3
     assert sum("index.jsonl says of it cannot be read" in why for _, why in done.failures) == 2
+    index.write_text("")
+    done = run(tmp_path / "out", ".npy", cache / "5")
+    assert len(done.failures) == 3
+    assert all("does not say what it is" in why for _, why in done.failures)
     (tmp_path / "out" / SET_FILE).write_text("{}")
     with pytest.raises(ListingError, match=r"take index\.jsonl and feature_set.json away"):
         run(tmp_path / "out", ".npy", cache / "4")
@@ -291,8 +295,10 @@ def test_plain_files_of_others_are_named_by_their_paths(cache, tmp_path):
     np.save(folder / "c.npy", x.astype(np.float64))
     np.save(folder / "d.npy", np.array([{}]), allow_pickle=True)
     (folder / "e.npy").write_bytes(b"\x93NUMPY")
+    # numpy gives up on such a header with an error of Python's tokenizer
+    (folder / "f.npy").write_bytes((folder / "b.npy").read_bytes().replace(b"}", b'"', 1))
     done = run(folder, ".npy", cache)
-    assert (done.imported, len(done.failures), len(done.sets)) == (2, 3, 2)
+    assert (done.imported, len(done.failures), len(done.sets)) == (2, 4, 2)
     done = run(folder, ".npy", cache / "2", nframe=4)
     assert (done.imported, len(done.sets)) == (2, 1)
     there = FeatureStore(cache / "2")["demo"]

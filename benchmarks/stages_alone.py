@@ -152,6 +152,7 @@ def write_alone(folder: Path, spec: FeatureSpec, records: int) -> float:
             names={},
             max_error=None,
             replace_storage=False,
+            replace_max_error=False,
             min_free=1 << 20,
             max_size=None,
             lock_wait=1.0,
@@ -166,7 +167,8 @@ def write_alone(folder: Path, spec: FeatureSpec, records: int) -> float:
         while len(ends) < records:
             while free and put < records:
                 video = Video(f"v{put}", f"/v{put}.mp4")
-                writer.put(PutRecord(free.popleft(), video, clip, SOURCE, None, scales, NO_ERROR))
+                made = SOURCE, None, STORAGE, scales, NO_ERROR
+                writer.put(PutRecord(free.popleft(), video, clip, *made))
                 put += 1
             wait([writer.connection])
             for commit in writer.collect():

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from featstore import defaults
 from featstore.errors import NotFinite, QuantizeError
-from featstore.records.quantization import QuantError
 
 if TYPE_CHECKING:
+    from featstore.records.quantization import QuantError
     from featstore.records.storage import Storage
 
 ON_MAX_ERROR = ("lossless", "warn", "fail")
@@ -69,7 +69,7 @@ class ErrorBudget:
         """
         if isinstance(outcome, NotFinite):
             raise outcome
-        if isinstance(outcome, QuantError) and not self.misses(outcome):
+        if not isinstance(outcome, QuantizeError) and not self.misses(outcome):
             return storage
         if fallback is not None:
             return fallback

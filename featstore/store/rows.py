@@ -54,11 +54,8 @@ class FeatureSet:
     storage_since: float
 
     def differs(self, entry: Entry) -> bool:
-        """Return whether a video's record is stored in another way than the set says.
-
-        It may be of another codec because it did not shrink, and lossless because it missed the error budget: then the
-        time tells whether it was made since the set says so.
-        """
+        """Return whether a video's record is stored in another way than the set says."""
+        # One made since may be raw as it did not shrink, and lossless as it missed the error budget.
         asked, is_older = self.storage, entry.created < self.storage_since
         if (entry.values, entry.granularity) == (asked.values, asked.granularity):
             return entry.codec != asked.codec and is_older

@@ -18,6 +18,7 @@ from toys import put_video, toy_features, toy_spec
 import featstore
 import featstore.store.maintenance.check
 from featstore.cli import main
+from featstore.cli._ingest_options import error_share
 from featstore.cli._options import size
 from featstore.cli._printing import date, print_facts, print_json_rows, print_table
 from featstore.cli._words import sampling_text
@@ -596,12 +597,55 @@ def test_another_storage_is_refused_before_work_and_stored_if_asked_for(sample_c
         (["--restore-as"], "say in which with --quantize"),
         (["--quantize", "fp16", "--scale", "token"], "floats take none"),
         (["--codec", "planes"], "use zstd with int8"),
+        (["--quantize", "lossless", "--codec", "raw"], "leave --scale and --codec out"),
+        (["--quantize", "lossless", "--scale", "token"], "leave --scale and --codec out"),
+        (["--max-error", "two"], "write 2%, 0.02 or none"),
+        (["--max-error", "200%"], "write 2%, 0.02 or none"),
     ],
 )
 def test_a_storage_that_cannot_be_is_wrong_usage(sample_clips, tmp_path, words, said):
     done = ingest(sample_clips, tmp_path / "cache", *words)
     assert (done.exit_code, said in done.stderr) == (2, True)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("2%", 0.02), ("0.5 %", 0.005), (".02", 0.02), ("0", 0), ("NONE", math.inf)]
+)
+def test_an_error_budget_is_a_share_or_none(text, share):
+    assert error_share(text) == share
+
+
+def test_what_misses_the_error_budget_is_told_of_wherever_it_matters(sample_clips, tmp_path):
+    words = ("--scale", "tensor", "--max-error", "0.001%")
+    done = ingest(sample_clips, tmp_path, *words)
+    assert done.exit_code == 0
+    assert "  3 of 3 videos missed 0.001 % and are stored losslessly: +" in done.stdout
+    summary = json.loads(ingest(sample_clips, tmp_path, "--json").stdout)
+    assert summary["budget"] == {"max_error": 1e-5, "on_miss": "lossless"}
+    text = run("info", "--cache-dir", tmp_path).stdout
+    assert "int8/tensor; 3 videos losslessly, which missed the error budget" in text
+    assert "error budget   0.001 % of a token" in text
+    found = json.loads(run("info", "--cache-dir", tmp_path, "--json").stdout)
+    assert found["demo"]["feature_sets"][0]["lossless"] == 3
+    listed = run("ls", "--cache-dir", tmp_path, "--dataset", "demo")
+    assert "3 of 3 videos are stored losslessly: as int8/tensor they miss" in listed.stderr
+    rows = json.loads(run("ls", "--cache-dir", tmp_path, "--dataset", "demo", "--json").stdout)
+    assert {row["storage"]["values"] for row in rows} == {"fp32"}
+    other = ingest(sample_clips, tmp_path / "other", *words, "--on-max-error", "warn")
+    assert "3 of 3 videos missed 0.001 % and are stored as int8/tensor all the same" in other.stdout
+    failed = ingest(sample_clips, tmp_path / "third", *words, "--on-max-error", "fail")
+    assert (failed.exit_code, "the error budget is 0.001 %" in failed.stdout) == (3, True)
+
+
+def test_an_ingest_that_stops_since_too_many_miss_says_why_and_fails(
+    sample_clips, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("featstore.records.budget.MOST_MISSES", 1)
+    done = ingest(sample_clips, tmp_path, "--scale", "tensor", "--max-error", "0.001%")
+    assert (done.exit_code, "and are stored losslessly, which takes" in done.stderr) == (1, True)
+    on = ingest(sample_clips, tmp_path, "--quantize", "lossless", "--restore-as")
+    assert (on.exit_code, len(featstore.open(tmp_path)["demo"])) == (0, 3)
 
 
 @pytest.mark.parametrize("scale", ["channel_token", "channel", "token", "tensor"])

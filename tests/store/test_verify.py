@@ -75,8 +75,8 @@ def test_scales_that_were_read_before_are_verified_at_each_lookup_if_asked(tmp_p
     cache = tmp_path / "damaged"
     store_videos(cache, "demo", {"a": toy_features(1)})
     dataset = FeatureStore(cache, verify="always")["demo"]
-    [scales] = dataset["a"].scales
-    flip_in_file(cache, scales.tobytes(), at=3)
+    tokens, _ = dataset["a"].scales
+    flip_in_file(cache, tokens.tobytes(), at=3)
     with pytest.raises(RecordError, match="is damaged"):
         dataset["a"]
 

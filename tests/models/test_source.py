@@ -133,7 +133,9 @@ def stored_as(cache, video) -> Storage:
 
 
 def test_a_model_s_wish_decides_how_a_set_is_stored_that_it_makes(model, clips, cache):
-    ask(model(storage=Storage("int8", "token")), clips / "blink.mp4")
+    asked = model(storage=Storage("int8", "token"))
+    ask(asked, clips / "blink.mp4")
+    assert asked._statistics.bytes_read == 16 * 8 + 16 * 4, "values and scales"
     ask(model(storage=Storage("bf16")), clips / "color_bars.mp4", video="bars")
     ask(model(storage=None), clips / "bouncing_ball.mp4", video="ball")
     for video in ("blink", "bars", "ball"):
@@ -144,6 +146,17 @@ def test_a_model_s_wish_decides_how_a_set_is_stored_that_it_makes(model, clips, 
 def test_without_a_wish_a_set_is_stored_as_by_default(model, clips, cache):
     ask(model(storage=None), clips / "blink.mp4")
     assert stored_as(cache, "blink") == Storage()
+
+
+def test_a_set_that_a_model_makes_names_the_parts_of_its_encoder_and_any_video(
+    model, clips, cache, monkeypatch
+):
+    asked, video = model(), os.fsdecode(b"\xff.mp4")
+    monkeypatch.setattr(asked._encoder, "names", {"vision_tower": "clip"})
+    assert len(ask(asked, clips / "blink.mp4", video=video)) == 16
+    dataset = featstore.open(cache)["demo"]
+    assert dataset.feature_set.names == {"vision_tower": "clip"}
+    assert list(dataset) == [video]
 
 
 def test_a_set_that_another_process_makes_in_the_meantime_is_followed(
@@ -593,7 +606,7 @@ def test_a_dataset_that_a_miss_makes_is_told_with_those_there_are(model, clips, 
     for clip in ("blink", "color_bars"):
         ask(asked, clips / f"{clip}.mp4", video=clip, dataset="dmeo")
     assert capsys.readouterr().err == (
-        f"featstore: there is no dataset 'dmeo' in {cache} and so no features of it; the datasets there are: demo\n"
+        f"featstore: there is no dataset 'dmeo' in {cache}; the datasets there are: demo\n"
         f"they are made and stored as set {SPEC.digest[:8]}\n"
     )
 

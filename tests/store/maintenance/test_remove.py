@@ -169,6 +169,13 @@ def test_single_videos_are_removed_from_every_set_and_the_others_stay(two_sets):
             get(two_sets, "demo", video, spec=WIDE)
 
 
+def test_a_commit_removes_no_more_than_it_may_and_the_next_goes_on(two_sets, monkeypatch):
+    monkeypatch.setattr(remove, "COMMIT_BYTES", 1)
+    assert remove_videos(two_sets, "demo", ["a", "b", "c"]).videos == 5
+    assert stored_in(two_sets, toy_spec()) == set()
+    assert stored_in(two_sets, WIDE) == {"d"}
+
+
 def test_single_videos_are_removed_from_one_set(two_sets):
     done = remove_videos(two_sets, "demo", ["a", "b"], spec=WIDE)
     assert (done.videos, done.missing) == (1, ("a",))

@@ -7,7 +7,6 @@ was told to accept them, if they are of the shape of its own.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn
 
@@ -21,8 +20,8 @@ from featstore.errors import (
 from featstore.models.source_options import DECODERS_OF_SETS
 from featstore.store.catalog import has_entry, read_set, read_sets
 from featstore.store.dataset import Dataset
-from featstore.store.lost import lost_datasets
-from featstore.store.paths import absolute, dataset_names
+from featstore.store.lost import explain_lost, name_present
+from featstore.store.paths import absolute
 from featstore.store.rows import video_key
 from featstore.store.selection import describe_mismatch
 
@@ -74,7 +73,7 @@ class Lookup:
                 accept_imported=self._accept_imported,
             )
         except StoreNotFound as exc:
-            lost = self._lost(request.dataset)
+            lost = explain_lost(self.cache_dir, request.dataset)
             if lost:
                 raise DatasetNotFound(lost) from exc
             return None
@@ -84,11 +83,11 @@ class Lookup:
         try:
             dataset = self._open(request.dataset)
         except StoreNotFound as exc:
-            lost = self._lost(request.dataset)
+            lost = explain_lost(self.cache_dir, request.dataset)
             raise DatasetNotFound(
                 lost
-                or f"{self._absent(request.dataset)}; make it with featstore ingest, or have the model encode what is "
-                "missing, with on_miss='encode'"
+                or f"{name_present(self.cache_dir, request.dataset)}; make it with featstore ingest, or have the model "
+                "encode what is missing, with on_miss='encode'"
             ) from exc
         refuse(dataset, request.video, request.spec, origin)
 
@@ -109,27 +108,13 @@ class Lookup:
                 return refusal(sets, dataset, request.spec, origin, follows)
             return _of_other_frames(dataset, request, follows)
         except StoreNotFound:
-            return f"{self._absent(request.dataset)}\n{follows}".rstrip()
+            return f"{name_present(self.cache_dir, request.dataset)}\n{follows}".rstrip()
         except StoreError:  # storing there will raise it again
             return ""
 
     def close(self) -> None:
         """Let go of the datasets; a later lookup opens them again."""
         self._datasets.clear()
-
-    def _lost(self, name: str) -> str:
-        with suppress(StoreNotFound):
-            return lost_datasets(self.cache_dir).get(name, "")
-        return ""
-
-    def _absent(self, name: str) -> str:
-        there: list[str] = []
-        with suppress(StoreNotFound):
-            there = dataset_names(self.cache_dir)
-        return (
-            f"there is no dataset {name!r} in {self.cache_dir} and so no features of it; the datasets there are: "
-            f"{', '.join(there) or 'none'}"
-        )
 
     def _open(self, name: str) -> Dataset:
         found = self._datasets.get(name)

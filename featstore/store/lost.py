@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
 from pathlib import Path
 
-from featstore.errors import DatasetNotFound, command_line
+from featstore.errors import DatasetNotFound, StoreNotFound, command_line
 from featstore.store.paths import (
     DATA_FILE,
     LMDB_LOCK_FILE,
@@ -50,12 +51,30 @@ def closed_datasets(cache_dir: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def explain_absent(cache_dir: str | os.PathLike[str], dataset: str) -> DatasetNotFound:
-    """Return the error that says that there is no such dataset, and which there are."""
-    there, lost = dataset_names(cache_dir), lost_datasets(cache_dir).get(dataset)
+    """Return the error that says that there is no such dataset, and which there are; StoreNotFound without a cache."""
+    dataset_names(cache_dir)
+    lost = explain_lost(cache_dir, dataset)
     return DatasetNotFound(
-        lost
-        or f"there is no dataset {dataset!r} in {absolute(cache_dir)}, the datasets there are: "
-        f"{', '.join(there) or 'none'}; make it with featstore ingest"
+        lost or f"{name_present(cache_dir, dataset)}; make it with featstore ingest"
+    )
+
+
+def explain_lost(cache_dir: str | os.PathLike[str], dataset: str) -> str:
+    """Return a sentence if the dataset was in `cache_dir` and is lost; empty if it never was, or no `cache_dir` is."""
+    try:
+        return lost_datasets(cache_dir).get(dataset, "")
+    except StoreNotFound:
+        return ""
+
+
+def name_present(cache_dir: str | os.PathLike[str], dataset: str) -> str:
+    """Return that there is no such dataset, and which there are."""
+    there: list[str] = []
+    with contextlib.suppress(StoreNotFound):
+        there = dataset_names(cache_dir)
+    names = ", ".join(there) or "none"
+    return (
+        f"there is no dataset {dataset!r} in {absolute(cache_dir)}; the datasets there are: {names}"
     )
 
 

@@ -195,7 +195,7 @@ def test_a_set_of_other_frames_is_told_with_the_option_that_reads_it(cache):
 
 def test_a_dataset_that_is_not_there_is_told_with_those_that_are(cache):
     absent = (
-        f"there is no dataset 'dmeo' in {cache} and so no features of it; the datasets there are: "
+        f"there is no dataset 'dmeo' in {cache}; the datasets there are: "
     )
     lookup, wanted = Lookup(cache), FeatureRequest("dmeo", "a", None, SPEC)
     assert lookup.explain(wanted, "toy", "they are made") == f"{absent}none\nthey are made"

@@ -134,7 +134,7 @@ def test_a_path_that_cannot_be_is_a_store_error(tmp_path, place):
 def test_a_dataset_that_is_not_there_lists_those_that_are(cache):
     store_videos(cache, "demo", {})
     with pytest.raises(
-        StoreNotFound, match=r"no dataset 'other' in .*, the datasets there are: demo;"
+        StoreNotFound, match=r"no dataset 'other' in .*; the datasets there are: demo;"
     ):
         FeatureStore(cache)["other"]
     with pytest.raises(KeyError) as caught:
@@ -164,7 +164,7 @@ def test_all_that_work_on_a_dataset_say_in_the_same_words_that_there_is_none(cac
             use()
         said.add(str(caught.value))
     assert said == {
-        f"there is no dataset 'other' in {cache}, the datasets there are: demo; make it with featstore ingest"
+        f"there is no dataset 'other' in {cache}; the datasets there are: demo; make it with featstore ingest"
     }
     assert [path.name for path in cache.iterdir()] == ["demo"]
     assert not (tmp_path / "to").exists()

@@ -8,7 +8,7 @@ Such a cache is a folder a dataset, and in it a file a video, named by an MD5. I
 from __future__ import annotations
 
 import json
-import pickle
+import pickle  # nosec B403 # for its error: nothing is unpickled but by torch with weights_only
 import zipfile
 from typing import IO, TYPE_CHECKING, Any
 

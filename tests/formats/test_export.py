@@ -125,7 +125,7 @@ def test_what_the_record_says_is_in_the_file_as_json(cache, tmp_path):
         facts = json.loads(file.metadata()["featstore"])
     assert facts == record_facts(features.header)
     assert (facts["video_id"], facts["feature_set"]) == (video, spec.digest)
-    assert facts["storage"] == {"values": "int8", "granularity": "channel", "codec": "raw"}
+    assert facts["storage"] == {"values": "int8", "granularity": "channel_token", "codec": "raw"}
     assert (facts["frames"], facts["frame_indices"]) == (4, [0, 1, 2, 3])
     assert build(RowLayout, facts["layout"]) == features.header.layout
 

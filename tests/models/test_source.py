@@ -159,6 +159,17 @@ def test_a_set_that_a_model_makes_names_the_parts_of_its_encoder_and_any_video(
     assert list(dataset) == [video]
 
 
+def test_what_is_stored_says_its_rows_and_is_known_again(model, clips):
+    request = FeatureRequest("demo", "blink", str(clips / "blink.mp4"), SPEC)
+    other = FeatureRequest("demo", "bars", str(clips / "color_bars.mp4"), SPEC)
+    stored, again, another = (model().get(asked) for asked in (request, request, other))
+    unstored = model(cache_dir=None).get(request)
+    assert [found.rows for found in (stored, again, another, unstored)] == [16] * 4
+    assert stored.identity == again.identity != another.identity
+    assert unstored.identity is None
+    assert torch.equal(unstored.load(), again.load())
+
+
 def test_a_set_that_another_process_makes_in_the_meantime_is_followed(
     model, clips, cache, monkeypatch
 ):

@@ -14,7 +14,7 @@ from featstore.errors import ListingError, StoreMismatch
 from featstore.pipeline import plan
 from featstore.pipeline.listing import list_videos
 from featstore.pipeline.options import IngestOptions
-from featstore.pipeline.plan import LARGEST_EVERY, decode_order, make_plan
+from featstore.pipeline.plan import LARGEST_EVERY, decode_order, make_plan, plan_ingest
 from featstore.records.storage import Storage
 from featstore.store.engine.environment import open_environment
 from featstore.store.maintenance.merge import merge_dataset
@@ -319,6 +319,16 @@ def test_a_half_done_change_of_storage_goes_on_in_the_cache_it_was_merged_into(c
     assert (found.storage, found.todo, found.restored) == (bf16, (videos[1],), 1)
     back = make_plan(videos, snapshot, toy_spec(), IngestOptions(replace_storage=True), Storage())
     assert (back.stored, back.todo) == ((videos[1],), (videos[0],)), "the other is right as it is"
+
+
+def test_nothing_is_planned_for_a_dataset_under_another_name(cache, bad):
+    failed_on(cache, bad, "no frames")
+    videos = list_videos([bad])
+    assert len(plan_ingest(videos, cache, "other", toy_spec(), IngestOptions()).todo) == 1
+    (cache / "demo").rename(cache / "other")
+    with pytest.raises(StoreMismatch, match=f"{cache}/other holds the dataset 'demo'"):
+        plan_ingest(videos, cache, "other", toy_spec(), IngestOptions())
+    (cache / "other").rename(cache / "demo")
 
 
 def test_a_path_that_cannot_be_one_is_no_reason_to_try_again(cache):

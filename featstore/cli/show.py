@@ -17,6 +17,7 @@ from featstore.cli._options import (
     which_nframe_option,
 )
 from featstore.cli._printing import print_json
+from featstore.cli._words import how_many
 from featstore.errors import plain_line
 
 
@@ -75,7 +76,7 @@ def show(
     row = there.sets[features.header.spec].feature_set
     strip = draw_strip(features, row.spec, path=path or "", columns=columns, timeout=decode_timeout)
     png = BytesIO()
-    strip.image.save(png, "PNG", optimize=True)
+    strip.image.save(png, "PNG")
     write_file(out, png.getvalue())
     width, height = strip.image.size
     if as_json:
@@ -92,6 +93,8 @@ def show(
             }
         )
         return
-    click.echo(f"{plain_line(out)}: {len(strip.captions)} columns, {width} x {height} pixels")
+    click.echo(
+        f"{plain_line(out)}: {how_many(len(strip.captions), 'column')}, {width} x {height} pixels"
+    )
     for note in strip.notes:
         click.echo(f"  {plain_line(note)}")

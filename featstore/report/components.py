@@ -60,7 +60,7 @@ def colour_tokens(features: Features, units: Sequence[int]) -> TokenColours:
     tokens, (height, width), notes = layout.tokens_per_unit, *_cells(layout)
     dim = features.shape[1] // layout.planes
     count = layout.units * tokens
-    size = min(count, max(8, _SAMPLE_VALUES // dim))
+    size = min(count, _SAMPLE_ROWS, max(8, _SAMPLE_VALUES // dim))
     # By chance and not evenly: a step that a grid's width divides would see some columns only.
     chosen = np.sort(np.random.default_rng(0).choice(count, size, replace=False))
     found = _Components.of(_rows(features, chosen, dim))

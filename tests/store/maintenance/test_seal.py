@@ -114,6 +114,12 @@ def test_a_seal_is_a_file_as_any_under_the_umask(cache):
     assert stat.S_IMODE((cache / "demo" / SEAL_FILE).stat().st_mode) == 0o666
 
 
+def test_a_seal_is_lifted_though_the_lock_file_is_gone(sealed):
+    (sealed / "demo" / "lock.mdb").unlink(missing_ok=True)
+    unseal_dataset(sealed, "demo")
+    store_videos(sealed, "demo", {"new": A})
+
+
 def test_sealing_twice_and_lifting_no_seal_do_nothing(sealed):
     seal_dataset(sealed, "demo")
     unseal_dataset(sealed, "demo")

@@ -168,7 +168,11 @@ def _start(tree: Path, mutant: Mutant, tests: list[str]) -> int:
         shutil.rmtree(scratch, ignore_errors=True)
         options = ["-x", "-q", "-n", "0", "-m", "", "-p", "no:cacheprovider"]
         options += [f"--basetemp={scratch}", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-        code = int(pytest.main([*options, *tests]))
+        try:
+            code = int(pytest.main([*options, *tests]))
+        except Exception:  # of what was left behind pytest tells after the tests, and so
+            traceback.print_exc()
+            code = 1
         sys.stdout.flush()
         os._exit(code)
     except BaseException:

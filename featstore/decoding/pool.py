@@ -170,7 +170,8 @@ class DecoderPool:
 
     def _too_long(self, video: Video) -> str:
         return (
-            f"{video.path}: decoding took longer than {self._timeout:g} s; raise --decode-timeout"
+            f"{video.path}: decoding took longer than {self._timeout:g} s; ingest it with a larger --decode-timeout, "
+            "or give a model a larger decode_timeout"
         )
 
     def _not_asked(self, video: Video) -> str:
@@ -198,7 +199,10 @@ class DecoderPool:
     def _out_of_memory(self, worker: _Worker) -> str:
         assert worker.video is not None
         size = f"{self._setup.memory_limit / 2**30:.3g} GiB"
-        return f"{worker.video.path} needed more than {size} of memory to decode; raise --decode-memory if it is sound"
+        return (
+            f"{worker.video.path} needed more than {size} of memory to decode; ingest it with a larger --decode-memory "
+            "if it is sound"
+        )
 
     def _replace(self, worker: _Worker, error: str, seconds: float) -> Decoded:
         assert worker.video is not None

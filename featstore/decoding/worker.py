@@ -104,7 +104,10 @@ def _or_too_little(limit: int) -> str:
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     if used < limit // 4:
         return ""
-    return f"; or it is sound and needs more memory than {limit / 2**30:.3g} GiB: then raise --decode-memory"
+    return (
+        f"; or it is sound and needs more memory than {limit / 2**30:.3g} GiB: then ingest it with a larger "
+        "--decode-memory"
+    )
 
 
 def _is_unmapped(exc: Exception) -> bool:

@@ -46,8 +46,7 @@ class Notices:
         later = "no longer stored" if isinstance(why, StoreLocked) else "not stored"
         # How many bytes are free differs each time.
         about = StoreFull if isinstance(why, StoreFull) else None
-        reason = str(why).replace("lower --min-free", "ingest with a lower --min-free")
-        self.once(f"features that are missing are encoded but {later}: {reason}", about)
+        self.once(f"features that are missing are encoded but {later}: {why}", about)
 
 
 def say(sentence: str) -> None:

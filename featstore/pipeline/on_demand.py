@@ -147,7 +147,7 @@ class OnDemandEncoder:
         self._start(sampling)
         decoded = self._decode(video)
         if decoded.error:
-            raise VideoError(_as_a_model_says_it(decoded.error), video.path)
+            raise VideoError(decoded.error, video.path)
         assert decoded.clip is not None
         assert decoded.source is not None
         if decoded.video != video or was_replaced(decoded.source, video.path):
@@ -210,14 +210,6 @@ class OnDemandEncoder:
             wait(self._pool.connections, _POLL_SECONDS)
             for decoded in self._pool.collect():
                 return decoded
-
-
-def _as_a_model_says_it(error: str) -> str:
-    """Return what a decoder advises an ingest as it helps a model."""
-    error = error.replace(
-        "raise --decode-timeout", "raise --decode-timeout, a model's decode_timeout="
-    )
-    return error.replace("raise --decode-memory", "ingest it with a larger --decode-memory")
 
 
 def check_finite(parts: list[torch.Tensor], name: str, dtype: str) -> None:

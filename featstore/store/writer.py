@@ -287,8 +287,8 @@ class FeatureWriter:
         if free - need < self._min_free:
             raise StoreFull(
                 f"{self.path}: {format_bytes(free)} are free, {needs} and {format_bytes(self._min_free)} are to stay "
-                "free; make room, or lower --min-free: what featstore rm freed inside the file is used first, and does "
-                "not count here"
+                "free; make room, or ingest with a lower --min-free: what featstore rm freed inside the file is used "
+                "first, and does not count here"
             )
         raise StoreFull(
             f"{self._cache_dir} takes {format_bytes(taken)}, {needs}, "

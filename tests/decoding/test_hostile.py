@@ -55,9 +55,9 @@ def test_a_video_that_asks_for_too_much_memory_says_so_and_the_next_is_read(tmp_
     bomb = hostile.write_bomb(tmp_path / "bomb.mov", 6_000)
     clip = corpus.write(corpus.Case("clip.mp4", frames=8), tmp_path / "clip.mp4")
     first, second = decoded([bomb, clip], memory=256 << 20)
-    assert (
-        first.error
-        == f"{bomb} needed more than 0.25 GiB of memory to decode; raise --decode-memory if it is sound"
+    assert first.error == (
+        f"{bomb} needed more than 0.25 GiB of memory to decode; ingest it with a larger --decode-memory if it is "
+        "sound"
     )
     assert (second.error, second.clip.total_frames) == ("", 8)
 

@@ -82,7 +82,8 @@ def test_what_fails_where_memory_is_scarce_may_be_sound(tmp_path):
             setup = DecodeSetup(slots, Sampling(4), SQUARE, limit, "auto")
             error = worker.answer(DecodeTask(1, str(path), 0), setup).error
             assert (
-                "needs more memory than 0.0625 GiB: then raise --decode-memory" in error
+                "needs more memory than 0.0625 GiB: then ingest it with a larger --decode-memory"
+                in error
             ) == told
     finally:
         slots.close()

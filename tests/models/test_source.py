@@ -18,7 +18,6 @@ from opened import Opened
 
 import featstore
 from featstore.decoding import video_file as decoding
-from featstore.decoding.pool import Decoded
 from featstore.decoding.video_file import DECODER, identity_of
 from featstore.encoders.toy import ToyEncoder
 from featstore.errors import (
@@ -68,13 +67,15 @@ def model(cache):
     """Build sources on `cache` unless said otherwise."""
     built = []
 
-    def build(cache_dir=cache, on_miss="encode", storage=EXACT, decoder="auto"):
+    def build(
+        cache_dir=cache, on_miss="encode", storage=EXACT, decoder="auto", dtype=torch.float32
+    ):
         built.append(
             FeatureSource(
                 Encoder(),
                 SourceOptions(cache_dir, on_miss, decoder, 60, storage),
                 device=torch.device("cpu"),
-                dtype=torch.float32,
+                dtype=dtype,
                 statistics=CacheStatistics(),
             )
         )
@@ -168,12 +169,22 @@ def test_what_is_stored_says_its_rows_and_is_known_again(model, clips):
     assert stored.identity == again.identity != another.identity
     assert unstored.identity is None
     assert torch.equal(unstored.load(), again.load())
+    half = model(cache_dir=None, dtype=torch.float16).get(request).load()
+    assert torch.equal(half, again.load().half())
+
+
+def test_a_cache_that_is_gone_when_a_model_ends_costs_nothing(model, clips, cache):
+    asked = model()
+    ask(asked, clips / "blink.mp4")
+    shutil.rmtree(cache)
+    asked.close()
+    assert not cache.exists()
 
 
 def test_a_set_that_another_process_makes_in_the_meantime_is_followed(
     model, clips, cache, monkeypatch
 ):
-    real, late = on_demand._storage_there, []
+    real, late = on_demand._set_there, []
 
     def then_make(*place):
         found = real(*place)
@@ -182,7 +193,7 @@ def test_a_set_that_another_process_makes_in_the_meantime_is_followed(
             ask(model(storage=Storage("fp16")), clips / "color_bars.mp4", video="bars")
         return found
 
-    monkeypatch.setattr(on_demand, "_storage_there", then_make)
+    monkeypatch.setattr(on_demand, "_set_there", then_make)
     ask(model(), clips / "blink.mp4")
     assert late == [None]
     assert stored_as(cache, "bars") == stored_as(cache, "blink") == Storage("fp16")
@@ -497,31 +508,6 @@ def test_a_full_disk_is_tried_again_and_a_dataset_that_another_holds_is_not(
     for video in ("bars", "ball"):
         ask(asked, clips / "color_bars.mp4", video=video)
     assert list(featstore.open(cache)["demo"]) == ["blink"]
-
-
-def test_advice_names_what_a_model_or_an_ingest_for_it_takes(model, clips, monkeypatch, capsys):
-    def full(*args, **options):
-        raise StoreFull("make room, or lower --min-free")
-
-    monkeypatch.setattr(source, "store_features", full)
-    asked = model()
-    ask(asked, clips / "blink.mp4")
-    assert "make room, or ingest with a lower --min-free" in capsys.readouterr().err
-    advice = "took long; raise --decode-timeout or raise --decode-memory if it is sound"
-    monkeypatch.setattr(
-        on_demand.OnDemandEncoder,
-        "_decode",
-        lambda self, video: Decoded(video, 0, 0.0, error=advice),
-    )
-    with pytest.raises(featstore.VideoError) as failed:
-        ask(asked, clips / "color_bars.mp4", video="bars")
-    assert str(failed.value) == (
-        "took long; raise --decode-timeout, a model's decode_timeout= or ingest it with a larger --decode-memory if it "
-        "is sound"
-    )
-
-
-# Stores that are damaged or lost
 
 
 def flip_record(cache, video):

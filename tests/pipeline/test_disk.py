@@ -70,7 +70,7 @@ def goes_on(videos: Path, disk: Path, stored: int) -> bool:
 
 def test_a_disk_that_fills_up_during_an_ingest_ends_it_and_it_goes_on(videos, disk):
     done = run(videos, disk, min_free=0, on_progress=Once(lambda: fill(disk)))
-    assert "make room, or lower --min-free" in done.full
+    assert "make room, or ingest with a lower --min-free" in done.full
     assert 0 < done.stored < VIDEOS
     assert goes_on(videos, disk, done.stored)
 

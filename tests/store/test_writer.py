@@ -348,7 +348,7 @@ def test_a_full_disk_is_noticed_before_the_put_and_keeps_what_was_put(cache, mon
         monkeypatch.setattr(paths.os, "statvfs", lambda path: full)
         with pytest.raises(
             StoreFull,
-            match=r"MiB are free, .* 1\.00 GiB are to stay free; make room, or lower --min-free",
+            match=r"MiB are free, .* 1\.00 GiB are to stay free; make room, or ingest with a lower --min-free",
         ) as caught:
             put_video(writer, SPEC, "b", B)
         assert isinstance(caught.value, OSError)

@@ -55,8 +55,8 @@ def ingest(
     stored.
 
     The memory for what is in flight is bounded, `shared_bytes` of the summary: with batches of nframe frames it holds
-    the frames of `workers + 2` videos (43 MB each at 128 frames of 336 x 336) and 5 records (66 MB each), and for each
-    further encoder those of 2 videos and 3 records.
+    the frames of `workers + 2` videos (43 MB each at 128 frames of 336 x 336) and 5 records (66 MB each, or the 132 MB
+    of what misses the error budget), and for each further encoder those of 2 videos and 3 records.
 
     Args:
         videos: folders and video files, one or several, or `Video`s with ids of their own.

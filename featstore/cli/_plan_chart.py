@@ -46,7 +46,7 @@ def draw_plan(estimates: Sequence[Estimate], room: Room, target: str) -> None:
         bars = axes.barh(names, sizes, left=left, label=found.dataset)
         left = [before + size for before, size in zip(left, sizes, strict=True)]
     left_over = max(room.left, 0) / _GIB
-    if left_over < 2 * max(left, default=0.0):
+    if left_over < 2 * max([0.0, *left]):
         axes.axvline(left_over, color="black", linestyle="--")
     axes.bar_label(bars, [f" {format_bytes(size * _GIB)}" for size in left], bbox=_BEHIND_LABELS)
     axes.margins(x=0.2)

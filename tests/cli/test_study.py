@@ -49,6 +49,7 @@ def test_a_study_of_some_ways_has_times_beside_the_peer_only_if_that_is_one(feat
     assert "store x  read x" in both.stdout.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_json_csv_and_picture_say_the_same(features, tmp_path):
     pytest.importorskip("matplotlib")
     table, picture = tmp_path / "t.csv", tmp_path / "p.png"

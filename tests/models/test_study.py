@@ -36,6 +36,7 @@ def studied(**videos):
     return study
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_what_is_studied_is_the_record_that_an_ingest_stores(dtype):
     x = gaussian().to(dtype)
@@ -52,6 +53,7 @@ def test_what_is_studied_is_the_record_that_an_ingest_stores(dtype):
         assert row.losses.error == error
 
 
+@pytest.mark.slow
 def test_a_budget_of_2_percent_catches_one_scale_on_heavy_features_and_passes_two():
     beyond = {
         row["storage"]: row["too_large"]

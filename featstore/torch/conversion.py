@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from featstore.torch.forked import about_to_compute
-from featstore.torch.kernels.dequantize import dequantize_into, part
+from featstore.torch.kernels.dequantize import dequantize_into
+from featstore.torch.kernels.eager import part
 from featstore.torch.kernels.quantize import TORCH_DTYPES
 from featstore.torch.upload.cudart import copy_stream, find_device, numbered
 from featstore.torch.upload.transfer import WAYS, alias, upload

@@ -103,6 +103,7 @@ def test_a_store_is_listed_without_a_row_of_a_video(two, monkeypatch):
         return real(snapshot, table, *words)
 
     monkeypatch.setattr(Snapshot, "rows", rows)
+    monkeypatch.setattr(Snapshot, "values", rows)
     found = describe_store(two)
     assert (found["videos"], found["record_bytes"]) == (2, 2 * (4080 + 128))
     assert not {"error", "decoders", "doubts"} & {*found["datasets"]["demo"]["feature_sets"][0]}

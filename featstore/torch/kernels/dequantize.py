@@ -18,13 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from featstore.torch.kernels.eager import blocks, restore
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# On a CPU a few dozen rows per thread stay in its cache (3.4x the time of a memcpy, 12.5x for all at once); on a GPU
-# this bounds the float32 temporary to some 60 MB.
-_CPU_ROWS = 32
-_GPU_ROWS = 4096
 # Values per block of one of our threads: 512 KiB as float32. With smaller blocks the threads wait for the interpreter
 # lock (a record of 66 MB on 2 cores: 24 ms; with an eighth of the size 60 to 90), larger ones do not fit the cache.
 _BLOCK = 1 << 17
@@ -54,29 +52,6 @@ def dequantize_into(
         return
     for rows in blocks(stored):
         out[rows].copy_(restore(stored, scales, rows))
-
-
-def restore(stored: torch.Tensor, scales: tuple[torch.Tensor, ...], rows: slice) -> torch.Tensor:
-    """Return `rows` of stored values as float32."""
-    values = stored[rows].float()
-    return values.mul_(product(part(scales, rows))) if scales else values
-
-
-def product(scales: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Return the scale of each value, or what broadcasts to it, rounded to float32."""
-    return functools.reduce(torch.mul, scales)
-
-
-def blocks(values: torch.Tensor) -> list[slice]:
-    """Return slices of rows that cover `values`, in order."""
-    on_cpu = values.device.type == "cpu"
-    step = _CPU_ROWS * torch.get_num_threads() if on_cpu else _GPU_ROWS
-    return [slice(i, min(i + step, len(values))) for i in range(0, len(values), step)]
-
-
-def part(scales: tuple[torch.Tensor, ...], rows: slice) -> tuple[torch.Tensor, ...]:
-    """Return the scales of `rows`: those of the tokens are sliced, others are the same for all rows."""
-    return tuple(scale[rows] if len(scale) > 1 else scale for scale in scales)
 
 
 def _on_threads(out: torch.Tensor, stored: torch.Tensor, scales: tuple[torch.Tensor, ...]) -> None:

@@ -5,14 +5,19 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from featstore.records.quantization import INT8_MAX
-from featstore.torch.kernels.dequantize import blocks, part, product, restore
 
 # Of each row, in float64: the dot product of features and stored values, the sums of squares of the one, the other and
 # their difference, the largest difference, and how many features and how many stored values are not finite.
 MEASURES = 7
+# On a CPU a few dozen rows per thread stay in its cache (3.4x the time of a memcpy, 12.5x for all at once); on a GPU
+# this bounds the float32 temporary to some 60 MB.
+_CPU_ROWS = 32
+_GPU_ROWS = 4096
 
 
 def square_sums(features: torch.Tensor) -> torch.Tensor:
@@ -76,3 +81,26 @@ def store_and_measure(
     """Return what `store` and `measure` do."""
     stored = store(features, scales, dtype)
     return stored, measure(features, stored, scales)
+
+
+def restore(stored: torch.Tensor, scales: tuple[torch.Tensor, ...], rows: slice) -> torch.Tensor:
+    """Return `rows` of stored values as float32."""
+    values = stored[rows].float()
+    return values.mul_(product(part(scales, rows))) if scales else values
+
+
+def product(scales: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Return the scale of each value, or what broadcasts to it, rounded to float32."""
+    return functools.reduce(torch.mul, scales)
+
+
+def blocks(values: torch.Tensor) -> list[slice]:
+    """Return slices of rows that cover `values`, in order."""
+    on_cpu = values.device.type == "cpu"
+    step = _CPU_ROWS * torch.get_num_threads() if on_cpu else _GPU_ROWS
+    return [slice(i, min(i + step, len(values))) for i in range(0, len(values), step)]
+
+
+def part(scales: tuple[torch.Tensor, ...], rows: slice) -> tuple[torch.Tensor, ...]:
+    """Return the scales of `rows`: those of the tokens are sliced, others are the same for all rows."""
+    return tuple(scale[rows] if len(scale) > 1 else scale for scale in scales)

@@ -174,7 +174,7 @@ def _start(tree: Path, mutant: Mutant, tests: list[str]) -> int:
             traceback.print_exc()
             code = 1
         sys.stdout.flush()
-        os._exit(code)
+        os._exit(BROKEN if code == pytest.ExitCode.NO_TESTS_COLLECTED else code)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

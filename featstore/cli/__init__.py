@@ -55,7 +55,7 @@ class _Group(click.Group):
             with raise_interrupts():
                 return super().invoke(ctx)
         except FeatstoreError as exc:
-            click.echo(f"featstore: {plain(str(exc))}", err=True)
+            say(f"featstore: {plain(str(exc))}")
             ctx.exit(1)
         except KeyboardInterrupt:
             say("featstore: interrupted")

@@ -67,7 +67,7 @@ def _estimate(
     label = f"reading the lengths of {how_many(len(plan.todo), 'video')} of {source.dataset}"
     with show_count(len(plan.todo), label) as on_read:
         found = estimate_ingest(
-            plan, cache_dir, source.dataset, geometry, sampling, on_read=on_read
+            plan, cache_dir, source.dataset, geometry, sampling, on_read=lambda _: on_read()
         )
     return replace(found, questions=source.questions)
 

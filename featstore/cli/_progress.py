@@ -8,10 +8,9 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-import click
-
 from featstore.cli._printing import clock
-from featstore.cli._streams import say
+from featstore.cli._streams import console, say
+from featstore.cli._words import how_many
 from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
@@ -20,25 +19,36 @@ if TYPE_CHECKING:
     from featstore.pipeline.summary import Progress
 
 _LINE_SECONDS = 10.0
+_BAR_WIDTH = 14  # with its text it fits 60 columns: a terminal that is made narrower would break a longer line in two
+_PACE_VIDEOS = 3
+_PACE_SECONDS = 3.0
 
 
 @contextmanager
-def show_progress() -> Iterator[Callable[[Progress], None]]:
-    """Yield a function to call with each Progress; the bar disappears at the end of the block."""
-    if not sys.stderr.isatty():
-        yield _Lines()
+def show_progress(
+    waiting: str = "waiting for the first video", done: str = "written", *, always: bool = True
+) -> Iterator[Callable[[Progress], None]]:
+    """Yield a function to call with each Progress; the bar disappears at the end of the block.
+
+    Args:
+        waiting: what is shown before the first video.
+        done: what happened to the bytes.
+        always: also print a line where there is no terminal and all is done in less than ten seconds.
+    """
+    if not (sys.stderr.isatty() and console().is_interactive):
+        yield _Lines(done, always=always)
         return
-    from rich.console import Console
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
 
-    columns = (BarColumn(), TextColumn("{task.description}"))
-    bars = Bars(*columns, console=Console(stderr=True), transient=True)
-    task = bars.add_task("waiting for the first video", total=None)
+    columns = BarColumn(_BAR_WIDTH), TextColumn("{task.description}", markup=False)
+    bars = Bars(*columns, console=console(), transient=True, redirect_stdout=False)
+    task, pace = bars.add_task(waiting, total=None), _Pace()
 
     def show(progress: Progress) -> None:
-        done = progress.done + progress.failed
-        bars.update(task, completed=done, total=progress.total, description=_line(progress))
+        if progress.total:
+            ended, text = progress.done + progress.failed, "\n".join(_texts(progress, pace, done))
+            bars.update(task, completed=ended, total=progress.total, description=text)
 
     with suppress(OSError):  # the terminal may be gone, especially at the end
         bars.start()
@@ -50,13 +60,26 @@ def show_progress() -> Iterator[Callable[[Progress], None]]:
 
 
 @contextmanager
-def show_count(total: int, label: str) -> Iterator[Callable[[int], None] | None]:
-    """Yield a function to call with how many more are done, which moves a bar; None if nobody would see it."""
-    if not (total and sys.stderr.isatty()):
-        yield None
-        return
-    with click.progressbar(length=total, label=label, file=sys.stderr) as bar:
-        yield bar.update
+def show_count(total: int | None, waiting: str, done: str = "") -> Iterator[Callable[..., None]]:
+    """Yield a function to call for each video, perhaps with its bytes, which moves a bar.
+
+    Args:
+        total: number of videos; None or 0 if it is not known.
+        waiting: what is shown before the first video.
+        done: what happens to their bytes.
+    """
+    from featstore.pipeline.summary import Progress
+
+    started, progress = time.monotonic(), Progress(total=total or 0, skipped=0)
+    with show_progress(waiting, done, always=False) as show:
+
+        def count(size: int = 0) -> None:
+            progress.done += 1
+            progress.record_bytes += size
+            progress.seconds = time.monotonic() - started
+            show(progress)
+
+        yield count
 
 
 def show_cursor() -> None:
@@ -69,25 +92,47 @@ def show_cursor() -> None:
 class _Lines:
     """Prints a line at most every ten seconds, and the last one; none if there is nothing to do."""
 
-    def __init__(self) -> None:
-        self._last = 0.0
+    def __init__(self, done: str, *, always: bool) -> None:
+        self._done, self._always, self._pace = done, always, _Pace()
+        self._last = 0.0 if always else time.monotonic()
         self._is_complete = False
 
     def __call__(self, progress: Progress) -> None:
+        texts = _texts(progress, self._pace, self._done)
         if self._is_complete or not progress.total:
             return
         now = time.monotonic()
         self._is_complete = progress.done + progress.failed == progress.total
-        if now - self._last >= _LINE_SECONDS or self._is_complete:
+        if now - self._last >= _LINE_SECONDS or (self._is_complete and self._always):
             self._last = now
-            say(_line(progress))
+            say(", ".join(filter(None, texts)))
 
 
-def _line(progress: Progress) -> str:
-    ended = progress.done + progress.failed
-    rate = ended / progress.seconds if progress.seconds else 0.0
-    left = clock((progress.total - ended) / rate) if rate else "?"
-    return (
-        f"{ended}/{progress.total} videos, {progress.skipped} skipped, {progress.failed} failed, "
-        f"{rate:.2f} videos/s, {format_bytes(progress.record_bytes)} written, {left} left"
-    )
+class _Pace:
+    """Videos a second since the first one was done: what passed before, while processes start, tells nothing."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def __call__(self, progress: Progress) -> float:
+        """Return it; 0 while it is too early to tell."""
+        ended = progress.done + progress.failed
+        if self._first is None:
+            self._first = (ended, progress.seconds) if progress.done else None
+            return 0.0
+        videos, seconds = ended - self._first[0], progress.seconds - self._first[1]
+        return videos / seconds if videos >= _PACE_VIDEOS and seconds >= _PACE_SECONDS else 0.0
+
+
+def _texts(progress: Progress, pace: _Pace, done: str) -> tuple[str, str]:
+    """Return how much is done and how much time is left, and how fast it goes."""
+    ended, rate = progress.done + progress.failed, pace(progress)
+    left = progress.total - ended
+    counts = [f"{ended}/{how_many(progress.total, 'video')}"]
+    if progress.failed:
+        counts.append(f"{progress.failed} failed")
+    if rate and left:
+        counts.append(f"{clock(left / rate)} left")
+    speed = [f"{rate:.2f} videos/s"] * bool(rate)
+    speed += [f"{format_bytes(progress.record_bytes)} {done}"] * bool(done)
+    return ", ".join(counts), ", ".join(speed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from functools import cache
 from typing import TYPE_CHECKING
 
 import click
@@ -13,12 +14,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import TextIO
 
+    from rich.console import Console
+
+
+@cache
+def console() -> Console:
+    """Return the terminal that stderr is: progress bars are drawn on it, and lines printed above them."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
 
 def say(line: str) -> None:
-    """Print a line of progress on stderr, if possible."""
-    # Not with click.echo, which writes to the file behind sys.stderr and so into the line of a progress bar.
+    """Print a line of progress or an error on stderr, if possible."""
     with contextlib.suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)
+        if sys.stderr.isatty():
+            console().out(line, highlight=False)  # the terminal wraps it: copied, it is one line
+        else:
+            print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

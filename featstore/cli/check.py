@@ -9,8 +9,9 @@ import click
 
 from featstore.cli._options import cache_dir_option, json_option, one_dataset_option
 from featstore.cli._printing import print_json
+from featstore.cli._progress import show_count
 from featstore.cli._words import how_many
-from featstore.errors import StoreError, StoreNotFound, plain_line
+from featstore.errors import FeatstoreError, StoreError, StoreNotFound, plain_line
 from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
@@ -47,7 +48,11 @@ def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> N
             if name in lost:
                 report = CheckReport(name, problems=[lost[name]])
             else:
-                report = (repair_dataset if repair else check_dataset)(cache_dir, name)
+                with show_count(_videos(cache_dir, name), f"reading {name}", "read") as count:
+                    check_or_repair = repair_dataset if repair else check_dataset
+                    report = check_or_repair(
+                        cache_dir, name, on_video=lambda entry: count(entry.record_bytes)
+                    )
         except StoreError as exc:  # this one cannot be opened; the others are checked anyway
             if dataset is not None:
                 raise
@@ -61,6 +66,16 @@ def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> N
         print_json([vars(report) for report in reports])
     if any(report.problems for report in reports):
         sys.exit(1)
+
+
+def _videos(cache_dir: str, dataset: str) -> int | None:
+    """Return how many videos there are to read; None if the manifest cannot tell."""
+    from featstore.store.describe import describe_dataset
+
+    try:
+        return int(describe_dataset(cache_dir, dataset, rows=False)["videos"])
+    except FeatstoreError:
+        return None
 
 
 def _print_report(report: CheckReport) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,10 +20,14 @@ from featstore.cli._options import (
     usage_errors,
 )
 from featstore.cli._printing import print_json, print_table
+from featstore.cli._progress import show_count
 from featstore.cli._streams import say
 from featstore.cli._study import refuse_study_options, study, study_options
 from featstore.cli._words import how_many
 from featstore.errors import plain_line
+
+if TYPE_CHECKING:
+    from featstore.models.compare import Comparison
 
 
 @click.command()
@@ -128,18 +132,27 @@ def _compare(options: dict[str, Any]) -> None:
     model = None
     if options["generate"]:
         model = CachedLongVA(options["model_path"], prefix_cache=0, **_encoder_options(options))
-    report = run(
-        dataset,
-        encoder,
-        model=model,
-        prompt=options["prompt"],
-        max_new_tokens=options["max_new_tokens"],
-        samples=options["samples"],
-        seed=options["seed"],
-        spec=chosen.digest,
-        limits=Limits(options["max_relative_l2"], options["min_cosine"], options["min_identical"]),
-        on_row=lambda row: say(f"compared {plain_line(row.video_id)}"),
-    )
+    samples = min(options["samples"], len(dataset.sets[chosen.digest]))
+    with show_count(samples, "comparing") as count:
+
+        def on_row(row: Comparison) -> None:
+            say(f"compared {plain_line(row.video_id)}")
+            count()
+
+        report = run(
+            dataset,
+            encoder,
+            model=model,
+            prompt=options["prompt"],
+            max_new_tokens=options["max_new_tokens"],
+            samples=options["samples"],
+            seed=options["seed"],
+            spec=chosen.digest,
+            limits=Limits(
+                options["max_relative_l2"], options["min_cosine"], options["min_identical"]
+            ),
+            on_row=on_row,
+        )
     if options["as_json"]:
         print_json(report.to_dict())
     else:

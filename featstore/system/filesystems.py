@@ -62,11 +62,11 @@ def is_full(file: Path) -> bool:
 
 def format_bytes(size: float) -> str:
     """Return `size` in bytes as messages to people show it: `63.0 MiB`, `1.20 GiB`."""
-    for unit in ("B", "KiB", "MiB"):
+    for unit, digits in (("B", 0), ("KiB", 1), ("MiB", 1), ("GiB", 2)):
         if abs(size) < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+            return f"{size:.{digits}f} {unit}"
         size /= 1024
-    return f"{size:.2f} GiB"
+    return f"{size:.2f} TiB"
 
 
 def refuse_network(path: str | os.PathLike[str]) -> None:

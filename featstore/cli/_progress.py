@@ -47,8 +47,8 @@ def show_progress(
 
     def show(progress: Progress) -> None:
         if progress.total:
-            ended, text = progress.done + progress.failed, "\n".join(_texts(progress, pace, done))
-            bars.update(task, completed=ended, total=progress.total, description=text)
+            ended, text = progress.done + progress.failed, _texts(progress, pace(progress), done)
+            bars.update(task, completed=ended, total=progress.total, description="\n".join(text))
 
     with suppress(OSError):  # the terminal may be gone, especially at the end
         bars.start()
@@ -98,14 +98,14 @@ class _Lines:
         self._is_complete = False
 
     def __call__(self, progress: Progress) -> None:
-        texts = _texts(progress, self._pace, self._done)
+        rate = self._pace(progress)
         if self._is_complete or not progress.total:
             return
         now = time.monotonic()
         self._is_complete = progress.done + progress.failed == progress.total
         if now - self._last >= _LINE_SECONDS or (self._is_complete and self._always):
             self._last = now
-            say(", ".join(filter(None, texts)))
+            say(", ".join(filter(None, _texts(progress, rate, self._done))))
 
 
 class _Pace:
@@ -124,9 +124,9 @@ class _Pace:
         return videos / seconds if videos >= _PACE_VIDEOS and seconds >= _PACE_SECONDS else 0.0
 
 
-def _texts(progress: Progress, pace: _Pace, done: str) -> tuple[str, str]:
+def _texts(progress: Progress, rate: float, done: str) -> tuple[str, str]:
     """Return how much is done and how much time is left, and how fast it goes."""
-    ended, rate = progress.done + progress.failed, pace(progress)
+    ended = progress.done + progress.failed
     left = progress.total - ended
     counts = [f"{ended}/{how_many(progress.total, 'video')}"]
     if progress.failed:

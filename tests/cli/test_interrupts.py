@@ -255,7 +255,7 @@ def test_maintenance_is_interrupted_and_leaves_a_sound_store(
 IN_TEXT = """
 import featstore.store.maintenance.check
 
-def check_dataset(*words):
+def check_dataset(*words, **options):
     exec("raise KeyboardInterrupt")
 
 featstore.store.maintenance.check.check_dataset = check_dataset

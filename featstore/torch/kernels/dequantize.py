@@ -23,9 +23,9 @@ from featstore.torch.kernels.eager import blocks, restore
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Values per block of one of our threads: 1 MiB as float32. With smaller blocks the threads wait for the interpreter lock
-# (a record of 66 MB on 2 cores: 24 ms, with an eighth of the size 60 to 90; on 16 cores 21, with half 33), larger ones do
-# not fit the cache.
+# Values per block of one of our threads: 1 MiB as float32. With smaller blocks the threads wait for the interpreter's
+# lock (a record of 66 MB on 2 cores: 24 ms, with an eighth of the size 60 to 90; on 16 cores 21 ms, with half the size
+# 33), larger ones do not fit the cache.
 _BLOCK = 1 << 18
 _VALUES_PER_THREAD = 1 << 19  # at least
 # torch splits operations on more values than this (GRAIN_SIZE in ATen/TensorIterator.h) among its threads.

@@ -7,7 +7,7 @@ import shlex
 
 import click
 import pytest
-from toys import REPOSITORY, run_python
+from toys import REPOSITORY, run_python, store_videos, toy_features
 
 from featstore.cli import main
 
@@ -30,7 +30,11 @@ def test_there_are_examples():
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_examples_in_docstrings_run(name):
+def test_the_examples_in_docstrings_run(name, sample_clips, tmp_path, monkeypatch):
+    """Where there are `clips`, and a `vision_cache` with one video."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clips").symlink_to(sample_clips)
+    store_videos("vision_cache", "demo", {"water": toy_features(1)})
     found = doctest.testmod(importlib.import_module(name))
     assert found.attempted > 0
     assert found.failed == 0

@@ -70,6 +70,24 @@ def test_importing_featstore_loads_nothing_heavy():
     assert not loaded & (HEAVY | {"lmdb", "msgpack", "PIL", "click"})
 
 
+FOLDERS = sorted(
+    ".".join(path.parent.relative_to(REPOSITORY).parts)
+    for path in PACKAGE.rglob("__init__.py")
+    if "\n__all__" in path.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_lists_what_it_exports_and_nothing_else(name):
+    """For tab completion; what is listed is there."""
+    folder = importlib.import_module(name)
+    listed = {name for name in dir(folder) if not name.startswith("_")}
+    folders = {"encoders", "models", "torch"} if name == "featstore" else set()
+    assert listed == {name for name in folder.__all__ if name[0] != "_"} | folders
+    if name != "featstore.integrations.vlmevalkit":  # which needs VLMEvalKit
+        assert [getattr(folder, name) for name in listed]
+
+
 @pytest.mark.skipif(not (PACKAGE / "cli").exists(), reason="the command line is not there yet")
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["ingest", "--help"]])
 def test_asking_the_command_line_for_help_loads_nothing_heavy(words):

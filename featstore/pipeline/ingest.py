@@ -58,6 +58,12 @@ def ingest(
     the frames of `workers + 2` videos (43 MB each at 128 frames of 336 x 336) and 5 records (66 MB each, or the 132 MB
     of what misses the error budget), and for each further encoder those of 2 videos and 3 records.
 
+    >>> import featstore
+    >>> encoder = featstore.encoders.get_encoder("toy")  # or get_encoder("longva", checkpoint="lmms-lab/LongVA-7B")
+    >>> done = featstore.ingest("clips", "vision_cache", "clips", encoder=encoder, sampling=featstore.Sampling(8))
+    >>> done.stored, done.failures
+    (3, [])
+
     Args:
         videos: folders and video files, one or several, or `Video`s with ids of their own.
         cache_dir: the folder of datasets; made if it does not exist.
@@ -105,6 +111,7 @@ def ingest(
         skipped=len(plan.stored),
         replaced=len(plan.replaced),
         restored=plan.restored,
+        beyond_limit=plan.beyond_limit,
         failed_before=list(plan.failed_before),
         budget=plan.budget,
         needed_bytes=plan.needed_bytes(spec),

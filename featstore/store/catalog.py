@@ -1,14 +1,16 @@
-"""What a dataset holds as of one commit, without touching a payload: its rows, found by key or one after the other."""
+"""What a dataset holds as of one commit, by key or one after the other; a payload is touched only to verify it."""
 
 from __future__ import annotations
 
 import contextlib
+from concurrent.futures import wait
 from typing import TYPE_CHECKING
 
 from featstore.errors import RecordError, StoreDamaged, StoreNotFound
-from featstore.records.record import parse
+from featstore.records.record import Record, parse
 from featstore.store.engine.environment import open_snapshot
 from featstore.store.engine.locks import ingest_lock
+from featstore.store.engine.snapshot import CachedRecord
 from featstore.store.lost import explain_absent
 from featstore.store.manifest import MANIFEST_KEY, Manifest, check_name, unpack_manifest
 from featstore.store.paths import dataset_path
@@ -29,8 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from featstore.records.record import Record
     from featstore.store.engine.snapshot import Snapshot
+
+VERIFY = ("first", "always", "never")  # when a payload is
 
 
 def open_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> Snapshot:
@@ -179,4 +182,52 @@ def find_record(snapshot: Snapshot, dataset: str, digest: str, video: str) -> Re
         raise RecordError(
             f"the record of {video!r} in {snapshot.path} is of another: {wrong}; the store is damaged"
         )
+    return record
+
+
+def check_verify(verify: str) -> None:
+    """Raise ValueError if there is no such way to verify."""
+    if verify not in VERIFY:
+        raise ValueError(f"verify is {verify!r}; use one of {', '.join(VERIFY)}")
+
+
+def find_verified(
+    snapshot: Snapshot, dataset: str, digest: str, video: str, verify: str
+) -> Record | None:
+    """Return the record as `find_record` does, its payload verified if it is due; what is known is not parsed again.
+
+    Args:
+        snapshot: Of the dataset.
+        dataset: Its name.
+        digest: The feature set's.
+        video: The video's id.
+        verify: One of VERIFY, see `FeatureStore`.
+
+    Raises:
+        StoreDamaged: As `find_record`.
+        RecordError: As `find_record`, or the payload is damaged.
+    """
+    key = video_key(digest, video)
+    cached, always = snapshot.cache.get(key), verify == "always"
+    if cached is not None and cached.txn_id == snapshot.txn_id and not always:
+        # Nothing of it is read again, so its scales are not verified again.
+        scales, payload = snapshot.view(cached.scales), snapshot.view(cached.payload)
+        record = Record(cached.header, scales, payload)
+    else:
+        found = find_record(snapshot, dataset, digest, video)
+        if found is None:
+            return None
+        record = found
+        places = snapshot.place(record.scales), snapshot.place(record.payload)
+        verified = cached is not None and (
+            cached.verified
+            and cached.payload == places[1]
+            and cached.header.payload_xxh3 == record.header.payload_xxh3
+        )
+        cached = CachedRecord(snapshot.txn_id, record.header, *places, verified)
+        snapshot.cache.put(key, cached)
+    if always or (verify == "first" and not cached.verified):
+        wait(snapshot.prefault(record.payload))  # faults read a cold disk at half its speed
+        record.verify()
+        snapshot.cache.put(key, cached._replace(verified=True))
     return record

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
-from concurrent.futures import wait
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import FeatstoreError, StoreNotFound, plain_line
 from featstore.records.features import Features
-from featstore.records.record import Record
 from featstore.store.catalog import (
-    find_record,
+    check_verify,
+    find_verified,
     has_entry,
     read_entries,
     read_entry,
@@ -23,7 +22,6 @@ from featstore.store.catalog import (
 )
 from featstore.store.default_set import choose_set
 from featstore.store.engine.environment import Keeper
-from featstore.store.engine.snapshot import CachedRecord
 from featstore.store.lost import explain_absent
 from featstore.store.manifest import Counts, check_name
 from featstore.store.paths import dataset_path
@@ -37,14 +35,6 @@ if TYPE_CHECKING:
     from featstore.store.engine.environment import Environment
     from featstore.store.engine.snapshot import Snapshot
     from featstore.store.rows import Entry, Failure, FeatureSet
-
-VERIFY = ("first", "always", "never")
-
-
-def check_verify(verify: str) -> None:
-    """Raise ValueError if there is no such way to verify."""
-    if verify not in VERIFY:
-        raise ValueError(f"verify is {verify!r}; use one of {', '.join(VERIFY)}")
 
 
 class Dataset(Mapping[str, Features]):
@@ -170,42 +160,53 @@ class Dataset(Mapping[str, Features]):
         return self.load(snapshot, video, self._set_of(snapshot, nframe, spec))
 
     def load(self, snapshot: Snapshot, video: str, digest: str) -> Features:
-        """Return the features of `video` in the set `digest`, as of `snapshot`; otherwise as `lookup`."""
-        key = video_key(digest, video)
-        cached = snapshot.cache.get(key)
-        always = self._verify == "always"
-        if cached is not None and cached.txn_id == snapshot.txn_id and not always:
-            # Nothing of it is read again, so its scales are not verified again.
-            record = Record(
-                cached.header, snapshot.view(cached.scales), snapshot.view(cached.payload)
-            )
-        else:
-            found = find_record(snapshot, self.name, digest, video)
-            if found is None:
-                raise explain_missing(snapshot, self.name, digest, video)
-            record = found
-            places = snapshot.place(record.scales), snapshot.place(record.payload)
-            verified = cached is not None and (
-                cached.verified
-                and cached.payload == places[1]
-                and cached.header.payload_xxh3 == record.header.payload_xxh3
-            )
-            cached = CachedRecord(snapshot.txn_id, record.header, *places, verified)
-            snapshot.cache.put(key, cached)
-        if always or (self._verify == "first" and not cached.verified):
-            wait(snapshot.prefault(record.payload))  # faults read a cold disk at half its speed
-            record.verify()
-            snapshot.cache.put(key, cached._replace(verified=True))
+        """Return the stored features of a video as of a snapshot, whatever is committed afterwards.
+
+        Args:
+            snapshot: What `snapshot()` returned.
+            video: The video's id.
+            digest: The whole digest of the feature set, which need not be this one.
+
+        Returns:
+            The features, as `lookup` does.
+
+        Raises:
+            FeatureNotFound: The set has no such video, or is not there.
+            RecordError: The record is damaged.
+        """
+        record = find_verified(snapshot, self.name, digest, video, self._verify)
+        if record is None:
+            raise explain_missing(snapshot, self.name, digest, video)
         return Features(record.header, record, snapshot.mapping)
 
     def read_ahead(
         self, video: str, *, nframe: int | None = None, spec: FeatureSpec | str | None = None
     ) -> None:
-        """Have the system read a record into memory, without waiting, if it is there; otherwise as `lookup`."""
+        """Have the system read a record into memory, without waiting for it; nothing happens if it is not stored.
+
+        Args:
+            video: The video's id.
+            nframe: Frames per video of the feature set, as for `lookup`.
+            spec: The set's FeatureSpec, or first digits of its digest, as for `lookup`.
+
+        Raises:
+            StoreMismatch: No feature set fits, or several do.
+        """
         snapshot = self.snapshot()
         value = snapshot.get("records", video_key(self._set_of(snapshot, nframe, spec), video))
         if value is not None:
             snapshot.prefault(value)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield what the catalog says of each stored video, as flat dicts that `pandas.DataFrame` takes.
+
+        >>> import featstore
+        >>> [(row["video_id"], row["frames"]) for row in featstore.open("vision_cache")["demo"].rows()]
+        [('water', 4)]
+        """
+        for entry in self.entries():
+            row = entry._asdict()
+            yield {"dataset": self.name, "feature_set": row.pop("spec"), **row}
 
     @property
     def sets(self) -> FeatureSets:

@@ -6,32 +6,46 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from featstore.store.dataset import Dataset, check_verify
+from featstore.errors import MissingExtra
+from featstore.store.catalog import check_verify
+from featstore.store.dataset import Dataset
 from featstore.store.paths import absolute, dataset_names
+from featstore.store.rows import Entry
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from featstore.records.features import Features
     from featstore.spec import FeatureSpec
 
 
 class FeatureStore(Mapping[str, Dataset]):
-    """A cache directory, read-only: `store["demo"]["water"]`.
+    """A cache directory, read-only: a Mapping of datasets, each of which is one of videos to features.
+
+    Also called `featstore.open`. It opens a dataset when it is first asked for, and is usable in `with`.
+
+    >>> import featstore
+    >>> store = featstore.open("vision_cache")
+    >>> list(store), list(store["demo"])
+    (['demo'], ['water'])
+    >>> store["demo"]["water"]
+    <featstore.Features 'water': 16 x 8, int8/channel_token>
+
+    Args:
+        cache_dir: The cache directory.
+        verify: When a payload's checksum is verified: at the first read of a record in this process (`first`), at each
+            (`always`) or at none (`never`). To verify 66 MB takes about 13 ms and reads them from disk.
+
+    Raises:
+        StoreNotFound: There is no such directory.
+        ValueError: There is no such way to verify.
 
     Attributes:
         cache_dir: The directory's absolute path.
     """
 
     def __init__(self, cache_dir: str | os.PathLike[str], *, verify: str = "first") -> None:
-        """Open no dataset yet.
-
-        Args:
-            cache_dir: The cache directory.
-            verify: When a payload's checksum is verified: at the first read of a record in this process (`first`), at
-                each (`always`) or at none (`never`). To verify 66 MB takes about 13 ms and reads them from disk.
-
-        Raises:
-            StoreNotFound: There is no such directory.
-        """
+        """Open no dataset yet; see the class."""
         check_verify(verify)
         dataset_names(cache_dir)
         self.cache_dir = absolute(cache_dir)
@@ -61,6 +75,28 @@ class FeatureStore(Mapping[str, Dataset]):
     def specs(self) -> dict[str, list[FeatureSpec]]:
         """Return each dataset's feature sets."""
         return {name: [found.spec for found in self[name].sets.rows()] for name in self}
+
+    def to_dataframe(self) -> DataFrame:
+        """Return a pandas DataFrame with a row for each video of each feature set, from the catalogs alone.
+
+        Columns are those of `Dataset.rows`; `created` is a time in UTC. Sort and group it by `dataset`, `feature_set`.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+            StoreError: A dataset cannot be read.
+        """
+        try:
+            import pandas
+        except ImportError as exc:
+            raise MissingExtra(
+                "pandas is not installed, which a DataFrame is of: pip install pandas; "
+                "Dataset.rows() yields the same rows as dicts"
+            ) from exc
+        names = ("dataset", "feature_set", *Entry._fields[1:])
+        rows = (row for name in self for found in self[name].sets.values() for row in found.rows())
+        frame = pandas.DataFrame(rows, columns=names)
+        frame["created"] = pandas.to_datetime(frame["created"], unit="s", utc=True)
+        return frame
 
     def __repr__(self) -> str:
         """Return the directory and its datasets."""
@@ -98,6 +134,11 @@ def get(
     """Return the stored features of a video; the reader behind it is shared by the whole process.
 
     The arrays are read-only views into the store's memory map and stay valid for as long as they are referenced.
+
+    >>> import featstore
+    >>> features = featstore.get("vision_cache", "demo", "water")
+    >>> features.shape, features.data.dtype, features.numpy().dtype
+    ((16, 8), dtype('int8'), dtype('float32'))
 
     Args:
         cache_dir: The cache directory.

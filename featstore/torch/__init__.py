@@ -20,3 +20,8 @@ __all__ = [
     "quantize",
     "to_tensor",
 ]
+
+
+def __dir__() -> list[str]:
+    """Return what this folder exports."""
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]

@@ -37,6 +37,11 @@ def to_tensor(
     `dtype`, with the same bits on every device; of two scales the product is rounded to float32 first. A compressed
     payload is decompressed on the CPU.
 
+    >>> import featstore
+    >>> x = to_tensor(featstore.get("vision_cache", "demo", "water"))
+    >>> x.shape, x.dtype
+    (torch.Size([16, 8]), torch.bfloat16)
+
     Args:
         features: as a look-up in the store returns them.
         device: where the tensor goes, the CPU by default.
@@ -44,11 +49,14 @@ def to_tensor(
         out: a tensor to fill and return instead of a new one; it decides device and dtype.
         way: how bytes reach a GPU: `auto`, `registered`, `staged` or `pageable`; see featstore.torch.explain.
 
+    Returns:
+        The tensor (rows, width); `out` itself if it is given.
+
     Raises:
         RecordError: a compressed payload is damaged.
         FeatstoreError: the device is not available.
         TypeError: `dtype` is no torch.dtype.
-        ValueError: it is of integers, or `out` has another shape or overlaps itself.
+        ValueError: it is of integers, `out` has another shape or overlaps itself, or there is no such way.
     """
     if way not in WAYS:
         raise ValueError(f"way is {way!r}; use one of {', '.join(WAYS)}")

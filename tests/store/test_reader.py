@@ -2,6 +2,7 @@ import dataclasses
 import os
 import pickle
 import shlex
+import sys
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -15,6 +16,7 @@ import featstore
 from featstore.errors import (
     DatasetNotFound,
     FeatureNotFound,
+    MissingExtra,
     StoreDamaged,
     StoreError,
     StoreMismatch,
@@ -611,3 +613,28 @@ def test_stores_and_datasets_are_pickled_by_their_place_and_opened_again(cache):
         "import pickle, sys; print(list(pickle.loads(bytes.fromhex(sys.argv[1]))), flush=True)"
     )
     assert run_python(program, content.hex()).stdout == "['b']\n"
+
+
+def test_rows_are_flat_and_of_each_feature_set_a_table(cache, monkeypatch):
+    """Of ids that are no UTF-8, too; an empty cache has the columns."""
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    cache.mkdir()
+    names = list(featstore.open(cache).to_dataframe())
+    store_videos(cache, "demo", {"a": toy_features(1), "b\udcff": toy_features(2)})
+    store_videos(cache, "demo", {"a": toy_features(3, 8)}, spec=toy_spec(8))
+    store_videos(cache, "other", {"a": toy_features(4)})
+    store = featstore.open(cache)
+    rows = sorted(store["demo"].rows(), key=lambda row: row["video_id"])
+    assert [row["video_id"] for row in rows] == ["a", "b\udcff"]
+    assert list(rows[0]) == names
+    assert not any(isinstance(value, (dict, list, tuple)) for value in rows[0].values())
+    assert rows[0]["feature_set"] == toy_spec().digest
+    assert rows[0]["relative_l2"] == store["demo"]["a"].header.error.relative_l2
+    frame = store.to_dataframe()
+    assert list(frame) == names
+    assert frame.groupby("dataset")["rows"].sum().to_dict() == {"demo": 64, "other": 16}
+    assert set(frame["feature_set"]) == {toy_spec().digest, toy_spec(8).digest}
+    assert (frame["created"] == pandas.Timestamp(1_700_000_000, unit="s", tz="UTC")).all()
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtra, match=r"pip install pandas; Dataset\.rows"):
+        store.to_dataframe()

@@ -148,6 +148,11 @@ def test_a_gpu_that_is_not_there_is_refused_and_not_promised(device):
     assert re.fullmatch(f"not at all: {found}", bridge.explain(features, device))
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_is_no_gpu_is_reached_through_the_cpu(device):
+    assert bridge.explain(features_of(draw(4), INT8), device).startswith("cpu: read in place")
+
+
 @pytest.mark.parametrize("device", ["foo", "xla", "hpu", "vulkan"])
 def test_a_device_of_another_kind_is_refused_in_words(device):
     features = features_of(draw(4), INT8)

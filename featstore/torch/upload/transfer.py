@@ -87,6 +87,8 @@ def explain(features: Features, device: torch.device | str = "cuda") -> str:
         refuse_missing(place)
     except FeatstoreError as exc:
         return f"not at all: {exc.found}"
+    if place.type != "cuda":
+        return f"cpu: read in place, and copied to {place.type} as a tensor"
     codec = features.header.storage.codec
     if codec != "raw":
         return f"staged: {codec} is decompressed on the CPU"

@@ -13,6 +13,7 @@ from featstore.decoding.video_file import Video, fingerprint
 from featstore.errors import ListingError, StoreMismatch
 from featstore.pipeline import plan
 from featstore.pipeline.listing import list_videos
+from featstore.pipeline.make_record import largest_shape
 from featstore.pipeline.options import IngestOptions
 from featstore.pipeline.plan import LARGEST_EVERY, decode_order, make_plan, plan_ingest
 from featstore.records.storage import Storage
@@ -187,6 +188,32 @@ def test_an_id_names_one_file_whether_it_resumes(cache, tmp_path, resume):
     remove = f"remove what is stored: featstore rm --cache-dir {cache} --dataset demo --spec {toy_spec().digest[:8]} "
     with pytest.raises(ListingError, match=f"name other files.*{remove}--video 0\n"):
         make_plan([Video("0", str(other))], snapshot, toy_spec(), options)
+
+
+@pytest.mark.parametrize("became", ["folder", "other content", "gone"])
+def test_an_id_may_name_another_file_once_the_first_is_not_there_as_it_was(
+    cache, tmp_path, became
+):
+    [video] = stored_at(cache, tmp_path, 0.0)
+    path, other = tmp_path / "0.mp4", tmp_path / "other.mp4"
+    other.write_bytes(bytes(11))
+    path.unlink()
+    if became == "folder":
+        path.mkdir()
+    elif became == "other content":
+        path.write_bytes(bytes(12))
+    asked = Video(video.video_id, str(other))
+    snapshot = open_environment(cache / "demo").snapshot()
+    assert make_plan([asked], snapshot, toy_spec()).todo == (asked,)
+
+
+def test_a_plan_heeds_its_options_and_needs_the_bytes_of_its_records(cache):
+    videos = [Video(str(i), f"/{i}.mp4") for i in range(5)]
+    storage = Storage("fp16", codec="planes")
+    found = plan_ingest(videos, cache, "demo", toy_spec(), IngestOptions(limit=3), storage)
+    assert len(found.todo) == 3
+    bytes_each = storage.record_bytes(largest_shape(toy_spec()), toy_spec().sampling.nframe)
+    assert found.needed_bytes(toy_spec()) == round(3 * bytes_each / storage.ratios[0])
 
 
 def test_a_few_videos_of_many_are_looked_up(mixed, monkeypatch):

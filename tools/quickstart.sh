@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Set featstore up and run its main job: sample clips and a tiny checkpoint in, stored features out.
 # Needs Python 3.10 or newer; writes only to .venv and quickstart/ in this repository.
-#   PYTHON=python3.12 tools/quickstart.sh     with another Python
-#   TORCH=torch tools/quickstart.sh           with another build of torch than the pinned one
+#   PYTHON=python3.12 tools/quickstart.sh     with another Python; tools/setup_venv.sh says how to choose torch's build
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -47,6 +47,16 @@ class _Group(click.Group):
         with standard_streams():
             return super().main(*args, **extra)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the first sentence of each command's help, whole."""
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, self.commands[name].get_short_help_str(limit=200))
+                    for name in self.list_commands(ctx)
+                ]
+            )
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; a FeatstoreError is printed as one message, with exit code 1."""
         for stream in (sys.stdout, sys.stderr):

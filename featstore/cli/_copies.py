@@ -12,6 +12,7 @@ from featstore.cli._interrupts import INTERRUPTED, stop_on_signals
 from featstore.cli._options import SOME_FAILED
 from featstore.cli._printing import print_json
 from featstore.cli._progress import show_progress
+from featstore.cli._words import how_many
 from featstore.errors import plain, plain_line
 from featstore.system.filesystems import format_bytes
 
@@ -52,14 +53,25 @@ def copy_progress(summary: CopySummary, done: int, size: int, seconds: float) ->
     )
 
 
-def print_copied(summary: CopySummary, sentence: str, *, as_json: bool) -> None:
-    """Print the summary as JSON, or a sentence and the videos that failed."""
+def print_copied(summary: CopySummary, done: int, sentence: str, *, as_json: bool) -> None:
+    """Print the summary as JSON, or a sentence, how many videos are left and those that failed.
+
+    Args:
+        summary: of the copy.
+        done: videos copied.
+        sentence: what was done.
+        as_json: print JSON.
+    """
     if as_json:
         failures = [{"video_id": name, "reason": reason} for name, reason in summary.failures]
         facts: dict[str, Any] = {**vars(summary), "failures": failures}
         print_json(facts)
         return
     click.echo(sentence)
+    left = summary.total - summary.skipped - done - len(summary.failures)
+    if left > 0:
+        why = "interrupted" if summary.interrupted else "stopped"
+        click.echo(f"  {why}: {how_many(left, 'video')} left; the same command goes on")
     for name, reason in summary.failures:
         click.echo(f"  failed: {plain_line(f'{name}: {reason}')}")
 
@@ -110,7 +122,7 @@ def run_copy(
         f"{dataset}: {done.stored} {verb}, {done.skipped} there before, {len(done.failures)} failed, "
         f"{format_bytes(done.record_bytes)}"
     )
-    print_copied(done, sentence, as_json=as_json)
+    print_copied(done, done.stored, sentence, as_json=as_json)
     if left and (done.full or done.interrupted or done.failures):
         click.echo(f"featstore: {plain_line(left)}", err=True)
     if done.full:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice, zip_longest
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -94,13 +94,17 @@ def print_table(
     head, line, columns = [], [], []
     for i, name in enumerate(names):
         to_text = formats.get(name)
-        kind = "s" if to_text else _NUMBERS.get(type(rows[0][i]), "s")
-        side, width = "-" if kind == "s" else "", len(name)
-        if i < len(names) - 1 or not side:  # at the end of a line, text needs no width
-            width = max(width, _width(_column(rows, i, to_text), kind))
+        number = _NUMBERS.get(type(rows[0][i]))
+        kind = number if number and not to_text else "s"
+        side, width = "" if number else "-", len(name)
+        column = partial(_column, rows, i, to_text)
+        is_plain = kind != "s" or all(map(str.isascii, column()))
+        cells = len if is_plain else _cells()
+        if i < len(names) - 1 or number:  # at the end of a line, text needs no width
+            width = max(width, _width(column(), kind, cells))
         head.append(f"%{side}{width}s")
-        line.append(f"%{side}{width}{kind}")
-        columns.append(_column(rows, i, to_text))
+        line.append(f"%{side}{width}{kind}" if is_plain else "%s")
+        columns.append(column() if is_plain else _padded(column(), width, cells))
     click.echo(("  ".join(head) % tuple(names)).rstrip())
     # Values go from function to function and no text is kept: there may be a million rows.
     texts = map(str.rstrip, map("  ".join(line).__mod__, zip(*columns, strict=True)))
@@ -115,12 +119,23 @@ def _column(
     return map(to_text, values) if to_text else values
 
 
-def _width(values: Iterator[Any], kind: str) -> int:
-    """Return the characters that the longest of the values takes."""
+def _width(values: Iterator[Any], kind: str, cells: Callable[[str], int]) -> int:
+    """Return the cells of a terminal that the longest of the values takes."""
     if kind == "s":
-        return max(map(len, values))
+        return max(map(cells, values))
     numbers = [*values]  # of numbers it is the smallest or the largest
     return max(len(f"%{kind}" % end) for end in (min(numbers), max(numbers)))
+
+
+def _padded(texts: Iterator[str], width: int, cells: Callable[[str], int]) -> Iterator[str]:
+    return (text + " " * (width - cells(text)) for text in texts)
+
+
+def _cells() -> Callable[[str], int]:
+    """Return the function that counts the cells of a text: some characters take two, some none."""
+    from rich.cells import cell_len
+
+    return cell_len
 
 
 def _portions(lines: Iterable[str]) -> Iterator[list[str]]:

@@ -90,5 +90,5 @@ def export(
         f"{dataset}: {done.exported} exported, {done.skipped} there before, {len(done.failures)} failed, "
         f"{format_bytes(done.file_bytes)} in {plain_line(out)}"
     )
-    print_copied(done, sentence, as_json=as_json)
+    print_copied(done, done.exported, sentence, as_json=as_json)
     exit_unless_whole(done)

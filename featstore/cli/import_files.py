@@ -114,7 +114,7 @@ def import_files(
             f"\n  imported, so unknown: {', '.join(done.unknown)}; a model takes such features only with "
             "accept_imported=True"
         )
-    print_copied(done, plain(sentence), as_json=as_json)
+    print_copied(done, done.imported, plain(sentence), as_json=as_json)
     if done.full:
         click.echo(f"featstore: {plain_line(done.full)}", err=True)
         sys.exit(1)

@@ -26,7 +26,10 @@ from featstore.errors import plain, plain_line
 from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
+    from featstore.cli._sources import IngestSource
     from featstore.pipeline.summary import IngestSummary
+
+_BOTTLENECK = 0.5  # share of its time that a stage works, from which on more of it would help
 
 
 @click.command()
@@ -69,13 +72,14 @@ def ingest(**options: Any) -> None:
             if not options["as_json"]:
                 _print_summary(summary)
             if summary.full or summary.over_budget or stop.is_set():
+                _say_not_begun(sources[len(summaries) :])
                 break
     if options["as_json"]:
         found = [summary.to_dict() for summary in summaries]
         print_json(found if options["datasets"] else found[0])
     ended = summaries[-1].full or summaries[-1].over_budget
     if ended:
-        click.echo(f"featstore: {plain(ended)}", err=True)
+        say(f"featstore: {plain(ended)}")
         sys.exit(1)
     if stop.is_set():
         sys.exit(INTERRUPTED)
@@ -110,13 +114,14 @@ def _print_summary(summary: IngestSummary) -> None:
     if summary.stored:
         shares = summary.shares
         worst = summary.bottleneck
-        others = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if name != worst)
+        slow = shares[worst] >= _BOTTLENECK
+        found = f"{worst} ({shares[worst]:.0%} busy)" if slow else "none"
+        others = [
+            f"{name} {share:.0%}" for name, share in shares.items() if not slow or name != worst
+        ]
         click.echo(f"  decoded by: {counts_text(summary.decoders)}")
-        click.echo(f"  bottleneck: {worst} ({shares[worst]:.0%} busy); {others}")
-    if summary.interrupted:
-        left = summary.planned - summary.stored - len(summary.failures)
-        also = ", also without --restore-as" if summary.restored else ""
-        click.echo(f"  interrupted: {how_many(left, 'video')} left; the same command goes on{also}")
+        click.echo(f"  bottleneck: {found}; {', '.join(others)}{'' if slow else ' busy'}")
+    _print_left(summary)
     _print_misses(summary)
     _print_doubts(summary.doubts)
     for heading, failures in (
@@ -127,6 +132,28 @@ def _print_summary(summary: IngestSummary) -> None:
             click.echo(f"  {heading}: {plain_line(f'{failure.video_id}: {failure.reason}')}")
     if summary.failures or summary.failed_before:
         click.echo("  once the cause is mended, --retry-failed tries them again")
+
+
+def _say_not_begun(sources: list[IngestSource]) -> None:
+    if sources:
+        names = ", ".join(source.dataset for source in sources)
+        say(f"not begun: {names}")
+
+
+def _print_left(summary: IngestSummary) -> None:
+    """Print how many videos are left, and why."""
+    left = summary.planned - summary.stored - len(summary.failures) + summary.beyond_limit
+    if summary.full:
+        why, then = "no more room", "once there is some, the same command goes on"
+    elif summary.over_budget:
+        why, then = "stopped", "see below"
+    elif summary.interrupted:
+        why, then = "interrupted", "the same command goes on"
+    else:
+        why, then = "--limit reached", "the same command goes on"
+    if left:
+        also = ", also without --restore-as" if summary.restored and summary.interrupted else ""
+        click.echo(f"  {why}: {how_many(left, 'video')} left; {then}{also}")
 
 
 def _print_misses(summary: IngestSummary) -> None:

@@ -18,15 +18,20 @@ from featstore.cli._options import (
 )
 from featstore.cli._printing import date, print_json_rows, print_table
 from featstore.cli._streams import say
+from featstore.cli._words import how_many
 from featstore.errors import plain_line
+from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from featstore.store.dataset import Dataset
     from featstore.store.rows import Failure
 
 _SETS = ("dataset", "feature_set", "default", "videos", "failures", "record_bytes", "storage")
 # Columns of the table of videos, and the fields of an entry that are in them, which fit a terminal of 80 characters.
 _VIDEOS = ("video_id", "frames", "record_bytes", "token_p99", "decoder", "doubt")
+_HEADS = {"record_bytes": "size"}  # for people
 _STORAGE = ("values", "granularity", "codec")
 _SHOWN_DIGITS = 8
 
@@ -73,12 +78,13 @@ def _list_sets(cache_dir: str, as_json: bool) -> None:
         print_json_rows(map(json.dumps, facts))
         return
     readable = [row for row in facts if "error" not in row]
-    formats = {
+    formats: dict[str, Callable[[Any], str]] = {
+        "size": format_bytes,
         "storage": lambda storage: storage_text(**storage) if storage else "",
         "feature_set": lambda digest: digest[:_SHOWN_DIGITS],
         "default": lambda is_default: "yes" if is_default else "",
     }
-    print_table(_SETS, [tuple(row[name] for name in _SETS) for row in readable], formats)
+    print_table(_heads(_SETS), [tuple(row[name] for name in _SETS) for row in readable], formats)
     for row in readable:
         if row["imported"]:
             digest = row["feature_set"][:_SHOWN_DIGITS]
@@ -123,12 +129,16 @@ def _list_videos(there: Dataset, as_json: bool) -> None:
     start = Entry._fields.index("values")
     places = *map(Entry._fields.index, _VIDEOS), slice(start, start + len(_STORAGE))
     found = sorted(map(itemgetter(*places), there.entries()), key=itemgetter(0))
-    print_table((*_VIDEOS, "storage"), found, {"storage": _storage_of})
+    formats: dict[str, Callable[[Any], str]] = {
+        "size": lru_cache(format_bytes),
+        "storage": _storage_of,
+    }
+    print_table((*_heads(_VIDEOS), "storage"), found, formats)
     feature_set = there.feature_set
     own, asked = feature_set.spec.encoder.dtype, feature_set.storage
     lossless = sum(own == row[-1][0] for row in found) if own != asked.values else 0
     if lossless:
-        videos = f"{lossless} of {len(found)} videos"
+        videos = f"{lossless} of {how_many(len(found), 'video')}"
         say(f"{videos} are stored losslessly: as {asked} they miss the error budget")
 
 
@@ -140,6 +150,10 @@ def _list_failures(there: Dataset, as_json: bool) -> None:
         return
     rows = ((row.video_id, row.created, _full_reason(row)) for row in there.failures())
     print_table(("video_id", "created", "reason"), sorted(rows), {"created": date})
+
+
+def _heads(fields: tuple[str, ...]) -> list[str]:
+    return [_HEADS.get(field, field) for field in fields]
 
 
 @lru_cache

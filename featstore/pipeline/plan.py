@@ -58,6 +58,7 @@ class Plan:
         replaced: ids of those in `todo` that are stored from another file.
         restored: number of those in `todo` that are stored in another way than the feature set is to be.
         replaces_storage: the feature set is there, and its row is to say `storage` from now on.
+        beyond_limit: number of videos that `limit` leaves for later.
         budget: the error budget: as asked for, or as the feature set's is.
         replaces_budget: the feature set is there, and its row is to say the budget from now on.
     """
@@ -69,6 +70,7 @@ class Plan:
     replaced: frozenset[str] = frozenset()
     restored: int = 0
     replaces_storage: bool = False
+    beyond_limit: int = 0
     budget: ErrorBudget = field(default_factory=ErrorBudget)
     replaces_budget: bool = False
 
@@ -172,6 +174,7 @@ def make_plan(
         replaced=frozenset(video.video_id for video in todo if video.video_id in replaced),
         restored=restored,
         replaces_storage=wanted is not there,
+        beyond_limit=known.count(0) - len(todo),
         budget=budget,
         replaces_budget=there is not None and there.max_error != budget.max_error,
     )

@@ -52,6 +52,7 @@ class IngestSummary:
         skipped: videos stored before.
         replaced: those planned that are stored from another file.
         restored: those planned that are stored in another way than `storage`.
+        beyond_limit: videos that the limit leaves for later.
         failed_before: failures of earlier runs, which were not tried again.
         budget: how far stored values may be from the encoder's.
         needed_bytes: the most that the planned records take.
@@ -83,6 +84,7 @@ class IngestSummary:
     restored: int
     failed_before: list[Failure]
     needed_bytes: int
+    beyond_limit: int = 0
     budget: ErrorBudget = field(default_factory=ErrorBudget)
     workers: int = 1
     encoders: int = 1

@@ -20,9 +20,11 @@ import featstore.store.maintenance.check
 from featstore.cli import main
 from featstore.cli._ingest_options import error_share
 from featstore.cli._options import size
+from featstore.cli._copies import print_copied
 from featstore.cli._printing import date, print_facts, print_json_rows, print_table
 from featstore.cli._words import sampling_text
 from featstore.encoders.longva.shape import FeatureShape
+from featstore.store.maintenance.merge import MergeSummary
 from featstore.store.paths import DATA_FILE
 from featstore.store.writer import FeatureWriter
 
@@ -75,7 +77,7 @@ def test_results_go_to_stdout_and_progress_to_stderr(sample_clips, tmp_path):
     done = ingest(sample_clips, tmp_path)
     assert done.exit_code == 0
     assert done.stdout.startswith("demo: 3 stored, 0 skipped, 0 failed")
-    assert re.search(r"bottleneck: (decode|encode|write) \(\d+% busy\); ", done.stdout)
+    assert re.search(r"bottleneck: ((decode|encode|write) \(\d+% busy\)|none); ", done.stdout)
     assert "3 videos to ingest" in done.stderr
     again = ingest(sample_clips, tmp_path)
     assert again.stdout.startswith("demo: 0 stored, 3 skipped, 0 failed")
@@ -111,6 +113,22 @@ def test_ls_lists_feature_sets_and_videos(stored):
     assert shown.stdout.splitlines()[1].endswith("  int8/channel_token")
     assert max(map(len, [head, line, *shown.stdout.splitlines()])) <= 80
     assert shown.stderr == ""
+
+
+def test_a_summary_says_how_many_videos_are_left_and_why(sample_clips, tmp_path):
+    done = ingest(sample_clips, tmp_path, "--limit", 1)
+    assert "  --limit reached: 2 videos left; the same command goes on\n" in done.stdout
+    done = ingest(sample_clips, tmp_path, "--limit", 2)
+    assert "left" not in done.stdout
+
+
+def test_a_copy_that_was_stopped_says_how_many_videos_are_left(capsys):
+    summary = MergeSummary("demo", total=5, stored=2, skipped=1, interrupted=True)
+    print_copied(summary, 2, "demo: 2 copied", as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "demo: 2 copied",
+        "  interrupted: 2 videos left; the same command goes on",
+    ]
 
 
 def test_an_ingest_says_what_it_did_in_the_words_of_all_commands(sample_clips, tmp_path):
@@ -191,7 +209,7 @@ def test_ls_info_and_get_say_the_same_in_the_same_words(stored):
         there = {name: facts.get(name) for name in row if name != "record_bytes"}
         assert there | {"record_bytes": row["record_bytes"]} == row
         assert (row["rows"], row["width"], row["frames"]) == (24, 8, 6)
-        assert row["storage"] == {"values": "int8", "granularity": "channel", "codec": "raw"}
+        assert row["storage"] == {"values": "int8", "granularity": "channel_token", "codec": "raw"}
     [row] = json.loads(run("ls", "--cache-dir", stored, "--json").stdout)
     described = json.loads(run("info", "--cache-dir", stored, "--json").stdout)["demo"]
     [found] = described["feature_sets"]
@@ -224,10 +242,21 @@ def test_a_table_is_aligned_and_its_numbers_are_on_the_right(capsys):
     rows = [("a", 5, 0.25, 1.0), ("longer", 1234, -0.5, 2.0)]
     print_table(("name", "n", "share", "at"), rows, {"at": lambda value: f"<{value:g}>"})
     assert capsys.readouterr().out.splitlines() == [
-        "name       n      share  at",
+        "name       n      share   at",
         "a          5   0.250000  <1>",
         "longer  1234  -0.500000  <2>",
     ]
+
+
+def test_a_table_is_aligned_by_the_cells_of_its_characters(capsys):
+    print_table(("video", "by"), [("ab", "é"), ("映画", "pyav"), ("e\u0301", "")])
+    assert capsys.readouterr().out == "video  by\nab     é\n映画   pyav\ne\u0301\n"
+
+
+def test_the_help_says_whole_sentences():
+    shown = run("--help").stdout
+    assert "..." not in shown.partition("Commands:")[2]
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_a_long_fact_is_wrapped_below_itself_on_a_terminal(capsys, monkeypatch):
@@ -297,7 +326,8 @@ def test_get_shows_and_writes_what_is_stored(stored, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), features.dequantize())
     tensors = load_file(tmp_path / "x.safetensors")
     np.testing.assert_array_equal(tensors["data"], features.data)
-    np.testing.assert_array_equal(tensors["channel_scale"], features.scales[0])
+    for name, scale in zip(("token_scale", "channel_scale"), features.scales, strict=True):
+        np.testing.assert_array_equal(tensors[name], scale)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npy", "x.safetensors"]
 
 
@@ -432,7 +462,7 @@ def test_first_digits_that_are_empty_stand_for_nothing(stored, command):
 
 
 def test_an_interrupt_is_told_by_its_exit_code(stored, monkeypatch):
-    def interrupted(*words):
+    def interrupted(*words, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(featstore.store.maintenance.check, "check_dataset", interrupted)
@@ -517,6 +547,7 @@ def test_ls_lists_a_dataset_whose_last_feature_set_was_removed(sample_clips, tmp
         "0",
         "0",
         "0",
+        "B",
     ]
 
 

@@ -191,9 +191,7 @@ def test_an_id_names_one_file_whether_it_resumes(cache, tmp_path, resume):
 
 
 @pytest.mark.parametrize("became", ["folder", "other content", "gone"])
-def test_an_id_may_name_another_file_once_the_first_is_not_there_as_it_was(
-    cache, tmp_path, became
-):
+def test_an_id_may_name_another_file_once_the_first_is_not_there_as_it_was(cache, tmp_path, became):
     [video] = stored_at(cache, tmp_path, 0.0)
     path, other = tmp_path / "0.mp4", tmp_path / "other.mp4"
     other.write_bytes(bytes(11))
@@ -234,8 +232,9 @@ def stored_at(cache, tmp_path, *times: float, storage: Storage | None = None) ->
             path = tmp_path / f"{i}.mp4"
             path.write_bytes(bytes(10))
             videos.append(Video(str(i), str(path)))
-            fields = {"source": fingerprint(str(path)), "created": time.time() + seconds}
-            put_video(writer, spec, str(i), toy_features(i), **fields)
+            about = {"video_path": str(path), "source": fingerprint(str(path))}
+            created = time.time() + seconds
+            put_video(writer, spec, str(i), toy_features(i), **about, created=created)
     return videos
 
 

@@ -147,7 +147,8 @@ def find_features(
         accept_imported: take imported features of their shape if no others serve.
 
     Raises:
-        StoreMismatch: several feature sets serve, and none is of the dtype that `wanted` says.
+        StoreMismatch: several feature sets serve, and none is of the dtype that `wanted` says; or the dataset has
+            several imported ones of the shape, of this video or others.
         RecordError, StoreDamaged: the record or a row is damaged.
     """
     # One for all steps: sets and videos may be removed in the meantime.
@@ -155,29 +156,43 @@ def find_features(
     own = wanted.digest  # if it has the video, no other set's row needs to be whole
     if read_set(snapshot, own) and has_entry(snapshot, video_key(own, video)):
         return dataset.load(snapshot, video, own)
-    there = [
-        found.spec
-        for digest, found in read_sets(snapshot).items()
-        # Only whether the row exists: a damaged row does not make the record unusable.
-        if has_entry(snapshot, video_key(digest, video))
-    ]
+    sets = [found.spec for found in read_sets(snapshot).values()]
+    # Only whether the row exists: a damaged row does not make the record unusable.
+    there = [spec for spec in sets if has_entry(snapshot, video_key(spec.digest, video))]
     serving = [spec for spec in there if serves(spec, wanted)]
     if not serving and accept_imported:
         serving = [spec for spec in there if could_serve(spec, wanted)]
+        # One video of this set and the next of that one would be features of two models.
+        if serving:
+            _refuse_several(dataset, [spec for spec in sets if could_serve(spec, wanted)])
     if not serving:
         return None
     if len(serving) > 1:
         listed = "".join(f"\n  {spec.describe()}" for spec in serving)
-        if serving[0].imported:
-            raise StoreMismatch(
-                f"{len(serving)} imported feature sets have video {video!r} in the shape that this model takes, and "
-                f"nobody knows which it would have made; remove all but one with featstore rm --spec:{listed}"
-            )
         raise StoreMismatch(
             f"{len(serving)} feature sets have video {video!r} as this model sees it, and none is the one asked for "
             f"({wanted.describe()}); choose with dtype=:{listed}"
         )
     return dataset.load(snapshot, video, serving[0].digest)
+
+
+def _refuse_several(dataset: Dataset, imported: Sequence[FeatureSpec]) -> None:
+    if len(imported) > 1:
+        listed = "".join(f"\n  {spec.describe()}" for spec in imported)
+        raise StoreMismatch(
+            f"dataset {dataset.name!r} has {len(imported)} imported feature sets of the shape that this model takes, "
+            f"and nobody knows which it would have made; remove all but one with featstore rm --spec:{listed}"
+        )
+
+
+def serving_set(dataset: Dataset, wanted: FeatureSpec, *, accept_imported: bool = False) -> Dataset:
+    """Return the feature set that serves: `wanted` itself, else the oldest that does; StoreMismatch if none does."""
+    specs = [found.spec for found in dataset.sets.rows()]
+    serving = [spec for spec in specs if serves(spec, wanted)]
+    if not serving and accept_imported:
+        serving = [spec for spec in specs if could_serve(spec, wanted)]
+    chosen = min(serving, key=lambda spec: spec != wanted, default=wanted)
+    return dataset.sets[dataset.select(spec=chosen).spec.digest]
 
 
 def refuse(dataset: Dataset, video: str, wanted: FeatureSpec, origin: str) -> NoReturn:

@@ -12,7 +12,7 @@ from toys import expected, store_videos, toy_features, toy_spec
 from featstore.decoding.video_file import identity_of
 from featstore.errors import DatasetNotFound, FeatureNotFound, StoreDamaged, StoreMismatch
 from featstore.geometry import Geometry
-from featstore.models.lookup import FeatureRequest, Lookup, find_features, serves
+from featstore.models.lookup import FeatureRequest, Lookup, find_features, serves, serving_set
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store.dataset import Dataset
@@ -278,3 +278,25 @@ def test_of_imported_features_none_are_guessed(cache):
     assert find_features(dataset, "a", toy_spec(8), accept_imported=True) is None
     wide = replace(SPEC, encoder=replace(SPEC.encoder, geometry=Geometry(4, 16)))
     assert find_features(dataset, "a", wide, accept_imported=True) is None
+
+
+def test_a_model_is_not_fed_from_two_imported_sets_in_turn(cache):
+    store_videos(cache, "demo", {"a": A}, spec=imported("one"))
+    store_videos(cache, "demo", {"b": B}, spec=imported("two"))
+    for video in ("a", "b"):
+        with pytest.raises(StoreMismatch, match=r"2 imported feature sets.*remove all but one"):
+            find_features(Dataset(cache, "demo"), video, SPEC, accept_imported=True)
+    assert find_features(Dataset(cache, "demo"), "c", SPEC, accept_imported=True) is None
+    remove_set(cache, "demo", imported("two"))
+    assert find_features(Dataset(cache, "demo"), "a", SPEC, accept_imported=True)
+
+
+def test_the_set_that_serves_is_the_models_own_or_one_of_another_dtype(cache):
+    other, own = computed_in("fp16"), computed_in("bf16")
+    store_videos(cache, "demo", {"a": A}, spec=other)
+    dataset = Dataset(cache, "demo")
+    assert serving_set(dataset, own).feature_set.spec == other
+    store_videos(cache, "demo", {"a": A, "b": B}, spec=own)
+    assert sorted(serving_set(dataset, own)) == ["a", "b"]
+    with pytest.raises(StoreMismatch, match=r"nframe|sampling"):
+        serving_set(dataset, toy_spec(8))

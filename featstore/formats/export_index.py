@@ -68,7 +68,7 @@ class FolderIndex:
             found = json.loads(line)
             video, made, file = found["video_id"], found["created"], found["file"]
             here = found["dataset"], found["feature_set"], Path(file).suffix
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return  # its file is written again
         wanted = self._wanted
         if here != wanted:

@@ -53,6 +53,7 @@ class FileContent:
     Args:
         data: values, (rows, width) or with further axes before the last; bfloat16 as its bits, uint16.
         scales: arrays that broadcast over `data`, in the file's order.
+        scale_names: what the file says that each is of, `token`, `channel` or `tensor`; empty if it does not.
         is_bf16: whether `data` is known to be bfloat16's bits.
         claims: what a `.pt` file says, None for other formats.
     """
@@ -61,6 +62,7 @@ class FileContent:
     scales: tuple[NDArray[Any], ...] = ()
     is_bf16: bool = False
     claims: Claims | None = None
+    scale_names: tuple[str, ...] = ()
 
     @property
     def checksum(self) -> str:
@@ -90,7 +92,11 @@ class FileContent:
         """Return the granularity and the float32 scales of the values as rows; ValueError if they do not fit them."""
         if values != "int8":
             return "none", ()
-        named = dict(_as_rows(scale, self.data.shape) for scale in self.scales)
+        names = self.scale_names or ("",) * len(self.scales)
+        named = dict(
+            _as_rows(scale, self.data.shape, name)
+            for scale, name in zip(self.scales, names, strict=True)
+        )
         if len(named) != len(self.scales) or (
             len(named) > 1 and set(named) != {"token", "channel"}
         ):
@@ -102,18 +108,22 @@ class FileContent:
         return "_".join(reversed(order)), tuple(named[name] for name in order)
 
 
-def _as_rows(scale: NDArray[Any], shape: tuple[int, ...]) -> tuple[str, NDArray[np.float32]]:
-    """Return the granularity of a scale, and the scale as features (rows, width) have it."""
-    found = np.asarray(scale, np.float32)
+def _as_rows(
+    scale: NDArray[Any], shape: tuple[int, ...], name: str
+) -> tuple[str, NDArray[np.float32]]:
+    """Return the granularity of a scale, `name` if it has one, and the scale as features (rows, width) have it."""
+    with np.errstate(over="ignore"):  # it is refused below
+        found = np.asarray(scale, np.float32)
     if scale.dtype.kind != "f" or not np.array_equal(found, scale):
         raise ValueError(f"its scale is {scale.dtype} and not exact in float32; save it as float32")
     axes = (1,) * (len(shape) - found.ndim) + found.shape
-    if math.prod(axes) == 1:
+    if name in ("", "tensor") and math.prod(axes) == 1:
         return "tensor", found.reshape(1, 1)
-    if axes == (1,) * (len(shape) - 1) + shape[-1:]:
+    if name in ("", "channel") and axes == (1,) * (len(shape) - 1) + shape[-1:]:
         return "channel", found.reshape(1, -1)
     if (
-        len(axes) == len(shape)
+        name in ("", "token")
+        and len(axes) == len(shape)
         and axes[-1] == 1
         and all(mine in (1, theirs) for mine, theirs in zip(axes, shape, strict=True))
     ):
@@ -121,7 +131,8 @@ def _as_rows(scale: NDArray[Any], shape: tuple[int, ...]) -> tuple[str, NDArray[
             np.broadcast_to(found.reshape(axes), (*shape[:-1], 1))
         ).reshape(-1, 1)
     raise ValueError(
-        f"its scale has the shape {scale.shape} and the values {shape}; one for all, one a channel or one a row is read"
+        f"its {name and f'{name} '}scale has the shape {scale.shape} and the values {shape}; "
+        "one for all, one a channel or one a row is read"
     )
 
 
@@ -170,14 +181,15 @@ def arrays_of(features: Features) -> dict[str, NDArray[Any]]:
 
 def from_arrays(arrays: dict[str, NDArray[Any]], *, is_bf16: bool = False) -> FileContent:
     """Return the content of a file of named arrays; ValueError if it is not clear which of them are the features."""
-    scales = [name for name in ("token_scale", "channel_scale", "tensor_scale") if name in arrays]
-    rest = [name for name in arrays if name not in scales]
+    scales = [name for name in ("token", "channel", "tensor") if f"{name}_scale" in arrays]
+    rest = [name for name in arrays if name.removesuffix("_scale") not in scales]
     if len(rest) != 1:
         names = ", ".join(sorted(rest)) or "none"
         raise ValueError(
             f"it holds the arrays {names:.200}; one of features and its scales are read"
         )
-    return FileContent(arrays[rest[0]], tuple(arrays[name] for name in scales), is_bf16)
+    found = tuple(arrays[f"{name}_scale"] for name in scales)
+    return FileContent(arrays[rest[0]], found, is_bf16, scale_names=tuple(scales))
 
 
 def checksum_of(arrays: Iterable[NDArray[Any]]) -> str:

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featstore.errors import ListingError, StoreError
-from featstore.fields import build
+from featstore.fields import build, to_plain
 from featstore.formats.feature_files import read_features
 from featstore.formats.file_content import check_finite
 from featstore.formats.names import INDEX, SET_FILE
-from featstore.geometry import Geometry, RowLayout
-from featstore.records.header import Header, SourceFingerprint
+from featstore.geometry import Geometry
+from featstore.records.header import Header, SourceFingerprint, from_map
 from featstore.records.quantization import QuantError
 from featstore.records.record import pack_record
 from featstore.records.storage import Storage
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from featstore.formats.file_content import FileContent
+    from featstore.geometry import RowLayout
     from featstore.records.quantization import Scales
 
 DOUBT = "imported: frames unknown"
@@ -42,7 +43,11 @@ _MOST_TOKENS = 1 << 24
 _NO_FILE = SourceFingerprint(0, 0, "0" * 32)
 _AS_IMPORTED = QuantError(1.0, 0.0, 0.0, 0.0, 0.0)
 _FROM_INDEX = (
+    "video_id",
     "video_path",
+    "layout",
+    "source",
+    "error",
     "nframe",
     "total_frames",
     "fps",
@@ -130,6 +135,10 @@ def read_video(folder: ImportedFolder, path: Path) -> ImportedVideo:
     made, content = path.stat().st_mtime, read_features(path)
     facts = folder.facts.get(path.relative_to(folder.path).as_posix())
     row = folder.feature_set
+    if facts is not None and content.checksum != facts.get("values_xxh3_128"):
+        raise ValueError(
+            "its values are not those that were exported: it is damaged, or was replaced"
+        )
     if facts is not None and row is not None and facts.get("feature_set") == row.spec.digest:
         try:
             return _restored(folder, row, facts, content)
@@ -140,17 +149,14 @@ def read_video(folder: ImportedFolder, path: Path) -> ImportedVideo:
             f"{INDEX} does not say what it is, and {SET_FILE} is there: export it again"
         )
     video = facts["video_id"] if facts else _id_of(folder, path, content)
-    return _imported(folder, path, video, content, made)
+    exported = str(facts.get("feature_set")) if facts else ""
+    return _imported(folder, path, video, content, made, exported)
 
 
 def _restored(
     folder: ImportedFolder, row: FeatureSet, facts: dict[str, Any], content: FileContent
 ) -> ImportedVideo:
     """Return what was exported, as the index says it was."""
-    if content.checksum != facts.get("values_xxh3_128"):
-        raise ValueError(
-            "its values are not those that were exported: it is damaged, or was replaced"
-        )
     shape = (facts["rows"], facts["width"])
     stored = build(Storage, facts["storage"])
     values = content.values(is_bf16=stored.values == "bf16")
@@ -161,23 +167,20 @@ def _restored(
     else:  # the format holds restored values
         stored = Storage(values, granularity)
     indices = facts["frame_indices"]
-    header = Header(
-        video_id=facts["video_id"],
-        dataset=folder.dataset,
-        spec=row.spec.digest,
-        frame_indices=struct.pack(f"<{len(indices)}I", *indices),
-        shape=shape,
-        layout=build(RowLayout, facts["layout"]),
-        storage=stored,
-        source=build(SourceFingerprint, facts["source"]),
-        error=build(QuantError, facts["error"]),
-        **{name: facts[name] for name in _FROM_INDEX},
-    )
+    plain = {name: facts[name] for name in _FROM_INDEX} | {
+        "dataset": folder.dataset,
+        "spec": row.spec.digest,
+        "frame_indices": struct.pack(f"<{len(indices)}I", *indices),
+        "shape": shape,
+        "storage": to_plain(stored),
+        "payload_xxh3": 0,
+    }
+    header = from_map(plain)  # checks each field
     return ImportedVideo(row, header, content.data.reshape(shape), scales)
 
 
 def _imported(
-    folder: ImportedFolder, path: Path, video: str, content: FileContent, made: float
+    folder: ImportedFolder, path: Path, video: str, content: FileContent, made: float, exported: str
 ) -> ImportedVideo:
     claims = content.claims
     if claims is not None:
@@ -188,12 +191,10 @@ def _imported(
     shape = claims.shape if claims else content.data.shape
     geometry, layout, frames = _geometry(shape, nframe, may_be_one=claims is not None)
     nframe = nframe or frames
-    settings = (
-        {"model_signature": claims.signature}
-        if claims
-        else {"folder": os.path.abspath(folder.path)}
-    )
-    spec = FeatureSpec.of_imported(geometry, nframe, {**settings})
+    # What an index says of files without their feature_set.json is still not to be mixed.
+    source = ("feature_set", exported) if exported else ("folder", os.path.abspath(folder.path))
+    name, value = ("model_signature", claims.signature) if claims else source
+    spec = FeatureSpec.of_imported(geometry, nframe, {name: value})
     storage = Storage(values, granularity)
     row = FeatureSet(spec, storage, None, f"files in {folder.path}", {}, time.time(), 0.0)
     rows = (layout.rows, geometry.row_width)
@@ -280,7 +281,7 @@ def _read_index(path: Path) -> dict[str, dict[str, Any]]:
             facts = json.loads(line)
             if isinstance(facts["file"], str) and isinstance(facts["video_id"], str):
                 found[facts["file"]] = facts
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # cut short by a kill
     return found
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle  # nosec B403 # for its error: nothing is unpickled but by torch with weights_only
+import re
 import zipfile
 from typing import IO, TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ _NAMES = {
     "bf16": "bfloat16",
     "fp32": "float32",
 }
+# What else may have a part in the values: a zero point, an offset, a second scale.
+_CHANGES_VALUES = re.compile("zero|offset|bias|mean|std|shift|scale", re.IGNORECASE)
 _MAX_TEXT = 4096
 
 
@@ -81,10 +84,8 @@ def read_pt(path: Path) -> FileContent:
     import torch
 
     tensors = [name for name, value in found.items() if isinstance(value, torch.Tensor)]
-    unknown = {*tensors, *(name for name in found if "zero" in str(name))} - {
-        "vision_embeds",
-        "scale",
-    }
+    unknown = {*tensors, *(name for name in found if _CHANGES_VALUES.search(str(name)))}
+    unknown -= {"vision_embeds", "scale"}
     if unknown - {"shape"}:
         raise ValueError(f"it has {sorted(map(str, unknown))}, whose part in its values is unknown")
     size = path.stat().st_size
@@ -123,7 +124,8 @@ def _check_quantization(stated: object, dtype: torch.dtype) -> None:
     expected = {dtype for name, dtype in _NAMES.items() if name in text or dtype in text}
     if "bfloat16" in expected and "float16" in expected and "bf" in text:
         expected.remove("float16")
-    if (expected and found not in expected) or ("int8" in expected) != (found == "int8"):
+    unlike = (expected and found not in expected) or ("int8" in expected) != (found == "int8")
+    if unlike or "asym" in text:  # a zero point that is not there
         raise ValueError(f"its quantization is {stated!r:.80} and its values are {found}")
 
 
@@ -163,6 +165,7 @@ def _claims(found: dict[str, Any], shape: tuple[int, ...]) -> Claims:
     frames = check_nframe(found["nframe"])
     as_rows = (shape[0] * shape[1], shape[2]) if len(shape) == 3 else shape
     flat = (stated[0] * stated[1], stated[2]) if len(stated) == 3 else stated
-    if min(stated, default=0) < 1 or (stated != shape and as_rows != flat):
+    agree = stated == shape or (as_rows == flat and len(stated) != len(shape))
+    if min(stated, default=0) < 1 or not agree:
         raise ValueError(f"its shape is said to be {stated}, its values are {shape}")
     return Claims(path, frames, dataset, signature, max(stated, shape, key=len))

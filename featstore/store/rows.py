@@ -57,13 +57,15 @@ class FeatureSet:
         """Return whether a video's record is stored in another way than the set says."""
         # One made since may be raw as it did not shrink, and lossless as it missed the error budget.
         asked, is_older = self.storage, entry.created < self.storage_since
+        if entry.max_abs and entry.values == self.spec.encoder.dtype:
+            return True  # imported as int8 restored it
         if (entry.values, entry.granularity) == (asked.values, asked.granularity):
             return entry.codec != asked.codec and is_older
         return is_older or not self.is_lossless(entry)
 
     def is_lossless(self, entry: Entry) -> bool:
         """Return whether a video is stored as it was computed, though its set is not: it missed the error budget."""
-        return entry.values == self.spec.encoder.dtype != self.storage.values
+        return entry.values == self.spec.encoder.dtype != self.storage.values and not entry.max_abs
 
     def describe(self) -> str:
         """Return a line for people."""
@@ -77,8 +79,7 @@ class Entry(NamedTuple):
         spec: digest of the feature set; from the row's key.
         video_id: the video's id.
         video_path: path of the file when it was ingested.
-        rows: rows of the features.
-        width: values of a row.
+        rows, width: shape of the features.
         frames: number of frames encoded.
         values: how values are stored, see Storage; and so `granularity` and `codec`.
         record_bytes: bytes of the record.

@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import threading
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -127,6 +129,77 @@ def test_a_file_that_is_not_the_one_that_was_exported_is_refused(cache, tmp_path
         run(tmp_path / "out", ".npy", cache / "4")
 
 
+def test_exports_of_two_sets_in_one_folder_are_not_mixed(cache, tmp_path):
+    folder = tmp_path / "both"
+    folder.mkdir()
+    specs = toy_spec(), replace(toy_spec(), decoder="exact")
+    for place, spec in enumerate(specs):
+        store_videos(cache / str(place), "demo", {f"v{place}": toy_features(place)}, spec=spec)
+        out = tmp_path / str(place)
+        export_dataset(FeatureStore(cache / str(place))["demo"], out, ".npz")
+        for file in out.glob("*.npz"):
+            shutil.copy(file, folder)
+        with (folder / INDEX).open("a") as index:
+            index.write((out / INDEX).read_text())
+    assert len(run(folder, ".npz", cache / "a").sets) == 2
+    shutil.copy(tmp_path / "0" / SET_FILE, folder)
+    done = run(folder, ".npz", cache / "b")
+    assert (len(done.sets), specs[0].digest in done.sets, specs[1].digest in done.sets) == (
+        2,
+        True,
+        False,
+    )
+    (folder / SET_FILE).unlink()
+    file = next(folder.glob("*.npz"))
+    np.savez(file, data=np.ones((16, 8), np.float32))
+    [(name, why)] = run(folder, ".npz", cache / "c").failures
+    assert (name, "not those that were exported" in why) == (str(file), True)
+
+
+WRONG = {
+    "nframe": [None, "4", 2**70, -1],
+    "rows": [2**70, -(2**63), "16"],
+    "layout": [None, {"units": 4}],
+    "error": [{}],
+    "created": ["now"],
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_an_index_says_wrong_is_named(cache, tmp_path, name):
+    store_videos(cache / "1", "demo", {"a": toy_features(1)})
+    export_dataset(FeatureStore(cache / "1")["demo"], tmp_path, ".npz")
+    line = json.loads((tmp_path / INDEX).read_text())
+    for value in WRONG[name]:
+        (tmp_path / INDEX).write_text("[" * 100_000 + "\n" + json.dumps(line | {name: value}))
+        done = run(tmp_path, ".npz", cache / "2")
+        assert (done.imported, len(done.failures)) == (0, 1), value
+
+
+def test_a_whole_number_where_an_index_has_a_float_makes_a_row_that_can_be_read(cache, tmp_path):
+    store_videos(cache / "1", "demo", {"a": toy_features(1)})
+    export_dataset(FeatureStore(cache / "1")["demo"], tmp_path, ".npz")
+    line = json.loads((tmp_path / INDEX).read_text()) | {"created": 5, "fps": 25}
+    (tmp_path / INDEX).write_text(json.dumps(line))
+    assert run(tmp_path, ".npz", cache / "2").imported == 1
+    [entry] = FeatureStore(cache / "2")["demo"].entries()
+    assert entry.created == 5.0
+
+
+@pytest.mark.parametrize("asked", [Storage("fp32"), Storage()], ids=str)
+def test_values_that_int8_restored_are_not_taken_for_lossless(cache, tmp_path, asked):
+    store_videos(cache / "1", "demo", {"a": toy_features(1)})
+    export_dataset(FeatureStore(cache / "1")["demo"], tmp_path, ".npy")
+    run(tmp_path, ".npy", cache / "2")
+    there = FeatureStore(cache / "2")["demo"]
+    [entry] = there.entries()
+    row = replace(there.feature_set, storage=asked, storage_since=1.0)
+    assert entry.values == row.spec.encoder.dtype == "fp32"
+    assert row.differs(entry)
+    assert not row.is_lossless(entry)
+    assert not row.differs(entry._replace(max_abs=0.0))
+
+
 def test_a_pt_cache_keeps_its_bits_and_is_marked_as_imported(cache, pt):
     done = run(pt, ".pt", cache)
     assert (done.total, done.imported, done.failures) == (2, 2, [])
@@ -179,6 +252,11 @@ BAD = {
     "no scale": ({"scale": None}, "int8 and have no scale"),
     "a key is missing": ({"nframe": ...}, "missing are \\['nframe'\\]"),
     "a zero point": ({"zero_point": 3}, "whose part in its values is unknown"),
+    "an offset": ({"offset": 1.0}, "\\['offset'\\], whose part in its values is unknown"),
+    "a second scale": ({"inv_scale": 2.0}, "'inv_scale'"),
+    "a zero point that is not there": ({"quantization": "int8_asymmetric"}, "int8_asymmetric"),
+    "other frames": ({"shape": (2, 8, 8)}, "shape is said to be"),
+    "a scale beyond float32": ({"scale": 1e39}, "not exact in float32"),
     "another tensor": ({"residual": torch.ones(2)}, "'residual'"),
     "a scale that does not fit": ({"scale": torch.ones(4, 4)}, "scale has the shape"),
     "a scale a frame and channel": ({"scale": torch.ones(4, 1, 8)}, "scale has the shape"),
@@ -331,6 +409,49 @@ def test_plain_safetensors_are_read_with_their_scales(cache, tmp_path):
     )
     assert np.array_equal(there["b"].numpy(), values.float().numpy())
     assert there["b"].header.storage == Storage("bf16")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_scale_is_of_what_its_name_says(cache, tmp_path, suffix):
+    values, scale = np.ones((8, 8), np.int8), np.arange(1, 9, dtype=np.float32)
+    shapes = {
+        "right": ("token", (8, 1)),
+        "flat": ("token", (8,)),
+        "row": ("token", (1, 8)),
+        "column": ("channel", (8, 1)),
+        "many": ("tensor", (8,)),
+    }
+    for file, (name, shape) in shapes.items():
+        arrays = {"data": values, f"{name}_scale": scale.reshape(shape)}
+        if suffix == ".npz":
+            np.savez(tmp_path / f"{file}.npz", **arrays)
+        else:
+            save_file(
+                {key: torch.from_numpy(a) for key, a in arrays.items()},
+                tmp_path / f"{file}{suffix}",
+            )
+    done = run(tmp_path, suffix, cache)
+    assert done.imported == 1
+    assert len(done.failures) == 4
+    assert all("scale has the shape" in why for _, why in done.failures)
+    assert FeatureStore(cache)["demo"]["right"].header.storage.granularity == "token"
+
+
+def test_nothing_tells_how_to_run_what_is_in_a_file(cache, tmp_path):
+    np.save(tmp_path / "a.npy", np.array([{}]), allow_pickle=True)
+    (tmp_path / "b.npy").write_bytes(b"\x80\x04N.")
+    (tmp_path / "c.npy").write_bytes(b"\x93NUMPY\x01\x00\xff\xff" + b"[" * 65535)
+    for _, why in run(tmp_path, ".npy", cache).failures:
+        assert why == "it is no array of plain numbers, and nothing in it is run"
+
+
+def test_an_archive_that_unpacks_to_more_than_a_record_is_not_read(cache, tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "a.npz", data=np.zeros((1024, 1024), np.float32))
+    with zipfile.ZipFile(tmp_path / "a.npz") as archive:
+        [member] = archive.infolist()
+    monkeypatch.setattr("featstore.formats.numpy_files.MAX_PAYLOAD_BYTES", member.file_size - 1)
+    [(_, why)] = run(tmp_path, ".npz", cache).failures
+    assert why.startswith("it holds 4.0")
 
 
 def test_a_dry_run_stores_nothing_and_says_the_same(cache, pt):

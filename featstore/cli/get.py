@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from featstore.records.features import Features
 
+# Of imported features nobody knows these; their records have zeros in these places.
+_UNKNOWN_IF_IMPORTED = ("frame_indices", "total_frames", "fps", "dtype", "error", "source")
+
 
 @click.command()
 @cache_dir_option
@@ -48,6 +51,7 @@ def get(
 ) -> None:
     """Show the stored features of a video, or write them to a file."""
     from featstore.formats.facts import record_facts
+    from featstore.formats.imported import DOUBT
     from featstore.records.storage import storage_text
     from featstore.store.reader import get as run
 
@@ -55,8 +59,9 @@ def get(
     if out:
         _write(features, out)
     facts = record_facts(features.header)
+    imported = features.header.doubt == DOUBT
     if as_json:
-        print_json(facts)
+        print_json(facts | (dict.fromkeys(_UNKNOWN_IF_IMPORTED) if imported else {}))
         return
     source = facts["source"]
     texts = {
@@ -67,6 +72,8 @@ def get(
         "source": f"{format_bytes(source['size'])}, xxh3-128 {source['xxh3_128']}",
         "created": date(facts["created"]),
     }
+    if imported:
+        texts |= dict.fromkeys(_UNKNOWN_IF_IMPORTED, "unknown")
     print_facts(facts | texts)
     if out:
         say(f"written to {plain_line(out)}")

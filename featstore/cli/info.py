@@ -90,7 +90,14 @@ def _print_set(found: dict[str, Any], is_default: bool) -> None:
         "doubts": counts_text(found["doubts"]),
         "stored": stored_as + still,
         "stored as": counts_text(found["storages"]) if {*found["storages"]} - {stored_as} else "",
-        "error budget": "" if budget is None else f"{percent(budget)} of a token (99th percentile)",
-        "error": errors_text(found["error"]) if found["videos"] and not spec.imported else "",
+        "error budget": ""
+        if budget is None
+        else f"99 of 100 tokens of a video within {percent(budget)}",
+        "error": _error(found) if found["videos"] and not spec.imported else "",
     }
     print_facts(facts, indent="    ")
+
+
+def _error(found: dict[str, Any]) -> str:
+    exact = found["error"]["relative_l2_max"] == found["error"]["max_abs"] == 0
+    return "none: all values are the encoder's" if exact else errors_text(found["error"])

@@ -71,7 +71,8 @@ class SetSurvey:
         videos: finished videos; `frames` encoded and `record_bytes` of them.
         storages: number of videos by how they are stored.
         decoders: number of videos by what decoded them, and by doubt in `doubts`, without those that have none.
-        errors: number of videos by bin of ERROR_ENDS, of the 99th percentile of a token's error.
+        errors: number of videos by bin of ERROR_ENDS, of the 99th percentile of a token's error. Of imported features,
+            whose error nobody knows, no video is in a bin, `exact`, `beyond` or `worst`.
         exact: number of videos whose tokens have no error; they are in no bin.
         beyond: number of videos that missed the set's error budget.
         worst: the videos with the largest errors, the worst first.
@@ -188,14 +189,18 @@ def _add(found: SetSurvey, rows: list[Entry]) -> None:
     storages = Counter(zip(columns.values, columns.granularity, columns.codec, strict=True))
     for storage, videos in storages.items():
         found.storages[storage_text(*storage)] += videos
-    errors = np.nan_to_num(columns.token_p99, nan=np.inf)
+    if not found.row.spec.imported:
+        _add_errors(found, rows, np.nan_to_num(columns.token_p99, nan=np.inf))
+    _add_times(found.stored, columns.created, columns.record_bytes)
+
+
+def _add_errors(found: SetSurvey, rows: list[Entry], errors: Any) -> None:
     found.exact += int((errors == 0).sum())
     inside = errors[errors != 0].clip(ERROR_ENDS[0], ERROR_ENDS[-1])
     found.errors = (found.errors + np.histogram(inside, ERROR_ENDS)[0]).tolist()
     if found.row.max_error is not None:
         found.beyond += int((errors > found.row.max_error).sum())
     _keep_worst(found, rows, errors)
-    _add_times(found.stored, columns.created, columns.record_bytes)
 
 
 def _keep_worst(found: SetSurvey, rows: list[Entry], errors: Any) -> None:

@@ -115,6 +115,19 @@ def test_numbers_are_those_of_the_survey():
     assert "3 of 9" in page
 
 
+def test_a_set_is_named_with_what_its_videos_are_stored_as():
+    page = render_page(
+        CacheSurvey(
+            [surveyed([ENTRY._replace(values="fp32", granularity="none", codec="planes")])], {}, []
+        ),
+        "c",
+        now=1.7e9,
+        version="1",
+    )
+    assert "fp32 planes" in page
+    assert f"{ROW.storage}" not in page
+
+
 def test_without_jinja2_the_extra_is_named(monkeypatch):
     real = builtins.__import__
 

@@ -11,7 +11,15 @@ from featstore.records.quantization import QuantError
 from featstore.records.storage import Storage
 from featstore.report import survey
 from featstore.report.figures import error_histogram, stretches
-from featstore.report.survey import ERROR_ENDS, SetSurvey, merged_reasons, survey_cache
+from featstore.report.page import render_page
+from featstore.report.survey import (
+    ERROR_ENDS,
+    CacheSurvey,
+    SetSurvey,
+    merged_reasons,
+    survey_cache,
+)
+from featstore.spec import FeatureSpec
 from featstore.store.catalog import open_dataset
 from featstore.store.dataset import Dataset
 from featstore.store.rows import Failure
@@ -41,6 +49,17 @@ def test_a_cache_is_counted_set_by_set(cache):
         entry.record_bytes for entry in map(Dataset(cache, "demo").entry, ["a", "b"])
     )
     assert rows == [2, 3]
+
+
+def test_of_imported_features_no_error_is_known():
+    imported = FeatureSpec.of_imported(toy_spec().encoder.geometry, 4, {"model_signature": "x"})
+    found = SetSurvey("demo", dataclasses.replace(ROW, spec=imported), is_default=True)
+    survey._add(found, [ENTRY._replace(token_p99=0.0), ENTRY])
+    assert (found.videos, found.exact, sum(found.errors), found.beyond) == (2, 0, 0, 0)
+    assert found.worst == []
+    page = render_page(CacheSurvey([found], {}, []), "c", now=1.7e9, version="1")
+    assert "Imported: how far the values are from an encoder's is not known." in page
+    assert "stored exactly" not in page
 
 
 def test_the_worst_are_those_of_all_rows():

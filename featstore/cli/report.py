@@ -131,10 +131,14 @@ def _facts(survey: CacheSurvey, evaluations: list[Evaluation]) -> dict[str, Any]
     sets = []
     for there in survey.sets:
         facts: dict[str, Any] = {
-            name: value for name, value in vars(there).items() if name not in ("row", "stored")
+            name: value
+            for name, value in vars(there).items()
+            if name not in ("row", "stored", "is_default", "errors")
         }
         facts |= {
             "feature_set": there.row.spec.digest,
+            "default": there.is_default,
+            "token_p99_histogram": _bins(there.errors),
             "max_error": there.row.max_error,
             "worst": [video._asdict() for video in there.worst],
             "failures": [asdict(reason) for reason in there.failures.values()],
@@ -145,8 +149,17 @@ def _facts(survey: CacheSurvey, evaluations: list[Evaluation]) -> dict[str, Any]
         }
         sets.append(facts)
     return {
-        "sets": sets,
+        "feature_sets": sets,
         "errors": survey.errors,
         "coverage": [asdict(there) for there in survey.coverage],
         "evaluations": [{**asdict(run), "hit_rate": run.hit_rate} for run in evaluations],
     }
+
+
+def _bins(counts: list[int]) -> list[dict[str, float]]:
+    """Return the bins of token errors in which there are videos."""
+    from featstore.report.survey import ERROR_ENDS
+
+    ends = ERROR_ENDS.tolist()
+    bins = zip(ends[:-1], ends[1:], counts, strict=True)
+    return [{"from": low, "to": high, "videos": count} for low, high, count in bins if count]

@@ -48,8 +48,11 @@ def test_it_writes_a_page_and_says_what_is_in_it(words, tmp_path):
 def test_json_has_the_figures_and_writes_no_page(words, tmp_path):
     done = CliRunner().invoke(main, [*words, "--json"])
     found = json.loads(done.stdout)
-    [there] = found["sets"]
+    [there] = found["feature_sets"]
     assert (there["dataset"], there["videos"], there["stored"][0]["videos"]) == ("demo", 2, 2)
+    assert there["default"] is True
+    assert sum(row["videos"] for row in there["token_p99_histogram"]) + there["exact"] == 2
+    assert all(row["from"] < row["to"] for row in there["token_p99_histogram"])
     assert found["evaluations"][0]["hit_rate"] == 7 / 8
     assert found["coverage"][-1] == {
         "dataset": "demo",

@@ -139,7 +139,7 @@ def show_estimates(
             _print_bytes(estimates, room)
             _print_time(rates, seconds, workers)
             if not rates.videos and any(found.todo for found in estimates):
-                click.echo("  --measure measures those of this machine on some of the videos")
+                click.echo("  at rates of this machine, measured now: featstore plan --measure")
         else:
             click.echo("nothing to ingest")
         for reason in reasons:
@@ -150,6 +150,7 @@ def show_estimates(
         from featstore.cli._plan_chart import draw_plan
 
         draw_plan(estimates, room, picture)
+        say(f"written to {plain_line(picture)}")
     if reasons:
         sys.exit(DOES_NOT_FIT)
 

@@ -32,7 +32,7 @@ def draw_plan(estimates: Sequence[Estimate], room: Room, target: str) -> None:
         from matplotlib.figure import Figure
     except ImportError as exc:
         raise MissingExtra(
-            f"the picture needs {exc.name or 'matplotlib'}; pip install 'featstore[report]', or leave out --output"
+            f"the picture needs {exc.name or 'matplotlib'}; pip install 'featstore[report]', or leave out --out"
         ) from exc
     storages = [s for s in storages_of(estimates) if needed_together(estimates, s)]
     chosen = {found.storage for found in estimates}
@@ -46,12 +46,16 @@ def draw_plan(estimates: Sequence[Estimate], room: Room, target: str) -> None:
         bars = axes.barh(names, sizes, left=left, label=found.dataset)
         left = [before + size for before, size in zip(left, sizes, strict=True)]
     left_over = max(room.left, 0) / _GIB
+    line = ""
     if left_over < 2 * max([0.0, *left]):
+        line = " (--)"
         axes.axvline(left_over, color="black", linestyle="--")
-    axes.bar_label(bars, [f" {format_bytes(size * _GIB)}" for size in left], bbox=_BEHIND_LABELS)
+    axes.bar_label(
+        bars, [f" {format_bytes(size * _GIB)}" for size in left], bbox=_BEHIND_LABELS, padding=3
+    )
     axes.margins(x=0.2)
     axes.invert_yaxis()
-    axes.set_xlabel(f"GiB on disk, at most (* as planned); {left_over:,.0f} GiB may be taken (--)")
+    axes.set_xlabel(f"GiB on disk, at most (* as planned); {left_over:,.0f} GiB may be taken{line}")
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
     try:
         figure.savefig(target, dpi=150)

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     help="Measure rates: ingest some of the videos into a temporary folder (TMPDIR), for a minute at most or so.",
 )
 @click.option(
-    "--output",
     "-o",
+    "--out",
     type=click.Path(dir_okay=False),
     help="Draw the bytes of each storage, by dataset, into this .png file; needs featstore[report].",
 )
 def plan(
-    videos_count: int | None, hours: float | None, measure: bool, output: str | None, **options: Any
+    videos_count: int | None, hours: float | None, measure: bool, out: str | None, **options: Any
 ) -> None:
     """Show what an ingest takes, bytes and time, and whether it fits; exit code 4 if it does not.
 
@@ -54,7 +54,7 @@ def plan(
         estimates, rates = [guess], known_rates(guess.geometry)
     else:
         estimates, rates = plan_sources(options, measure=measure)
-    show_estimates(estimates, rates, options, picture=output)
+    show_estimates(estimates, rates, options, picture=out)
 
 
 def _guess(count: int, hours: float | None, options: dict[str, Any], *, measure: bool) -> Estimate:

@@ -93,7 +93,8 @@ def test_a_measured_plan_has_this_machines_rates_and_bytes(clips, tmp_path):
 def test_a_picture_is_drawn_and_its_library_named_if_it_is_missing(of_7b, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     target = tmp_path / "a plan.png"
-    assert plan(*of_7b, 900, "-o", target).exit_code == 0
+    drawn = plan(*of_7b, 900, "-o", target)
+    assert (drawn.exit_code, drawn.stderr) == (0, f"written to {target}\n")
     assert target.read_bytes().startswith(b"\x89PNG")
     wrong = plan(*of_7b, 900, "-o", tmp_path / "none" / "plan.png")
     assert (wrong.exit_code, wrong.stdout[:7]) == (1, "dataset")

@@ -191,6 +191,7 @@ def serving_set(dataset: Dataset, wanted: FeatureSpec, *, accept_imported: bool 
     serving = [spec for spec in specs if serves(spec, wanted)]
     if not serving and accept_imported:
         serving = [spec for spec in specs if could_serve(spec, wanted)]
+        _refuse_several(dataset, serving)
     chosen = min(serving, key=lambda spec: spec != wanted, default=wanted)
     return dataset.sets[dataset.select(spec=chosen).spec.digest]
 

@@ -27,7 +27,7 @@ _MAX_FILE_BYTES = 64 << 20
 _adding = threading.Lock()
 
 
-@dataclass
+@dataclass(repr=False)
 class CacheStatistics:
     """What a model asked of its store.
 
@@ -105,6 +105,8 @@ class CacheStatistics:
             f"  Seconds: {self.seconds_reading:.2f} reading, {self.seconds_encoding:.2f} encoding, "
             f"{self.seconds_generating:.2f} generating{decoders}"
         )
+
+    __repr__ = __str__
 
 
 _AMOUNTS = [field.name for field in fields(CacheStatistics) if field.name != "decoders"]

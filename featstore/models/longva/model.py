@@ -18,12 +18,13 @@ from featstore.models.longva.images import Tiling, read_tiling
 from featstore.models.longva.language import check_attention, load_language
 from featstore.models.longva.prompt import build_prompt, split, tokenize
 from featstore.models.longva.settings import read_options
-from featstore.models.lookup import FeatureRequest
+from featstore.models.lookup import FeatureRequest, serving_set
 from featstore.models.source import FeatureSource, VisualInput
 from featstore.models.source_options import SourceOptions
 from featstore.models.statistics import CacheStatistics, report_at_exit
 from featstore.sampling import Sampling, check_nframe
 from featstore.spec import FeatureSpec
+from featstore.store.dataset import Dataset
 from featstore.store.paths import check_video_id, dataset_path
 from featstore.torch.forked import about_to_compute
 
@@ -44,6 +45,8 @@ class CachedLongVA:
     in `with`; `close` stops the decoder and lets go of the store.
 
     Attributes:
+        spec: the feature set that it makes, and looks for: weights, sampling, decoder, preprocessing, dtype.
+        model_signature: its digest, as `featstore ls` and exported `.pt` files have it.
         statistics: what the model asked of the store; the process prints their sum on stderr when it ends.
     """
 
@@ -100,32 +103,23 @@ class CachedLongVA:
             raise ValueError(f"prefix_cache is {prefix_cache}; it must be 0 or more")
         if cache_dir is not None and dataset is not None:
             dataset_path(cache_dir, dataset)
-        options = SourceOptions(
-            cache_dir, on_miss, decoder, decode_timeout, storage, accept_imported
-        )
+        source = cache_dir, on_miss, decoder, decode_timeout, storage, accept_imported
+        options = SourceOptions(*source)
         check_attention(attn_implementation)
         checkpoint = os.fspath(checkpoint)
         tower = None if vision_tower is None else os.fspath(vision_tower)
         encoder = LongVAEncoder(checkpoint, vision_tower=tower, device=device, dtype=dtype)
-        self._spec = FeatureSpec(
-            encoder.identity,
-            sampling or Sampling(),
-            identity_of(decoder),
-            encoder.preprocessing,
+        self.spec = FeatureSpec(
+            encoder.identity, sampling or Sampling(), identity_of(decoder), encoder.preprocessing
         )
+        self.model_signature = self.spec.digest
         self.statistics = CacheStatistics(decoders=frozenset({decoder}))
         self._source = FeatureSource(
-            encoder,
-            options,
-            device=encoder.device,
-            dtype=encoder.dtype,
-            statistics=self.statistics,
+            encoder, options, device=encoder.device, dtype=encoder.dtype, statistics=self.statistics
         )
+        place, kind = encoder.device, encoder.dtype
         self._language = load_language(
-            encoder.checkpoint,
-            device=encoder.device,
-            dtype=encoder.dtype,
-            attn_implementation=attn_implementation,
+            encoder.checkpoint, device=place, dtype=kind, attn_implementation=attn_implementation
         )
         self._answerer = Answerer(
             self._language, encoder.device, self.statistics, prefix_cache=prefix_cache
@@ -134,6 +128,7 @@ class CachedLongVA:
         self._cache_dir = cache_dir
         self._decoder = decoder
         self._dataset = dataset
+        self._accept_imported = accept_imported
         self._tiling: Tiling | None = None
         if self._cache_dir is not None:
             report_at_exit(self.statistics)
@@ -173,13 +168,7 @@ class CachedLongVA:
             RecordError, StoreDamaged: what is stored is damaged, likewise.
         """
         ids = self.generate_ids(
-            prompt,
-            video,
-            dataset=dataset,
-            path=path,
-            nframe=nframe,
-            images=images,
-            **options,
+            prompt, video, dataset=dataset, path=path, nframe=nframe, images=images, **options
         )
         text: str = self._language.tokenizer.decode(ids, skip_special_tokens=True)
         return text.strip()
@@ -230,6 +219,23 @@ class CachedLongVA:
             parts, [VisualInput(len(features), lambda: features)], settings
         )
 
+    def feature_set(self, dataset: str | None = None) -> Dataset:
+        """Return the stored features that the model answers from, a Mapping of videos to features.
+
+        Args:
+            dataset: the dataset, by default the model's own.
+
+        Raises:
+            StoreNotFound: there is no such dataset.
+            StoreMismatch: it has no features that serve; the message says what differs.
+            ValueError: the model has no store, or no dataset is named.
+        """
+        name = dataset or self._dataset
+        if self._cache_dir is None or name is None:
+            raise ValueError("no store or no dataset is named; pass cache_dir= and dataset=")
+        stored = Dataset(self._cache_dir, name)
+        return serving_set(stored, self.spec, accept_imported=self._accept_imported)
+
     def close(self) -> None:
         """Stop the decoder and let go of the store and the prefixes; the model can still be asked."""
         self._source.close()
@@ -271,7 +277,7 @@ class CachedLongVA:
                 raise ValueError(
                     f"no dataset is named for video {video!r}; pass dataset=, here or to CachedLongVA"
                 )
-        spec = self._spec
+        spec = self.spec
         if nframe is not None and check_nframe(nframe) != spec.sampling.nframe:
             spec = replace(spec, sampling=replace(spec.sampling, nframe=nframe))
         return FeatureRequest(
@@ -280,8 +286,8 @@ class CachedLongVA:
 
     def _cut(self, image: str | os.PathLike[str] | Image.Image) -> NDArray[np.uint8]:
         if self._tiling is None:
-            config, pre = self._encoder.checkpoint.config, self._encoder.preprocessing
-            self._tiling = read_tiling(config, pre)
+            encoder = self._encoder
+            self._tiling = read_tiling(encoder.checkpoint.config, encoder.preprocessing)
         return self._tiling.cut(image)
 
     def _image(

@@ -22,6 +22,7 @@ from featstore.encoders import LongVAEncoder
 from featstore.encoders.longva import encoder as longva_encoder
 from featstore.errors import (
     CheckpointError,
+    DatasetNotFound,
     FeatstoreError,
     FeatureNotFound,
     QuantizeError,
@@ -161,6 +162,20 @@ def test_features_that_ingest_stored_serve(model, clips, cache, tiny):
 
 
 @pytest.mark.usefixtures("stored")
+def test_a_model_names_the_features_that_it_reads(model):
+    asked = model()
+    found = asked.feature_set()
+    assert (list(found), found.feature_set.spec) == (["blink"], asked.spec)
+    assert found["blink"].header.spec == asked.model_signature
+    with pytest.raises(StoreMismatch, match="sampling"):
+        model(sampling=Sampling(5)).feature_set("demo")
+    with pytest.raises(DatasetNotFound):
+        asked.feature_set("none")
+    with pytest.raises(ValueError, match="no store or no dataset"):
+        model(cache_dir=None).feature_set("demo")
+
+
+@pytest.mark.usefixtures("stored")
 def test_stored_features_are_read_without_the_video_or_the_vision_tower(model):
     warm = model()
     warm.generate(ASK, "blink", path="/nowhere/blink.mp4", **NEW)
@@ -221,7 +236,7 @@ def test_features_computed_or_stored_otherwise_serve_as_long_as_there_is_no_choi
 
 def test_of_several_dtypes_the_models_own_is_taken(model, clips, cache):
     path = clips / "blink.mp4"
-    spec = model()._spec
+    spec = model().spec
     encoded = model()._source.on_demand.encode(source.Video("blink", str(path)), Sampling(4))
 
     def store(dtype, values):
@@ -287,7 +302,7 @@ def test_error_says_what_differs_and_how_to_ingest(model, other, tiny):
     with pytest.raises(StoreMismatch) as refused:
         model(other, on_miss="error").generate(ASK, "blink")
     message = str(refused.value)
-    ours, theirs = (model(which)._spec.encoder.weights[:40] for which in (tiny, other))
+    ours, theirs = (model(which).spec.encoder.weights[:40] for which in (tiny, other))
     assert f"encoder.weights: stored {ours}, asked for {theirs}" in message
     assert f"--model-path {other}" in message
     with pytest.raises(StoreMismatch, match=r"sampling\.nframe: stored 4, asked for 5"):
@@ -341,7 +356,7 @@ def test_a_store_that_cannot_be_made_does_not_end_an_evaluation(model, clips, tm
 
 def test_too_little_room_is_full(model, clips, cache):
     asked = model()
-    spec = asked._spec
+    spec = asked.spec
     encoded = asked._source.on_demand.encode(
         source.Video("blink", str(clips / "blink.mp4")), Sampling(4)
     )
@@ -462,7 +477,9 @@ def test_a_store_cut_short_is_reported_and_its_features_are_made_again(
 
 
 def test_the_report_has_the_form_of_the_design_documents():
-    report = str(CacheStatistics(hits=3, misses=1, bytes_read=1_234_567, seconds_reading=0.25))
+    asked = CacheStatistics(hits=3, misses=1, bytes_read=1_234_567, seconds_reading=0.25)
+    report = str(asked)
+    assert repr(asked) == report
     assert report.splitlines() == [
         "Vision Cache Statistics:",
         "  Cache hits: 3",

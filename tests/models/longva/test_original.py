@@ -137,9 +137,9 @@ def test_a_store_made_with_a_is_refused_for_c_with_both_digests(goldens, tmp_pat
     case = goldens.of("a")[-1]
     with goldens.model("a", tmp_path) as model:
         goldens.ask(model, case, path=goldens.path(case))
-        ours = model._spec.encoder.weights
+        ours = model.spec.encoder.weights
     with goldens.model("c", tmp_path, on_miss="error") as model:
-        theirs = model._spec.encoder.weights
+        theirs = model.spec.encoder.weights
         with pytest.raises(StoreMismatch) as refused:
             goldens.ask(model, case)
     message = str(refused.value)

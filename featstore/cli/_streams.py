@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from functools import cache
 from typing import TYPE_CHECKING
 
 import click
+from click.utils import PacifyFlushWrapper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,10 +38,18 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Open closed streams for a command; if its results cannot be written, end it with one line and exit code 1."""
+    """Open closed streams for a command; if its results cannot be written, end it with one line and exit code 1.
+
+    If nobody reads them to the end, as in a pipe to `head`, it ends by SIGPIPE as other programs do.
+    """
     _open_closed()
     try:
         yield
+    except SystemExit:
+        if isinstance(sys.stdout, PacifyFlushWrapper):  # click found the pipe broken
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGPIPE)
+        raise
     except OSError as exc:
         if not _is_echos(exc):
             raise

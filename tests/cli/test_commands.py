@@ -18,9 +18,9 @@ from toys import put_video, toy_features, toy_spec
 import featstore
 import featstore.store.maintenance.check
 from featstore.cli import main
+from featstore.cli._copies import print_copied
 from featstore.cli._ingest_options import error_share
 from featstore.cli._options import size
-from featstore.cli._copies import print_copied
 from featstore.cli._printing import date, print_facts, print_json_rows, print_table
 from featstore.cli._words import sampling_text
 from featstore.encoders.longva.shape import FeatureShape

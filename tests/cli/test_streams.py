@@ -6,6 +6,7 @@ import contextlib
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -46,6 +47,23 @@ def test_results_that_cannot_be_written_are_one_line_and_exit_code_1(stored):
         done = in_a_shell(f"{words} --cache-dir {stored} >/dev/full")
         said = "featstore: the output cannot be written: No space left on device\n"
         assert (done.returncode, done.stderr) == (1, said)
+
+
+@pytest.mark.parametrize("words", [["ls", "--json"], ["info"], ["--help"], ["ls", "--help"]])
+def test_results_that_nobody_reads_end_a_command_as_they_end_other_programs(stored, words):
+    """As in a pipe to `head`, after which a shell with pipefail tells this apart from an error."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    at = [] if "--help" in words else ["--cache-dir", stored]
+    done = subprocess.run(
+        [sys.executable, "-m", "featstore", *words, *at],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+        timeout=120,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
 
 
 def test_a_closed_stdout_is_no_error(stored):

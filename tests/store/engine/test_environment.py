@@ -79,7 +79,7 @@ def test_errors_of_lmdb_that_a_caller_may_act_on_have_their_class(tmp_path, erro
     [
         (
             lmdb.LockError("Resource temporarily unavailable"),
-            rf"number, {os.getpid()}, in .*--pid=",
+            "number, {pid}, in .*--pid=",
         ),
         (lmdb.Error(os.strerror(errno.EMFILE)), "ulimit -n"),
         (lmdb.Error(os.strerror(errno.ENFILE)), "ulimit -n"),
@@ -89,7 +89,7 @@ def test_errors_of_lmdb_that_a_caller_may_act_on_have_their_class(tmp_path, erro
     ],
 )
 def test_errors_of_lmdb_that_a_user_may_act_on_name_the_number_or_the_option(tmp_path, error, said):
-    with pytest.raises(StoreError, match=f"{tmp_path}: .*{said}"):
+    with pytest.raises(StoreError, match=f"{tmp_path}: .*{said.format(pid=os.getpid())}"):
         raise store_error(error, tmp_path)
 
 

@@ -113,11 +113,7 @@ def quantize(features: NDArray[Any], storage: Storage) -> tuple[NDArray[Any], Sc
         return _to_bf16_bits(x), ()
     with np.errstate(over="ignore"):
         stored = x.astype(STORED_DTYPES[storage.values])
-    overflowed = int(stored.size - np.isfinite(stored).sum())
-    if overflowed:
-        raise QuantizeError(
-            f"{overflowed} of {x.size} values exceed fp16's 65504; store them as bf16, fp32 or int8"
-        )
+    refuse_overflow(int(stored.size - np.isfinite(stored).sum()), x.size, storage.values)
     return stored, ()
 
 
@@ -211,6 +207,15 @@ def refuse_non_finite(count: int, total: int) -> None:
         )
 
 
+def refuse_overflow(count: int, total: int, values: str) -> None:
+    """Raise QuantizeError if `count` of `total` values, all finite, are beyond the largest of fp16 or bf16."""
+    if count:
+        largest, wider = {"fp16": (65504, "bf16, fp32 or int8")}.get(values, (3.39e38, "fp32"))
+        raise QuantizeError(
+            f"{count} of {total} values exceed {values}'s {largest}; store them as {wider}"
+        )
+
+
 def refuse_large(scales: Sequence[Any]) -> None:
     """Raise QuantizeError if values of the largest of `scales`, arrays or tensors, cannot be restored as float32."""
     scale = math.prod(float(part.max()) if 0 not in part.shape else 0.0 for part in scales)
@@ -289,6 +294,5 @@ def _to_bf16_bits(x: NDArray[np.float32]) -> NDArray[np.uint16]:
     bits = x.view(np.uint32)
     rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))  # half to even
     high: NDArray[np.uint16] = (rounded >> np.uint32(16)).astype(np.uint16)
-    if ((high & 0x7F80) == 0x7F80).any():
-        raise QuantizeError("a value rounds beyond bf16's largest, 3.39e38; the encoder overflowed")
+    refuse_overflow(int(((high & 0x7F80) == 0x7F80).sum()), high.size, "bf16")
     return high

@@ -156,9 +156,17 @@ def test_values_that_are_not_finite_are_refused(bad, storage):
         kernels.read_measures(measures.tolist(), x.numel(), storage)
 
 
-def test_a_value_too_large_for_fp16_is_refused():
-    with pytest.raises(QuantizeError, match="exceed"):
-        bridge.quantize(torch.full((2, 2), 1e5), Storage("fp16"))
+@pytest.mark.parametrize(("values", "value"), [("fp16", 1e5), ("bf16", 3.4e38)])
+def test_a_value_too_large_is_refused_in_the_same_words(values, value):
+    said = set()
+    for x, quantize in (
+        (torch.full((2, 2), value), bridge.quantize),
+        (np.full((2, 2), value, np.float32), reference.quantize),
+    ):
+        with pytest.raises(QuantizeError, match=rf"4 of 4 values exceed {values}'s") as caught:
+            quantize(x, Storage(values))
+        said.add(str(caught.value))
+    assert len(said) == 1
 
 
 INTERPRETED = """

@@ -7,7 +7,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from featstore.errors import QuantizeError
 from featstore.records.quantization import (
     BF16_MAX,
     INT8_MAX,
@@ -19,6 +18,7 @@ from featstore.records.quantization import (
     percentile_99,
     refuse_large,
     refuse_non_finite,
+    refuse_overflow,
 )
 from featstore.records.storage import STORED_DTYPES, Storage
 from featstore.torch.kernels import eager
@@ -150,10 +150,7 @@ def _error(measures: list[float]) -> QuantError:
 
 def _check(non_finite: int, overflowed: int, total: int, values: str) -> None:
     refuse_non_finite(non_finite, total)
-    if overflowed:
-        raise QuantizeError(
-            f"{overflowed} of {total} values exceed the largest {values}; store them as bf16, fp32 or int8"
-        )
+    refuse_overflow(overflowed, total, values)
 
 
 def _count_non_finite(values: torch.Tensor) -> int:

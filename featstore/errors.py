@@ -24,6 +24,12 @@ from __future__ import annotations
 
 import errno
 import shlex
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_MOST_COMPARED = 10_000  # names, which takes a third of a second
 
 
 class FeatstoreError(Exception):
@@ -152,6 +158,31 @@ def command_line(command: str, **options: object) -> str:
             words += [f"--{name.replace('_', '-')}"] if each else []
             words += [shlex.quote(str(each))] if each and each is not True else []
     return " ".join(words)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a question that names what `name` may be a slip of, or nothing.
+
+    Args:
+        name: what was asked for.
+        known: what there is.
+
+    >>> did_you_mean("watr", ["fire", "water"])
+    "did you mean 'water'? "
+    >>> did_you_mean("water.mp4", ["fire", "lakes/water"])
+    "did you mean 'lakes/water'? "
+    """
+    known = [*known]
+    near = [there for there in known if _stem(there) == _stem(name)]
+    if not near and len(known) <= _MOST_COMPARED:
+        import difflib  # it takes longer than all else that is imported here
+
+        near = difflib.get_close_matches(name, known)
+    return f"did you mean {' or '.join(map(repr, near[:3]))}? " if near else ""
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("/")[2].partition(".")[0]
 
 
 def plain(text: str) -> str:

@@ -10,7 +10,6 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import click
-from click.utils import PacifyFlushWrapper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,10 +42,11 @@ def standard_streams() -> Iterator[None]:
     If nobody reads them to the end, as in a pipe to `head`, it ends by SIGPIPE as other programs do.
     """
     _open_closed()
+    stdout = sys.stdout
     try:
         yield
     except SystemExit:
-        if isinstance(sys.stdout, PacifyFlushWrapper):  # click found the pipe broken
+        if sys.stdout is not stdout:  # click found the pipe broken and has replaced it
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             signal.raise_signal(signal.SIGPIPE)
         raise

@@ -10,13 +10,14 @@ from featstore.cli._options import (
     cache_dir_option,
     dataset_option,
     json_option,
+    open_set,
     spec_option,
     which_nframe_option,
 )
 from featstore.cli._printing import date, print_facts, print_json
 from featstore.cli._streams import say
 from featstore.cli._words import error_text, layout_text
-from featstore.errors import FeatstoreError, plain_line
+from featstore.errors import FeatstoreError, FeatureNotFound, did_you_mean, plain_line
 from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
@@ -55,7 +56,13 @@ def get(
     from featstore.records.storage import storage_text
     from featstore.store.reader import get as run
 
-    features = run(cache_dir, dataset, video_id, nframe=nframe, spec=spec)
+    try:
+        features = run(cache_dir, dataset, video_id, nframe=nframe, spec=spec)
+    except FeatureNotFound as exc:
+        if "is not stored" not in exc.found:  # it failed, or there is no set
+            raise
+        near = did_you_mean(video_id, open_set(cache_dir, dataset, spec, nframe))
+        raise FeatureNotFound(exc.found, remedy=near + exc.remedy) from exc
     if out:
         _write(features, out)
     facts = record_facts(features.header)

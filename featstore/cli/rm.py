@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 import click
@@ -17,7 +18,7 @@ from featstore.cli._options import (
 from featstore.cli._printing import print_json
 from featstore.cli._streams import say
 from featstore.cli._words import how_many
-from featstore.errors import FeatstoreError, StoreError, command_line, plain_line
+from featstore.errors import FeatstoreError, StoreError, command_line, did_you_mean, plain_line
 from featstore.system.filesystems import format_bytes
 
 
@@ -81,8 +82,15 @@ def rm(
             rows = left.sets.rows()
             now = f"that is {plain_line(left.feature_set.describe())}" if rows else "there is none"
             click.echo(f"  it was the default set; now {now}")
+        there: list[str] = []
+        if removed.missing:
+            with contextlib.suppress(FeatstoreError):  # it may be damaged
+                there = [*open_set(cache_dir, dataset, spec)]
         for video in removed.missing:
-            click.echo(f"  not there: {plain_line(video)}")
+            near = did_you_mean(video, there)
+            click.echo(
+                f"  not there: {plain_line(video)}{near and f'; {plain_line(near.strip())}'}"
+            )
     if removed.missing:
         sys.exit(SOME_FAILED)
 

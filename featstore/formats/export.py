@@ -14,6 +14,7 @@ from featstore.errors import (
     FeatureNotFound,
     RecordError,
     StoreFull,
+    did_you_mean,
 )
 from featstore.formats.export_index import FolderIndex
 from featstore.formats.feature_files import FORMATS, write_features
@@ -175,7 +176,8 @@ def _chosen(dataset: Dataset, patterns: list[str]) -> list[str]:
         if not fitting:
             raise FeatureNotFound(
                 f"no video of dataset {dataset.name!r} fits {pattern!r}, of {len(videos)} in feature set "
-                f"{dataset.feature_set.spec.digest[:8]}; featstore ls --dataset {dataset.name} lists them"
+                f"{dataset.feature_set.spec.digest[:8]}; "
+                f"{did_you_mean(pattern, videos)}featstore ls --dataset {dataset.name} lists them"
             )
         chosen.update(fitting)
     return sorted(chosen)

@@ -8,7 +8,7 @@ import os
 import stat
 from pathlib import Path
 
-from featstore.errors import DatasetNotFound, StoreNotFound, command_line
+from featstore.errors import DatasetNotFound, StoreNotFound, command_line, did_you_mean
 from featstore.store.paths import (
     DATA_FILE,
     LMDB_LOCK_FILE,
@@ -74,7 +74,8 @@ def name_present(cache_dir: str | os.PathLike[str], dataset: str) -> str:
         there = dataset_names(cache_dir)
     names = ", ".join(there) or "none"
     return (
-        f"there is no dataset {dataset!r} in {absolute(cache_dir)}; the datasets there are: {names}"
+        f"there is no dataset {dataset!r} in {absolute(cache_dir)}; "
+        f"{did_you_mean(dataset, there)}the datasets there are: {names}"
     )
 
 

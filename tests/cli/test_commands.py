@@ -259,6 +259,19 @@ def test_the_help_says_whole_sentences():
     assert max(map(len, shown.splitlines())) <= 80
 
 
+def test_a_slip_in_a_name_is_answered_with_the_name(stored):
+    at = ("--cache-dir", stored, "--dataset")
+    for said in (
+        run("get", *at, "demo", "blnk").stderr,
+        run("get", *at, "demo", "blink.mp4").stderr,
+        run("export", *at, "demo", "--to", "npy", "--out", "x", "--video", "bling").stderr,
+        run("rm", *at, "demo", "--yes", "--video", "blimk").stdout,
+    ):
+        assert "did you mean 'blink'?" in said
+    assert "did you mean 'demo'?" in run("ls", *at, "demos").stderr
+    assert "did you mean" not in run("get", *at, "demo", "other").stderr
+
+
 def test_a_long_fact_is_wrapped_below_itself_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     facts = {"id": "a", "settings": "one 1, two 2, three 3, four 4, five 5"}

@@ -185,6 +185,11 @@ def _stem(name: str) -> str:
     return name.rpartition("/")[2].partition(".")[0]
 
 
+def how_many(count: int, noun: str) -> str:
+    """Return a count and what is counted, as `1 video` or `3 videos`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def plain(text: str) -> str:
     """Return `text` for printing: its lines, with control characters escaped.
 

@@ -11,6 +11,7 @@ from operator import index
 from typing import Any
 
 from featstore import defaults
+from featstore.errors import how_many
 
 POLICIES = ("linspace", "midpoint", "vlmevalkit", "fps")
 UNKNOWN = "unknown"  # the policy of features that were imported
@@ -135,7 +136,7 @@ class Sampling:
 
     def __str__(self) -> str:
         """Return number of frames and rule, for people."""
-        return f"{self.nframe} frames, {self.rule}"
+        return f"{how_many(self.nframe, 'frame')}, {self.rule}"
 
 
 def _linspace(n: int, k: int) -> list[int]:

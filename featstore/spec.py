@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from featstore.errors import StoreMismatch, plain_line
+from featstore.errors import StoreMismatch, how_many, plain_line
 from featstore.fields import build, to_plain
 from featstore.geometry import Geometry
 from featstore.preprocessing import Preprocessing, UnknownPreprocessing
@@ -137,7 +137,7 @@ class FeatureSpec:
         """Return a line for people."""
         if self.imported:
             named = ", ".join(f"{name} {value}" for name, value in self.encoder.settings.items())
-            frames = f"{self.sampling.nframe} frames"
+            frames = how_many(self.sampling.nframe, "frame")
             return plain_line(
                 f"{self.digest[:8]}  imported, {named:.80}  {frames}, which is unknown"
             )

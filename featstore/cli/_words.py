@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from featstore.errors import how_many as how_many
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-
-def how_many(count: int, noun: str) -> str:
-    """Return a count and what is counted, as `1 video` or `3 videos`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def counts_text(counts: Mapping[str, int]) -> str:

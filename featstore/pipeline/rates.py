@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from featstore.decoding.video_file import Video
-from featstore.errors import FeatstoreError
+from featstore.errors import FeatstoreError, how_many
 from featstore.pipeline.ingest import ingest
 from featstore.store.describe import describe_dataset
 from featstore.system.cpus import default_workers
@@ -127,8 +127,8 @@ def measure_rates(
         if not summary.stored:
             why = summary.full or (summary.failures[0].reason if summary.failures else "")
             raise FeatstoreError(
-                f"none of {len(sample)} videos was finished in {summary.seconds:.0f} s, so no rate could be measured"
-                + (f": {why}" if why else ""),
+                f"none of {how_many(len(sample), 'video')} was finished in {summary.seconds:.0f} s, so no rate "
+                "could be measured" + (f": {why}" if why else ""),
                 remedy="leave out --measure",
             )
         (found,) = describe_dataset(folder, "sample", rows=False)["feature_sets"]

@@ -7,7 +7,7 @@ from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import FeatstoreError, StoreNotFound, plain_line
+from featstore.errors import FeatstoreError, StoreNotFound, how_many, plain_line
 from featstore.records.features import Features
 from featstore.store.catalog import (
     check_verify,
@@ -129,7 +129,8 @@ class Dataset(Mapping[str, Features]):
         except FeatstoreError as exc:
             return f"<featstore.Dataset {self.name!r}: {plain_line(exc.found.split('; ')[0])}>"
         spec = row.spec
-        return f"<featstore.Dataset {self.name!r}: {count} videos, {spec.digest[:8]}, {spec.sampling}, {row.storage}>"
+        videos = how_many(count, "video")
+        return f"<featstore.Dataset {self.name!r}: {videos}, {spec.digest[:8]}, {spec.sampling}, {row.storage}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by name: opened again where it is loaded."""

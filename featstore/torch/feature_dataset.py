@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.data import Dataset
 
+from featstore.errors import how_many
 from featstore.store.reader import FeatureStore, get
 from featstore.torch.conversion import check_dtype, to_tensor
 from featstore.torch.prefetching import prefetch
@@ -73,7 +74,7 @@ class FeatureDataset(Dataset[torch.Tensor]):
         """Return dataset, number of videos, feature set and dtype."""
         kind = str(self.dtype).removeprefix("torch.")
         return (
-            f"<featstore.torch.FeatureDataset {self.dataset!r}: {len(self)} videos, "
+            f"<featstore.torch.FeatureDataset {self.dataset!r}: {how_many(len(self), 'video')}, "
             f"{self.digest[:8]}, {kind}>"
         )
 

@@ -669,7 +669,7 @@ def test_what_misses_the_error_budget_is_told_of_wherever_it_matters(sample_clip
     assert summary["budget"] == {"max_error": 1e-5, "on_miss": "lossless"}
     text = run("info", "--cache-dir", tmp_path).stdout
     assert "int8/tensor; 3 videos losslessly, which missed the error budget" in text
-    assert "error budget   0.001 % of a token" in text
+    assert "error budget   99 of 100 tokens of a video within 0.001 %" in text
     found = json.loads(run("info", "--cache-dir", tmp_path, "--json").stdout)
     assert found["demo"]["feature_sets"][0]["lossless"] == 3
     listed = run("ls", "--cache-dir", tmp_path, "--dataset", "demo")

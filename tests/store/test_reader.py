@@ -568,7 +568,7 @@ def test_a_repr_fits_a_line(cache):
     dataset, digest = store["demo"], toy_spec().digest[:8]
     assert repr(store) == f"<featstore.FeatureStore {str(cache)!r}: demo>"
     assert repr(dataset) == (
-        f"<featstore.Dataset 'demo': 1 videos, {digest}, 4 frames, linspace, int8/channel_token>"
+        f"<featstore.Dataset 'demo': 1 video, {digest}, 4 frames, linspace, int8/channel_token>"
     )
     assert repr(dataset["a"]) == "<featstore.Features 'a': 16 x 8, int8/channel_token>"
     FeatureWriter(cache, "empty", min_free=0)

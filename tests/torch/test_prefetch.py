@@ -274,7 +274,7 @@ def test_the_default_set_is_meant_unless_another_is_named(cache_dir):
 def test_a_dataset_s_repr_is_a_line_that_says_what_it_is(cache_dir):
     dataset = FeatureDataset(cache_dir, "two", nframe=2)
     assert repr(dataset) == (
-        f"<featstore.torch.FeatureDataset 'two': 1 videos, {toy_spec(2).digest[:8]}, bfloat16>"
+        f"<featstore.torch.FeatureDataset 'two': 1 video, {toy_spec(2).digest[:8]}, bfloat16>"
     )
 
 

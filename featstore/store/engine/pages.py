@@ -12,7 +12,7 @@ import os
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from featstore.errors import StoreDamaged, StoreError, StoreMismatch
+from featstore.errors import StoreDamaged, StoreError, StoreMismatch, how_many
 from featstore.store.paths import DATA_FILE, because
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def refuse_damaged_pages(folder: Path) -> None:
     problems = find_page_problems(folder)
     if problems:
         raise StoreError(
-            f"the pages of {folder / DATA_FILE} are damaged: {problems[0]} ({len(problems)} problems); nothing is "
-            "written into it: copy what is good into another cache with featstore merge, which leaves it as it is, and "
-            "ingest the rest there"
+            f"the pages of {folder / DATA_FILE} are damaged: {problems[0]} "
+            f"({how_many(len(problems), 'problem')}); nothing is written into it: copy what is good "
+            "into another cache with featstore merge, which leaves it as it is, and ingest the rest there"
         )

@@ -20,6 +20,7 @@ from featstore.errors import (
     StoreError,
     StoreFull,
     StoreMismatch,
+    how_many,
 )
 from featstore.records.record import pack_prefix, parse
 from featstore.store.catalog import (
@@ -187,7 +188,7 @@ class _Source:
         lost = Counter(key[:DIGEST_DIGITS].decode(errors="replace") for key in self._salvaged)
         for digest in lost.keys() - sets.keys() - damaged.keys():
             damaged[digest] = StoreDamaged(
-                f"its row is lost, and so what its {lost[digest]} videos are"
+                f"its row is lost, and so what its {how_many(lost[digest], 'video')} held"
             )
         return sets, damaged
 

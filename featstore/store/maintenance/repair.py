@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from featstore.errors import FeatstoreError, RecordError
+from featstore.errors import FeatstoreError, RecordError, how_many
 from featstore.records.record import has_whole_prefix, parse
 from featstore.store.catalog import open_dataset, read_manifest
 from featstore.store.changes import CatalogTransaction, is_manifest_lost, rebuild_manifest
@@ -202,7 +202,7 @@ class _Mending:
         for key in sorted(keys):
             self._drop_video(key, problem.found)
         self._txn.delete_set(problem.key)
-        return f"removed with its {len(keys)} videos; ingest them again"
+        return f"removed with its {how_many(len(keys), 'video')}; ingest again"
 
     def _drop_video(self, key: bytes, reason: str) -> str:
         known = self._identity(key)

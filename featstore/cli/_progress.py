@@ -83,10 +83,10 @@ def show_count(total: int | None, waiting: str, done: str = "") -> Iterator[Call
 
 
 def show_cursor() -> None:
-    """Show the terminal's cursor, which a bar hides, when the program ends inside its block."""
+    """Leave the line of a bar and show the cursor, which a bar hides, when the program ends inside its block."""
     with suppress(OSError):
         if os.isatty(2):
-            os.write(2, b"\x1b[?25h")
+            os.write(2, b"\x1b[?25h\n")
 
 
 class _Lines:

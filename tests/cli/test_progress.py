@@ -93,3 +93,12 @@ def test_a_count_that_is_soon_done_leaves_no_line_in_a_log(capsys):
         count(5)
         count(5)
     assert capsys.readouterr().err == ""
+
+
+def test_a_program_that_ends_at_once_leaves_the_line_and_the_cursor():
+    with Terminal(80, "-c", AT_WORK) as terminal:
+        terminal.until(lambda lines: "waiting" in "".join(lines))
+        terminal.send("import os; from featstore.cli._progress import show_cursor")
+        terminal.send("show_cursor(); os.write(2, b'$ '); os._exit(130)")
+        assert terminal.end()[-1] == "$"
+        assert not terminal.screen.cursor.hidden

@@ -251,7 +251,7 @@ def _write_csv(found: Study, target: str) -> None:
 
 
 _FORMATS: dict[str, Callable[[Any], str]] = {
-    "MB": lambda value: f"{value / 1e6:8.3f}",
+    "MB/video": lambda value: f"{value / 1e6:8.3f}",
     "ratio": "{:5.2f}".format,
     "token p99": "{:8.3%}".format,
     "token max": "{:8.3%}".format,
@@ -271,7 +271,7 @@ def _print(found: Study) -> None:
         return
     columns = {
         "storage": "storage",
-        "MB": "record_bytes",
+        "MB/video": "record_bytes",
         "ratio": "ratio",
         "token p99": "token_p99",
         "token max": "token_max",

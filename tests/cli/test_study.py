@@ -35,7 +35,7 @@ def test_a_table_has_a_line_a_storage(features):
     done = run("--features", features)
     assert done.exit_code == 0, done.output
     names, *lines, last = done.stdout.splitlines()
-    assert names.split()[:3] == ["storage", "MB", "ratio"]
+    assert names.split()[:3] == ["storage", "MB/video", "ratio"]
     assert [line[:23].strip() for line in lines] == [str(kind) for kind in studies.STORAGES]
     assert last.startswith(f"2 videos of {features}; int8/channel takes ")
     assert done.stderr.splitlines() == ["studied a", r"studied sub/b \x1b[2J"]

@@ -186,6 +186,7 @@ def _facts(
                 "stored": found.stored,
                 "stored_otherwise": found.restored,
                 "replaced": found.replaced,
+                "clashes": found.clashes,
                 "to_ingest": found.clips.count,
                 "frames": found.clips.frames_taken,
                 "seconds_of_video": found.clips.seconds,
@@ -232,13 +233,12 @@ def _print_videos(estimates: Sequence[Estimate]) -> None:
     hours = {"hours": lambda seconds: "?" if seconds is None else f"{seconds / 3600:.2f}"}
     kept = [i for i, name in enumerate(names) if name != "questions" or any(row[i] for row in rows)]
     print_table([names[i] for i in kept], [tuple(row[i] for i in kept) for row in rows], hours)
+    failed = sum(len(found.failed_before) for found in estimates)
     for count, what in (
         (sum(found.restored for found in estimates), "stored otherwise, and made again"),
         (sum(found.replaced for found in estimates), "of files that were replaced since"),
-        (
-            sum(len(found.failed_before) for found in estimates),
-            "that failed before; try again: --retry-failed",
-        ),
+        (sum(found.clashes for found in estimates), "left out, whose ids other files have"),
+        (failed, "that failed before; try again: --retry-failed"),
     ):
         if count:
             click.echo(f"  {how_many(count, 'video')} {what}")

@@ -181,6 +181,13 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "also reads AV1; decord is only decord. exact takes the frames that a player shows, of any file that PyAV "
         "reads, which makes another feature set; decord miscounts some kinds of files.",
     ),
+    click.option(
+        "--on-clash",
+        type=click.Choice(["skip", "error"]),
+        default=defaults.ON_CLASH,
+        help="What becomes of a video whose id is that of another file, which is stored and still there: it is left "
+        "out and named (exit code 3), or nothing is ingested.",
+    ),
     click.option("--limit", type=click.IntRange(1), help="Maximum number of videos to ingest."),
     click.option("--retry-failed", is_flag=True, help="Try the videos that failed before again."),
     min_free_option,

@@ -83,7 +83,7 @@ def ingest(**options: Any) -> None:
         sys.exit(1)
     if stop.is_set():
         sys.exit(INTERRUPTED)
-    if any(summary.failures or summary.failed_before for summary in summaries):
+    if any(found.failures or found.failed_before or found.clashes for found in summaries):
         sys.exit(SOME_FAILED)
 
 
@@ -99,6 +99,8 @@ def _plan_line(plan: IngestSummary, cache_dir: str) -> str:
         parts.append(f"{plan.restored} stored otherwise")
     if plan.replaced:
         parts.append(f"{plan.replaced} replaced since")
+    if plan.clashes:
+        parts.append(f"{len(plan.clashes)} left out, whose ids are of other stored files")
     if plan.failed_before:
         parts.append(f"{len(plan.failed_before)} failed before (try again: --retry-failed)")
     need = f"{format_bytes(plan.needed_bytes)} needed, {format_bytes(free_bytes(there))} free"
@@ -127,11 +129,17 @@ def _print_summary(summary: IngestSummary) -> None:
     for heading, failures in (
         ("failed", summary.failures),
         ("failed before", summary.failed_before),
+        ("clash", summary.clashes),
     ):
         for failure in failures:
             click.echo(f"  {heading}: {plain_line(f'{failure.video_id}: {failure.reason}')}")
     if summary.failures or summary.failed_before:
         click.echo("  once the cause is mended, --retry-failed tries them again")
+    if summary.clashes:
+        click.echo(
+            "  give each file its own id in a manifest (--manifest), or take another --dataset; --on-clash error lists "
+            "the command that removes what is stored"
+        )
 
 
 def _say_not_begun(sources: list[IngestSource]) -> None:

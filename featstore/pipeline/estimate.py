@@ -88,6 +88,7 @@ class Estimate:
         todo: the videos to ingest; none of a guess.
         stored: number of videos stored already.
         replaced: number of those to ingest that are stored from another file.
+        clashes: number of videos left out because another file is stored under their ids.
         restored: number of those to ingest that are stored in another way.
         failed_before: videos left out because an earlier ingest failed on them.
         unreadable: why a video's file cannot be read, by its id; an ingest would fail on them.
@@ -104,6 +105,7 @@ class Estimate:
     todo: tuple[Video, ...] = ()
     stored: int = 0
     replaced: int = 0
+    clashes: int = 0
     restored: int = 0
     failed_before: tuple[Failure, ...] = ()
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -197,10 +199,11 @@ def estimate_ingest(
         storage=plan.storage,
         geometry=geometry,
         clips=Clips(frames, names, seconds),
-        videos=len(plan.todo) + len(plan.stored) + len(plan.failed_before),
+        videos=sum(map(len, (plan.todo, plan.stored, plan.failed_before, plan.clashes))),
         todo=plan.todo,
         stored=len(plan.stored),
         replaced=len(plan.replaced),
+        clashes=len(plan.clashes),
         restored=plan.restored,
         failed_before=plan.failed_before,
         unreadable=unreadable,

@@ -112,6 +112,7 @@ def ingest(
         replaced=len(plan.replaced),
         restored=plan.restored,
         beyond_limit=plan.beyond_limit,
+        clashes=list(plan.clashes),
         failed_before=list(plan.failed_before),
         budget=plan.budget,
         needed_bytes=plan.needed_bytes(spec),

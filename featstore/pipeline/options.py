@@ -8,6 +8,8 @@ from featstore import defaults
 from featstore.decoding.video_file import DECODERS
 from featstore.records.budget import ErrorBudget
 
+ON_CLASH = ("skip", "error")
+
 
 @dataclass(frozen=True)
 class IngestOptions:
@@ -29,6 +31,8 @@ class IngestOptions:
             are made from now on.
         on_max_error: what becomes of a video that misses it: `lossless`, it is stored as it was computed; `warn`, it is
             stored all the same; `fail`.
+        on_clash: what becomes of a video whose id is that of another file, which is stored and still there: `skip`, it
+            is left out and named in the summary; `error`, nothing is ingested.
         limit: ingest so many videos at most; None for all.
         min_free: bytes that stay free on the disk.
         max_size: bytes the cache directory may take; None for no limit.
@@ -49,6 +53,7 @@ class IngestOptions:
     replace_storage: bool = False
     max_error: float | None = None
     on_max_error: str = defaults.ON_MAX_ERROR
+    on_clash: str = defaults.ON_CLASH
     limit: int | None = None
     min_free: int = defaults.MIN_FREE_BYTES
     max_size: int | None = None
@@ -59,6 +64,8 @@ class IngestOptions:
         """Refuse values that no ingest can work with."""
         if self.decoder not in DECODERS:
             raise ValueError(f"decoder is {self.decoder!r}; use one of {', '.join(DECODERS)}")
+        if self.on_clash not in ON_CLASH:
+            raise ValueError(f"on_clash is {self.on_clash!r}; use one of {', '.join(ON_CLASH)}")
         ErrorBudget(self.max_error, self.on_max_error)
         if not self.decode_timeout > 0:
             raise ValueError(f"decode_timeout is {self.decode_timeout} s; it must be above 0")

@@ -25,7 +25,7 @@ from featstore.store import open_snapshot
 from featstore.store.catalog import read_manifest, read_set
 from featstore.store.manifest import Counts
 from featstore.store.paths import dataset_path
-from featstore.store.rows import set_key, unpack_entry, unpack_failure, video_key
+from featstore.store.rows import Failure, set_key, unpack_entry, unpack_failure, video_key
 from featstore.store.selection import wanted_set
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from featstore.pipeline.listing import Listing
     from featstore.spec import FeatureSpec
     from featstore.store import Snapshot
-    from featstore.store.rows import Entry, Failure
+    from featstore.store.rows import Entry
 
 LARGEST_EVERY = 4
 # A listing of more videos, and of more than an eighth of those of the feature set, is compared with all rows in one
@@ -55,6 +55,7 @@ class Plan:
         todo: videos to encode, as listed; those whose file was replaced since are among them.
         stored: videos that are stored already.
         failed_before: videos left out because an earlier ingest failed on them.
+        clashes: videos left out because another file is stored under their ids, and still there; none is recorded.
         replaced: ids of those in `todo` that are stored from another file.
         restored: number of those in `todo` that are stored in another way than the feature set is to be.
         replaces_storage: the feature set is there, and its row is to say `storage` from now on.
@@ -67,6 +68,7 @@ class Plan:
     todo: tuple[Video, ...] = ()
     stored: tuple[Video, ...] = ()
     failed_before: tuple[Failure, ...] = ()
+    clashes: tuple[Failure, ...] = ()
     replaced: frozenset[str] = frozenset()
     restored: int = 0
     replaces_storage: bool = False
@@ -119,11 +121,12 @@ def make_plan(
         videos: each with an id of its own.
         snapshot: of the dataset, None if there is none yet.
         spec: the feature set.
-        options: `resume`, `retry_failed`, `replace_storage` and `limit` of them.
+        options: `resume`, `retry_failed`, `replace_storage`, `on_clash` and `limit` of them.
         storage: how features are to be stored, a Storage or `lossless`; None follows the feature set.
 
     Raises:
-        ListingError: if an id names a file that is stored, and still exists, and now another one too.
+        ListingError: if an id names a file that is stored, and still exists, and now another one too, with `on_clash`
+            `error`.
         StoreMismatch: if the feature set is stored in another way, and `replace_storage` is not set.
     """
     options = options or IngestOptions()
@@ -134,6 +137,7 @@ def make_plan(
     wanted = wanted_set(there, storage, options.replace_storage)
     stored_as = wanted.storage if wanted else storage or Storage()
     failures: dict[int, Failure] = {}
+    clashes: dict[int, str] = {}  # the path of the file that is stored
     stored = bytearray(len(videos))  # 1 for a video that is
     otherwise = bytearray(len(videos))  # 1 for one that is, in another way than it is to be
     replaced: set[str] = set()
@@ -147,7 +151,6 @@ def make_plan(
                 failure = unpack_failure(data)
                 if not _is_worth_again(failure, videos[place].path, wanted.storage_since):
                     failures[place] = failure
-        clashes = []
         for key, place, data in _known_rows(snapshot, "catalog", counts.videos, places, digest):
             entry, video = unpack_entry(key, data), videos[place]
             if not was_replaced(entry, video.path, entry.video_path):
@@ -156,12 +159,12 @@ def make_plan(
             elif place not in failures:
                 replaced.add(video.video_id)
                 if _is_another(entry, video.path):
-                    clashes.append((place, entry.video_path))
-        if clashes:
-            raise _clash(videos, sorted(clashes), snapshot.path, digest)
+                    clashes[place] = entry.video_path
+        if clashes and options.on_clash == "error":
+            raise _clash(videos, sorted(clashes.items()), snapshot.path, digest)
     left_out = [failures[place] for place in sorted(failures) if not stored[place]]
     known = bytearray(stored)
-    for place in failures:
+    for place in (*failures, *clashes):
         known[place] = 1
     todo = tuple(compress(videos, map(not_, known)))[: options.limit]
     done = tuple(compress(videos, stored))
@@ -171,6 +174,7 @@ def make_plan(
         todo=todo,
         stored=done,
         failed_before=tuple(left_out),
+        clashes=tuple(_left_out(videos[at], clashes[at], spec.digest) for at in sorted(clashes)),
         replaced=frozenset(video.video_id for video in todo if video.video_id in replaced),
         restored=restored,
         replaces_storage=wanted is not there,
@@ -204,6 +208,11 @@ def _known_rows(
             yield key, known, data
 
 
+def _left_out(video: Video, before: str, digest: str) -> Failure:
+    reason = f"{video.path} is left out, for the id is that of {before}, which is stored and there"
+    return Failure(video.video_id, video.path, digest, reason, time.time())
+
+
 def _clash(
     videos: Sequence[Video], clashes: list[tuple[int, str]], path: Path, digest: str
 ) -> ListingError:
@@ -217,7 +226,8 @@ def _clash(
     ]
     return ListingError(
         f"{len(clashes)} video ids name other files that are stored already; give each file its own id in a "
-        "manifest (--manifest, columns video_id and path), take another --dataset, or remove what is stored: "
+        "manifest (--manifest, columns video_id and path), take another --dataset, leave them out with "
+        "--on-clash skip, or remove what is stored: "
         f"{remove}{''.join(listed)}"
     )
 

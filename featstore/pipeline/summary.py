@@ -54,6 +54,7 @@ class IngestSummary:
         restored: those planned that are stored in another way than `storage`.
         beyond_limit: videos that the limit leaves for later.
         failed_before: failures of earlier runs, which were not tried again.
+        clashes: videos left out, for another file is stored under their ids.
         budget: how far stored values may be from the encoder's.
         needed_bytes: the most that the planned records take.
         workers: processes that decoded.
@@ -85,6 +86,7 @@ class IngestSummary:
     failed_before: list[Failure]
     needed_bytes: int
     beyond_limit: int = 0
+    clashes: list[Failure] = field(default_factory=list)
     budget: ErrorBudget = field(default_factory=ErrorBudget)
     workers: int = 1
     encoders: int = 1
@@ -143,7 +145,7 @@ class IngestSummary:
         """Return plain values, for JSON, in the words of featstore.formats.facts."""
         plain = asdict(self)
         del plain["spec"]
-        for name in ("failures", "failed_before"):
+        for name in ("failures", "failed_before", "clashes"):
             plain[name] = [failure_facts(self.dataset, row) for row in getattr(self, name)]
         return {
             "dataset": self.dataset,

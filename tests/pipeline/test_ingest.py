@@ -154,11 +154,29 @@ def test_another_folders_video_of_the_same_id_takes_no_ones_place(clips, cache, 
     other = tmp_path / "other"
     other.mkdir()
     shutil.copy(clips / "color_bars.mp4", other / "blink.mp4")
+    strict = IngestOptions(on_clash="error")
     with pytest.raises(ListingError, match="name other files that are stored already") as said:
-        ingest(other, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+        ingest(other, cache, "demo", encoder=ToyEncoder(), sampling=SIX, options=strict)
     assert f"'blink': {clips / 'blink.mp4'} and {other / 'blink.mp4'}" in str(said.value)
     (clips / "blink.mp4").unlink()  # then it was moved, or is no more
     assert ingest(other, cache, "demo", encoder=ToyEncoder(), sampling=SIX).stored == 1
+
+
+def test_a_clash_of_ids_is_left_out_and_the_others_are_ingested(clips, cache, tmp_path):
+    ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+    before = featstore.get(cache, "demo", "blink").header
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("blink.mp4", "new.mp4"):
+        shutil.copy(clips / "color_bars.mp4", other / name)
+    for stored in (1, 0):  # and it is no failure that a later run must retry
+        done = ingest(other, cache, "demo", encoder=ToyEncoder(), sampling=SIX)
+        assert (done.stored, done.failures, done.replaced) == (stored, [], 0)
+        (clash,) = done.to_dict()["clashes"]
+        assert (clash["video_id"], clash["video_path"]) == ("blink", str(other / "blink.mp4"))
+        assert f"is that of {clips / 'blink.mp4'}, which is stored" in clash["reason"]
+    assert featstore.get(cache, "demo", "blink").header == before
+    assert list(featstore.open(cache)["demo"].failures()) == []
 
 
 def test_a_touched_video_of_the_same_content_is_left_alone(clips, cache):

@@ -184,7 +184,7 @@ def test_an_id_names_one_file_whether_it_resumes(cache, tmp_path, resume):
         fields = {"video_path": str(path), "source": fingerprint(str(path))}
         put_video(writer, toy_spec(), "0", toy_features(0), **fields)
     snapshot = open_environment(cache / "demo").snapshot()
-    options = IngestOptions(resume=resume)
+    options = IngestOptions(resume=resume, on_clash="error")
     remove = f"remove what is stored: featstore rm --cache-dir {cache} --dataset demo --spec {toy_spec().digest[:8]} "
     with pytest.raises(ListingError, match=f"name other files.*{remove}--video 0\n"):
         make_plan([Video("0", str(other))], snapshot, toy_spec(), options)

@@ -67,6 +67,14 @@ class _Group(click.Group):
         except FeatstoreError as exc:
             say(f"featstore: {plain(str(exc))}")
             ctx.exit(1)
+        except ModuleNotFoundError as exc:
+            if not exc.name or exc.name.startswith("featstore"):
+                raise
+            say(
+                f"featstore: this needs the package of {exc.name}, which is not installed: install featstore again, "
+                "without --no-deps"
+            )
+            ctx.exit(1)
         except KeyboardInterrupt:
             say("featstore: interrupted")
             ctx.exit(INTERRUPTED)

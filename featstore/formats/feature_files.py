@@ -59,7 +59,7 @@ def read_features(path: Path) -> FileContent:
     """
     try:
         return _READERS[path.suffix](path)
-    except (ValueError, OSError):
+    except (ValueError, OSError, ImportError):
         raise
     except (
         Exception

@@ -1,16 +1,14 @@
-"""What is distributed: an sdist with everything, a wheel from it, and reading with few requirements."""
+"""What is distributed: an sdist with everything, and a wheel from it."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 import tarfile
 import zipfile
 from email import message_from_bytes
 from typing import TYPE_CHECKING
 
 import pytest
+from packages import build, files_of_git, names_in_git
 from toys import REPOSITORY
 
 import featstore
@@ -22,15 +20,6 @@ pytestmark = pytest.mark.slow
 
 # What a build adds to the sdist.
 MADE = {"PKG-INFO", "featstore.egg-info"}
-BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
-
-
-def build(kind: str, source: Path, out: Path) -> Path:
-    """Build as pip does, without fetching the build's requirements."""
-    words = [sys.executable, "-c", BUILD, f"build_{kind}", str(out)]
-    done = subprocess.run(words, cwd=source, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return out / done.stdout.split()[-1]
 
 
 def files_below(folder: Path) -> set[str]:
@@ -39,21 +28,13 @@ def files_below(folder: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def whole():
-    """The names of the files that git knows, or would at the next commit."""
-    if not (REPOSITORY / ".git").exists():
-        pytest.skip("needs git's list of files, and this is no clone")
-    words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    return {name for name in done.stdout.split("\0") if (REPOSITORY / name).is_file()}
+    return names_in_git()
 
 
 @pytest.fixture(scope="module")
-def unpacked(whole, tmp_path_factory):
+def unpacked(tmp_path_factory):
     """The folder that an sdist becomes."""
-    source = tmp_path_factory.mktemp("source")
-    for name in whole:
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(REPOSITORY / name, source / name)
+    source = files_of_git(tmp_path_factory.mktemp("source"))
     with tarfile.open(build("sdist", source, source / "dist")) as archive:
         archive.extractall(source / "dist", filter="data")
     return source / "dist" / f"featstore-{featstore.__version__}"

@@ -11,7 +11,7 @@ CODEC = "raw"  # read without a copy; int8 features hardly compress
 MAX_ERROR = 0.02  # 99th percentile of a token's relative L2; int8's own on sound features is 0.01
 ON_MAX_ERROR = "lossless"  # what is stored of a video that misses it: what the encoder computed
 
-ON_CLASH = "skip"  # what becomes of a file whose id another stored file has: one must not stop a thousand
+ON_CLASH = "skip"  # what becomes of a file whose id another stored one has: one must not stop all
 
 # How it is computed.
 ENCODER = "longva"

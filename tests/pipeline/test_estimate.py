@@ -115,7 +115,7 @@ def test_videos_are_as_long_as_their_frames_by_time():
         (
             of_7b(100_000, Storage("int8", "channel")),
             Room("cache", MAP_BYTES * 9, 0, None, 0),
-            "demo would fill 2 files of 4096.00 GiB",
+            "demo would fill 2 files of 4.00 TiB",
         ),
         (
             of_7b(10, Storage("int8", "channel")),

@@ -6,7 +6,7 @@ from __future__ import annotations
 NFRAME = 128  # frames per video; LongVA is evaluated at this number
 SAMPLING = "linspace"  # evenly spaced with both ends, as LongVA and lmms-eval sample
 VALUES = "int8"  # half the bytes of bf16
-GRANULARITY = "channel_token"  # two int8 scales a value: outlier tokens and channels cost others nothing
+GRANULARITY = "channel_token"  # two int8 scales a value: outliers cost others nothing
 CODEC = "raw"  # read without a copy; int8 features hardly compress
 MAX_ERROR = 0.02  # 99th percentile of a token's relative L2; int8's own on sound features is 0.01
 ON_MAX_ERROR = "lossless"  # what is stored of a video that misses it: what the encoder computed

@@ -11,6 +11,7 @@ import click
 
 from featstore import defaults
 from featstore.cli._options import (
+    FiniteRange,
     VariadicOption,
     cache_dir_option,
     dtype_option,
@@ -162,7 +163,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option(
         "--decode-timeout",
-        type=click.FloatRange(0, min_open=True),
+        type=FiniteRange(0, min_open=True),
         default=defaults.DECODE_TIMEOUT,
         help="Maximum seconds to decode one video.",
     ),

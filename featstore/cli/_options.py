@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,19 @@ def usage_errors() -> Iterator[None]:
         raise
     except ValueError as exc:
         raise click.UsageError(plain(str(exc))) from exc
+
+
+class FiniteRange(click.FloatRange):
+    """A number within bounds; `nan`, which is within any, and `inf` are none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number; refuse what is not finite."""
+        found: float = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return found
 
 
 def size(text: str) -> int:

@@ -10,6 +10,7 @@ import click
 from featstore import defaults
 from featstore.cli._options import (
     SOME_FAILED,
+    FiniteRange,
     device_option,
     digest_prefix,
     dtype_option,
@@ -89,7 +90,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--min-identical",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     default=defaults.MIN_IDENTICAL,
     help="Minimum share of identical answers.",
 )

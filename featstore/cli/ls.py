@@ -23,10 +23,10 @@ from featstore.errors import plain_line
 from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from featstore.store.dataset import Dataset
-    from featstore.store.rows import Failure
+    from featstore.store.rows import Entry, Failure
 
 _SETS = ("dataset", "feature_set", "default", "videos", "failures", "record_bytes", "storage")
 # Columns of the table of videos, and the fields of an entry that are in them, which fit a terminal of 80 characters.
@@ -128,17 +128,23 @@ def _list_videos(there: Dataset, as_json: bool) -> None:
     # Of a million videos only what is printed is held, and no Python runs for each of its values.
     start = Entry._fields.index("values")
     places = *map(Entry._fields.index, _VIDEOS), slice(start, start + len(_STORAGE))
-    found = sorted(map(itemgetter(*places), there.entries()), key=itemgetter(0))
+    feature_set, lossless = there.feature_set, 0
+
+    def counted() -> Iterator[Entry]:
+        nonlocal lossless
+        for entry in there.entries():
+            lossless += feature_set.is_lossless(entry)
+            yield entry
+
+    found = sorted(map(itemgetter(*places), counted()), key=itemgetter(0))
     formats: dict[str, Callable[[Any], str]] = {
         "size": lru_cache(format_bytes),
         "storage": _storage_of,
     }
     print_table((*_heads(_VIDEOS), "storage"), found, formats)
-    feature_set = there.feature_set
-    own, asked = feature_set.spec.encoder.dtype, feature_set.storage
-    lossless = sum(own == row[-1][0] for row in found) if own != asked.values else 0
     if lossless:
         videos = f"{lossless} of {how_many(len(found), 'video')}"
+        asked = feature_set.storage
         say(f"{videos} are stored losslessly: as {asked} they miss the error budget")
 
 

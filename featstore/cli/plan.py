@@ -8,6 +8,7 @@ import click
 
 from featstore.cli._estimates import plan_sources, show_estimates
 from featstore.cli._ingest_options import choose_storage, ingest_options
+from featstore.cli._options import FiniteRange
 from featstore.cli._sources import choose_sampling
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--hours",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     help="Hours that the videos of --videos-count are together.",
 )
 @click.option(

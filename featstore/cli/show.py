@@ -9,6 +9,7 @@ import click
 from featstore import defaults
 from featstore.cli._files import write_file
 from featstore.cli._options import (
+    FiniteRange,
     cache_dir_option,
     dataset_option,
     json_option,
@@ -46,7 +47,7 @@ from featstore.errors import plain_line
 )
 @click.option(
     "--decode-timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     default=defaults.DECODE_TIMEOUT,
     help="Seconds that decoding may take.",
 )

@@ -24,6 +24,8 @@ from featstore.cli._options import size
 from featstore.cli._printing import date, print_facts, print_json_rows, print_table
 from featstore.cli._words import sampling_text
 from featstore.encoders.longva.shape import FeatureShape
+from featstore.records.quantization import QuantError
+from featstore.records.storage import Storage
 from featstore.store.maintenance.merge import MergeSummary
 from featstore.store.paths import DATA_FILE
 from featstore.store.writer import FeatureWriter
@@ -864,3 +866,16 @@ def test_rates_that_make_two_sets_look_different():
     texts = {sampling_text({"nframe": 4, "policy": "fps", "rate": r}) for r in (1.0, 1.0000001)}
     assert texts == {"4 frames, fps:1", "4 frames, fps:1.0000001"}
     assert sampling_text({"nframe": 4, "policy": "linspace", "rate": None}) == "4 frames, linspace"
+
+
+def test_ls_takes_for_lossless_only_what_is_as_it_was_computed(tmp_path):
+    """An import of values restored from int8 is not, though they are in the encoder's dtype."""
+    spec = toy_spec()
+    with FeatureWriter(tmp_path, "demo", min_free=0) as writer:
+        writer.add_set(spec, Storage(), origin="toy")
+        for name, error in (("exact", 0.0), ("restored", 0.1)):
+            measured = QuantError(1.0, error, error, error, error)
+            fields = {"dtype": spec.encoder.dtype, "error": measured}
+            put_video(writer, spec, name, toy_features(0), Storage(spec.encoder.dtype), **fields)
+    done = run("ls", "--cache-dir", tmp_path, "--dataset", "demo")
+    assert "1 of 2 videos are stored losslessly: as int8/channel_token they miss" in done.stderr

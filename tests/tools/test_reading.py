@@ -29,8 +29,16 @@ def packages_of(name: str) -> set[Path]:
     return {Path(str(found.locate_file(path))) for path in paths}.union(*map(packages_of, needed))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_other_path():
+    """What PYTHONPATH names would be read in place of the wheel, or keep pip from installing it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONPATH", raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
-def slim(tmp_path_factory):
+def slim(no_other_path, tmp_path_factory):
     """A Python with featstore from a wheel and with the packages on the page, linked from where the tests have them."""
     folder = tmp_path_factory.mktemp("slim")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)

@@ -126,7 +126,7 @@ def row(data: bytes) -> None:
         cache=SimpleNamespace(sets=(-1, {}), manifest=(-1, None)),
         txn_id=0,
         read=lambda table, key: packed,
-        rows=lambda table, prefix=b"": [(b"key", packed)],
+        values=lambda table, prefix=b"": [packed],
     )
     with contextlib.suppress(FeatstoreError):
         kind = data[0] % 4 if data else 0
@@ -185,8 +185,9 @@ def pages(data: bytes) -> None:
             place = tree.find(key)
             assert place is None or place.offset + place.length <= len(image)
         keys = []
-        for rows in tree.rows(b"", 0, lambda place: mapping.read(*place)):
-            keys += [key for key, _ in rows]
+        for found, values in tree.rows(b"", lambda place: mapping.read(*place)):
+            assert len(found) == len(values)
+            keys += found
         assert keys == sorted(set(keys))
 
 
@@ -228,7 +229,7 @@ def config(data: bytes) -> None:
         _write(f"checkpoint/{name}", content)
     with contextlib.suppress(FeatstoreError):
         found = read_checkpoint(_folder() / "checkpoint")
-        _ = found.vision.tokens_per_frame, found.vision.architecture, found.clip.preprocessing()
+        _ = found.vision.tokens_per_frame, found.vision.layers, found.clip.preprocessing()
 
 
 def index(data: bytes) -> None:

@@ -194,12 +194,15 @@ def test_a_set_of_other_frames_is_told_with_the_option_that_reads_it(cache):
 
 
 def test_a_dataset_that_is_not_there_is_told_with_those_that_are(cache):
-    absent = f"there is no dataset 'dmeo' in {cache}; the datasets there are: "
+    absent = f"there is no dataset 'dmeo' in {cache}; "
     lookup, wanted = Lookup(cache), FeatureRequest("dmeo", "a", None, SPEC)
-    assert lookup.explain(wanted, "toy", "they are made") == f"{absent}none\nthey are made"
+    assert lookup.explain(wanted, "toy", "they are made") == (
+        f"{absent}the datasets there are: none\nthey are made"
+    )
     store_videos(cache, "demo", {"b": B})
     assert lookup.find(wanted) is None
-    assert lookup.explain(wanted, "toy", "") == f"{absent}demo"
+    there = "did you mean 'demo'? the datasets there are: demo"
+    assert lookup.explain(wanted, "toy", "") == f"{absent}{there}"
     with pytest.raises(DatasetNotFound, match=r"are: demo; make it .*on_miss='encode'$"):
         lookup.refuse(wanted, "toy")
 

@@ -603,7 +603,7 @@ def test_a_dataset_that_a_miss_makes_is_told_with_those_there_are(model, clips, 
     for clip in ("blink", "color_bars"):
         ask(asked, clips / f"{clip}.mp4", video=clip, dataset="dmeo")
     assert capsys.readouterr().err == (
-        f"featstore: there is no dataset 'dmeo' in {cache}; the datasets there are: demo\n"
+        f"featstore: there is no dataset 'dmeo' in {cache}; did you mean 'demo'? the datasets there are: demo\n"
         f"they are made and stored as set {SPEC.digest[:8]}\n"
     )
 

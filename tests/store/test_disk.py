@@ -69,7 +69,7 @@ def test_a_disk_that_another_program_fills_keeps_what_was_committed(disk):
 
 
 def test_a_disk_that_the_store_fills_keeps_what_was_committed(disk):
-    (disk / "spare").write_bytes(bytes(200_000))
+    (disk / "spare").write_bytes(bytes(400_000))
     with pytest.raises(StoreFull) as caught:
         write_until_full(disk)
     stored = len(FeatureStore(disk)["demo"])

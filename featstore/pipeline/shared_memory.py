@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,7 +66,7 @@ class Memory:
         records = Slots.create(WRITER_SLOTS + encoders * (2 * a_batch + 1), start + payload)
         return cls(spec, storage, frames, records, budget)
 
-    @cached_property
+    @property
     def fallback(self) -> Storage | None:
         """Return how a video is stored that misses the budget; None if it is not stored in another way."""
         return fallback_of(self.spec, self.storage, self.budget)

@@ -1,15 +1,22 @@
-"""What commands that copy videos have in common: progress, the printed summary, the exit code."""
+"""What commands that copy videos have in common: options, progress, the printed summary, the exit code."""
 
 from __future__ import annotations
 
 import sys
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
 from featstore.cli._interrupts import INTERRUPTED, stop_on_signals
-from featstore.cli._options import SOME_FAILED
+from featstore.cli._options import (
+    SOME_FAILED,
+    cache_dir_option,
+    json_option,
+    max_size_option,
+    min_free_option,
+)
 from featstore.cli._printing import print_json
 from featstore.cli._progress import show_progress
 from featstore.cli._words import how_many
@@ -17,9 +24,10 @@ from featstore.errors import plain, plain_line
 from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from featstore.pipeline.summary import Progress
+    from click.decorators import FC
+
     from featstore.store.maintenance.merge import MergeSummary
 
 
@@ -32,25 +40,61 @@ class CopySummary(Protocol):
     interrupted: bool
 
 
-def copy_progress(summary: CopySummary, done: int, size: int, seconds: float) -> Progress:
-    """Return the progress of a copy.
+def copy_options(dataset_help: str, *, renames: bool = False) -> Callable[[FC], FC]:
+    """Return a decorator that gives a command what copies a dataset of one cache to another its arguments.
 
     Args:
-        summary: how far it is.
-        done: videos copied.
-        size: their bytes.
-        seconds: since it began.
+        dataset_help: what --dataset names.
+        renames: whether the copy may have another name, --as.
+    """
+    folder = click.Path(exists=True, file_okay=False)
+    name = click.option(
+        "--as", "name", help="Name of the dataset in the cache directory.  [default: the same]"
+    )
+    options: list[Callable[[FC], FC]] = [
+        click.argument("source", type=folder, metavar="SOURCE_CACHE"),
+        click.option("--dataset", required=True, help=dataset_help),
+        cache_dir_option,
+        *([name] if renames else []),
+        min_free_option,
+        max_size_option,
+        json_option,
+    ]
+
+    def add(command: FC) -> FC:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+@contextmanager
+def copying(copied: Callable[[Any], tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    """Show the progress of a copy, which signals stop; give its options `stop` and `on_progress`.
+
+    Args:
+        copied: returns the number of videos that a summary says are copied, and their bytes.
     """
     from featstore.pipeline.summary import Progress
 
-    return Progress(
-        total=summary.total - summary.skipped,
-        skipped=summary.skipped,
-        done=done,
-        failed=len(summary.failures),
-        record_bytes=size,
-        seconds=seconds,
-    )
+    started = time.monotonic()
+    with stop_on_signals() as stop, show_progress() as show:
+
+        def on_progress(summary: CopySummary) -> None:
+            done, size = copied(summary)
+            show(
+                Progress(
+                    total=summary.total - summary.skipped,
+                    skipped=summary.skipped,
+                    done=done,
+                    failed=len(summary.failures),
+                    record_bytes=size,
+                    seconds=time.monotonic() - started,
+                )
+            )
+
+        yield {"stop": stop, "on_progress": on_progress}
 
 
 def print_copied(summary: CopySummary, done: int, sentence: str, *, as_json: bool) -> None:
@@ -76,8 +120,16 @@ def print_copied(summary: CopySummary, done: int, sentence: str, *, as_json: boo
         click.echo(f"  failed: {plain_line(f'{name}: {reason}')}")
 
 
-def exit_unless_whole(summary: CopySummary) -> None:
-    """End the program with the exit code of a copy that was interrupted, or of which videos failed."""
+def exit_unless_whole(summary: CopySummary, full: str = "") -> None:
+    """End the program with the exit code of a copy that was interrupted, or of which videos failed.
+
+    Args:
+        summary: of the copy.
+        full: why there was no room, which is printed; empty if there was.
+    """
+    if full:
+        click.echo(f"featstore: {plain(full)}", err=True)
+        sys.exit(1)
     if summary.interrupted:
         sys.exit(INTERRUPTED)
     if summary.failures:
@@ -105,18 +157,8 @@ def run_copy(
     from featstore.store.describe import write_cache_meta
 
     cache_dir, dataset = places[-2:]
-    started = time.monotonic()
-    with stop_on_signals() as stop, show_progress() as show:
-        done = copy(
-            *places,
-            stop=stop,
-            on_progress=lambda summary: show(
-                copy_progress(
-                    summary, summary.stored, summary.record_bytes, time.monotonic() - started
-                )
-            ),
-            **options,
-        )
+    with copying(lambda summary: (summary.stored, summary.record_bytes)) as controls:
+        done = copy(*places, **controls, **options)
     write_cache_meta(cache_dir)
     sentence = (
         f"{dataset}: {done.stored} {verb}, {done.skipped} there before, {len(done.failures)} failed, "
@@ -125,7 +167,4 @@ def run_copy(
     print_copied(done, done.stored, sentence, as_json=as_json)
     if left and (done.full or done.interrupted or done.failures):
         click.echo(f"featstore: {plain_line(left)}", err=True)
-    if done.full:
-        click.echo(f"featstore: {plain(done.full)}", err=True)
-        sys.exit(1)
-    exit_unless_whole(done)
+    exit_unless_whole(done, done.full)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 import click
 
-from featstore.cli._copies import copy_progress, exit_unless_whole, print_copied
-from featstore.cli._interrupts import stop_on_signals
+from featstore.cli._copies import copying, exit_unless_whole, print_copied
 from featstore.cli._options import (
     cache_dir_option,
     dataset_option,
@@ -17,7 +14,6 @@ from featstore.cli._options import (
     spec_option,
     which_nframe_option,
 )
-from featstore.cli._progress import show_progress
 from featstore.errors import plain_line
 from featstore.formats.names import EXPORTED
 from featstore.system.filesystems import format_bytes
@@ -71,20 +67,14 @@ def export(
     if shard_size and name != "hf":
         raise click.UsageError(f"--shard-size is of hf; {name} is a file a video")
     there = open_set(cache_dir, dataset, spec, nframe)
-    started = time.monotonic()
-    with stop_on_signals() as stop, show_progress() as show:
+    with copying(lambda summary: (summary.exported, summary.file_bytes)) as controls:
         done = export_dataset(
             there,
             out,
             ".parquet" if name == "hf" else f".{name}",
             patterns=patterns,
             shard_size=shard_size or 0,
-            stop=stop,
-            on_progress=lambda summary: show(
-                copy_progress(
-                    summary, summary.exported, summary.file_bytes, time.monotonic() - started
-                )
-            ),
+            **controls,
         )
     sentence = (
         f"{dataset}: {done.exported} exported, {done.skipped} there before, {len(done.failures)} failed, "

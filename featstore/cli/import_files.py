@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-import time
-
 import click
 
-from featstore.cli._copies import copy_progress, exit_unless_whole, print_copied
-from featstore.cli._interrupts import stop_on_signals
+from featstore.cli._copies import copying, exit_unless_whole, print_copied
 from featstore.cli._options import (
     cache_dir_option,
     json_option,
@@ -16,9 +12,8 @@ from featstore.cli._options import (
     min_free_option,
     not_empty,
 )
-from featstore.cli._progress import show_progress
 from featstore.cli._words import how_many
-from featstore.errors import plain, plain_line
+from featstore.errors import plain
 from featstore.formats.names import FEATURE_FILES
 from featstore.system.filesystems import format_bytes
 
@@ -81,8 +76,7 @@ def import_files(
     if len(chosen) != 1:
         raise click.UsageError(f"name one folder with --from-{', --from-'.join(FEATURE_FILES)}")
     [(name, folder)] = chosen
-    started = time.monotonic()
-    with stop_on_signals() as stop, show_progress() as show:
+    with copying(lambda summary: (summary.imported, summary.record_bytes)) as controls:
         done = import_folder(
             folder,
             f".{name}",
@@ -93,12 +87,7 @@ def import_files(
             dry_run=dry_run,
             min_free=min_free,
             max_size=max_size,
-            stop=stop,
-            on_progress=lambda summary: show(
-                copy_progress(
-                    summary, summary.imported, summary.record_bytes, time.monotonic() - started
-                )
-            ),
+            **controls,
         )
     if not dry_run:
         write_cache_meta(cache_dir)
@@ -115,7 +104,4 @@ def import_files(
             "accept_imported=True"
         )
     print_copied(done, done.imported, plain(sentence), as_json=as_json)
-    if done.full:
-        click.echo(f"featstore: {plain_line(done.full)}", err=True)
-        sys.exit(1)
-    exit_unless_whole(done)
+    exit_unless_whole(done, done.full)

@@ -38,7 +38,7 @@ DATASET = "demo"
 CLIPS = 32
 # How often each is the victim; an ingest goes on without a decoder it lost, so those take the longest.
 VICTIMS = {"everything": 3, "parent": 3, "writer": 3, "decoder": 1}
-FIRST, OTHER = Storage("int8", "channel"), Storage("bf16")
+FIRST, OTHER = Storage(), Storage("bf16")
 
 
 class Ingest(Scene):

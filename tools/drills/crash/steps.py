@@ -174,15 +174,17 @@ class Export(Looping):
                 same = np.array_equal(np.load(path, allow_pickle=False), wanted)
             else:
                 kept = load_file(path)
-                same = (kept["data"].tobytes(), kept["channel_scale"].tobytes()) == (data, scales)
+                both = kept["token_scale"].tobytes() + kept["channel_scale"].tobytes()
+                same = (kept["data"].tobytes(), both) == (data, scales)
             if same:
                 return number
         return None
 
 
 def dequantized(spec: FeatureSpec, data: bytes, scales: bytes) -> NDArray[np.float32]:
-    """Return the features whose stored form, with one scale a channel, is given."""
+    """Return the features whose stored form, with two scales a value, is given."""
     width = spec.encoder.geometry.row_width
     values = np.frombuffer(data, np.int8).reshape(-1, width)
-    factors = np.frombuffer(scales, np.float32).reshape(1, width)
-    return dequantize(values, (factors,), DEFAULT.values)
+    factors = np.frombuffer(scales, np.float32)
+    token, channel = factors[: len(values), None], factors[None, len(values) :]
+    return dequantize(values, (token, channel), DEFAULT.values)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featstore.errors import FeatstoreError, MissingExtra
+from featstore.cli._figure import new_figure
+from featstore.errors import FeatstoreError
 from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
@@ -27,18 +28,10 @@ def draw_plan(estimates: Sequence[Estimate], room: Room, target: str) -> None:
     from featstore.pipeline.estimate import storages_of
     from featstore.pipeline.room import needed_together
 
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as exc:
-        raise MissingExtra(
-            f"the picture needs {exc.name or 'matplotlib'}; pip install 'featstore[report]', or leave out --out"
-        ) from exc
     storages = [s for s in storages_of(estimates) if needed_together(estimates, s)]
     chosen = {found.storage for found in estimates}
     names = [f"{storage}{' *' if storage in chosen else ''}" for storage in storages]
-    figure = Figure(figsize=(9, 1.6 + 0.42 * len(names)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 1.6 + 0.42 * len(names), "--out")
     axes = figure.add_subplot()
     left = [0.0] * len(names)
     for found in estimates:

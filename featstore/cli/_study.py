@@ -142,9 +142,10 @@ def _check(options: dict[str, Any]) -> None:
         if not folder.is_dir():
             raise click.UsageError(f"there is no folder {str(folder)!r} for --{name[:3]}")
     if options["png_file"]:
-        from featstore.cli._study_chart import new_figure
+        from featstore.cli._figure import new_figure
+        from featstore.cli._study_chart import PICTURE
 
-        new_figure(1, 1)
+        new_figure(1, 1, PICTURE)
 
 
 @contextlib.contextmanager

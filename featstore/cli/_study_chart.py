@@ -4,33 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featstore.errors import MissingExtra, plain_line
+from featstore.cli._figure import new_figure
+from featstore.errors import plain_line
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from featstore.models.study import Study
 
+PICTURE = "--png"  # the option that asks for it
 _WITHIN, _BEYOND, _BYTES = "#0072b2", "#d55e00", "#9a9a9a"  # told apart by the colour-blind, too
 _EXACT = 1e-5  # where errors of 0 are drawn: they have no place on a logarithmic axis
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of so many inches.
-
-    Raises:
-        MissingExtra: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as exc:
-        raise MissingExtra(
-            f"the picture needs {exc.name or 'matplotlib'}; pip install 'featstore[report]', or leave out --png"
-        ) from exc
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def draw_study(study: Study, target: str) -> None:
@@ -42,7 +24,7 @@ def draw_study(study: Study, target: str) -> None:
     """
     table = study.table()
     names = [row["storage"] for row in table]
-    figure = new_figure(9, 1.3 + 0.26 * len(names))
+    figure = new_figure(9, 1.3 + 0.26 * len(names), PICTURE)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 3))
     bars = left.barh(names, [1 / row["ratio"] for row in table], color=_BYTES)
     left.bar_label(bars, fmt=" %.2f", fontsize=8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -88,11 +87,8 @@ def ingest(**options: Any) -> None:
 
 
 def _plan_line(plan: IngestSummary, cache_dir: str) -> str:
-    from featstore.system.filesystems import free_bytes
+    from featstore.system.filesystems import free_bytes, nearest_folder
 
-    there = Path(cache_dir).absolute()
-    while not there.exists():
-        there = there.parent
     videos = how_many(plan.planned, "video")
     parts = [f"{videos} to ingest as {plan.storage}", f"{plan.skipped} stored already"]
     if plan.restored:
@@ -103,7 +99,7 @@ def _plan_line(plan: IngestSummary, cache_dir: str) -> str:
         parts.append(f"{len(plan.clashes)} left out, whose ids are of other stored files")
     if plan.failed_before:
         parts.append(f"{len(plan.failed_before)} failed before (try again: --retry-failed)")
-    need = f"{format_bytes(plan.needed_bytes)} needed, {format_bytes(free_bytes(there))} free"
+    need = f"{format_bytes(plan.needed_bytes)} needed, {format_bytes(free_bytes(nearest_folder(cache_dir)))} free"
     return f"{plan.dataset}: {', '.join(parts)}; {need}"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from featstore.records.storage import MAX_PAYLOAD_BYTES, Storage
 from featstore.store import MAP_BYTES
 from featstore.store.paths import stored_bytes
-from featstore.system.filesystems import format_bytes, free_bytes
+from featstore.system.filesystems import format_bytes, free_bytes, nearest_folder
 
 if TYPE_CHECKING:
     import os
@@ -40,9 +40,7 @@ class Room:
     @classmethod
     def of(cls, cache_dir: str | os.PathLike[str], options: IngestOptions) -> Room:
         """Return the room there is now."""
-        there = Path(cache_dir).absolute()
-        while not there.exists():
-            there = there.parent
+        there = nearest_folder(cache_dir)
         taken = stored_bytes(cache_dir) if there == Path(cache_dir).absolute() else 0
         return cls(str(cache_dir), free_bytes(there), options.min_free, options.max_size, taken)
 

@@ -42,6 +42,14 @@ def free_bytes(path: str | os.PathLike[str]) -> int:
     return stat.f_bavail * stat.f_frsize
 
 
+def nearest_folder(path: str | os.PathLike[str]) -> Path:
+    """Return the absolute `path`, or the nearest above it that exists."""
+    there = Path(path).absolute()
+    while not there.exists():
+        there = there.parent
+    return there
+
+
 def is_full(file: Path) -> bool:
     """Return whether the disk, a quota or the limit on the size of files keeps `file` from growing.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from featstore.formats.imported import ImportedFolder, read_video
 from featstore.spec import UNKNOWN_PARTS
 from featstore.store import FeatureWriter, ingest_lock
 from featstore.store.catalog import open_dataset, read_entry
+from featstore.store.maintenance.merge import add_set_of
 from featstore.store.paths import check_video_id, dataset_path, make_folder
 from featstore.store.rows import Entry, video_key
 
@@ -208,26 +209,13 @@ class _Import:
             self._summary.record_bytes += video.header.raw_bytes + video.header.scale_bytes
             return
         packed = video.pack()
-        self._add_set(video.feature_set)
+        row = video.feature_set
+        if row.spec.digest not in self._added:
+            add_set_of(self._writer, row)
+            self._added.add(row.spec.digest)
         self._writer.put(*packed)
         if self._writer.due:
             self.commit()
-
-    def _add_set(self, row: FeatureSet) -> None:
-        assert self._writer is not None
-        if row.spec.digest in self._added:
-            return
-        with suppress(StoreMismatch):  # it is there, and to be stored in another way
-            self._writer.add_set(
-                row.spec,
-                row.storage,
-                origin=row.origin,
-                names=row.names,
-                max_error=row.max_error,
-                storage_since=row.storage_since,
-            )
-        self._writer.add_set(row.spec)
-        self._added.add(row.spec.digest)
 
     def _is_there(self, key: bytes, created: float) -> bool:
         try:

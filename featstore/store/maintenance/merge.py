@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from concurrent.futures import wait
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featstore import defaults
 from featstore.errors import (
@@ -213,7 +213,7 @@ class _Merge:
         for row in self._source.sets:
             if self._is_stopped(stop):  # or the set would be made and stay empty
                 break
-            self._add_set(row)
+            add_set_of(self._writer, row)
             for key in self._source.keys(row.spec.digest):
                 if self._is_stopped(stop):
                     break
@@ -236,19 +236,6 @@ class _Merge:
     def _is_stopped(self, stop: threading.Event | None) -> bool:
         self.summary.interrupted = stop is not None and stop.is_set()
         return self.summary.interrupted
-
-    def _add_set(self, row: FeatureSet) -> None:
-        try:
-            self._writer.add_set(
-                row.spec,
-                row.storage,
-                origin=row.origin,
-                names=row.names,
-                max_error=row.max_error,
-                storage_since=row.storage_since,
-            )
-        except StoreMismatch:  # it is there, and to be stored in another way
-            self._writer.add_set(row.spec)
 
     def _take(self, key: bytes, digest: str) -> None:
         name, entry = key.decode(errors="replace"), None
@@ -298,3 +285,13 @@ class _Merge:
             raise StoreError(name_other(header, key))
         wait(self._snapshot.prefault(record))  # faults read a cold disk at half its speed
         return record, header.video_id
+
+
+def add_set_of(writer: FeatureWriter, row: FeatureSet) -> None:
+    """Add a feature set as another store has it; one that is there already stays as it is."""
+    names = "origin", "names", "max_error", "storage_since"
+    new: dict[str, Any] = {name: getattr(row, name) for name in names}
+    try:
+        writer.add_set(row.spec, row.storage, **new)
+    except StoreMismatch:  # it is there, and to be stored in another way
+        writer.add_set(row.spec)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from concurrent.futures import wait
+from functools import partial
 from typing import TYPE_CHECKING
 
 from featstore.errors import RecordError, StoreDamaged, StoreNotFound
@@ -18,8 +19,8 @@ from featstore.store.rows import (
     Entry,
     Failure,
     FeatureSet,
+    entry_of,
     set_key,
-    unpack_entries,
     unpack_entry,
     unpack_failure,
     unpack_set,
@@ -140,7 +141,7 @@ def read_entry(snapshot: Snapshot, key: bytes) -> Entry | None:
 
 def read_entries(snapshot: Snapshot, digest: str) -> Iterator[Entry]:
     """Yield the rows of the finished videos of a feature set, whose digest is in the keys and not in the rows."""
-    return unpack_entries(digest, snapshot.values("catalog", set_key(digest)))
+    return map(partial(entry_of, digest), snapshot.values("catalog", set_key(digest)))
 
 
 def read_failures(snapshot: Snapshot, digest: str) -> Iterator[Failure]:

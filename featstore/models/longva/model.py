@@ -103,8 +103,9 @@ class CachedLongVA:
             raise ValueError(f"prefix_cache is {prefix_cache}; it must be 0 or more")
         if cache_dir is not None and dataset is not None:
             dataset_path(cache_dir, dataset)
-        source = cache_dir, on_miss, decoder, decode_timeout, storage, accept_imported
-        options = SourceOptions(*source)
+        options = SourceOptions(
+            cache_dir, on_miss, decoder, decode_timeout, storage, accept_imported
+        )
         check_attention(attn_implementation)
         checkpoint = os.fspath(checkpoint)
         tower = None if vision_tower is None else os.fspath(vision_tower)

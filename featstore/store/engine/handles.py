@@ -169,9 +169,7 @@ def _open_once(folder: Path, data: int, owner: object) -> Handle | None:
     handle = None
     try:
         with pinned_name(folder) as name:
-            opened = os.fstat(data)
-            if identify(f"{name}/{DATA_FILE}") != (opened.st_dev, opened.st_ino):
-                raise DataFileReplaced
+            _refuse_another(name, data)
             readonly = not os.access(f"{name}/{DATA_FILE}", os.W_OK)
             handle = Handle(open_liblmdb(name, readonly=readonly), lock_file, owner)
         if lock_file is not None:
@@ -185,10 +183,19 @@ def _open_once(folder: Path, data: int, owner: object) -> Handle | None:
         if handle is not None:
             handle.close()
         if isinstance(exc, lmdb.Error):
+            _refuse_another(
+                folder, data
+            )  # liblmdb finds no files in a folder that was removed since
             raise store_error(exc, folder) from exc
         raise
     handle.close()
     return None
+
+
+def _refuse_another(folder: Path | str, data: int) -> None:
+    opened = os.fstat(data)
+    if identify(f"{folder}/{DATA_FILE}") != (opened.st_dev, opened.st_ino):
+        raise DataFileReplaced
 
 
 def _has_whole_table(folder: Path) -> bool:
@@ -217,9 +224,7 @@ def mark(data: int, inode: int) -> None:
 
 def _part(folder: Path, data: int) -> None:
     """Remove the lock file, which belongs to a data file that this one took the place of."""
-    opened = os.fstat(data)
-    if identify(folder / DATA_FILE) != (opened.st_dev, opened.st_ino):
-        raise DataFileReplaced
+    _refuse_another(folder, data)
     remove_lock_file(folder)
 
 

@@ -246,6 +246,23 @@ def test_a_file_replaced_while_it_is_opened_is_not_taken_for_the_new_one(cache, 
     shutil.rmtree(cache / "before")
 
 
+def test_a_folder_removed_while_it_is_opened_is_opened_again_if_another_took_its_place(
+    cache, monkeypatch
+):
+    store_videos(cache, "demo", {"old": A})
+    store_videos(cache / "aside", "demo", {"new": A})
+    real_open = handles.open_liblmdb
+
+    def removed_meanwhile(name, **options):
+        monkeypatch.undo()
+        shutil.rmtree(cache / "demo")
+        (cache / "aside" / "demo").rename(cache / "demo")
+        return real_open(name, **options)
+
+    monkeypatch.setattr(handles, "open_liblmdb", removed_meanwhile)
+    assert list(FeatureStore(cache)["demo"]) == ["new"]
+
+
 def test_one_snapshot_is_shared_until_something_is_committed(cache):
     store_videos(cache, "demo", {"a": A})
     environment = open_environment(cache / "demo")

@@ -8,7 +8,9 @@ type; what the values mean together is for the dataclass itself to check (`__pos
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
+from datetime import datetime, timezone
 from functools import cache
 from typing import (
     TYPE_CHECKING,
@@ -61,6 +63,26 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: to_plain(item) for name, item in value.items()}
     return value
+
+
+def time_text(seconds: float) -> str | None:
+    """Return a time as JSON has it, ISO 8601 in UTC; None if it is outside the calendar.
+
+    >>> time_text(1_700_000_000.25)
+    '2023-11-14T22:13:20.250000+00:00'
+    """
+    try:
+        return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="microseconds")
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
+def all_finite(plain: dict[str, Any]) -> dict[str, Any]:
+    """Return a map as JSON has it: None in place of NaN and of infinity, for which it has no words."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in plain.items()
+    }
 
 
 @cache

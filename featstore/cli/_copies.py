@@ -97,7 +97,15 @@ def copying(copied: Callable[[Any], tuple[int, int]]) -> Iterator[dict[str, Any]
         yield {"stop": stop, "on_progress": on_progress}
 
 
-def print_copied(summary: CopySummary, done: int, sentence: str, *, as_json: bool) -> None:
+def print_copied(
+    summary: CopySummary,
+    done: int,
+    sentence: str,
+    *,
+    as_json: bool,
+    facts: dict[str, Any] | None = None,
+    named: str = "video_id",
+) -> None:
     """Print the summary as JSON, or a sentence, how many videos are left and those that failed.
 
     Args:
@@ -105,11 +113,13 @@ def print_copied(summary: CopySummary, done: int, sentence: str, *, as_json: boo
         done: videos copied.
         sentence: what was done.
         as_json: print JSON.
+        facts: what it says in the words of `--json`; by default the summary's own.
+        named: what a failure of the summary names.
     """
     if as_json:
-        failures = [{"video_id": name, "reason": reason} for name, reason in summary.failures]
-        facts: dict[str, Any] = {**vars(summary), "failures": failures}
-        print_json(facts)
+        facts = dict(vars(summary) if facts is None else facts)
+        failed = [{named: name, "reason": reason} for name, reason in facts.pop("failures")]
+        print_json(facts | {"failed": failed})
         return
     click.echo(sentence)
     left = summary.total - summary.skipped - done - len(summary.failures)

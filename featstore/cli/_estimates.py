@@ -132,7 +132,9 @@ def show_estimates(
     workers = work.workers or default_workers()
     seconds = _seconds(estimates, rates, workers, len(options["devices"].split(",")))
     if options["as_json"]:
-        print_json(_facts(estimates, rates, room, reasons, seconds, list_videos=list_videos))
+        from featstore.cli._plan_facts import plan_facts
+
+        print_json(plan_facts(estimates, rates, room, reasons, seconds, list_videos=list_videos))
     else:
         _print_videos(estimates)
         if any(found.clips.count for found in estimates):
@@ -162,55 +164,6 @@ def _seconds(
     return rates.seconds(frames, workers, encoders) if frames else (0.0, 0.0)
 
 
-def _facts(
-    estimates: Sequence[Estimate],
-    rates: Rates,
-    room: Room,
-    reasons: list[str],
-    seconds: tuple[float, float],
-    *,
-    list_videos: bool,
-) -> dict[str, Any]:
-    from featstore.formats.facts import failure_facts
-    from featstore.pipeline.estimate import storages_of
-    from featstore.pipeline.room import needed_together
-
-    storages = storages_of(estimates)
-    return {
-        "datasets": [
-            {
-                "dataset": found.dataset,
-                "storage": vars(found.storage),
-                "videos": found.videos,
-                "questions": found.questions,
-                "stored": found.stored,
-                "stored_otherwise": found.restored,
-                "replaced": found.replaced,
-                "clashes": found.clashes,
-                "to_ingest": found.clips.count,
-                "frames": found.clips.frames_taken,
-                "seconds_of_video": found.clips.seconds,
-                "failed_before": [failure_facts(found.dataset, row) for row in found.failed_before],
-                "unreadable": found.unreadable,
-                "needed_bytes": found.needed_bytes(),
-                "files": found.files,
-            }
-            | ({"todo": [vars(video) for video in found.todo]} if list_videos else {})
-            for found in estimates
-        ],
-        "needed_bytes": needed_together(estimates),
-        "needed_bytes_by_storage": {str(s): needed_together(estimates, s) for s in storages},
-        "free_bytes": room.free,
-        "min_free": room.min_free,
-        "max_size": room.max_size,
-        "taken_bytes": room.taken,
-        "seconds": seconds,
-        "rates": vars(rates),
-        "fits": not reasons,
-        "why_not": reasons,
-    }
-
-
 def _print_videos(estimates: Sequence[Estimate]) -> None:
     names = ["dataset", "videos", "questions", "stored", "failed before", "unreadable", "to ingest"]
     rows: list[tuple[Any, ...]] = [
@@ -229,15 +182,15 @@ def _print_videos(estimates: Sequence[Estimate]) -> None:
     if len(rows) > 1:
         counts = list(zip(*rows, strict=True))[1:-1]
         rows.append(("together", *map(sum, counts), sum(row[-1] or 0.0 for row in rows)))
-    names.append("hours")
-    hours = {"hours": lambda seconds: "?" if seconds is None else f"{seconds / 3600:.2f}"}
+    names.append("length")
+    lengths = {"length": lambda seconds: "?" if seconds is None else clock(seconds)}
     kept = [i for i, name in enumerate(names) if name != "questions" or any(row[i] for row in rows)]
-    print_table([names[i] for i in kept], [tuple(row[i] for i in kept) for row in rows], hours)
+    print_table([names[i] for i in kept], [tuple(row[i] for i in kept) for row in rows], lengths)
     failed = sum(len(found.failed_before) for found in estimates)
     for count, what in (
         (sum(found.restored for found in estimates), "stored otherwise, and made again"),
         (sum(found.replaced for found in estimates), "of files that were replaced since"),
-        (sum(found.clashes for found in estimates), "left out, whose ids other files have"),
+        (sum(len(found.clashes) for found in estimates), "left out, whose ids other files have"),
         (failed, "that failed before; try again: --retry-failed"),
     ):
         if count:

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
     from featstore.records.features import Features
 
-# Of imported features nobody knows these; their records have zeros in these places.
-_UNKNOWN_IF_IMPORTED = ("frame_indices", "total_frames", "fps", "dtype", "error", "source")
-
 
 @click.command()
 @cache_dir_option
@@ -52,7 +49,6 @@ def get(
 ) -> None:
     """Show the stored features of a video, or write them to a file."""
     from featstore.formats.facts import record_facts
-    from featstore.formats.imported import DOUBT
     from featstore.records.storage import storage_text
     from featstore.store.reader import get as run
 
@@ -66,22 +62,19 @@ def get(
     if out:
         _write(features, out)
     facts = record_facts(features.header)
-    imported = features.header.doubt == DOUBT
     if as_json:
-        print_json(facts | (dict.fromkeys(_UNKNOWN_IF_IMPORTED) if imported else {}))
+        print_json(facts)
         return
-    source = facts["source"]
     texts = {
         "layout": layout_text(facts["layout"], facts["width"]),
-        "frame_indices": _ellipsis(facts["frame_indices"]),
+        "frame_indices": _ellipsis(facts["frame_indices"] or ()),
         "storage": storage_text(**facts["storage"]),
-        "error": error_text(facts["error"]),
-        "source": f"{format_bytes(source['size'])}, xxh3-128 {source['xxh3_128']}",
-        "created": date(facts["created"]),
+        "error": facts["error"] and error_text(facts["error"]),
+        "source": facts["source"] and _source_text(**facts["source"]),
+        "created": date(features.header.created),
     }
-    if imported:
-        texts |= dict.fromkeys(_UNKNOWN_IF_IMPORTED, "unknown")
-    print_facts(facts | texts)
+    unknown = {name: "unknown" for name, value in facts.items() if value is None}
+    print_facts(facts | texts | unknown)
     if out:
         say(f"written to {plain_line(out)}")
 
@@ -100,5 +93,9 @@ def _write(features: Features, out: str) -> None:
 
 
 def _ellipsis(frames: Sequence[int], keep: int = 8) -> str:
+def _source_text(source_bytes: int, xxh3_128: str, **_: object) -> str:
+    return f"{format_bytes(source_bytes)}, xxh3-128 {xxh3_128}"
+
+
     shown = [str(frame) for frame in frames]
     return ", ".join(shown if len(shown) <= keep + 1 else [*shown[:keep], "...", shown[-1]])

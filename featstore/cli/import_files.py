@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from featstore.cli._copies import copying, exit_unless_whole, print_copied
@@ -16,6 +18,9 @@ from featstore.cli._words import how_many
 from featstore.errors import plain
 from featstore.formats.names import FEATURE_FILES
 from featstore.system.filesystems import format_bytes
+
+if TYPE_CHECKING:
+    from featstore.formats.import_folder import ImportSummary
 
 _HELP = {
     "safetensors": "Folder of .safetensors files of features and their scales.",
@@ -103,5 +108,19 @@ def import_files(
             f"\n  imported, so unknown: {', '.join(done.unknown)}; a model takes such features only with "
             "accept_imported=True"
         )
-    print_copied(done, done.imported, plain(sentence), as_json=as_json)
+    facts = _facts(done)
+    print_copied(done, done.imported, plain(sentence), as_json=as_json, facts=facts, named="file")
     exit_unless_whole(done, done.full)
+
+
+def _facts(done: ImportSummary) -> dict[str, Any]:
+    """Return the summary in the words of `--json`."""
+    facts = dict(vars(done))
+    imported, sets = facts.pop("imported"), facts.pop("sets")
+    return facts | {
+        "planned": imported if done.dry_run else done.total - done.skipped,
+        "stored": 0 if done.dry_run else imported,
+        "feature_sets": [
+            {"feature_set": digest, "videos": count} for digest, count in sets.items()
+        ],
+    }

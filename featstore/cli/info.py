@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import click
@@ -42,20 +43,21 @@ def info(cache_dir: str, dataset: str | None, as_json: bool) -> None:
 
 
 def _print_dataset(row: dict[str, Any]) -> None:
-    if "error" in row:
-        click.echo(f"{row['dataset']}: {plain_line(row['error'])}")
+    if "problems" in row:
+        for problem in row["problems"]:
+            click.echo(f"{row['dataset']}: {plain_line(problem)}")
         return
     videos, failures = how_many(row["videos"], "video"), how_many(row["failures"], "failure")
     click.echo(
         f"{row['dataset']}: {videos}, {format_bytes(row['record_bytes'])} of records in a file of "
         f"{format_bytes(row['file_bytes'])}, {failures}, format {row['format']}, {row['engine']}, "
-        f"made {date(row['created'])}{', sealed' if row['sealed'] else ''}"
+        f"made {_date(row['created'])}{', sealed' if row['sealed'] else ''}"
     )
     for found in row["feature_sets"]:
-        _print_set(found, found["feature_set"] == row["default"])
+        _print_set(found)
 
 
-def _print_set(found: dict[str, Any], is_default: bool) -> None:
+def _print_set(found: dict[str, Any]) -> None:
     from featstore.records.budget import percent
     from featstore.records.storage import storage_text
     from featstore.spec import UNKNOWN_PARTS, FeatureSpec
@@ -63,7 +65,7 @@ def _print_set(found: dict[str, Any], is_default: bool) -> None:
     spec = FeatureSpec.from_dict(found["spec"])
     encoder, plain = spec.encoder, found["spec"]
     click.echo(
-        f"  set {spec.digest}{', the default' if is_default else ''}: "
+        f"  set {spec.digest}{', the default' if found['default'] else ''}: "
         f"{how_many(found['videos'], 'video')}, {how_many(found['frames'], 'frame')}, "
         f"{format_bytes(found['record_bytes'])}, {how_many(found['failures'], 'failure')}"
     )
@@ -98,6 +100,11 @@ def _print_set(found: dict[str, Any], is_default: bool) -> None:
     print_facts(facts, indent="    ")
 
 
+def _date(created: str | None) -> str:
+    """Return a time of JSON for people."""
+    return date(datetime.fromisoformat(created).timestamp()) if created else "unknown"
+
+
 def _error(found: dict[str, Any]) -> str:
-    exact = found["error"]["relative_l2_max"] == found["error"]["max_abs"] == 0
-    return "none: all values are the encoder's" if exact else errors_text(found["error"])
+    exact = found["errors"]["relative_l2_max"] == found["errors"]["max_abs"] == 0
+    return "none: all values are the encoder's" if exact else errors_text(found["errors"])

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from featstore.store.rows import Entry, Failure
 
 _SETS = ("dataset", "feature_set", "default", "videos", "failures", "record_bytes", "storage")
+_SET_FACTS = (
+    "feature_set", "default", "videos", "failures", "frames", "record_bytes", "storage", "imported"
+)  # fmt: skip
 # Columns of the table of videos, and the fields of an entry that are in them, which fit a terminal of 80 characters.
 _VIDEOS = ("video_id", "frames", "record_bytes", "token_p99", "decoder", "doubt")
 _HEADS = {"record_bytes": "size"}  # for people
@@ -77,11 +80,11 @@ def _list_sets(cache_dir: str, as_json: bool) -> None:
     if as_json:
         print_json_rows(map(json.dumps, facts))
         return
-    readable = [row for row in facts if "error" not in row]
+    readable = [row for row in facts if "problems" not in row]
     formats: dict[str, Callable[[Any], str]] = {
         "size": format_bytes,
         "storage": lambda storage: storage_text(**storage) if storage else "",
-        "feature_set": lambda digest: digest[:_SHOWN_DIGITS],
+        "feature_set": lambda digest: (digest or "")[:_SHOWN_DIGITS],
         "default": lambda is_default: "yes" if is_default else "",
     }
     print_table(_heads(_SETS), [tuple(row[name] for name in _SETS) for row in readable], formats)
@@ -90,29 +93,23 @@ def _list_sets(cache_dir: str, as_json: bool) -> None:
             digest = row["feature_set"][:_SHOWN_DIGITS]
             click.echo(f"{row['dataset']}: set {digest} was imported, see featstore info")
     for row in facts:
-        if "error" in row:
-            click.echo(f"{row['dataset']}: {plain_line(row['error'])}")
+        for problem in row.get("problems", ()):
+            click.echo(f"{row['dataset']}: {plain_line(problem)}")
 
 
 def _set_facts(described: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a row for each feature set of a dataset, and one for a dataset without any; or its error."""
-    from featstore.spec import IMPORTED
-
     dataset = described["dataset"]
-    if "error" in described:
+    if "problems" in described:
         return [described]
     if not described["feature_sets"]:
-        none = {"dataset": dataset, "feature_set": "", "default": False}
+        none = {"dataset": dataset, "feature_set": None, "default": False}
         counts = dict.fromkeys(("videos", "failures", "frames", "record_bytes"), 0)
         return [{**none, **counts, "storage": None, "imported": False}]
     return [
         {
             "dataset": dataset,
-            "feature_set": found["feature_set"],
-            "default": found["feature_set"] == described["default"],
-            **{name: found[name] for name in ("videos", "failures", "frames", "record_bytes")},
-            "storage": found["storage"],
-            "imported": found["spec"]["encoder"]["family"] == IMPORTED,
+            **{name: found[name] for name in _SET_FACTS},
         }
         for found in described["feature_sets"]
     ]

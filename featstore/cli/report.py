@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from featstore.cli._printing import print_json
 from featstore.cli._streams import say
 from featstore.cli._words import how_many
 from featstore.errors import plain_line
+from featstore.fields import all_finite, time_text
 from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from featstore.report.page import Evaluation
     from featstore.report.survey import CacheSurvey
 
+_STAGES = ("reading_seconds", "encoding_seconds", "generating_seconds")
 _LINE_SECONDS = 10.0  # between lines of progress
 
 
@@ -133,26 +134,50 @@ def _facts(survey: CacheSurvey, evaluations: list[Evaluation]) -> dict[str, Any]
         facts: dict[str, Any] = {
             name: value
             for name, value in vars(there).items()
-            if name not in ("row", "stored", "is_default", "errors")
+            if name not in ("row", "stored", "is_default", "errors", "beyond")
         }
         facts |= {
             "feature_set": there.row.spec.digest,
             "default": there.is_default,
             "token_p99_histogram": _bins(there.errors),
             "max_error": there.row.max_error,
-            "worst": [video._asdict() for video in there.worst],
-            "failures": [asdict(reason) for reason in there.failures.values()],
-            "stored": [
-                {"from": period * PERIOD, "videos": videos, "record_bytes": size}
+            "missed": there.beyond,
+            "worst": [all_finite(video._asdict()) for video in there.worst],
+            "failures": there.failed,
+            "reasons": [
+                {"reason": found.text, "failures": found.videos, "examples": found.examples}
+                for found in there.failures.values()
+            ],
+            "stored_by_time": [
+                {"since": time_text(period * PERIOD), "videos": videos, "record_bytes": size}
                 for period, (videos, size) in sorted(there.stored.items())
             ],
         }
         sets.append(facts)
     return {
         "feature_sets": sets,
-        "errors": survey.errors,
-        "coverage": [asdict(there) for there in survey.coverage],
-        "evaluations": [{**asdict(run), "hit_rate": run.hit_rate} for run in evaluations],
+        "datasets": [{"dataset": name, "problems": [why]} for name, why in survey.errors.items()],
+        "coverage": [
+            {
+                "dataset": there.dataset,
+                "total": there.videos,
+                "videos": there.stored,
+                "failures": there.failed,
+                "missing": there.missing,
+            }
+            for there in survey.coverage
+        ],
+        "evaluations": [
+            {
+                "name": run.name,
+                "hits": run.hits,
+                "misses": run.misses,
+                "hit_rate": run.hit_rate,
+                "read_bytes": run.bytes_read,
+                **dict(zip(_STAGES, run.seconds, strict=True)),
+            }
+            for run in evaluations
+        ],
     }
 
 
@@ -162,4 +187,4 @@ def _bins(counts: list[int]) -> list[dict[str, float]]:
 
     ends = ERROR_ENDS.tolist()
     bins = zip(ends[:-1], ends[1:], counts, strict=True)
-    return [{"from": low, "to": high, "videos": count} for low, high, count in bins if count]
+    return [{"low": low, "high": high, "videos": count} for low, high, count in bins if count]

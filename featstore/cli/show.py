@@ -7,6 +7,7 @@ from io import BytesIO
 import click
 
 from featstore import defaults
+from featstore.cli._completion import complete_video
 from featstore.cli._files import write_file
 from featstore.cli._options import (
     FiniteRange,
@@ -52,7 +53,7 @@ from featstore.errors import plain_line
     help="Seconds that decoding may take.",
 )
 @json_option
-@click.argument("video_id")
+@click.argument("video_id", shell_complete=complete_video)
 def show(
     cache_dir: str,
     dataset: str,
@@ -84,9 +85,11 @@ def show(
         print_json(
             {
                 "file": out,
-                "width": width,
-                "height": height,
+                "image_width": width,
+                "image_height": height,
                 "video_id": video_id,
+                "dataset": dataset,
+                "feature_set": features.header.spec,
                 "captions": strip.captions,
                 "frame_indices": strip.frames,
                 "variance_share": strip.share,

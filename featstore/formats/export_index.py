@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from featstore.store.rows import FeatureSet
 
 
+def made_at(facts: dict[str, Any]) -> float:
+    """Return when the record of a line was made, seconds since 1970; KeyError or TypeError if it does not say."""
+    # Lines of earlier releases have it in `created`.
+    made = facts["created_seconds"] if "created_seconds" in facts else facts["created"]
+    if type(made) not in (int, float):
+        raise TypeError(f"created is {made!r:.80}, not a number")
+    return float(made)
+
+
 class FolderIndex:
     """The lines of a folder's index; a line is added when its file is whole and durable.
 
@@ -66,7 +75,7 @@ class FolderIndex:
     def _read(self, line: bytes) -> None:
         try:
             found = json.loads(line)
-            video, made, file = found["video_id"], found["created"], found["file"]
+            video, made, file = found["video_id"], made_at(found), found["file"]
             here = found["dataset"], found["feature_set"], Path(file).suffix
         except (ValueError, KeyError, TypeError, RecursionError):
             return  # its file is written again
@@ -105,7 +114,9 @@ class FolderIndex:
         assert self._file is not None
         for header, checksum in written:
             named = {"file": file, "values_xxh3_128": checksum}
-            facts: dict[str, Any] = named | record_facts(header)
+            # `created` is not exact; this is, and tells a record from one that was made again.
+            exact = {"created_seconds": header.created}
+            facts: dict[str, Any] = named | record_facts(header) | exact
             self._file.write(json.dumps(facts).encode() + b"\n")
             self._known[header.video_id] = file, header.created
         self._file.flush()

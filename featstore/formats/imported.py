@@ -19,6 +19,8 @@ import numpy as np
 
 from featstore.errors import ListingError, StoreError
 from featstore.fields import build, to_plain
+from featstore.formats.export_index import made_at
+from featstore.formats.facts import IMPORTED
 from featstore.formats.feature_files import read_features
 from featstore.formats.file_content import check_finite
 from featstore.formats.names import INDEX, SET_FILE
@@ -27,6 +29,7 @@ from featstore.records.header import Header, SourceFingerprint, from_map
 from featstore.records.quantization import QuantError
 from featstore.records.record import pack_record
 from featstore.records.storage import Storage
+from featstore.sampling import check_nframe
 from featstore.spec import FeatureSpec
 from featstore.store.rows import FeatureSet
 
@@ -37,25 +40,11 @@ if TYPE_CHECKING:
     from featstore.geometry import RowLayout
     from featstore.records.quantization import Scales
 
-DOUBT = "imported: frames unknown"
 _MAX_SET_BYTES = 1 << 20
 _MOST_TOKENS = 1 << 24
 _NO_FILE = SourceFingerprint(0, 0, "0" * 32)
 _AS_IMPORTED = QuantError(1.0, 0.0, 0.0, 0.0, 0.0)
-_FROM_INDEX = (
-    "video_id",
-    "video_path",
-    "layout",
-    "source",
-    "error",
-    "nframe",
-    "total_frames",
-    "fps",
-    "decoder",
-    "doubt",
-    "dtype",
-    "created",
-)
+_FROM_INDEX = ("video_id", "video_path", "layout", "nframe", "decoder", "doubt")
 
 
 @dataclass(frozen=True)
@@ -167,7 +156,15 @@ def _restored(
     else:  # the format holds restored values
         stored = Storage(values, granularity)
     indices = facts["frame_indices"]
+    if indices is None:  # nor was it known there
+        indices = [0] * check_nframe(facts["frames"])
     plain = {name: facts[name] for name in _FROM_INDEX} | {
+        "total_frames": _known(facts["total_frames"], 1),
+        "fps": _known(facts["fps"], 0.0),
+        "dtype": _known(facts["dtype"], row.spec.encoder.dtype),
+        "error": _known(facts["error"], to_plain(_AS_IMPORTED)),
+        "source": _source(facts["source"]),
+        "created": made_at(facts),
         "dataset": folder.dataset,
         "spec": row.spec.digest,
         "frame_indices": struct.pack(f"<{len(indices)}I", *indices),
@@ -177,6 +174,18 @@ def _restored(
     }
     header = from_map(plain)  # checks each field
     return ImportedVideo(row, header, content.data.reshape(shape), scales)
+
+
+def _known(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value
+
+
+def _source(facts: dict[str, Any] | None) -> dict[str, Any]:
+    """Return a header's `source`; earlier releases wrote it into the index as it is."""
+    plain = dict(facts or to_plain(_NO_FILE))
+    if "source_bytes" in plain:
+        plain["size"] = plain.pop("source_bytes")
+    return plain
 
 
 def _imported(
@@ -208,7 +217,7 @@ def _imported(
         total_frames=1,
         fps=0.0,
         decoder=spec.decoder,
-        doubt=DOUBT,
+        doubt=IMPORTED,
         shape=rows,
         layout=layout,
         dtype=spec.encoder.dtype,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -20,7 +20,7 @@ from featstore.errors import (
     StoreMismatch,
     VideoError,
 )
-from featstore.fields import to_plain
+from featstore.fields import all_finite, to_plain
 from featstore.models.lookup import refusal, serves
 from featstore.models.source_options import DECODERS_OF_SETS
 from featstore.pipeline.on_demand import OnDemandEncoder
@@ -76,6 +76,10 @@ class Comparison:
     error: QuantError
     identical: bool | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {**vars(self), "error": all_finite(to_plain(self.error))}
+
 
 @dataclass
 class CompareReport:
@@ -117,32 +121,35 @@ class CompareReport:
     def summary(self) -> dict[str, Any]:
         """Return the figures over all videos."""
         errors = [row.error for row in self.rows]
+        verdict = {"videos": len(errors), "identical": self.identical, "passed": self.passed}
         if not errors:
-            return {"videos": 0}
-        return {
-            "videos": len(errors),
+            return verdict
+        largest = ("relative_l2", "max_abs", "token_p99", "token_max")
+        l2, max_abs, p99, token_max = (max(getattr(e, name) for e in errors) for name in largest)
+        return verdict | {
             "cosine_min": min(error.cosine for error in errors),
             "relative_l2_mean": statistics.fmean(error.relative_l2 for error in errors),
-            "relative_l2_max": max(error.relative_l2 for error in errors),
-            "max_abs": max(error.max_abs for error in errors),
-            "identical": self.identical,
-            "passed": self.passed,
+            "relative_l2_max": l2,
+            "max_abs": max_abs,
+            "token_p99_max": p99,
+            "token_max": token_max,
         }
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
+        found = self.summary()
+        videos, passed, identical = (found.pop(n) for n in ("videos", "passed", "identical"))
+        words = ("max_relative_l2", "min_cosine", "min_identical")
         return {
             "dataset": self.dataset,
             "feature_set": self.spec.digest,
-            "limits": asdict(self.limits),
-            "summary": self.summary(),
-            "videos": [
-                {"video_id": row.video_id, **to_plain(row.error), "identical": row.identical}
-                for row in self.rows
-            ],
-            "failures": [
-                {"video_id": video, "reason": reason} for video, reason in self.failures.items()
-            ],
+            "limits": dict(zip(words, vars(self.limits).values(), strict=True)),
+            "videos": videos,
+            "passed": passed,
+            "identical_share": identical,
+            "errors": all_finite(found) or None,
+            "compared": [row.to_dict() for row in self.rows],
+            "failed": [{"video_id": name, "reason": why} for name, why in self.failures.items()],
         }
 
 
@@ -278,20 +285,8 @@ def _compare_one(
     error = measure_error(fresh, stored, ())
     if model is None:
         return Comparison(entry.video_id, error)
-    return Comparison(
-        entry.video_id, error, _same_answers(model, stored, fresh, prompt, max_new_tokens)
-    )
-
-
-def _same_answers(
-    model: AnswersFromFeatures,
-    stored: torch.Tensor,
-    fresh: torch.Tensor,
-    prompt: str,
-    max_new_tokens: int,
-) -> bool:
-    first, second = (
+    answers = [
         model.answer_features(prompt, features, max_new_tokens=max_new_tokens)
         for features in (stored, fresh)
-    )
-    return first == second
+    ]
+    return Comparison(entry.video_id, error, answers[0] == answers[1])

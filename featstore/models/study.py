@@ -17,6 +17,7 @@ import torch
 
 from featstore import defaults
 from featstore.errors import FeatstoreError, QuantizeError, RecordError
+from featstore.fields import all_finite
 from featstore.models.greedy_answer import GreedyAnswer
 from featstore.models.study_record import make_record, read_record
 from featstore.records.quantization import QuantError, refuse_non_finite
@@ -156,10 +157,18 @@ class Study:
             "features": self.features,
             "max_error": self.max_error,
             "peer": self.peer,
-            "storages": self.table(),
-            "videos": [row.flat() for row in self.rows],
-            "failures": [{"video_id": name, "reason": why} for name, why in self.failures.items()],
+            "table": [_in_words(row) for row in self.table()],
+            "studied": [_in_words(row.flat()) for row in self.rows],
+            "failed": [{"video_id": name, "reason": why} for name, why in self.failures.items()],
         }
+
+
+def _in_words(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row in the words of `--json`, in which `storage` is a map, and `identical` of one video."""
+    words = {"storage": "stored_as"} | (
+        {} if "video_id" in row else {"identical": "identical_answers"}
+    )
+    return all_finite({words.get(name, name): value for name, value in row.items()})
 
 
 def run_study(

@@ -88,7 +88,7 @@ class Estimate:
         todo: the videos to ingest; none of a guess.
         stored: number of videos stored already.
         replaced: number of those to ingest that are stored from another file.
-        clashes: number of videos left out because another file is stored under their ids.
+        clashes: videos left out because another file is stored under their ids.
         restored: number of those to ingest that are stored in another way.
         failed_before: videos left out because an earlier ingest failed on them.
         unreadable: why a video's file cannot be read, by its id; an ingest would fail on them.
@@ -105,7 +105,7 @@ class Estimate:
     todo: tuple[Video, ...] = ()
     stored: int = 0
     replaced: int = 0
-    clashes: int = 0
+    clashes: tuple[Failure, ...] = ()
     restored: int = 0
     failed_before: tuple[Failure, ...] = ()
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -203,7 +203,7 @@ def estimate_ingest(
         todo=plan.todo,
         stored=len(plan.stored),
         replaced=len(plan.replaced),
-        clashes=len(plan.clashes),
+        clashes=plan.clashes,
         restored=plan.restored,
         failed_before=plan.failed_before,
         unreadable=unreadable,

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from featstore.decoding.frame_selection import Clip
     from featstore.records.storage import Storage
     from featstore.spec import FeatureSpec
-    from featstore.store.rows import Failure
 
 STAGES = ("decode", "encode", "write")
 
@@ -144,9 +143,14 @@ class IngestSummary:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON, in the words of featstore.formats.facts."""
         plain = asdict(self)
-        del plain["spec"]
-        for name in ("failures", "failed_before", "clashes"):
-            plain[name] = [failure_facts(self.dataset, row) for row in getattr(self, name)]
+        for name in ("spec", "budget", "failures", "restored"):
+            del plain[name]
+        for name, rows in (
+            ("failed", self.failures),
+            ("failed_before", self.failed_before),
+            ("clashes", self.clashes),
+        ):
+            plain[name] = [failure_facts(self.dataset, row) for row in rows]
         return {
             "dataset": self.dataset,
             "feature_set": self.spec.digest,
@@ -154,3 +158,6 @@ class IngestSummary:
             "shares": self.shares,
             "bottleneck": self.bottleneck if self.stored else None,
         }
+            "stored_otherwise": self.restored,
+            "max_error": self.budget.max_error,
+            "on_max_error": self.budget.on_miss,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import FeatstoreError
-from featstore.fields import to_plain
+from featstore.fields import all_finite, time_text, to_plain
 from featstore.records.storage import storage_text
 from featstore.store.catalog import open_dataset, read_entries, read_manifest, read_sets
 from featstore.store.lost import closed_datasets, listed_datasets, lost_datasets
@@ -20,7 +20,6 @@ from featstore.system.fsync import write_atomically
 if TYPE_CHECKING:
     import os
 
-    from featstore.store.engine.snapshot import Snapshot
     from featstore.store.rows import FeatureSet
 
 
@@ -32,7 +31,7 @@ def describe_dataset(
     Args:
         cache_dir: The cache directory.
         dataset: The dataset's name.
-        rows: Also read the rows of the videos, and add to each set, as `error`, how far stored values are from the
+        rows: Also read the rows of the videos, and add to each set, as `errors`, how far stored values are from the
             encoder's, how many videos each of the `decoders` read, have each of the `doubts` and are stored in each of
             the `storages`, how many are `lossless` as they missed the error budget, and, as `stored_otherwise`, how
             many an ingest makes again because the set's storage was replaced.
@@ -45,7 +44,7 @@ def describe_dataset(
     manifest = read_manifest(snapshot, dataset)
     found_sets = read_sets(snapshot)
     sets = [
-        _describe_set(found, manifest.sets.get(digest, Counts()))
+        _describe_set(found, manifest.sets.get(digest, Counts()), manifest.default)
         for digest, found in found_sets.items()
     ]
     if rows:
@@ -61,29 +60,29 @@ def describe_dataset(
         "videos": sum(found["videos"] for found in sets),
         "record_bytes": sum(found["record_bytes"] for found in sets),
         "failures": sum(found["failures"] for found in sets),
-        "default": manifest.default,
+        "default_set": manifest.default or None,
         "feature_sets": sets,
     }
 
 
 def describe_store(cache_dir: str | os.PathLike[str], *, rows: bool = False) -> dict[str, Any]:
-    """Return what each dataset of the cache holds; one that cannot be read, or is lost, has an `error` instead.
+    """Return what each dataset of the cache holds; one that cannot be read, or is lost, has `problems` instead.
 
     Args:
         cache_dir: The cache directory.
         rows: As for `describe_dataset`.
     """
     datasets: dict[str, Any] = {
-        name: {"dataset": name, "error": why}
+        name: {"dataset": name, "problems": [why]}
         for name, why in (lost_datasets(cache_dir) | closed_datasets(cache_dir)).items()
     }
     for name in dataset_names(cache_dir):
         try:
             datasets[name] = describe_dataset(cache_dir, name, rows=rows)
         except FeatstoreError as exc:
-            datasets[name] = {"dataset": name, "error": str(exc)}
+            datasets[name] = {"dataset": name, "problems": [str(exc)]}
     datasets = dict(sorted(datasets.items()))
-    readable = [found for found in datasets.values() if "error" not in found]
+    readable = [found for found in datasets.values() if "problems" not in found]
     return {
         "videos": sum(found["videos"] for found in readable),
         "record_bytes": sum(found["record_bytes"] for found in readable),
@@ -103,19 +102,21 @@ def write_cache_meta(cache_dir: str | os.PathLike[str], *, forget: str | None = 
     described["datasets"] = {
         name: found
         for name, found in described["datasets"].items()
-        if name != forget and (name in listed or "error" not in found)
+        if name != forget and (name in listed or "problems" not in found)
     }
     text = json.dumps(described, indent=2) + "\n"
     with contextlib.suppress(OSError), write_atomically(target) as file:
         file.write(text.encode())
 
 
-def _describe_set(found: FeatureSet, counts: Counts) -> dict[str, Any]:
+def _describe_set(found: FeatureSet, counts: Counts, default: str) -> dict[str, Any]:
     return {
         "feature_set": found.spec.digest,
         "origin": found.origin,
+        "default": found.spec.digest == default,
+        "imported": found.spec.imported,
         "names": dict(found.names),
-        "created": found.created,
+        "created": time_text(found.created),
         **vars(counts),
         "storage": to_plain(found.storage),
         "max_error": found.max_error,
@@ -134,14 +135,14 @@ def _describe_rows(snapshot: Snapshot, row: FeatureSet) -> dict[str, Any]:
     storages: Counter[tuple[str, str, str]] = Counter()
     worst: tuple[float | None, ...] = (None,) * 5
     for entry in read_entries(snapshot, row.spec.digest):
-        errors = (
+        found = (
             -entry.cosine,
             entry.relative_l2,
             entry.max_abs,
             entry.token_p99,
             entry.token_max,
         )
-        worst = tuple(map(max, worst, errors)) if count else errors  # type: ignore[arg-type]
+        worst = tuple(map(max, worst, found)) if count else found  # type: ignore[arg-type]
         count, total = count + 1, total + entry.relative_l2
         differs = bool(row.storage_since) and row.differs(entry)
         otherwise += differs
@@ -151,7 +152,7 @@ def _describe_rows(snapshot: Snapshot, row: FeatureSet) -> dict[str, Any]:
         if entry.doubt:
             doubts[entry.doubt] += 1
     cosine, relative_l2, max_abs, token_p99, token_max = worst
-    error = {
+    errors = {
         "cosine_min": None if cosine is None else -cosine,
         "relative_l2_mean": total / count if count else None,
         "relative_l2_max": relative_l2,
@@ -162,8 +163,8 @@ def _describe_rows(snapshot: Snapshot, row: FeatureSet) -> dict[str, Any]:
     return {
         "decoders": dict(decoders),
         "doubts": dict(doubts),
-        "storages": {storage_text(*found): videos for found, videos in storages.items()},
+        "storages": {storage_text(*kept): videos for kept, videos in storages.items()},
         "lossless": lossless,
         "stored_otherwise": otherwise,
-        "error": error,
+        "errors": all_finite(errors),
     }

@@ -70,7 +70,7 @@ def test_the_command_works_through_its_real_entry_point(sample_clips, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert (summary["stored"], summary["failures"]) == (3, [])
+    assert (summary["stored"], summary["failed"]) == (3, [])
     assert (summary["decoders"], summary["doubts"]) == ({"pyav": 3}, {})
     assert "3/3 videos" in done.stderr
 
@@ -140,7 +140,7 @@ def test_an_ingest_says_what_it_did_in_the_words_of_all_commands(sample_clips, t
     summary = json.loads(ingest(clips, tmp_path / "cache", "--json").stdout)
     failed = json.loads(run("ls", *at, "--dataset", "demo", "--failed", "--json").stdout)
     [row] = json.loads(run("ls", *at, "--json").stdout)
-    assert summary["failures"] == failed
+    assert summary["failed"] == failed
     assert "spec" not in summary
     same = ("dataset", "feature_set", "storage", "record_bytes")
     assert {name: summary[name] for name in same} == {name: row[name] for name in same}
@@ -216,7 +216,7 @@ def test_ls_info_and_get_say_the_same_in_the_same_words(stored):
     described = json.loads(run("info", "--cache-dir", stored, "--json").stdout)["demo"]
     [found] = described["feature_sets"]
     assert row["default"] is True
-    assert described["default"] == row["feature_set"]
+    assert described["default_set"] == row["feature_set"]
     same = ("feature_set", "videos", "failures", "frames", "record_bytes", "storage")
     assert {name: row[name] for name in same} == {name: found[name] for name in same}
 
@@ -323,7 +323,7 @@ def test_info_tells_of_the_feature_set_and_its_error(stored):
     assert "relative L2" in text
     assert "(99th percentile)" in text
     described = json.loads(run("info", "--cache-dir", stored, "--dataset", "demo", "--json").stdout)
-    error = described["demo"]["feature_sets"][0]["error"]
+    error = described["demo"]["feature_sets"][0]["errors"]
     assert error["relative_l2_max"] < 0.01
     assert error["token_p99_max"] <= error["token_max"]
 
@@ -598,7 +598,7 @@ def test_all_commands_mean_the_default_set_until_another_is_named(sample_clips, 
     assert {row["feature_set"]: row["default"] for row in sets} == {first: False, second: True}
     assert f"set {second}, the default: 1 video, 4 frames," in run("info", *at).stdout
     meta = json.loads((tmp_path / "cache_meta.json").read_text())
-    assert meta["datasets"]["demo"]["default"] == second
+    assert meta["datasets"]["demo"]["default_set"] == second
 
 
 def test_a_default_set_that_is_not_there_is_refused(sample_clips, tmp_path):
@@ -794,7 +794,7 @@ def test_merge_copies_what_is_missing(sample_clips, tmp_path):
     assert done.stdout.startswith("demo: 3 copied, 0 there before, 0 failed")
     assert "3/3 videos" in done.stderr
     again = json.loads(run(*words, "--json").stdout)
-    assert (again["stored"], again["skipped"], again["failures"]) == (0, 3, [])
+    assert (again["stored"], again["skipped"], again["failed"]) == (0, 3, [])
     assert run(*words).stderr == ""
     assert run("check", "--cache-dir", tmp_path / "b").exit_code == 0
     full = run(*words[:-1], tmp_path / "c", "--max-size", "10kB")

@@ -49,16 +49,16 @@ def test_json_has_the_figures_and_writes_no_page(words, tmp_path):
     done = CliRunner().invoke(main, [*words, "--json"])
     found = json.loads(done.stdout)
     [there] = found["feature_sets"]
-    assert (there["dataset"], there["videos"], there["stored"][0]["videos"]) == ("demo", 2, 2)
+    assert (there["dataset"], there["videos"], there["stored_by_time"][0]["videos"]) == ("demo", 2, 2)
     assert there["default"] is True
     assert sum(row["videos"] for row in there["token_p99_histogram"]) + there["exact"] == 2
-    assert all(row["from"] < row["to"] for row in there["token_p99_histogram"])
+    assert all(row["low"] < row["high"] for row in there["token_p99_histogram"])
     assert found["evaluations"][0]["hit_rate"] == 7 / 8
     assert found["coverage"][-1] == {
         "dataset": "demo",
-        "videos": 2,
-        "stored": 1,
-        "failed": 0,
+        "total": 2,
+        "videos": 1,
+        "failures": 0,
         "missing": ["c"],
     }
     assert not (tmp_path / "report.html").exists()

@@ -41,7 +41,7 @@ def test_json_says_the_same(words, tmp_path):
     found = json.loads(CliRunner().invoke(main, [*words, "an eye", "--json"]).stdout)
     assert found["frame_indices"] == [0, 1, 2, 4]
     assert found["captions"] == ["0:00.0", "0:00.1", "0:00.2", "0:00.4"]
-    assert (found["width"], found["height"]) == size_of(found["file"])
+    assert (found["image_width"], found["image_height"]) == size_of(found["file"])
     assert len(found["notes"]) == 2
 
 

@@ -173,8 +173,8 @@ def test_a_damaged_record_is_named_and_the_others_are_written(demo, cache, tmp_p
     flip_in_file(cache, bytes([stored[-64] ^ 0x10]) + stored[-63:])
     assert run.exit_code == 3
     found = json.loads(run.stdout)
-    assert (found["exported"], [failure["video_id"] for failure in found["failures"]]) == (3, ["a"])
-    assert "damaged" in found["failures"][0]["reason"]
+    assert (found["exported"], [failure["video_id"] for failure in found["failed"]]) == (3, ["a"])
+    assert "damaged" in found["failed"][0]["reason"]
     assert set(index_of(tmp_path / "out")) == set(VIDEOS) - {"a"}
 
 

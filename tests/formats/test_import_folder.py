@@ -161,7 +161,7 @@ WRONG = {
     "rows": [2**70, -(2**63), "16"],
     "layout": [None, {"units": 4}],
     "error": [{}],
-    "created": ["now"],
+    "created_seconds": ["now", None],
 }
 
 
@@ -179,7 +179,7 @@ def test_what_an_index_says_wrong_is_named(cache, tmp_path, name):
 def test_a_whole_number_where_an_index_has_a_float_makes_a_row_that_can_be_read(cache, tmp_path):
     store_videos(cache / "1", "demo", {"a": toy_features(1)})
     export_dataset(FeatureStore(cache / "1")["demo"], tmp_path, ".npz")
-    line = json.loads((tmp_path / INDEX).read_text()) | {"created": 5, "fps": 25}
+    line = json.loads((tmp_path / INDEX).read_text()) | {"created_seconds": 5, "fps": 25}
     (tmp_path / INDEX).write_text(json.dumps(line))
     assert run(tmp_path, ".npz", cache / "2").imported == 1
     [entry] = FeatureStore(cache / "2")["demo"].entries()

@@ -61,7 +61,7 @@ def test_one_bad_video_among_several_benchmarks_is_told_by_the_exit_code(ingest)
     )
     assert done.exit_code == 3
     holmes, long = json.loads(done.stdout)
-    assert [failure["video_id"] for failure in holmes["failures"]] == ["0at001QMutY"]
+    assert [failure["video_id"] for failure in holmes["failed"]] == ["0at001QMutY"]
     assert long["stored"] == 1
 
 

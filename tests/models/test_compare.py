@@ -139,7 +139,7 @@ def test_the_command_prints_json_and_exits_3_where_a_file_was_replaced(stored, t
     report = json.loads(done.stdout)
     assert done.exit_code == 3
     assert report["feature_set"] == Dataset(cache, "demo").feature_set.spec.digest
-    [failure] = report["failures"]
+    [failure] = report["failed"]
     assert (failure["video_id"], "was replaced" in failure["reason"]) == ("blink", True)
     assert report["summary"]["videos"] == 2
     shown = CliRunner().invoke(main, [*words, "--samples", "1", "--max-relative-l2", "0"])

@@ -38,7 +38,7 @@ def test_a_dataset_is_described_in_plain_values(two):
     assert found == json.loads(json.dumps(found))
     assert (found["videos"], found["failures"], found["record_bytes"]) == (2, 1, 2 * (4080 + 128))
     assert (found["dataset"], found["format"], found["sealed"]) == ("demo", 2, False)
-    assert found["default"] == FOUR.digest
+    assert found["default_set"] == FOUR.digest
     four, eight = found["feature_sets"]
     assert (four["feature_set"], four["videos"], four["failures"], four["frames"]) == (
         *(FOUR.digest, 2, 0, 8),
@@ -47,16 +47,16 @@ def test_a_dataset_is_described_in_plain_values(two):
     assert (four["max_error"], four["names"], four["spec"]) == (None, {}, FOUR.to_dict())
     assert (eight["videos"], eight["failures"], eight["max_error"]) == (0, 1, 0.02)
     assert (eight["origin"], eight["names"]) == ("here", {"vision_tower": "clip"})
-    assert set(eight["error"].values()) == {None}
+    assert set(eight["errors"].values()) == {None}
     assert (four["decoders"], four["doubts"]) == ({"pyav": 2}, {})
     assert (eight["decoders"], eight["doubts"]) == ({}, {})
     set_default(two, "demo", EIGHT.digest)
-    assert describe_dataset(two, "demo")["default"] == EIGHT.digest
+    assert describe_dataset(two, "demo")["default_set"] == EIGHT.digest
 
 
 def test_errors_are_the_worst_of_the_videos_and_the_mean(two):
     entries = list(FeatureStore(two)["demo"].entries())
-    assert describe_dataset(two, "demo")["feature_sets"][0]["error"] == {
+    assert describe_dataset(two, "demo")["feature_sets"][0]["errors"] == {
         "cosine_min": min(entry.cosine for entry in entries),
         "relative_l2_mean": sum(entry.relative_l2 for entry in entries) / 2,
         "relative_l2_max": max(entry.relative_l2 for entry in entries),
@@ -121,7 +121,7 @@ def test_a_dataset_whose_rows_cannot_be_read_is_still_listed(tmp_path):
     assert len(FeatureStore(tmp_path)["demo"]) == 2
     with pytest.raises(StoreDamaged, match="a row of the catalog cannot be read"):
         describe_dataset(tmp_path, "demo")
-    assert "cannot be read" in describe_store(tmp_path, rows=True)["datasets"]["demo"]["error"]
+    assert "cannot be read" in describe_store(tmp_path, rows=True)["datasets"]["demo"]["problems"][0]
 
 
 def test_a_dataset_that_cannot_be_described_at_all_says_why_and_hides_no_other(two):
@@ -129,7 +129,7 @@ def test_a_dataset_that_cannot_be_described_at_all_says_why_and_hides_no_other(t
     (two / "broken" / "data.mdb").write_bytes(b"x" * 9000)
     found = describe_store(two)["datasets"]
     assert found["demo"]["videos"] == 2
-    assert found["broken"]["error"]
+    assert found["broken"]["problems"]
     with pytest.raises(FeatstoreError):
         describe_dataset(two, "broken")
     (two / "broken" / "data.mdb").unlink()

@@ -175,7 +175,7 @@ def refused_by_all(cache: Path, name: str, other: Path, says: str) -> None:
         [problem] = look(cache, name).problems
         assert says in problem
         assert "damaged" not in problem
-    assert says in describe_store(cache)["datasets"][name]["error"]
+    assert says in describe_store(cache)["datasets"][name]["problems"][0]
     assert data.read_bytes() == before
     assert not other.exists()
 

@@ -47,7 +47,9 @@ class FeatureShape:
             "tokens_per_frame": self.tokens_per_frame,
             "rows": self.rows,
             "width": self.width,
-            "stored_bytes": self.stored_bytes(),
+            "by_storage": {
+                storage: {"values_bytes": size} for storage, size in self.stored_bytes().items()
+            },
         }
 
 

@@ -146,7 +146,7 @@ def run(
         "hostile": len(videos),
         "good": len(mixed) - len(videos),
         "hostile stored": summary["stored"] - (len(mixed) - len(videos)),
-        "failed": len(summary["failures"]),
+        "failed": len(summary["failed"]),
         "most resident MiB": watch.most >> 20,
         "seconds": round(time.monotonic() - begun),
         "read by": summary["decoders"],
@@ -162,7 +162,7 @@ def _judge(
     good: dict[str, Path],
     summary: dict[str, Any],
 ) -> None:
-    failed = {failure["video_id"]: failure["reason"] for failure in summary["failures"]}
+    failed = {failure["video_id"]: failure["reason"] for failure in summary["failed"]}
     lost = len(mixed) - summary["stored"] - len(failed)
     if lost:
         drill.broken.append(f"{lost} videos were neither stored nor failed")
@@ -187,7 +187,7 @@ def _judge(
 
 def _reasons(summary: dict[str, Any]) -> dict[str, int]:
     """Return how often each reason was given, without the paths and numbers in it."""
-    texts = (re.sub(r"^\S+?/[^ ]*?(:| (?=[a-z]))", "", f["reason"]) for f in summary["failures"])
+    texts = (re.sub(r"^\S+?/[^ ]*?(:| (?=[a-z]))", "", f["reason"]) for f in summary["failed"])
     return dict(Counter(re.sub(r"\d+", "N", text).strip() for text in texts).most_common())
 
 

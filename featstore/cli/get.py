@@ -92,10 +92,10 @@ def _write(features: Features, out: str) -> None:
         ) from exc
 
 
-def _ellipsis(frames: Sequence[int], keep: int = 8) -> str:
 def _source_text(source_bytes: int, xxh3_128: str, **_: object) -> str:
     return f"{format_bytes(source_bytes)}, xxh3-128 {xxh3_128}"
 
 
+def _ellipsis(frames: Sequence[int], keep: int = 8) -> str:
     shown = [str(frame) for frame in frames]
     return ", ".join(shown if len(shown) <= keep + 1 else [*shown[:keep], "...", shown[-1]])

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from featstore.store.dataset import Dataset
     from featstore.store.rows import Entry, Failure
 
-_SETS = ("dataset", "feature_set", "default", "videos", "failures", "record_bytes", "storage")
 _SET_FACTS = (
     "feature_set", "default", "videos", "failures", "frames", "record_bytes", "storage", "imported"
 )  # fmt: skip
+_SETS = ("dataset", "feature_set", "default", "videos", "failures", "record_bytes", "storage")
 # Columns of the table of videos, and the fields of an entry that are in them, which fit a terminal of 80 characters.
 _VIDEOS = ("video_id", "frames", "record_bytes", "token_p99", "decoder", "doubt")
 _HEADS = {"record_bytes": "size"}  # for people

@@ -155,9 +155,9 @@ class IngestSummary:
             "dataset": self.dataset,
             "feature_set": self.spec.digest,
             **plain,
-            "shares": self.shares,
-            "bottleneck": self.bottleneck if self.stored else None,
-        }
             "stored_otherwise": self.restored,
             "max_error": self.budget.max_error,
             "on_max_error": self.budget.on_miss,
+            "shares": self.shares,
+            "bottleneck": self.bottleneck if self.stored else None,
+        }

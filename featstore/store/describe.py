@@ -112,9 +112,9 @@ def write_cache_meta(cache_dir: str | os.PathLike[str], *, forget: str | None = 
 def _describe_set(found: FeatureSet, counts: Counts, default: str) -> dict[str, Any]:
     return {
         "feature_set": found.spec.digest,
-        "origin": found.origin,
         "default": found.spec.digest == default,
         "imported": found.spec.imported,
+        "origin": found.origin,
         "names": dict(found.names),
         "created": time_text(found.created),
         **vars(counts),

@@ -146,25 +146,59 @@ class PixelBudget(_Normalization):
         Raises:
             ValueError: the frame is more than 200 times as long as it is wide, which that refuses too.
         """
-        if max(height, width) > 200 * min(height, width):
-            raise ValueError(
-                f"a frame of {width} x {height} pixels is more than 200 times as long as wide"
-            )
-        unit = self.multiple
-        tall, wide = (max(unit, round(side / unit) * unit) for side in (height, width))
-        if tall * wide > self.max_pixels:
-            shrink = math.sqrt(height * width / self.max_pixels)
-            tall, wide = (
-                max(unit, math.floor(side / shrink / unit) * unit) for side in (height, width)
-            )
-        elif tall * wide < self.min_pixels:
-            grow = math.sqrt(self.min_pixels / (height * width))
-            tall, wide = (math.ceil(side * grow / unit) * unit for side in (height, width))
-        if tall * wide > self.max_pixels:
-            raise ValueError(
-                f"a frame of {width} x {height} pixels is too long for {self.max_pixels} pixels in cells of {unit}"
-            )
-        return tall, wide
+        most = self.max_pixels
+        return _fit_cells(height, width, self.multiple, self.min_pixels, most, most)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoPixelBudget(PixelBudget):
+    """Resize as PixelBudget, with fewer pixels a frame the more frames a video has: qwen-vl-utils' `fetch_video`.
+
+    Args:
+        multiple: as in PixelBudget, and so is what follows it there.
+        total_pixels: pixels of all frames of a video at most, counted once for `frames_per_unit` frames; `min_pixels`
+            of a frame, and 5 % more, are never undercut.
+        frames_per_unit: number of frames that make a unit.
+    """
+
+    total_pixels: int
+    frames_per_unit: int = 2
+    kind: Literal["video_pixel_budget"] = "video_pixel_budget"  # type: ignore[assignment]
+
+    def size_in_video(self, height: int, width: int, frames: int) -> tuple[int, int]:
+        """Return (height, width) of a frame after resizing, in a video of which `frames` are taken.
+
+        Raises:
+            ValueError: as `size_of`.
+        """
+        share = self.total_pixels / frames * self.frames_per_unit
+        most = min(self.max_pixels, max(share, int(self.min_pixels * 1.05)))
+        # Growing to the least may end above `most`, as it does there.
+        return _fit_cells(height, width, self.multiple, self.min_pixels, most, self.max_pixels)
+
+
+def _fit_cells(
+    height: int, width: int, unit: int, least: int, most: float, limit: int
+) -> tuple[int, int]:
+    """Return the multiples of `unit` near (height, width) that have `least` to `most` pixels, or up to `limit`."""
+    if max(height, width) > 200 * min(height, width):
+        raise ValueError(
+            f"a frame of {width} x {height} pixels is more than 200 times as long as wide"
+        )
+    tall, wide = (max(unit, round(side / unit) * unit) for side in (height, width))
+    if tall * wide > most:
+        shrink = math.sqrt(height * width / most)
+        tall, wide = (
+            max(unit, math.floor(side / shrink / unit) * unit) for side in (height, width)
+        )
+    elif tall * wide < least:
+        grow = math.sqrt(least / (height * width))
+        tall, wide = (math.ceil(side * grow / unit) * unit for side in (height, width))
+    if tall * wide > limit:
+        raise ValueError(
+            f"a frame of {width} x {height} pixels is too long for {limit} pixels in cells of {unit}"
+        )
+    return tall, wide
 
 
 @dataclass(frozen=True)
@@ -181,7 +215,9 @@ class UnknownPreprocessing:
         )
 
 
-Preprocessing: TypeAlias = ShortestEdgeCrop | ExactResize | PixelBudget | UnknownPreprocessing
+Preprocessing: TypeAlias = (
+    ShortestEdgeCrop | ExactResize | VideoPixelBudget | PixelBudget | UnknownPreprocessing
+)
 
 
 def frame_bytes(pre: Preprocessing) -> int:
@@ -190,8 +226,10 @@ def frame_bytes(pre: Preprocessing) -> int:
     return height * width * 3
 
 
-def prepare_frame(frame: NDArray[np.uint8], pre: Preprocessing) -> NDArray[np.uint8]:
-    """Return `frame` (H, W, 3) uint8 resized, and centre-cropped if `pre` says so, uint8.
+def prepare_frame(
+    frame: NDArray[np.uint8], pre: Preprocessing, frames: int = 1
+) -> NDArray[np.uint8]:
+    """Return `frame` (H, W, 3) uint8 resized, and centre-cropped if `pre` says so, uint8; `frames` its video has.
 
     The crop's origin is `(size - crop) // 2`, as in transformers' CLIPImageProcessorPil.
 
@@ -203,7 +241,10 @@ def prepare_frame(frame: NDArray[np.uint8], pre: Preprocessing) -> NDArray[np.ui
 
     if isinstance(pre, UnknownPreprocessing):
         raise ValueError("no frame can be prepared in a way that is unknown")
-    height, width = pre.size_of(*frame.shape[:2])
+    if isinstance(pre, VideoPixelBudget):
+        height, width = pre.size_in_video(frame.shape[0], frame.shape[1], frames)
+    else:
+        height, width = pre.size_of(*frame.shape[:2])
     if not isinstance(pre, ShortestEdgeCrop) or pre.shortest_edge:
         image = Image.fromarray(frame).resize(
             (width, height), resample=Image.Resampling(pre.resample)

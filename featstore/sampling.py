@@ -13,7 +13,9 @@ from typing import Any
 from featstore import defaults
 from featstore.errors import how_many
 
-POLICIES = ("linspace", "midpoint", "vlmevalkit", "fps")
+POLICIES = ("linspace", "midpoint", "vlmevalkit", "fps", "qwen", "llava-ov")
+_QWEN_FRAMES = 2  # frames of a grid step: Qwen-VL takes a multiple of it
+_QWEN_LEAST = 4  # frames of a clip that qwen-vl-utils takes at least, by time
 UNKNOWN = "unknown"  # the policy of features that were imported
 
 
@@ -58,7 +60,7 @@ class Sampling:
             raise ValueError(
                 f"sampling policy is {self.policy!r}; it must be one of {', '.join(POLICIES)}"
             )
-        if (self.policy == "fps") != (self.rate is not None):
+        if self.policy != "qwen" and (self.policy == "fps") != (self.rate is not None):
             raise ValueError("a rate belongs to the policy fps, and fps needs one: write fps:1")
         if self.rate is not None and not 0 < self.rate <= 1_000:
             raise ValueError(f"the rate is {self.rate} frames a second; it must be in (0, 1000]")
@@ -67,7 +69,7 @@ class Sampling:
 
     @classmethod
     def parse(cls, text: str, nframe: int = defaults.NFRAME) -> Sampling:
-        """Return the rule that the command line writes as `linspace`, `midpoint`, `vlmevalkit` or `fps:R`.
+        """Return the rule that the command line writes as `linspace`, `fps:R`, `qwen:fps=2,min=4,max=768` and so on.
 
         Args:
             text: policy, and rate after a colon.
@@ -80,6 +82,8 @@ class Sampling:
         if policy == UNKNOWN:
             raise ValueError(f"sampling {text!r} picks no frames; use one of {', '.join(POLICIES)}")
         try:
+            if policy == "qwen" and rate:
+                return cls(*_qwen_options(rate, nframe))
             return cls(nframe, policy, float(rate) if rate else None)
         except ValueError as exc:
             raise ValueError(f"sampling {text!r} cannot be used: {exc}") from None
@@ -93,6 +97,9 @@ class Sampling:
         fps: every `fps / rate`-th frame from the first on (VLMEvalKit's `_1fps` sets); if that gives more than nframe,
         those are thinned evenly and both ends kept. Frames are counted, not timed: of a clip whose frame rate varies,
         `fps` is the average, and those taken lie closer together where frames do.
+        qwen: as qwen-vl-utils: with a rate so many frames a second, 4 at least and nframe at most, else nframe; an even
+        number, of a shorter clip fewer, evenly spaced with both ends.
+        llava-ov: as VLMEvalKit for LLaVA-OneVision: every `round(fps)`-th frame; linspace, if those are too many.
 
         Args:
             total_frames: number of frames of the clip.
@@ -114,7 +121,31 @@ class Sampling:
             # Rounded once here: int(i * n / (k + 1)) differs for 1.5 % of lengths.
             step = n / (k + 1)
             return [int(i * step) for i in range(1, k + 1)]
+        if self.policy == "llava-ov":
+            if not math.isfinite(fps) or round(fps) < 1:
+                raise ValueError(
+                    f"the clip states {fps} frames a second; sampling by time needs a rate"
+                )
+            ticks = range(0, n, round(fps))
+            return list(ticks) if len(ticks) <= k else _linspace(n, k)
+        if self.policy == "qwen":
+            return self._as_qwen(n, fps)
         return self._by_rate(n, fps)
+
+    def _as_qwen(self, n: int, fps: float) -> list[int]:
+        # smart_nframes of qwen-vl-utils; of a clip shorter than nframe VLMEvalKit asks for all, an even number.
+        if self.rate is None:
+            wanted: float = min(n, round(self.nframe / _QWEN_FRAMES) * _QWEN_FRAMES)
+        elif fps > 0 and math.isfinite(n / fps * self.rate):
+            wanted = min(max(n / fps * self.rate, _QWEN_LEAST), min(self.nframe, n))
+        else:
+            raise ValueError(
+                f"the clip states {fps} frames a second; sampling by time needs a rate"
+            )
+        count = math.floor(wanted / _QWEN_FRAMES) * _QWEN_FRAMES
+        if count < _QWEN_FRAMES:
+            raise ValueError(f"the clip has {n} frames; Qwen-VL takes {_QWEN_FRAMES} or more")
+        return _rounded_linspace(n, count)
 
     def _by_rate(self, n: int, fps: float) -> list[int]:
         count = n / fps * self.rate if self.rate is not None and fps > 0 else math.inf
@@ -132,6 +163,9 @@ class Sampling:
         """Return the policy as the command line writes it."""
         if self.rate is None:
             return self.policy
+        if self.policy == "qwen":
+            rate = repr(self.rate).removesuffix(".0")
+            return f"qwen:fps={rate},min={_QWEN_LEAST},max={self.nframe}"
         return f"fps:{self.rate!r}".removesuffix(".0")  # every digit: the rule must parse back
 
     def __str__(self) -> str:
@@ -145,3 +179,26 @@ def _linspace(n: int, k: int) -> list[int]:
         return [0]
     step = (n - 1) / (k - 1)
     return [int(i * step) for i in range(k - 1)] + [n - 1]
+
+
+def _qwen_options(text: str, nframe: int) -> tuple[int, str, float]:
+    """Return number of frames, policy and rate of `fps=2,min=4,max=768`, of which `fps` is needed."""
+    given = {part.partition("=")[0]: part.partition("=")[2] for part in text.split(",")}
+    unknown = given.keys() - {"fps", "min", "max"}
+    if unknown or not given.get("fps"):
+        raise ValueError("write qwen, or qwen:fps=2,min=4,max=768")
+    if int(given.get("min", _QWEN_LEAST)) != _QWEN_LEAST:
+        raise ValueError(
+            f"min is {given['min']}; qwen-vl-utils takes at least {_QWEN_LEAST} frames"
+        )
+    return int(given.get("max", nframe)), "qwen", float(given["fps"])
+
+
+def _rounded_linspace(n: int, k: int) -> list[int]:
+    """Return `torch.linspace(0, n - 1, k).round()`: float32, from both ends, with fused products."""
+    import numpy as np
+
+    step = np.float64(np.float32(n - 1) / np.float32(k - 1))
+    counted = np.arange(k // 2) * step
+    ends = np.float64(np.float32(n - 1)) - np.arange(k - k // 2)[::-1] * step
+    return [int(index) for index in np.concatenate((counted, ends)).astype(np.float32).round()]

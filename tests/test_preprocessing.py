@@ -13,6 +13,7 @@ from featstore.preprocessing import (
     PixelBudget,
     Preprocessing,
     ShortestEdgeCrop,
+    VideoPixelBudget,
     frame_bytes,
     normalization_table,
     prepare_frame,
@@ -170,3 +171,18 @@ def test_parameters_come_back_from_their_row_by_their_kind(pre):
 def test_a_row_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="kind"):
         build(Preprocessing, to_plain(EXACT) | {"kind": "pixel_budget"})
+
+
+def test_a_frame_has_the_fewer_pixels_the_more_frames_its_video_has():
+    """The numbers are qwen-vl-utils', whose limits are those of a video."""
+    pre = VideoPixelBudget(
+        multiple=28, min_pixels=128 * 784, max_pixels=768 * 784, total_pixels=115_200 * 784
+    )
+    assert pre.size_in_video(1080, 1920, 2) == (560, 1008)
+    assert pre.size_in_video(1080, 1920, 768) == (336, 644)
+    assert pre.size_in_video(1080, 1920, 65_536) == (224, 420)
+    assert pre.size_in_video(157, 482, 2000) == (196, 560)  # above its share, as there
+    frame = np.zeros((1080, 1920, 3), np.uint8)
+    assert prepare_frame(frame, pre, 768).shape == (*pre.size_in_video(1080, 1920, 768), 3)
+    assert frame_bytes(pre) >= 560 * 1008 * 3
+    assert build(VideoPixelBudget, to_plain(pre)) == pre

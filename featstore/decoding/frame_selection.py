@@ -81,6 +81,7 @@ class FrameSelection:
         self._out = out.reshape(-1)
         self.size = (0, 0)
         self._places: dict[int, list[int]] = {}
+        self._count = 0
 
     def choose(self, total_frames: int, fps: float, decoder: str) -> Clip:
         """Return the clip with the indices to take; VideoError if there is none to take."""
@@ -88,7 +89,7 @@ class FrameSelection:
             indices = self._sampling.indices(total_frames, fps)
         except ValueError as exc:
             raise VideoError(f"{self.path}: {exc}", self.path) from exc
-        self._places, self.size = {}, (0, 0)
+        self._places, self.size, self._count = {}, (0, 0), len(indices)
         for place, index in enumerate(indices):
             self._places.setdefault(index, []).append(place)
         return Clip(total_frames, fps, indices, decoder)
@@ -101,7 +102,7 @@ class FrameSelection:
     def put(self, index: int, frame: NDArray[np.uint8]) -> None:
         """Keep a decoded frame (H, W, 3), in all places where its index is taken."""
         try:
-            prepared = prepare_frame(frame, self._pre)  # (h, w, 3)
+            prepared = prepare_frame(frame, self._pre, self._count)  # (h, w, 3)
         except ValueError as exc:
             raise VideoError(f"{self.path}: {exc}", self.path) from exc
         height, width = size = prepared.shape[:2]

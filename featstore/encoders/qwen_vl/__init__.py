@@ -1,0 +1,1 @@
+"""Qwen-VL's vision side: tower with merger, of pairs of frames."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from featstore.encoders.longva.fused import FusedVision
     from featstore.encoders.longva.modeling import VisionModel
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -83,6 +84,7 @@ class LongVAEncoder:
             defaults.BATCH_FRAMES_CUDA if on_cuda else defaults.BATCH_FRAMES_CPU
         )
         self._model: VisionModel | None = None
+        self._fused: FusedVision | None = None
         self._table = torch.empty(0)
         self._loading = threading.Lock()
         tell_of_forks(self)
@@ -114,6 +116,7 @@ class LongVAEncoder:
         Raises:
             CheckpointError: the weights are no longer those of `identity`.
         """
+        from featstore.encoders.longva.fused import fused_vision
         from featstore.encoders.longva.modeling import build_model  # loads transformers
 
         about_to_compute(self.device)
@@ -124,7 +127,9 @@ class LongVAEncoder:
             table = torch.from_numpy(normalization_table(self.preprocessing))
             self._table = table.T.to(self.device, self.dtype, copy=True)  # (3, 256)
             weights = self._weights.load(self.device, self.dtype)
-            self._model = build_model(self.checkpoint.vision, weights, self.device)
+            model = build_model(self.checkpoint.vision, weights, self.device)
+            self._fused = fused_vision(model, self._table)
+            self._model = model
 
     def after_fork(self) -> None:
         """Let go of a lock that a thread of the parent may hold."""
@@ -164,6 +169,8 @@ class LongVAEncoder:
             computing(self.device),
             own_arithmetic(self.device),
         ):
+            if self._fused is not None:
+                return self._fused(frames, image=image)
             features: torch.Tensor = self._model(self._pixels(frames), image=image)
             return features
 

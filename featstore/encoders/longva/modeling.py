@@ -9,6 +9,8 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from featstore.encoders.longva.checkpoint import VisionConfig
 
 
@@ -52,14 +54,29 @@ class VisionModel(nn.Module):
         """
         hidden = self.vision_model(pixel_values=pixels).last_hidden_state  # (B, 1 + N, C)
         patches = hidden[:, 1:]  # without the class token
-        mode, stride = ("average", 2) if image else (self.config.pool_mode, self.config.pool_stride)
-        return self._pool(self.mm_projector(patches), mode, stride)  # -> (B, N, D) -> (B, T, D)
+        return self.pool(self.mm_projector(patches), image=image)  # -> (B, N, D) -> (B, T, D)
 
-    def _pool(self, features: torch.Tensor, mode: str, stride: int) -> torch.Tensor:
+    def pool(
+        self,
+        features: torch.Tensor,
+        *,
+        image: bool = False,
+        average: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Return the features (B, T, D) that are kept of a frame's patches (B, N, D).
+
+        Args:
+            features: projected.
+            image: as for `forward`.
+            average: computes the averages of 2 x 2 neighbours of the second axis, a square of the given side.
+        """
         # get_2dPool of the LongVA repository, longva/model/llava_arch.py: the projector comes first.
+        mode, stride = ("average", 2) if image else (self.config.pool_mode, self.config.pool_stride)
         if stride == 1:
             return features
         side = self.config.tower.side
+        if average is not None and (mode, stride) == ("average", 2):
+            return average(features, side)
         count, _, dim = features.shape
         grid = features.view(count, side, side, dim).permute(0, 3, 1, 2).contiguous()
         pool = nn.functional.avg_pool2d if mode == "average" else nn.functional.max_pool2d

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from featstore.decoding.video_file import Video
     from featstore.pipeline.listing import Listing
     from featstore.spec import FeatureSpec
-    from featstore.store import Snapshot
+    from featstore.store import DatasetSnapshot
     from featstore.store.rows import Entry
 
 LARGEST_EVERY = 4
@@ -100,7 +100,7 @@ def plan_ingest(
 
 def make_plan(
     videos: Sequence[Video],
-    snapshot: Snapshot | None,
+    snapshot: DatasetSnapshot | None,
     spec: FeatureSpec,
     options: IngestOptions | None = None,
     storage: Storage | str | None = None,
@@ -185,7 +185,7 @@ def make_plan(
 
 
 def _known_rows(
-    snapshot: Snapshot, table: str, count: int, places: dict[bytes, int], digest: str
+    snapshot: DatasetSnapshot, table: str, count: int, places: dict[bytes, int], digest: str
 ) -> Iterator[tuple[bytes, int, bytes]]:
     """Yield the key, the place in the listing and the row of each listed video that has one of the `count` in a table.
 

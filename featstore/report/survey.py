@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Mapping
 
-    from featstore.store import Snapshot
+    from featstore.store import DatasetSnapshot
     from featstore.store.rows import Failure, FeatureSet
 
 WORST = 10  # videos that are named
@@ -170,7 +170,7 @@ def survey_cache(
     return CacheSurvey(sets, dict(sorted(errors.items())), list(coverage.values()))
 
 
-def _count(found: SetSurvey, snapshot: Snapshot, on_rows: Callable[[int], None]) -> None:
+def _count(found: SetSurvey, snapshot: DatasetSnapshot, on_rows: Callable[[int], None]) -> None:
     entries = read_entries(snapshot, found.row.spec.digest)
     while rows := list(islice(entries, _ROWS)):
         _add(found, rows)
@@ -232,7 +232,7 @@ def _add_failure(reasons: dict[str, Reason], failure: Failure) -> None:
 
 
 def _cover(
-    snapshot: Snapshot, found: SetSurvey, videos: int | None, listed: list[str] | None
+    snapshot: DatasetSnapshot, found: SetSurvey, videos: int | None, listed: list[str] | None
 ) -> Coverage:
     if listed is None:
         return Coverage(found.dataset, videos, found.videos, found.failed)

@@ -11,21 +11,21 @@ from featstore.system.forks import lazy_names
 
 if TYPE_CHECKING:
     from featstore.store.dataset import Dataset
-    from featstore.store.engine.environment import open_snapshot
     from featstore.store.engine.locks import ingest_lock, single_flight_lock
     from featstore.store.engine.settings import MAP_BYTES
-    from featstore.store.engine.snapshot import Snapshot
     from featstore.store.engine.transaction import refuse_sealed
     from featstore.store.engine.waiting import report_waiting, report_waiting_to
     from featstore.store.reader import FeatureStore, get
+    from featstore.store.shards.base import DatasetSnapshot
+    from featstore.store.shards.opening import open_snapshot
     from featstore.store.writer import FeatureWriter
 
 __all__ = [
     "MAP_BYTES",
     "Dataset",
+    "DatasetSnapshot",
     "FeatureStore",
     "FeatureWriter",
-    "Snapshot",
     "get",
     "ingest_lock",
     "open_snapshot",
@@ -39,12 +39,12 @@ __all__ = [
 _HOMES = {
     "MAP_BYTES": "featstore.store.engine.settings",
     "Dataset": "featstore.store.dataset",
+    "DatasetSnapshot": "featstore.store.shards.base",
     "FeatureStore": "featstore.store.reader",
     "FeatureWriter": "featstore.store.writer",
-    "Snapshot": "featstore.store.engine.snapshot",
     "get": "featstore.store.reader",
     "ingest_lock": "featstore.store.engine.locks",
-    "open_snapshot": "featstore.store.engine.environment",
+    "open_snapshot": "featstore.store.shards.opening",
     "refuse_sealed": "featstore.store.engine.transaction",
     "report_waiting": "featstore.store.engine.waiting",
     "report_waiting_to": "featstore.store.engine.waiting",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from featstore.errors import RecordError, StoreDamaged, StoreNotFound
 from featstore.records.record import Record, parse
-from featstore.store.engine.environment import open_snapshot
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.engine.snapshot import CachedRecord
 from featstore.store.lost import explain_absent
@@ -26,18 +25,19 @@ from featstore.store.rows import (
     unpack_set,
     video_key,
 )
+from featstore.store.shards.opening import open_snapshot
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from featstore.store.engine.snapshot import Snapshot
+    from featstore.store.shards.base import DatasetSnapshot
 
 VERIFY = ("first", "always", "never")  # when a payload is
 
 
-def open_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> Snapshot:
+def open_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> DatasetSnapshot:
     """Return the newest snapshot of a dataset; DatasetNotFound, which names those there are, if it is not one."""
     try:
         return open_snapshot(dataset_path(cache_dir, dataset))
@@ -61,7 +61,7 @@ def hold_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> Iterator[Pa
         yield path
 
 
-def read_manifest(snapshot: Snapshot, dataset: str | None = None) -> Manifest:
+def read_manifest(snapshot: DatasetSnapshot, dataset: str | None = None) -> Manifest:
     """Return the manifest, read once per commit; StoreMismatch if it is missing, of another format or dataset."""
     known: Manifest | None
     as_of, known = snapshot.cache.manifest
@@ -72,14 +72,14 @@ def read_manifest(snapshot: Snapshot, dataset: str | None = None) -> Manifest:
     return known
 
 
-def read_set(snapshot: Snapshot, digest: str) -> FeatureSet | None:
+def read_set(snapshot: DatasetSnapshot, digest: str) -> FeatureSet | None:
     """Return a feature set, or None if there is none of that digest."""
     key = set_key(digest)
     data = snapshot.read("specs", key)
     return None if data is None else unpack_set(key, data)
 
 
-def read_sets(snapshot: Snapshot, prefix: str = "") -> dict[str, FeatureSet]:
+def read_sets(snapshot: DatasetSnapshot, prefix: str = "") -> dict[str, FeatureSet]:
     """Return the feature sets by digest, oldest first; StoreDamaged if one's row cannot be read, see `prefix`.
 
     Args:
@@ -96,7 +96,7 @@ def read_sets(snapshot: Snapshot, prefix: str = "") -> dict[str, FeatureSet]:
 
 
 def read_whole_sets(
-    snapshot: Snapshot,
+    snapshot: DatasetSnapshot,
 ) -> tuple[dict[str, FeatureSet], dict[str, StoreDamaged]]:
     """Return the feature sets whose rows can be read, oldest first, and why the others cannot; read once per commit."""
     as_of, known = snapshot.cache.sets
@@ -128,34 +128,34 @@ def unpack_whole_sets(
     return {row.spec.digest: row for row in found}, damaged
 
 
-def has_entry(snapshot: Snapshot, key: bytes) -> bool:
+def has_entry(snapshot: DatasetSnapshot, key: bytes) -> bool:
     """Return whether there is a row of a finished video with `key`, perhaps a damaged one."""
     return snapshot.read("catalog", key) is not None
 
 
-def read_entry(snapshot: Snapshot, key: bytes) -> Entry | None:
+def read_entry(snapshot: DatasetSnapshot, key: bytes) -> Entry | None:
     """Return the row of the finished video with `key`, or None."""
     data = snapshot.read("catalog", key)
     return None if data is None else unpack_entry(key, data)
 
 
-def read_entries(snapshot: Snapshot, digest: str) -> Iterator[Entry]:
+def read_entries(snapshot: DatasetSnapshot, digest: str) -> Iterator[Entry]:
     """Yield the rows of the finished videos of a feature set, whose digest is in the keys and not in the rows."""
     return map(partial(entry_of, digest), snapshot.values("catalog", set_key(digest)))
 
 
-def read_failures(snapshot: Snapshot, digest: str) -> Iterator[Failure]:
+def read_failures(snapshot: DatasetSnapshot, digest: str) -> Iterator[Failure]:
     """Yield the rows of the videos that failed in a feature set."""
     return map(unpack_failure, snapshot.values("failures", set_key(digest)))
 
 
-def read_failure(snapshot: Snapshot, key: bytes) -> Failure | None:
+def read_failure(snapshot: DatasetSnapshot, key: bytes) -> Failure | None:
     """Return the row of the failed video with `key`, or None."""
     data = snapshot.read("failures", key)
     return None if data is None else unpack_failure(data)
 
 
-def find_record(snapshot: Snapshot, dataset: str, digest: str, video: str) -> Record | None:
+def find_record(snapshot: DatasetSnapshot, dataset: str, digest: str, video: str) -> Record | None:
     """Return the record of `video` in the feature set `digest`, None if it, or the set, is not there.
 
     Raises:
@@ -193,7 +193,7 @@ def check_verify(verify: str) -> None:
 
 
 def find_verified(
-    snapshot: Snapshot, dataset: str, digest: str, video: str, verify: str
+    snapshot: DatasetSnapshot, dataset: str, digest: str, video: str, verify: str
 ) -> Record | None:
     """Return the record as `find_record` does, its payload verified if it is due; what is known is not parsed again.
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from featstore.store.engine.snapshot import Snapshot
+    from featstore.store.shards.base import DatasetSnapshot
 
 
 class CatalogTransaction(WriteTransaction):
@@ -144,7 +144,7 @@ class CatalogTransaction(WriteTransaction):
             self._sets[digest] = _add(there, found, sign)
 
 
-def is_manifest_lost(snapshot: Snapshot) -> bool:
+def is_manifest_lost(snapshot: DatasetSnapshot) -> bool:
     """Return whether the manifest of what is a dataset is damaged or missing."""
     data = snapshot.read("manifest", MANIFEST_KEY)
     if data is None:
@@ -156,7 +156,7 @@ def is_manifest_lost(snapshot: Snapshot) -> bool:
     return False
 
 
-def rebuild_manifest(snapshot: Snapshot, dataset: str) -> Manifest:
+def rebuild_manifest(snapshot: DatasetSnapshot, dataset: str) -> Manifest:
     """Return the manifest that the rows call for; its default set is the oldest, for no row tells.
 
     Raises:
@@ -183,7 +183,7 @@ def rebuild_manifest(snapshot: Snapshot, dataset: str) -> Manifest:
     return manifest
 
 
-def _name_in_records(snapshot: Snapshot) -> str:
+def _name_in_records(snapshot: DatasetSnapshot) -> str:
     """Return the dataset's name in the first record that can be read, empty if there is none."""
     for key in snapshot.keys("records"):
         with contextlib.suppress(RecordError):
@@ -191,7 +191,7 @@ def _name_in_records(snapshot: Snapshot) -> str:
     return ""
 
 
-def count_rows(snapshot: Snapshot, digest: str) -> Counts:
+def count_rows(snapshot: DatasetSnapshot, digest: str) -> Counts:
     """Return what the rows of a feature set come to."""
     prefix = set_key(digest)
     found = Counts(failures=sum(1 for _ in snapshot.keys("failures", prefix)))
@@ -200,7 +200,7 @@ def count_rows(snapshot: Snapshot, digest: str) -> Counts:
     return found
 
 
-def _count_video(snapshot: Callable[[], Snapshot], key: bytes, data: bytes) -> Counts:
+def _count_video(snapshot: Callable[[], DatasetSnapshot], key: bytes, data: bytes) -> Counts:
     """Return what a video's row says; if it is damaged, what its record says; if both are, that it is a video."""
     try:
         entry = unpack_entry(key, data)

@@ -21,20 +21,19 @@ from featstore.store.catalog import (
     read_sets,
 )
 from featstore.store.default_set import choose_set
-from featstore.store.engine.environment import Keeper
 from featstore.store.lost import explain_absent
 from featstore.store.manifest import Counts, check_name
 from featstore.store.paths import dataset_path
 from featstore.store.rows import check_digest, video_key
 from featstore.store.selection import explain_missing, find_own, find_set
+from featstore.store.shards.opening import CommitsKeeper
 
 if TYPE_CHECKING:
     import os
 
     from featstore.spec import FeatureSpec
-    from featstore.store.engine.environment import Environment
-    from featstore.store.engine.snapshot import Snapshot
     from featstore.store.rows import Entry, Failure, FeatureSet
+    from featstore.store.shards.base import Commits, DatasetSnapshot
 
 
 class Dataset(Mapping[str, Features]):
@@ -75,11 +74,11 @@ class Dataset(Mapping[str, Features]):
         self.path = dataset_path(cache_dir, name)
         self._verify = verify
         self._digest = digest
-        self._keeper = Keeper(self.path)
-        self._checked: weakref.ref[Environment] | None = None  # whose manifest has this name
+        self._keeper = CommitsKeeper(self.path)
+        self._checked: weakref.ref[Commits] | None = None  # whose manifest has this name
         self.snapshot()
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> DatasetSnapshot:
         """Return the newest snapshot; raise DatasetNotFound if it is gone, StoreMismatch if another took its folder."""
         try:
             environment = self._keeper.open()
@@ -160,7 +159,7 @@ class Dataset(Mapping[str, Features]):
         snapshot = self.snapshot()
         return self.load(snapshot, video, self._set_of(snapshot, nframe, spec))
 
-    def load(self, snapshot: Snapshot, video: str, digest: str) -> Features:
+    def load(self, snapshot: DatasetSnapshot, video: str, digest: str) -> Features:
         """Return the stored features of a video as of a snapshot, whatever is committed afterwards.
 
         Args:
@@ -178,7 +177,7 @@ class Dataset(Mapping[str, Features]):
         record = find_verified(snapshot, self.name, digest, video, self._verify)
         if record is None:
             raise explain_missing(snapshot, self.name, digest, video)
-        return Features(record.header, record, snapshot.mapping)
+        return Features(record.header, record, snapshot.memory(record.payload))
 
     def read_ahead(
         self, video: str, *, nframe: int | None = None, spec: FeatureSpec | str | None = None
@@ -194,9 +193,7 @@ class Dataset(Mapping[str, Features]):
             StoreMismatch: No feature set fits, or several do.
         """
         snapshot = self.snapshot()
-        value = snapshot.get("records", video_key(self._set_of(snapshot, nframe, spec), video))
-        if value is not None:
-            snapshot.prefault(value)
+        snapshot.read_ahead(video_key(self._set_of(snapshot, nframe, spec), video))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield what the catalog says of each stored video, as flat dicts that `pandas.DataFrame` takes.
@@ -254,7 +251,10 @@ class Dataset(Mapping[str, Features]):
         return read_failures(snapshot, digest) if digest else iter(())
 
     def _set_of(
-        self, snapshot: Snapshot, nframe: int | None = None, spec: FeatureSpec | str | None = None
+        self,
+        snapshot: DatasetSnapshot,
+        nframe: int | None = None,
+        spec: FeatureSpec | str | None = None,
     ) -> str:
         """Return the digest of the feature set that is meant; empty if that is the default one and there is none."""
         own = self._digest or read_manifest(snapshot).default

@@ -15,12 +15,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from featstore.spec import FeatureSpec
-    from featstore.store.engine.snapshot import Snapshot
     from featstore.store.rows import FeatureSet
+    from featstore.store.shards.base import DatasetSnapshot
 
 
 def choose_set(
-    snapshot: Snapshot, path: Path, nframe: int | None, spec: FeatureSpec | str | None, own: str
+    snapshot: DatasetSnapshot,
+    path: Path,
+    nframe: int | None,
+    spec: FeatureSpec | str | None,
+    own: str,
 ) -> FeatureSet:
     """Return the set that is meant; raise as `select`, and StoreDamaged if it may be one whose row cannot be read.
 

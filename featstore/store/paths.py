@@ -24,6 +24,7 @@ FLIGHT_LOCK_FILE = "flight.lock"
 WRITE_LOCK_FILE = "write.lock"
 SEAL_FILE = "sealed"
 META_FILE = "cache_meta.json"
+SHARDS_FOLDER = "shards"
 _DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -90,6 +91,17 @@ def is_sealed(path: str | os.PathLike[str]) -> bool:
     return os.path.lexists(os.path.join(path, SEAL_FILE))
 
 
+def is_sharded(path: str | os.PathLike[str]) -> bool:
+    """Return whether the folder `path` is a dataset of sealed shards: it has a list of them."""
+    try:
+        with os.scandir(os.path.join(path, SHARDS_FOLDER)) as entries:
+            return any(entry.name.startswith("manifest-") for entry in entries)
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+            return False
+        raise StoreError(f"{path} cannot be looked into: {because(exc)}") from exc
+
+
 @contextlib.contextmanager
 def pinned_name(path: Path) -> Iterator[str]:
     """Give a name for the folder that is `path` now, whatever takes its place.
@@ -142,7 +154,9 @@ def dataset_names(cache_dir: str | os.PathLike[str]) -> list[str]:
     try:
         os.stat(os.path.join(root, os.curdir))  # raises if no folder in it may be entered
         return sorted(
-            path.name for path in root.iterdir() if is_dataset_name(path.name) and _has_data(path)
+            path.name
+            for path in root.iterdir()
+            if is_dataset_name(path.name) and (_has_data(path) or is_sharded(path))
         )
     except (FileNotFoundError, NotADirectoryError) as exc:
         raise StoreNotFound(
@@ -173,8 +187,14 @@ def stored_bytes(cache_dir: str | os.PathLike[str]) -> int:
     """Return the bytes that the datasets in `cache_dir` take on disk, without those this user may not enter."""
     taken = 0
     for name in dataset_names(cache_dir):
-        with contextlib.suppress(FileNotFoundError):  # removed since it was listed
-            taken += (Path(cache_dir) / name / DATA_FILE).stat().st_blocks * 512
+        folder = Path(cache_dir) / name
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # removed since
+            if (folder / DATA_FILE).exists():
+                taken += (folder / DATA_FILE).stat().st_blocks * 512
+            else:
+                taken += sum(
+                    entry.stat().st_blocks * 512 for entry in (folder / SHARDS_FOLDER).iterdir()
+                )
     return taken
 
 

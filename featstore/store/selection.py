@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from featstore.records.storage import Storage
-    from featstore.store.engine.snapshot import Snapshot
     from featstore.store.rows import FeatureSet
+    from featstore.store.shards.base import DatasetSnapshot
 
 MAKE_SET = "make one with featstore ingest"
 RETRY = "mend the cause, and ingest it again with --retry-failed (IngestOptions(retry_failed=True))"
@@ -156,7 +156,9 @@ def _how_to_make(path: Path, wanted: FeatureSpec, origin: str) -> str:
     )
 
 
-def explain_missing(snapshot: Snapshot, dataset: str, digest: str, video: str) -> FeatureNotFound:
+def explain_missing(
+    snapshot: DatasetSnapshot, dataset: str, digest: str, video: str
+) -> FeatureNotFound:
     """Return the error that says why `video` is not in the feature set `digest` of `dataset` as of `snapshot`."""
     if not digest:
         return FeatureNotFound(

@@ -85,6 +85,50 @@ class FileMap:
         return ctypes.string_at(self.address + offset, length)
 
 
+class FixedMap:
+    """A read-only map of a file that never changes, of exactly its size, for which no descriptor is kept.
+
+    A process may have thousands of them: the limits on open files and on address space, each map of FileMap's at least
+    64 GiB, would end at some hundreds.
+
+    Attributes:
+        address: The address of the file's first byte.
+        length: The bytes of the file when it was mapped.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Map the file; raise OSError if it cannot be opened, StoreError if no address space is left."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            found = os.fstat(fd)
+            self.length = found.st_size
+            self._path, self._file = path, (found.st_dev, found.st_ino)
+            try:
+                self.address = _map(fd, self.length) if self.length else 0
+            except OSError as exc:
+                raise StoreError(
+                    f"{self.length / 2**30:.1f} GiB of address space for the map of {path} are not available: "
+                    f"{exc.strerror}; lift the limit (ulimit -v), or have fewer datasets open"
+                ) from exc
+            if self.length:
+                unmap = weakref.finalize(self, libc.munmap, self.address, self.length)
+                unmap.atexit = False  # views may be read to the very end
+            if hides_pages(fd):
+                _hidden[self.address] = self.address + self.length
+                weakref.finalize(self, _hidden.pop, self.address, None).atexit = False
+        finally:
+            os.close(fd)
+
+    def file_bytes(self) -> int:
+        """Return how many bytes may be touched: all, unless somebody cut the file short."""
+        try:
+            found = os.stat(self._path)
+        except OSError:  # its name is gone; the map keeps the file
+            return self.length
+        same = (found.st_dev, found.st_ino) == self._file
+        return min(self.length, found.st_size) if same else self.length
+
+
 def is_resident(address: int, length: int) -> bool:
     """Return whether every page of the mapped memory is in the page cache; False if the system does not say."""
     if not shows_pages(address):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from featstore.errors import StoreDamaged
     from featstore.records.header import Header
     from featstore.store.engine.tree import Tree
+    from featstore.system.file_map import FileMap
 
 # All keys are in one database, behind the name of their table: to open a database for each, py-lmdb would start a write
 # transaction, so a reader would wait for any writer, and hold the interpreter lock while it waits.
@@ -126,11 +127,25 @@ class Snapshot:
         """Return the place of a view, or of a part of one, that `get` or `view` gave."""
         return Place(_address(view) - self.mapping.address, len(view))
 
+    def memory(self, view: memoryview) -> FileMap:
+        """Return the map that a view of this snapshot is in."""
+        return self.mapping
+
+    def file_bytes(self) -> int:
+        """Return the bytes of the file."""
+        return self.mapping.file_bytes()
+
     def prefault(self, value: memoryview) -> list[Future[None]]:
         """Start to read the pages of `value`, which `get` gave, from disk; nothing if they are in memory."""
         if is_resident(_address(value), len(value)):
             return []
         return prefault(self.path / DATA_FILE, *self.place(value))
+
+    def read_ahead(self, key: bytes) -> None:
+        """Start to read the record of `key` from disk, without waiting; nothing if there is none."""
+        value = self.get("records", key)
+        if value is not None:
+            self.prefault(value)
 
     def read(self, table: str, key: bytes) -> bytes | None:
         """Return a copy of the value of `key`, or None; for small rows."""

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from featstore.records.header import Header
     from featstore.spec import FeatureSpec
-    from featstore.store.engine.snapshot import Snapshot
     from featstore.store.manifest import Manifest
+    from featstore.store.shards.base import DatasetSnapshot
 
 REPAIR = "run featstore check --repair"
 INGEST_AGAIN = f"{REPAIR}, then ingest it again"
@@ -105,7 +105,7 @@ class Problem:
 
 
 def find_problems(
-    snapshot: Snapshot, report: CheckReport, on_video: Callable[[Entry], None]
+    snapshot: DatasetSnapshot, report: CheckReport, on_video: Callable[[Entry], None]
 ) -> Iterator[Problem]:
     """Yield what is wrong with a dataset.
 
@@ -147,7 +147,7 @@ def find_problems(
 
 
 def whole_entry(
-    snapshot: Snapshot, key: bytes, known: dict[str, FeatureSpec | None], dataset: str
+    snapshot: DatasetSnapshot, key: bytes, known: dict[str, FeatureSpec | None], dataset: str
 ) -> Entry:
     """Return the row that the record under `key` should have.
 
@@ -187,7 +187,9 @@ def name_other(header: Header, key: bytes) -> str:
     return f"its record is that of {header.video_id!r}, which has another key"
 
 
-def check_sets(snapshot: Snapshot, known: dict[str, FeatureSpec | None]) -> Iterator[Problem]:
+def check_sets(
+    snapshot: DatasetSnapshot, known: dict[str, FeatureSpec | None]
+) -> Iterator[Problem]:
     """Read the feature sets into `known` by digest, as None those whose row is damaged; yield what is wrong."""
     for key, data in snapshot.rows("specs"):
         digest = key.decode(errors="replace")
@@ -199,7 +201,7 @@ def check_sets(snapshot: Snapshot, known: dict[str, FeatureSpec | None]) -> Iter
 
 
 def _check_tables(
-    snapshot: Snapshot,
+    snapshot: DatasetSnapshot,
     known: dict[str, FeatureSpec | None],
     report: CheckReport,
     on_video: Callable[[Entry], None],
@@ -219,7 +221,7 @@ def _check_tables(
 
 
 def _check_manifest(
-    snapshot: Snapshot, manifest: Manifest, known: set[str], odd: set[str]
+    snapshot: DatasetSnapshot, manifest: Manifest, known: set[str], odd: set[str]
 ) -> Iterator[Problem]:
     """Compare what the manifest says with the sets there are and their rows, of those that are not odd."""
     for digest in sorted(known - odd):
@@ -239,7 +241,7 @@ def _miscounted(what: str) -> Problem:
     )
 
 
-def _check_failures(snapshot: Snapshot, report: CheckReport) -> Iterator[Problem]:
+def _check_failures(snapshot: DatasetSnapshot, report: CheckReport) -> Iterator[Problem]:
     for key, data in snapshot.rows("failures"):
         report.failures += 1
         try:
@@ -249,7 +251,7 @@ def _check_failures(snapshot: Snapshot, report: CheckReport) -> Iterator[Problem
 
 
 def _check_video(
-    snapshot: Snapshot,
+    snapshot: DatasetSnapshot,
     key: bytes,
     row: bytes,
     known: dict[str, FeatureSpec | None],

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
 
-    from featstore.store.engine.snapshot import Snapshot
     from featstore.store.rows import FeatureSet
+    from featstore.store.shards.base import DatasetSnapshot
 
 
 @dataclass
@@ -147,7 +147,7 @@ class _Source:
         wrong: What cannot be read, and why.
     """
 
-    def __init__(self, snapshot: Snapshot, dataset: str) -> None:
+    def __init__(self, snapshot: DatasetSnapshot, dataset: str) -> None:
         """Raise StoreDamaged if no feature set can be read, StoreMismatch if it is another dataset."""
         self.snapshot = snapshot
         self.dataset = dataset

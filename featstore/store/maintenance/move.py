@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import os
 
     from featstore.records.record import Record
-    from featstore.store.engine.snapshot import Snapshot
     from featstore.store.maintenance.merge import MergeSummary
+    from featstore.store.shards.base import DatasetSnapshot
 
 
 def move_dataset(
@@ -69,7 +69,7 @@ def move_dataset(
     return done
 
 
-def _verify(source: Snapshot, target: Snapshot, dataset: str) -> None:
+def _verify(source: DatasetSnapshot, target: DatasetSnapshot, dataset: str) -> None:
     """Raise StoreMismatch unless the target has each record of the source, whole."""
     for digest in read_sets(source):
         for key in source.keys("records", set_key(digest)):
@@ -90,7 +90,7 @@ def _verify(source: Snapshot, target: Snapshot, dataset: str) -> None:
                 )
 
 
-def _read_back(target: Snapshot, dataset: str, digest: str, video: str) -> Record | None:
+def _read_back(target: DatasetSnapshot, dataset: str, digest: str, video: str) -> Record | None:
     """Return the whole record of a video; None if it is missing or damaged."""
     try:
         found = find_record(target, dataset, digest, video)

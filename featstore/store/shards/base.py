@@ -1,8 +1,8 @@
 """What is asked of a dataset as of one commit, and of what gives its commits, however many files it has, and where.
 
 `catalog.py`, `Dataset`, models, `ls`, `info`, `export`, `merge` and `check` know a dataset by this and nothing else:
-`engine/snapshot.Snapshot` is one LMDB file read through its pages, `ShardSnapshot` any number of sealed ones read through
-their indices. The suite in tests/contracts/shard_contract.py says what each must do.
+`engine/snapshot.Snapshot` is one LMDB file read through its pages, `ShardSnapshot` any number of sealed ones read
+through their indices. The suite in tests/contracts/shard_contract.py says what each must do.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class DatasetSnapshot(Protocol):
         ...
 
     def place(self, view: memoryview) -> Any:
-        """Return where a view is, or a part of one, that `get` or `view` gave; equal if, and only if, it is the same."""
+        """Return where a view is, or a part of one, that `get` or `view` gave; places that are equal are the same."""
         ...
 
     def view(self, place: Any) -> memoryview:
@@ -69,6 +69,10 @@ class DatasetSnapshot(Protocol):
 
     def prefault(self, value: memoryview) -> list[Future[None]]:
         """Start to read the pages of a view from disk; nothing if they are in memory."""
+        ...
+
+    def read_ahead(self, key: bytes) -> None:
+        """Start to bring the record of `key` into memory, without waiting; nothing if there is none."""
         ...
 
     def read(self, table: str, key: bytes) -> bytes | None:
@@ -134,4 +138,12 @@ class Records(Protocol):
         self, shard: ShardRow, record: RecordPlace, start: int, length: int
     ) -> list[Future[None]]:
         """Start to read a part of a record into memory; nothing if it is there."""
+        ...
+
+    def read_ahead(self, shard: ShardRow, record: RecordPlace) -> None:
+        """Start to bring a record here, without waiting; what goes wrong is met by who asks for it."""
+        ...
+
+    def renew_locks(self) -> None:
+        """Forget who holds the locks, in a forked child."""
         ...

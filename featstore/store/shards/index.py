@@ -1,7 +1,7 @@
 """The index of a sealed shard: all of its catalog and where its records are, so that its pages need not be read.
 
-A file `<digest>.idx` is xxh3-128 of what follows (16 bytes), then a msgpack map. Columns are byte strings, one value for
-each record, in the order of the keys: no row is unpacked to open it, and a million videos are looked up as arrays.
+A file `<digest>.idx` is xxh3-128 of what follows (16 bytes), then a msgpack map. Columns are byte strings, one value
+for each record, in the order of the keys: no row is unpacked to open it, and a million videos are looked up as arrays.
 docs/format.md has the table.
 """
 
@@ -99,9 +99,7 @@ class Index:
 
     def place(self, at: int) -> RecordPlace:
         """Return where record number `at` is."""
-        return RecordPlace(
-            int(self.offsets[at]), int(self.lengths[at]), self.digests[at].tobytes()
-        )
+        return RecordPlace(int(self.offsets[at]), int(self.lengths[at]), self.digests[at].tobytes())
 
 
 class IndexedRecord(NamedTuple):
@@ -170,7 +168,13 @@ def unpack_index(data: memoryview, name: str) -> Index:
         raise _damaged(name, "its checksum is not that of what it holds")
     plain = _unpack(packed, name)
     count, odd = divmod(len(plain["keys"]), KEY_BYTES)
-    sizes = {"offsets": 8, "lengths": 8, "digests": DIGEST_BYTES, "contents": DIGEST_BYTES, "ends": 8}
+    sizes = {
+        "offsets": 8,
+        "lengths": 8,
+        "digests": DIGEST_BYTES,
+        "contents": DIGEST_BYTES,
+        "ends": 8,
+    }
     if odd or any(len(plain[column]) != count * size for column, size in sizes.items()):
         raise _damaged(name, "its columns are not of one length")
     if len(plain["shard"]) != DIGEST_BYTES or not 0 <= plain["file_bytes"] < 1 << 48:

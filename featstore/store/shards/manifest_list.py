@@ -1,7 +1,7 @@
 """The list of a dataset's shards: one JSON file a version, never changed, of which the newest is the dataset.
 
-`manifest-<n>.json` is made only if there is none of that number, so of two that add shards at the same time one finds it
-made, reads it and makes the next one: nothing is lost. Older ones are history.
+`manifest-<n>.json` is made only if there is none of that number, so of two that add shards at the same time one finds
+it made, reads it and makes the next one: nothing is lost. Older ones are history.
 """
 
 from __future__ import annotations

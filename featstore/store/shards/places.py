@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import secrets
 from pathlib import Path
@@ -12,14 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 import xxhash
 
 from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreNotFound
-from featstore.store.paths import because, make_folder
+from featstore.store.paths import SHARDS_FOLDER, because, make_folder
 from featstore.system.filesystems import DISK_FULL_ERRNOS
 from featstore.system.fsync import sync_dir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SHARDS_FOLDER = "shards"
 STATUS_FOLDER = "status"
 PIECE_BYTES = 8 << 20
 MOST_AT_ONCE = 1 << 30  # bytes; the system reads less than 2 GiB
@@ -210,14 +208,3 @@ def _write(draft: Path, data: bytes) -> None:
 def shard_file(dataset: str, name: str = "") -> str:
     """Return the name, in a place, of a shard file of `dataset`; of their folder without `name`."""
     return f"{dataset}/{SHARDS_FOLDER}/{name}" if name else f"{dataset}/{SHARDS_FOLDER}"
-
-
-def is_sharded(path: str | os.PathLike[str]) -> bool:
-    """Return whether the folder `path` is a dataset of sealed shards: it has a list of them."""
-    try:
-        with os.scandir(os.path.join(path, SHARDS_FOLDER)) as entries:
-            return any(entry.name.startswith("manifest-") for entry in entries)
-    except OSError as exc:
-        if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
-            return False
-        raise StoreError(f"{path} cannot be looked into: {because(exc)}") from exc

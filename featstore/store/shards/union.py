@@ -1,0 +1,215 @@
+"""A dataset of sealed shards on a disk of this machine: one reader of it a process, which maps the files.
+
+A shard's file is mapped at the first lookup in it, to its size, and no descriptor is kept: 2,000 shards of 64 GiB fit
+into the address space of a process and none of them into its limit on open files.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from featstore.errors import StoreDamaged, StoreError, StoreNotFound
+from featstore.store.engine.environment import with_room
+from featstore.store.paths import SHARDS_FOLDER, because
+from featstore.store.shards.base import Located
+from featstore.store.shards.index import MAX_INDEX_BYTES, unpack_index
+from featstore.store.shards.manifest_list import list_name, read_list
+from featstore.store.shards.places import GOOD_COPY, LocalPlace, shard_file
+from featstore.store.shards.shard_snapshot import ShardSnapshot
+from featstore.system.file_map import FixedMap, is_resident, prefault
+from featstore.system.filesystems import OVERRIDE, network_kind
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from featstore.store.shards.base import Records
+    from featstore.store.shards.index import Index, RecordPlace
+    from featstore.store.shards.manifest_list import ShardRow
+    from featstore.store.shards.places import Place
+
+
+class MappedShards:
+    """The records in shard files on a local disk, each file mapped once, at the first lookup in it; see Records."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the dataset's folder."""
+        self.folder = path / SHARDS_FOLDER
+        self._maps: dict[str, FixedMap] = {}
+        self._lock = threading.Lock()
+
+    def locate(self, shard: ShardRow, record: RecordPlace) -> Located:
+        """Return the record in the map of its shard."""
+        found = self._maps.get(shard.shard)
+        if found is None:
+            with self._lock:
+                found = self._maps.get(shard.shard) or self._map(shard)
+        return Located(found, record.offset)
+
+    def prefault(
+        self, shard: ShardRow, record: RecordPlace, start: int, length: int
+    ) -> list[Future[None]]:
+        """Start to read a part of a record from disk; nothing if it is in memory."""
+        memory, offset = self.locate(shard, record)
+        if is_resident(memory.address + offset + start, length):
+            return []
+        return prefault(self.folder / shard.data_name, offset + start, length)
+
+    def read_ahead(self, shard: ShardRow, record: RecordPlace) -> None:
+        """Start to read a record from disk."""
+        self.prefault(shard, record, 0, record.length)
+
+    def renew_locks(self) -> None:
+        """Forget who holds the locks, in a forked child."""
+        self._lock = threading.Lock()
+
+    def _map(self, shard: ShardRow) -> FixedMap:
+        path = self.folder / shard.data_name
+        kind = network_kind(path)
+        if kind is not None and os.environ.get(OVERRIDE) != "1":
+            raise StoreError(
+                f"{path} is on a network file system ({kind}), where a map of it cannot be relied upon",
+                remedy="have records copied to a local disk as they are read: featstore.open(CACHE_DIR, local=FOLDER), "
+                "or copy the dataset with featstore merge",
+            )
+        try:
+            found = with_room(lambda: FixedMap(path))
+        except FileNotFoundError as exc:
+            raise StoreDamaged(f"the shard {path} is gone", remedy=GOOD_COPY) from exc
+        except OSError as exc:
+            if isinstance(exc, StoreError):
+                raise
+            raise StoreError(f"{path} cannot be opened: {because(exc)}") from exc
+        if found.length != shard.file_bytes:
+            raise StoreDamaged(
+                f"{path} has {found.length} bytes, not the {shard.file_bytes} of the shard",
+                remedy=GOOD_COPY,
+            )
+        self._maps[shard.shard] = found
+        return found
+
+
+class ShardReader:
+    """The newest commit of a dataset of sealed shards in a folder, and what of it stays open; see Commits.
+
+    Attributes:
+        path: The dataset's folder.
+    """
+
+    def __init__(self, path: Path, records: Records) -> None:
+        """Read nothing yet.
+
+        Args:
+            path: The dataset's folder, which has the list and the indices.
+            records: Where the records' bytes are.
+        """
+        self.path = path
+        self._folder = path / SHARDS_FOLDER
+        self._place = LocalPlace(path.parent)
+        self._records = records
+        self._indices: dict[str, Index] = {}
+        self._lock = threading.Lock()
+        self._newest: ShardSnapshot | None = None
+        self._list_file: tuple[int, ...] = ()
+
+    def snapshot(self) -> ShardSnapshot:
+        """Return the newest commit; StoreNotFound if there is none any more."""
+        newest = self._newest
+        if newest is not None and self._is_newest(newest.txn_id):
+            return newest
+        with self._lock:
+            return self._read()
+
+    def renew_locks(self) -> None:
+        """Forget who holds the locks, in a forked child."""
+        self._lock = threading.Lock()
+        self._records.renew_locks()
+
+    def _is_newest(self, number: int) -> bool:
+        folder = self._folder
+        return not os.path.lexists(f"{folder}/{list_name(number + 1)}") and (
+            _identify(f"{folder}/{list_name(number)}") == self._list_file
+        )
+
+    def _read(self) -> ShardSnapshot:
+        shards = read_list(self._place, self.path.name)
+        if not shards.number:
+            self._newest = None
+            raise StoreNotFound(
+                f"there is no dataset in {self.path}; make it with featstore ingest"
+            )
+        list_file = _identify(f"{self._folder}/{list_name(shards.number)}")
+        indices = [
+            read_index(self._place, self.path.name, row, self._indices) for row in shards.shards
+        ]
+        self._newest = ShardSnapshot(self.path, shards, indices, self._records)
+        self._list_file = list_file
+        return self._newest
+
+
+def read_index(place: Place, dataset: str, row: ShardRow, known: dict[str, Index]) -> Index:
+    """Return the index of a shard, which is kept in `known`.
+
+    Raises:
+        StoreError: It cannot be had.
+        StoreDamaged: It is not the one that the list names, or damaged.
+        StoreMismatch: It is of another version of featstore.
+    """
+    found = known.get(row.index_xxh3)
+    if found is None:
+        name = shard_file(dataset, row.index_name)
+        try:
+            data = place.read(name, min(row.index_bytes, MAX_INDEX_BYTES))
+        except FileNotFoundError as exc:
+            raise StoreDamaged(f"{place.where}/{name} is gone", remedy=GOOD_COPY) from exc
+        if xxhash.xxh3_128_hexdigest(data) != row.index_xxh3:
+            raise StoreDamaged(
+                f"{place.where}/{name} is not the index that the list of shards names",
+                remedy=GOOD_COPY,
+            )
+        found = unpack_index(memoryview(data), f"{place.where}/{name}")
+        facts = found.shard, found.file_bytes, len(found)
+        if facts != (row.shard, row.file_bytes, row.videos):
+            raise StoreDamaged(
+                f"{place.where}/{name} is of another shard than the list of shards says",
+                remedy=GOOD_COPY,
+            )
+        known[row.index_xxh3] = found
+    return found
+
+
+_readers: weakref.WeakValueDictionary[str, ShardReader] = weakref.WeakValueDictionary()
+_readers_lock = threading.Lock()
+
+
+def shard_reader(path: Path) -> ShardReader:
+    """Return this process's reader of the dataset of shards in the folder `path`."""
+    with _readers_lock:
+        found = _readers.get(str(path))
+        if found is None:
+            found = _readers[str(path)] = ShardReader(path, MappedShards(path))
+        return found
+
+
+def _renew_locks() -> None:
+    # A forked child has its parent's maps, which do not change; the threads that held a lock it does not have.
+    global _readers_lock
+    _readers_lock = threading.Lock()
+    for reader in [*_readers.values()]:
+        reader.renew_locks()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
+
+
+def _identify(path: str) -> tuple[int, ...]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

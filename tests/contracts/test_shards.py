@@ -1,0 +1,19 @@
+from shard_contract import ShardContract
+
+from featstore.store.maintenance.merge import merge_dataset
+from featstore.store.maintenance.seal_shard import seal_shard
+from featstore.store.shards.places import LocalPlace
+
+
+class TestOneFile(ShardContract):
+    def serve(self, parts, folder):
+        for part in parts:
+            merge_dataset(part, folder / "served", "demo", failures=True, min_free=0)
+        return folder / "served"
+
+
+class TestUnion(ShardContract):
+    def serve(self, parts, folder):
+        for part in parts:
+            seal_shard(part, "demo", LocalPlace(folder / "served"))
+        return folder / "served"

@@ -14,13 +14,14 @@ from featstore.records.storage import storage_text
 from featstore.store.catalog import open_dataset, read_entries, read_manifest, read_sets
 from featstore.store.lost import closed_datasets, listed_datasets, lost_datasets
 from featstore.store.manifest import Counts
-from featstore.store.paths import META_FILE, dataset_names, dataset_path, is_sealed
+from featstore.store.paths import META_FILE, dataset_names, dataset_path, is_sealed, is_sharded
 from featstore.system.fsync import write_atomically
 
 if TYPE_CHECKING:
     import os
 
     from featstore.store.rows import FeatureSet
+    from featstore.store.shards.base import DatasetSnapshot
 
 
 def describe_dataset(
@@ -40,7 +41,7 @@ def describe_dataset(
         StoreNotFound: There is no such dataset.
         StoreError: It cannot be read.
     """
-    snapshot = open_dataset(cache_dir, dataset)
+    path, snapshot = dataset_path(cache_dir, dataset), open_dataset(cache_dir, dataset)
     manifest = read_manifest(snapshot, dataset)
     found_sets = read_sets(snapshot)
     sets = [
@@ -55,8 +56,8 @@ def describe_dataset(
         "format": manifest.format,
         "engine": manifest.engine,
         "created": manifest.created,
-        "sealed": is_sealed(dataset_path(cache_dir, dataset)),
-        "file_bytes": snapshot.mapping.file_bytes(),
+        "sealed": is_sealed(path) or is_sharded(path),
+        "file_bytes": snapshot.file_bytes(),
         "videos": sum(found["videos"] for found in sets),
         "record_bytes": sum(found["record_bytes"] for found in sets),
         "failures": sum(found["failures"] for found in sets),
@@ -124,7 +125,7 @@ def _describe_set(found: FeatureSet, counts: Counts, default: str) -> dict[str, 
     }
 
 
-def _describe_rows(snapshot: Snapshot, row: FeatureSet) -> dict[str, Any]:
+def _describe_rows(snapshot: DatasetSnapshot, row: FeatureSet) -> dict[str, Any]:
     """Return what the rows of the videos say: each decoder and doubt, how many differ, how far values are off.
 
     Of the errors it is the worst, and the mean of the relative L2; None if there are no videos.

@@ -19,10 +19,17 @@ from featstore.decoding.av_file import (
     check_length,
     open_file,
     reason,
+    reorder_depth,
     units_of,
     video_stream,
 )
-from featstore.decoding.av_packets import KEY, PacketTable, check_close_keys, check_counted
+from featstore.decoding.av_packets import (
+    KEY,
+    PacketTable,
+    check_close_keys,
+    check_counted,
+    check_depth,
+)
 from featstore.decoding.av_rgb import ToRgb, check_look, look_of
 from featstore.decoding.av_seeking import seek_frames
 from featstore.decoding.frame_selection import DAMAGE, NotRepeatable, NotValidated
@@ -89,9 +96,11 @@ class AvReader:
         _check_container(container, stream, self.codec)
         table = PacketTable.read(container.demux(stream), units)
         self.frames = len(table.order)
-        check_counted(table, stream.codec_context.reorder_depth)
+        check_counted(table)
         if container.format.name != MATROSKA:  # its index has the times at which frames are shown
             check_close_keys(table)
+        # After what makes decord's own frames doubtful, which any PyAV tells.
+        check_depth(table, reorder_depth(stream))
         entries = _entries(container, stream, table)
         check_length(self._path, container, stream, table)
         if not stream.average_rate:

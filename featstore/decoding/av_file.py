@@ -42,6 +42,8 @@ _SLACK = 1.0
 _HEAD_SECONDS = 60.0
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _FORMATS = ",".join(sorted(av.formats_available - _PLAYLISTS))
+# What opening a format that is not in the list raises: ArgumentError, which is ValueError before PyAV 17.
+_NOT_LISTED = av.error.classes[errno.EINVAL]
 
 
 class StatedLength(NamedTuple):
@@ -86,9 +88,11 @@ def open_file(
     """
     try:
         return av.open(
-            f"file:{path}", options={"format_whitelist": _FORMATS, **options}, timeout=timeout
+            f"file:{path}",
+            container_options={"format_whitelist": _FORMATS, **options},
+            timeout=timeout,
         )
-    except av.error.ArgumentError as exc:  # that is not in the list
+    except _NOT_LISTED as exc:
         raise VideoError(
             f"{path} is a playlist, or no video; a video must hold its own frames", path
         ) from exc
@@ -145,6 +149,16 @@ def reason(exc: BaseException) -> str:
     return text[:1].lower() + text[1:]
 
 
+def reorder_depth(stream: av.VideoStream) -> int:
+    """Return how many frames the decoder holds back to show all in order; NotValidated if PyAV does not tell."""
+    depth: int | None = getattr(stream.codec_context, "reorder_depth", None)
+    if depth is None:
+        raise NotValidated(
+            f"PyAV {av.__version__} does not tell how far frames are out of order, as 17 does"
+        )
+    return depth
+
+
 def units_of(stream: av.VideoStream) -> Units:
     """Return how the packets of the stream are read."""
     context = stream.codec_context
@@ -173,6 +187,8 @@ def check_length(
 
 def _is_edited(path: str, stream: av.VideoStream, found: int) -> bool:
     """Return whether nothing but its edit list makes an MP4 give another number of packets than it states."""
+    if not hasattr(stream, "index_entries"):  # before PyAV 17
+        return False
     if len(stream.index_entries) != found:
         return False
     with open_file(path, ignore_editlist="1") as whole:

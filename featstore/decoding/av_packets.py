@@ -121,7 +121,7 @@ def check_timed(table: PacketTable) -> None:
         raise NotValidated("a frame is cut short", DAMAGE)
 
 
-def check_counted(table: PacketTable, reorder_depth: int) -> None:
+def check_counted(table: PacketTable) -> None:
     """Raise NotValidated unless counting packets on from a key frame finds the frames."""
     _check_any(table)
     if len(table.having(DISCARDED)):
@@ -141,7 +141,6 @@ def check_counted(table: PacketTable, reorder_depth: int) -> None:
             "a frame that no other needs comes before frames that are shown earlier",
             "frames out of order",
         )
-    _check_depth(table, reorder_depth)
 
 
 def check_close_keys(table: PacketTable) -> None:
@@ -165,7 +164,7 @@ def check_seekable(table: PacketTable, reorder_depth: int) -> None:
         raise NotValidated("decoding cannot begin with its first frame")
     if len(table.having(Use.BROKEN)) or np.any(table.sizes == 0):
         raise NotValidated("it was joined of several streams")
-    _check_depth(table, reorder_depth)
+    check_depth(table, reorder_depth)
 
 
 def _check_any(table: PacketTable) -> None:
@@ -173,7 +172,8 @@ def _check_any(table: PacketTable) -> None:
         raise NotValidated("it has no frames", NO_FRAMES)
 
 
-def _check_depth(table: PacketTable, reorder_depth: int) -> None:
+def check_depth(table: PacketTable, reorder_depth: int) -> None:
+    """Raise NotValidated if frames are further out of order than the stream says."""
     if table.reordered > reorder_depth:
         raise NotValidated(
             f"its frames are {table.reordered} places out of order, and it says less",

@@ -17,6 +17,7 @@ from featstore.decoding.av_file import (
     check_length,
     open_file,
     reason,
+    reorder_depth,
     units_of,
     video_stream,
 )
@@ -87,7 +88,7 @@ class ExactReader:
             known = units.intra_only or units.codec in _CODECS
             if container.format.name not in _CONTAINERS or not known:
                 raise NotValidated("where its frames are is not known from its packets")
-            check_seekable(table, stream.codec_context.reorder_depth)
+            check_seekable(table, reorder_depth(stream))
             clip = selection.choose(self._count, self._rate, "pyav")
             to_rgb = ToRgb(stream)
             entries = table.having(Use.ENTRY)

@@ -8,6 +8,7 @@ from featstore.decoding.av_packets import (
     PacketTable,
     check_close_keys,
     check_counted,
+    check_depth,
     check_seekable,
 )
 from featstore.decoding.frame_selection import NotValidated
@@ -47,7 +48,8 @@ def stream(*times):
 
 def counted(packets, units=H264, depth=9):
     table = PacketTable.read(packets, units)
-    check_counted(table, depth)
+    check_counted(table)
+    check_depth(table, depth)
     return table
 
 
@@ -113,7 +115,7 @@ def test_an_unreferenced_frame_that_is_shown_too_late_is_uncertain():
 def test_frames_that_are_further_out_of_order_than_the_stream_says_are_uncertain():
     """A decoder that holds back too few drops those that come too late."""
     table = PacketTable.read(stream(30, 10, 20), H264)
-    for check in (check_counted, check_seekable):
+    for check in (check_depth, check_seekable):
         with pytest.raises(NotValidated, match="1 places out of order"):
             check(table, 0)
 

@@ -9,7 +9,7 @@ import pytest
 from decoder_corpus import CASES, write_case
 
 import featstore
-from featstore.decoding import av_decoder
+from featstore.decoding import av_decoder, av_file
 from featstore.decoding.video_file import decode
 from featstore.encoders.toy import ToyEncoder
 from featstore.errors import VideoError
@@ -116,3 +116,18 @@ def test_features_are_the_same_whichever_decoder_an_ingest_takes(folder, tmp_pat
     assert len(digests) == 1
     for name in ("h264", "hevc_open_gop"):
         assert np.array_equal(kept["auto"][name].data, kept["decord"][name].data)
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "vp9.webm"])
+def test_a_pyav_that_does_not_tell_the_order_of_frames_leaves_them_to_decord(
+    folder, monkeypatch, name
+):
+    """PyAV 15 and 16: what makes decord's frames doubtful is found all the same."""
+    monkeypatch.setattr(av_file, "getattr", lambda *_: None, raising=False)
+    clip, frames = frames_of(folder / name, "auto")
+    assert (clip.decoder, clip.doubt) == ("decord", "")
+    assert "does not tell how far frames are out of order" in clip.fallback
+    assert np.array_equal(frames, frames_of(folder / name, "decord")[1])
+    assert np.array_equal(frames_of(folder / name, "exact")[1], frames)
+    with pytest.raises(VideoError, match="decord gives other frames"):
+        frames_of(folder / "h264_no_b.avi", "auto")

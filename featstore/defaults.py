@@ -15,6 +15,8 @@ ON_CLASH = "skip"  # what becomes of a file whose id another stored one has: one
 
 # How it is computed.
 ENCODER = "longva"
+LAYER = "-1"  # of any frozen encoder: its last hidden state
+POOL = "patch"  # of any frozen encoder: every patch's token
 DEVICE = "auto"  # CUDA if there is a GPU, else the CPU
 DTYPE = "auto"  # fp16 on CUDA, as LongVA computes; fp32 on a CPU
 BATCH_FRAMES_CUDA = 128  # frames encoded at once: one whole video
@@ -29,7 +31,15 @@ DECODE_MEMORY = 4 << 30  # bytes per worker; 128 frames of an hour of 1080p have
 # Writing.
 COMMIT_BYTES = 32 << 20  # bytes per commit: a 63 MiB record fills it, small ones share its sync
 MIN_FREE_BYTES = 1 << 30  # bytes that stay free on the disk, for everyone else on it
+SHARD_BYTES = 64 << 30  # bytes of a shard; it is copied whole, and again if that is cut off
 LOCK_WAIT = 10.0  # seconds; the writer of an ingest that was just killed may still commit
+
+# Reading from an object store or a network file system.
+LOCAL_BYTES = 200 << 30  # bytes of the folder that records are fetched into: some 3,000 of 66 MB
+REMOTE_TIMEOUT = 30.0  # seconds of one answer, which is taken up where it ended: a stall costs no more
+REMOTE_CONNECT_TIMEOUT = 5.0  # seconds
+REMOTE_RETRIES = 3  # of a request that fails; a server that is gone is named after about a second
+REMOTE_REFRESH = 60.0  # seconds until a dataset's list of shards is asked for again
 
 # Answering.
 ON_MISS = "encode"  # features that are missing are made and stored

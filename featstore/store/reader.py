@@ -6,11 +6,14 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import MissingExtra
+from featstore.errors import MissingExtra, StoreError
 from featstore.store.catalog import check_verify
 from featstore.store.dataset import Dataset
 from featstore.store.paths import absolute, dataset_names
 from featstore.store.rows import Entry
+from featstore.store.shards.remote.bucket import is_url
+from featstore.store.shards.remote.connection import connect, find_dataset
+from featstore.system.filesystems import parse_bytes
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -32,21 +35,43 @@ class FeatureStore(Mapping[str, Dataset]):
     <featstore.Features 'water': 16 x 8, int8/channel_token>
 
     Args:
-        cache_dir: The cache directory.
+        cache_dir: The cache directory; with `local`, also the URL of datasets that were pushed, as
+            `s3://bucket/prefix`, or a cache directory of sealed shards on a network file system.
         verify: When a payload's checksum is verified: at the first read of a record in this process (`first`), at each
             (`always`) or at none (`never`). To verify 66 MB takes about 13 ms and reads them from disk.
+        local: A folder on a local disk into which records are fetched when they are read; from then on it is a cache
+            directory like any other, by whose path the same datasets are opened.
+        max_size: What these records may take, in bytes or as "200GB"; by default as before, or 200 GiB. Those used
+            longest ago are removed.
 
     Raises:
-        StoreNotFound: There is no such directory.
-        ValueError: There is no such way to verify.
+        StoreNotFound: There is no such directory, or no such bucket.
+        StoreMismatch: `local` has records of another place.
+        StoreError: The server does not answer, or refuses.
+        MissingExtra: obstore is not installed.
+        ValueError: There is no such way to verify, or such a size.
 
     Attributes:
-        cache_dir: The directory's absolute path.
+        cache_dir: The directory's absolute path; that of `local` if it was given.
     """
 
-    def __init__(self, cache_dir: str | os.PathLike[str], *, verify: str = "first") -> None:
+    def __init__(
+        self,
+        cache_dir: str | os.PathLike[str],
+        *,
+        verify: str = "first",
+        local: str | os.PathLike[str] | None = None,
+        max_size: int | str | None = None,
+    ) -> None:
         """Open no dataset yet; see the class."""
         check_verify(verify)
+        if local is not None:
+            cache_dir = connect(cache_dir, local, parse_bytes(max_size))
+        elif is_url(cache_dir) or max_size is not None:
+            raise StoreError(
+                f"{cache_dir} is opened without a folder to fetch records into",
+                remedy="name one on a local disk: featstore.open(URL, local=FOLDER)",
+            )
         dataset_names(cache_dir)
         self.cache_dir = absolute(cache_dir)
         self._verify = verify
@@ -56,6 +81,10 @@ class FeatureStore(Mapping[str, Dataset]):
         """Return the dataset; raise DatasetNotFound, which lists those there are."""
         found = self._datasets.get(dataset)
         if found is None:  # two threads may both open it: they share what is open anyhow
+            if dataset not in self:
+                find_dataset(
+                    self.cache_dir, dataset
+                )  # one that was pushed since, or that a web server does not list
             found = self._datasets[dataset] = Dataset(self.cache_dir, dataset, verify=self._verify)
         return found
 

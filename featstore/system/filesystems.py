@@ -77,6 +77,28 @@ def format_bytes(size: float) -> str:
     return f"{size:.2f} TiB"
 
 
+def parse_bytes(size: int | str | None) -> int | None:
+    """Return a number of bytes that may be written as text: `200GB`, `200 GiB`; None for None.
+
+    >>> parse_bytes("1.5 GB"), parse_bytes("2GiB"), parse_bytes(7)
+    (1500000000, 2147483648, 7)
+
+    Raises:
+        ValueError: It is no size above 0.
+    """
+    if size is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)(i?)B?", str(size).strip(), re.IGNORECASE)
+    if found is None or isinstance(size, bool):
+        raise ValueError(f"{size!r} is no number of bytes; write it as 200GB, 200GiB or 214748364800")
+    number, unit, binary = found.groups()
+    step = 1024 if binary else 1000
+    count = int(float(number) * step ** " KMGT".index(unit.upper() or " "))
+    if count < 1:
+        raise ValueError(f"{size!r} is no size: it must be above 0")
+    return count
+
+
 def refuse_network(path: str | os.PathLike[str]) -> None:
     """Raise StoreError if `path`, which need not exist, is on a network file system."""
     kind = _network_kind(os.path.realpath(path), MOUNTS)

@@ -1,0 +1,228 @@
+"""Push datasets to an object store, and pull them from one: what is missing there is copied, the list of shards last.
+
+A transfer that is killed leaves files that no list names, and the same command goes on; of two that push at the same
+time none loses anything. Datasets that are pushed are only read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from featstore.errors import StoreDamaged, StoreError, StoreMismatch, StoreNotFound
+from featstore.store.catalog import open_dataset, read_manifest
+from featstore.store.maintenance.seal_shard import seal_shard
+from featstore.store.paths import (
+    absolute,
+    because,
+    dataset_names,
+    dataset_path,
+    has_data,
+    make_folder,
+)
+from featstore.store.shards.manifest_list import add_shards, read_list
+from featstore.store.shards.places import GOOD_COPY, LocalPlace, shard_file
+from featstore.store.shards.remote.connection import open_place, read_remote
+from featstore.store.shards.union import read_index
+from featstore.system.filesystems import format_bytes, free_bytes
+from featstore.system.fsync import sync_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from featstore.store.shards.manifest_list import ShardRow
+    from featstore.store.shards.places import Place
+
+_PIECE_BYTES = 8 << 20
+_PULLING = ".pulling-"
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """What a push or a pull did of a dataset: shards copied, their bytes, and the shards that there are now."""
+
+    dataset: str
+    copied: int
+    copied_bytes: int
+    shards: int
+
+
+def push(
+    cache_dir: str | os.PathLike[str],
+    url: str,
+    datasets: Iterable[str] = (),
+    report: Callable[[Transferred], None] = lambda done: None,
+) -> list[Transferred]:
+    """Copy datasets to an object store.
+
+    One that is a single LMDB file is pushed as one sealed shard, compacted first beside it; one of shards, as those
+    that are missing there.
+
+    Args:
+        cache_dir: The cache directory.
+        url: Where to, as `s3://bucket/prefix`; or a folder, as on a network file system.
+        datasets: Their names, by default all.
+        report: Called with each when it is done.
+
+    Raises:
+        StoreNotFound: There is no such dataset, or no such bucket.
+        StoreLocked: An ingest is at work on one.
+        StoreError: The server does not answer, refuses, or a file cannot be read.
+    """
+    place, done = open_place(url), []
+    for dataset in [*datasets] or dataset_names(cache_dir):
+        path = dataset_path(cache_dir, dataset)
+        read_manifest(open_dataset(cache_dir, dataset), dataset)
+        if read_remote(path.parent) is not None:
+            raise StoreError(
+                f"{path} is read from elsewhere and has no shards of its own",
+                remedy="push from the cache directory that has them",
+            )
+        before = {row.shard for row in read_list(place, dataset).shards}
+        if has_data(path):
+            added = seal_shard(cache_dir, dataset, place)
+            rows: tuple[ShardRow, ...] = () if added is None else (added,)
+        else:
+            rows = _push_shards(LocalPlace(path.parent), place, dataset)
+        done.append(_summary(place, dataset, rows, before))
+        report(done[-1])
+    return done
+
+
+def pull(
+    url: str,
+    cache_dir: str | os.PathLike[str],
+    datasets: Iterable[str] = (),
+    report: Callable[[Transferred], None] = lambda done: None,
+) -> list[Transferred]:
+    """Copy datasets from an object store into a cache directory, as sealed shards.
+
+    Args:
+        url: Where from, as `s3://bucket/prefix`, `https://host/prefix`, or a folder.
+        cache_dir: The cache directory; made if it is not there.
+        datasets: Their names, by default all that the place lists.
+        report: Called with each when it is done.
+
+    Raises:
+        StoreNotFound: There is no such dataset there.
+        StoreMismatch: The cache directory holds a dataset of that name as one file.
+        StoreDamaged: What came is not what its name says.
+        StoreFull: The disk has no room.
+        StoreError: The server does not answer or refuses.
+    """
+    place, here, done = open_place(url), LocalPlace(absolute(cache_dir)), []
+    names = [*datasets] or place.folders()
+    for dataset in names:
+        path = dataset_path(cache_dir, dataset)
+        rows = read_list(place, dataset).shards
+        if not rows:
+            if dataset not in datasets:
+                continue  # a folder of something else
+            raise StoreNotFound(
+                f"there is no dataset {dataset!r} in {place.where}", remedy="correct its name"
+            )
+        if has_data(path):
+            raise StoreMismatch(
+                f"{path} holds the dataset as one file, beside which no shards can be",
+                remedy="pull into another --cache-dir; featstore merge then joins the two",
+            )
+        before = {row.shard for row in read_list(here, dataset).shards}
+        for row in rows:
+            if row.shard not in before:
+                _pull_shard(place, here, dataset, row)
+        add_shards(here, dataset, rows)
+        done.append(_summary(here, dataset, rows, before))
+        report(done[-1])
+    return done
+
+
+def _summary(place: Place, dataset: str, rows: Iterable[ShardRow], before: set[str]) -> Transferred:
+    copied = [row.file_bytes for row in rows if row.shard not in before]
+    shards = len(read_list(place, dataset).shards)
+    return Transferred(dataset, len(copied), sum(copied), shards)
+
+
+def _push_shards(here: LocalPlace, place: Place, dataset: str) -> tuple[ShardRow, ...]:
+    rows = read_list(here, dataset).shards
+    there = place.names(shard_file(dataset))
+    for row in rows:
+        name, index = shard_file(dataset, row.data_name), shard_file(dataset, row.index_name)
+        read_index(here, dataset, row, {})  # which proves it
+        if there.get(row.data_name) != row.file_bytes:
+            place.upload(name, here.root / name)
+        if there.get(row.index_name) != row.index_bytes:
+            place.put(index, here.read(index, row.index_bytes))
+    add_shards(place, dataset, rows)
+    return rows
+
+
+def _pull_shard(place: Place, here: LocalPlace, dataset: str, row: ShardRow) -> None:
+    """Copy a shard's file and index, each proven before it has its name."""
+    name, index = shard_file(dataset, row.data_name), shard_file(dataset, row.index_name)
+    read_index(place, dataset, row, {})
+    target = here.root / name
+    make_folder(target.parent)
+    _clear_pulled(target.parent)
+    if here.names(shard_file(dataset)).get(row.data_name) != row.file_bytes:
+        if free_bytes(target.parent) < row.file_bytes:
+            raise StoreError(
+                f"{target.parent} has no room for a shard of {format_bytes(row.file_bytes)}",
+                remedy="free some, or pull into a --cache-dir on another disk",
+            )
+        with _drafted(target) as fd:
+            _copy_proven(place, name, row, fd, target)
+    here.put(index, place.read(index, row.index_bytes))
+
+
+def _copy_proven(place: Place, name: str, row: ShardRow, fd: int, target: Path) -> None:
+    hasher = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(min(_PIECE_BYTES, row.file_bytes)))
+    for at in range(0, row.file_bytes, _PIECE_BYTES):
+        piece = buffer[: min(_PIECE_BYTES, row.file_bytes - at)]
+        place.read_into(name, at, piece)
+        hasher.update(piece)
+        done = 0
+        while done < len(piece):
+            done += os.write(fd, piece[done:])
+    if hasher.hexdigest() != row.shard:
+        raise StoreDamaged(
+            f"{place.where}/{name} is not what its name says: its xxh3-128 is {hasher.hexdigest()}",
+            remedy=GOOD_COPY,
+        )
+    os.fsync(fd)
+
+
+@contextlib.contextmanager
+def _drafted(target: Path) -> Iterator[int]:
+    """Give a locked file to write to, which becomes `target` at the end of the block."""
+    draft = target.with_name(f"{_PULLING}{secrets.token_hex(8)}")
+    try:
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield fd
+            os.replace(draft, target)
+            sync_dir(target.parent)
+        finally:
+            os.close(fd)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(draft)
+    except OSError as exc:
+        if isinstance(exc, StoreError):
+            raise
+        raise StoreError(f"{target} cannot be written: {because(exc)}") from exc
+
+
+def _clear_pulled(folder: Path) -> None:
+    """Remove what pulls left that were killed: nobody locks it."""
+    for draft in folder.glob(f"{_PULLING}*"):
+        with contextlib.suppress(OSError), open(draft, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            draft.unlink()

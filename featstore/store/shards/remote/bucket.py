@@ -1,0 +1,310 @@
+"""Shard files in a bucket of an object store, or on a web server: a Place through obstore.
+
+A broken or stalled connection is taken up where it ended, for as long as each try brings some bytes. Nothing that comes
+is verified here: who reads a file knows its checksum.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import xxhash
+
+from featstore.defaults import REMOTE_CONNECT_TIMEOUT, REMOTE_RETRIES, REMOTE_TIMEOUT
+from featstore.errors import MissingExtra, StoreDamaged, StoreError, StoreNotFound
+from featstore.store.shards.manifest_list import list_name
+from featstore.store.shards.places import GOOD_COPY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+PART_BYTES = 64 << 20  # 10,000 parts are the most of an object: 625 GiB
+PARTS_AT_ONCE = 4
+READ_BYTES = 1 << 20  # of a stream at once
+UPLOAD_TIMEOUT = 600.0  # seconds for a part, whose upload cannot be taken up in its middle
+_PIECE_BYTES = 8 << 20
+_CREDENTIALS = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN too, if there is one), or "
+    "AWS_SKIP_SIGNATURE=true for a bucket that anyone may read"
+)
+_NAME = "name the dataset"
+_REFUSED = ("403 Forbidden", "401 Unauthorized")
+
+
+def is_url(place: str | os.PathLike[str]) -> bool:
+    """Return whether `place` names something on a server, not a folder."""
+    return isinstance(place, str) and "://" in place
+
+
+class BucketPlace:
+    """A prefix of a bucket; see Place.
+
+    Attributes:
+        where: Its URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Take the URL, as `s3://bucket/prefix`; nothing is asked of the server.
+
+        Raises:
+            MissingExtra: obstore is not installed.
+            StoreError: There is no such kind of URL.
+        """
+        self.where = url.rstrip("/")
+        self.is_web = urlsplit(url).scheme in ("http", "https")
+        self._store = _connect(self.where, REMOTE_TIMEOUT)
+
+    def names(self, folder: str) -> dict[str, int]:
+        """Return the names and bytes of the objects right in `folder`."""
+        import obstore
+
+        if self.is_web:
+            return self._lists(folder)
+        with self._told(folder):
+            found = obstore.list_with_delimiter(self._store, f"{folder}/")
+        return {each["path"].rpartition("/")[2]: each["size"] for each in found["objects"]}
+
+    def folders(self) -> list[str]:
+        """Return the names of the folders at the top, sorted."""
+        import obstore
+
+        if self.is_web:
+            raise StoreError(f"{self.where} is a web server, which lists no folders", remedy=_NAME)
+        with self._told(""):
+            found = obstore.list_with_delimiter(self._store)
+        return sorted(each.rstrip("/").rpartition("/")[2] for each in found["common_prefixes"])
+
+    def read(self, name: str, most: int) -> bytes:
+        """Return a whole object."""
+        import obstore
+
+        with self._told(name):
+            size = obstore.head(self._store, name)["size"]
+        if size > most:
+            raise StoreDamaged(
+                f"{self.where}/{name} has {size} bytes, more than such a file can have",
+                remedy=GOOD_COPY,
+            )
+        found = bytearray(size)
+        self.read_into(name, 0, memoryview(found))
+        return bytes(found)
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from a part of an object."""
+        at = 0
+
+        def take(piece: memoryview) -> None:
+            nonlocal at
+            buffer[at : at + len(piece)] = piece
+            at += len(piece)
+
+        self.stream(name, offset, len(buffer), take)
+
+    def stream(
+        self, name: str, offset: int, length: int, take: Callable[[memoryview], None]
+    ) -> None:
+        """Call `take` with each piece of a part of an object, in order.
+
+        Raises:
+            StoreNotFound: There is no such object.
+            StoreDamaged: It is shorter.
+            StoreError: The server does not answer any more.
+        """
+        import obstore
+
+        done = 0
+        while done < length:
+            before = done
+            try:
+                with self._told(name, offset, length):
+                    options: Any = {"range": (offset + done, offset + length)}
+                    answer = obstore.get(self._store, name, options=options)
+                    for chunk in answer.stream(min_chunk_size=READ_BYTES):
+                        piece = memoryview(chunk)[: length - done]
+                        take(piece)
+                        done += len(piece)
+            except (StoreNotFound, StoreDamaged):
+                raise
+            except StoreError:
+                if done == before:
+                    raise
+                continue  # from where it ended
+            if done < length and done == before:
+                raise StoreDamaged(
+                    f"{self.where}/{name} has no {length} bytes at {offset}: it was cut short",
+                    remedy=GOOD_COPY,
+                )
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Make a small object if there is none of its name."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        self._refuse_web()
+        with self._told(name):
+            try:
+                obstore.put(self._store, name, data, mode="create", use_multipart=False)
+            except (AlreadyExistsError, PreconditionError):
+                return False
+        return True
+
+    def put(self, name: str, data: bytes) -> None:
+        """Put a small object in place of any of its name."""
+        import obstore
+
+        self._refuse_web()
+        with self._told(name):
+            obstore.put(self._uploads(), name, data, chunk_size=PART_BYTES)
+
+    def upload(self, name: str, path: Path) -> None:
+        """Copy a file in parts; the object appears when all are there and what was read is proven."""
+        import obstore
+
+        self._refuse_web()
+        wrong: list[StoreError] = []
+        try:
+            with self._told(name):
+                obstore.put(
+                    self._uploads(),
+                    name,
+                    _proven(path, name, wrong),
+                    use_multipart=True,
+                    chunk_size=PART_BYTES,
+                    max_concurrency=PARTS_AT_ONCE,
+                )
+        except StoreError as exc:
+            if wrong:  # what ended the upload comes back as words only
+                raise wrong[0] from exc
+            raise
+        with self._told(name):
+            size = obstore.head(self._store, name)["size"]
+        if size != path.stat().st_size:
+            raise StoreDamaged(
+                f"{self.where}/{name} has {size} bytes after the upload of {path.stat().st_size}",
+                remedy="run the command again",
+            )
+
+    def _uploads(self) -> Any:
+        return _connect(self.where, UPLOAD_TIMEOUT)
+
+    def _lists(self, folder: str) -> dict[str, int]:
+        """Return the newest list of shards in `folder` of a web server, which lists no files: numbers have no gaps."""
+        there, beyond = 0, 1
+        while self._has(f"{folder}/{list_name(beyond)}"):
+            there, beyond = beyond, 2 * beyond
+        while beyond - there > 1:
+            middle = (there + beyond) // 2
+            if self._has(f"{folder}/{list_name(middle)}"):
+                there = middle
+            else:
+                beyond = middle
+        return {list_name(there): 0} if there else {}
+
+    def _has(self, name: str) -> bool:
+        import obstore
+
+        try:
+            with self._told(name):
+                obstore.head(self._store, name)
+        except StoreNotFound:
+            return False
+        return True
+
+    def _refuse_web(self) -> None:
+        if self.is_web:
+            raise StoreError(
+                f"{self.where} is read as a web server, to which nothing is written",
+                remedy="name the bucket (s3://BUCKET/PREFIX), and its server with AWS_ENDPOINT_URL",
+            )
+
+    @contextlib.contextmanager
+    def _told(self, name: str, offset: int = 0, length: int = 0) -> Iterator[None]:
+        """Raise what obstore raises as errors of ours that name the place."""
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except FileNotFoundError as exc:
+            if isinstance(exc, StoreError):
+                raise
+            raise StoreNotFound(f"there is no file {self.where}/{name}") from exc
+        except (BaseError, OSError, ValueError) as exc:
+            if isinstance(exc, StoreError):
+                raise
+            said = str(exc)
+            if "NoSuchBucket" in said:
+                raise StoreNotFound(
+                    f"there is no bucket {self.where}", remedy="make it first, or correct its name"
+                ) from exc
+            if "416 Range" in said:
+                raise StoreDamaged(
+                    f"{self.where}/{name} has no {length} bytes at {offset}: it was cut short",
+                    remedy=GOOD_COPY,
+                ) from exc
+            what, remedy = _explain(said)
+            raise StoreError(f"{self.where} {what} ({_short(said)})", remedy=remedy) from exc
+
+
+def _explain(said: str) -> tuple[str, str]:
+    if any(words in said for words in _REFUSED) or "necessary privileges" in said:
+        return "refuses these credentials", _CREDENTIALS
+    if "169.254." in said or "nable to load credentials" in said or "ssing credentials" in said:
+        return "cannot be asked without credentials", _CREDENTIALS
+    return "does not answer", "see whether its server is up and reached from here, then try again"
+
+
+def _short(said: str) -> str:
+    """Return the first sentence of what obstore says, and the code that the server gave."""
+    code = said.partition("<Code>")[2].partition("</Code>")[0]
+    first = said.partition("\n")[0].partition(": <?xml")[0]
+    return (f"{code}: {first}" if code else first)[:300]
+
+
+def _proven(path: Path, name: str, wrong: list[StoreError]) -> Iterator[bytes]:
+    """Yield the pieces of a file; raise, and keep in `wrong` why, if they were not what its name says."""
+    hasher = xxhash.xxh3_128()
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                hasher.update(piece)
+                yield piece
+    except OSError as exc:
+        wrong.append(StoreError(f"{path} cannot be read: {exc.strerror}"))
+        raise wrong[0] from exc
+    if not name.endswith(f"{hasher.hexdigest()}.mdb"):
+        wrong.append(
+            StoreDamaged(
+                f"what was read of {path} is not what its name {name} says: it changed, or a disk is damaged",
+                remedy="run the command again",
+            )
+        )
+        raise wrong[0]
+
+
+def _connect(url: str, timeout: float) -> Any:
+    try:
+        from obstore.store import from_url
+    except ImportError as exc:
+        raise MissingExtra(
+            f"obstore is not installed, by which {url} is reached: pip install featstore[remote]"
+        ) from exc
+    endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or url
+    options: Any = {
+        "connect_timeout": timedelta(seconds=REMOTE_CONNECT_TIMEOUT),
+        "timeout": timedelta(seconds=timeout),
+        "allow_http": endpoint.startswith("http://"),
+    }
+    # A try that brings nothing is counted in `stream`; these are for single requests.
+    retries: Any = {"max_retries": REMOTE_RETRIES, "retry_timeout": timedelta(seconds=4 * timeout)}
+    try:
+        return from_url(url, client_options=options, retry_config=retries)
+    except Exception as exc:  # obstore raises several unrelated types for what it does not know
+        raise StoreError(
+            f"{url} cannot be opened: {_short(str(exc))}",
+            remedy="name a store as s3://BUCKET/PREFIX, gs://..., az://... or https://...",
+        ) from exc

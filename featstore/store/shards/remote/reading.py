@@ -1,0 +1,158 @@
+"""A dataset that lies elsewhere, read: its records come one by one, by ranged reads, into the local tier.
+
+What was fetched before is served without the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
+
+from featstore.defaults import REMOTE_REFRESH
+from featstore.errors import FeatstoreError, StoreError
+from featstore.records.record import LMDB_VALUE_OFFSET
+from featstore.store.shards.base import Located
+from featstore.store.shards.places import shard_file
+from featstore.store.shards.remote.bucket import READ_BYTES, BucketPlace
+from featstore.store.shards.remote.connection import copy_list, place_of
+from featstore.store.shards.remote.tier import LocalTier
+from featstore.store.shards.union import ShardReader
+from featstore.system.file_map import is_resident, prefault
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from featstore.store.shards.index import RecordPlace
+    from featstore.store.shards.manifest_list import ShardRow
+    from featstore.store.shards.remote.connection import Remote
+    from featstore.store.shards.shard_snapshot import ShardSnapshot
+
+_FETCHERS = 4  # records that one process fetches ahead at once
+
+
+class FetchedRecords:
+    """The records of a remote dataset, each fetched into the local tier when it is asked for; see Records."""
+
+    def __init__(self, path: Path, remote: Remote) -> None:
+        """Take the dataset's folder below the local one, and where it comes from; connect to nothing yet."""
+        self._dataset = path.name
+        self._tier = _tier(path.parent, remote.max_bytes, os.getpid())
+        self._url = remote.url
+
+    def locate(self, shard: ShardRow, record: RecordPlace) -> Located:
+        """Return the record in the map of its file, fetched first if it is not there."""
+        fetch = partial(self._fetch, shard, record)
+        found = self._tier.get(self._dataset, record.digest, record.length, fetch)
+        return Located(found, LMDB_VALUE_OFFSET)
+
+    def prefault(
+        self, shard: ShardRow, record: RecordPlace, start: int, length: int
+    ) -> list[Future[None]]:
+        """Start to read a part of a record into memory; nothing if it is there."""
+        memory, offset = self.locate(shard, record)
+        if is_resident(memory.address + offset + start, length):
+            return []
+        path = self._tier.path(self._dataset, record.digest)
+        return prefault(path, offset + start, length)
+
+    def read_ahead(self, shard: ShardRow, record: RecordPlace) -> None:
+        """Start to fetch a record in another thread; what goes wrong there is met by who asks for it."""
+        if not self._tier.has(self._dataset, record.digest):
+            _fetchers(os.getpid()).submit(self._fetch_ahead, shard, record)
+
+    def renew_locks(self) -> None:
+        """Take the tier of this process, in a forked child; its locks are the system's."""
+        self._tier = _tier(self._tier.folder, self._tier.max_bytes, os.getpid())
+
+    def _fetch_ahead(self, shard: ShardRow, record: RecordPlace) -> None:
+        with contextlib.suppress(FeatstoreError):
+            self.locate(shard, record)
+
+    def _fetch(
+        self, shard: ShardRow, record: RecordPlace, take: Callable[[memoryview], None]
+    ) -> None:
+        place = place_of(self._url)
+        name = shard_file(self._dataset, shard.data_name)
+        if isinstance(place, BucketPlace):
+            place.stream(name, record.offset, record.length, take)
+            return
+        buffer = memoryview(bytearray(min(READ_BYTES, record.length)))
+        for at in range(0, record.length, READ_BYTES):
+            piece = buffer[: min(READ_BYTES, record.length - at)]
+            place.read_into(name, record.offset + at, piece)
+            take(piece)
+
+
+class RemoteReader(ShardReader):
+    """The newest commit of a remote dataset; the server is asked for a newer one now and then. See Commits."""
+
+    def __init__(self, path: Path, remote: Remote) -> None:
+        """Read nothing yet."""
+        super().__init__(path, FetchedRecords(path, remote))
+        self._url = remote.url
+        self._asked = time.monotonic()
+        self._asking = threading.Lock()
+
+    def snapshot(self) -> ShardSnapshot:
+        """Return the newest commit that is known; if the server does not answer, the one of before."""
+        due = time.monotonic() - self._asked > REMOTE_REFRESH
+        if due and self._asking.acquire(blocking=False):
+            try:
+                with contextlib.suppress(StoreError):
+                    place = place_of(self._url)
+                    found = copy_list(place, self.path.name, self.path.parent)
+                    if found is not None and self._newest is not None:
+                        # Not all lists are copied, so the one after this one may never come.
+                        self._newest = self._newest if self._newest.txn_id == found.number else None
+            finally:
+                self._asked = time.monotonic()
+                self._asking.release()
+        return super().snapshot()
+
+    def renew_locks(self) -> None:
+        """Forget who holds the locks, in a forked child."""
+        super().renew_locks()
+        self._asking = threading.Lock()
+
+
+_readers: weakref.WeakValueDictionary[tuple[str, Remote, int], RemoteReader] = (
+    weakref.WeakValueDictionary()
+)
+_readers_lock = threading.Lock()
+
+
+def remote_reader(path: Path, remote: Remote) -> RemoteReader:
+    """Return this process's reader of the dataset in the folder `path` of a local folder."""
+    key = str(path), remote, os.getpid()
+    with _readers_lock:
+        found = _readers.get(key)
+        if found is None:
+            found = _readers[key] = RemoteReader(path, remote)
+        return found
+
+
+def _renew_lock() -> None:
+    global _readers_lock
+    _readers_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
+# For one process each: threads do not survive a fork.
+@lru_cache(maxsize=64)
+def _tier(folder: Path, max_bytes: int, pid: int) -> LocalTier:
+    return LocalTier(folder, max_bytes)
+
+
+@lru_cache(maxsize=1)
+def _fetchers(pid: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_FETCHERS, "featstore-fetch")

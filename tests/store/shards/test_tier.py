@@ -1,0 +1,262 @@
+"""Records fetched from a folder of shards, as on a network file system, into a bounded folder on a local disk."""
+
+import fcntl
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+from toys import expected, store_videos, toy_features
+
+import featstore
+from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreMismatch
+from featstore.records.record import LMDB_VALUE_OFFSET
+from featstore.store.maintenance import transfer
+from featstore.store.shards.remote.tier import LocalTier
+from featstore.system.filesystems import parse_bytes
+
+VIDEOS = {f"v{number}": toy_features(number) for number in range(6)}
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Path:
+    """A cache directory of sealed shards, as it lies on a network file system."""
+    store_videos(tmp_path / "made", "demo", VIDEOS)
+    transfer.push(tmp_path / "made", str(tmp_path / "share"))
+    return tmp_path / "share"
+
+
+def content(number: int, length: int = 1000) -> bytes:
+    return bytes([number]) * length
+
+
+def digest(number: int) -> bytes:
+    return xxhash.xxh3_128_digest(content(number))
+
+
+class Server:
+    """Brings records, and counts them."""
+
+    def __init__(self) -> None:
+        self.fetched: list[int] = []
+
+    def get(self, tier: LocalTier, number: int):
+        def fetch(take):
+            self.fetched.append(number)
+            whole = memoryview(content(number))
+            take(whole[:300])
+            take(whole[300:])
+
+        return tier.get("demo", digest(number), 1000, fetch)
+
+
+def bytes_at(found) -> bytes:
+    view = np.ctypeslib.as_array(
+        (np.ctypeslib.ctypes.c_ubyte * found.length).from_address(found.address)
+    )
+    return view[LMDB_VALUE_OFFSET:].tobytes()
+
+
+def files(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.rec"))
+
+
+def test_a_share_is_read_through_a_local_folder(share, tmp_path):
+    store = featstore.open(share, local=tmp_path / "local", max_size="1MB")
+    assert sorted(store["demo"]) == sorted(VIDEOS)
+    for video, x in VIDEOS.items():
+        assert (store["demo"][video].data == expected(x)).all()
+
+
+def test_the_local_folder_is_a_cache_directory_like_any_other(share, tmp_path):
+    featstore.open(share, local=tmp_path / "local")
+    found = featstore.get(tmp_path / "local", "demo", "v1")
+    assert (found.data == expected(VIDEOS["v1"])).all()
+    assert len(featstore.open(tmp_path / "local")["demo"]) == len(VIDEOS)
+
+
+def test_a_payload_lies_on_a_page_and_is_not_copied(share, tmp_path):
+    features = featstore.open(share, local=tmp_path / "local")["demo"]["v1"]
+    assert features.data.__array_interface__["data"][0] % 4096 == 0
+    assert not features.data.flags.owndata and not features.data.flags.writeable
+
+
+def test_what_was_fetched_is_served_when_the_share_is_gone(share, tmp_path):
+    store = featstore.open(share, local=tmp_path / "local")
+    store["demo"]["v1"]
+    share.rename(tmp_path / "away")
+    again = featstore.open(tmp_path / "local")
+    assert (again["demo"]["v1"].data == expected(VIDEOS["v1"])).all()
+    with pytest.raises(StoreError, match="share"):
+        again["demo"]["v2"]
+
+
+def test_a_shard_that_was_damaged_is_refused_and_not_kept(share, tmp_path):
+    shard = next((share / "demo" / "shards").glob("*.mdb"))
+    shard.write_bytes(bytes(len(shard.read_bytes())))
+    store = featstore.open(share, local=tmp_path / "local")
+    with pytest.raises(StoreDamaged, match="what came is not kept"):
+        store["demo"]["v1"]
+    assert files(tmp_path / "local") == 0
+    assert not any((tmp_path / "local" / ".fetching").iterdir())
+
+
+def test_a_damaged_file_of_the_folder_is_fetched_again(share, tmp_path):
+    featstore.open(share, local=tmp_path / "local")["demo"]["v1"]
+    (kept,) = (tmp_path / "local").rglob("*.rec")
+    kept.write_bytes(bytes(kept.stat().st_size))
+    server, tier = Server(), LocalTier(tmp_path / "tier", 10_000)
+    server.get(tier, 1)
+    tier.path("demo", digest(1)).write_bytes(bytes(1016))
+    assert bytes_at(server.get(LocalTier(tmp_path / "tier", 10_000), 1)) == content(1)
+    assert server.fetched == [1, 1]
+
+
+def test_a_folder_has_records_of_one_place(share, tmp_path):
+    featstore.open(share, local=tmp_path / "local")
+    with pytest.raises(StoreMismatch, match="another local="):
+        featstore.open("s3://elsewhere/demo", local=tmp_path / "local")
+    with pytest.raises(StoreMismatch, match="of its own"):
+        featstore.open(share, local=tmp_path / "made")
+
+
+def test_a_url_needs_a_local_folder():
+    with pytest.raises(StoreError, match="local=FOLDER"):
+        featstore.open("s3://bucket/prefix")
+
+
+def test_a_dataset_pushed_later_is_found(share, tmp_path):
+    store = featstore.open(share, local=tmp_path / "local")
+    store_videos(tmp_path / "made", "later", {"w": toy_features(9)})
+    transfer.push(tmp_path / "made", str(share), ["later"])
+    assert (store["later"]["w"].data == expected(toy_features(9))).all()
+
+
+def test_a_newer_list_is_read_when_it_is_time(share, tmp_path, monkeypatch):
+    from featstore.store.shards.remote import reading
+
+    store = featstore.open(share, local=tmp_path / "local")
+    assert "new" not in store["demo"]
+    for number in range(2):
+        more = tmp_path / f"more{number}"
+        store_videos(more, "demo", {f"new{number}": toy_features(20 + number)})
+        transfer.push(more, str(share))
+    assert "new1" not in store["demo"]
+    monkeypatch.setattr(reading, "REMOTE_REFRESH", 0)
+    assert "new0" in store["demo"] and "new1" in store["demo"]
+
+
+def test_no_more_bytes_are_kept_than_allowed_and_the_oldest_go(tmp_path):
+    tier, server = LocalTier(tmp_path, 3 * 1016 + 10), Server()
+    for number in (1, 2, 3):
+        server.get(tier, number)
+        os.utime(tier.path("demo", digest(number)), (number, number))
+    os.utime(tier.path("demo", digest(1)), (9, 9))  # it was used again
+    server.get(tier, 4)
+    assert files(tmp_path) == tier.used_bytes() <= 3 * 1016 + 10
+    assert [n for n in (1, 2, 3, 4) if tier.path("demo", digest(n)).exists()] == [1, 4]
+
+
+def test_a_held_view_outlives_the_removal_of_its_file(tmp_path):
+    tier, server = LocalTier(tmp_path, 1016), Server()
+    held = server.get(tier, 1)
+    server.get(tier, 2)
+    assert not tier.path("demo", digest(1)).exists()
+    assert bytes_at(held) == content(1)
+    assert bytes_at(server.get(tier, 1)) == content(1)
+    assert server.fetched == [1, 2]
+
+
+def test_a_record_larger_than_all_room_is_refused(tmp_path):
+    with pytest.raises(StoreFull, match="max_size"):
+        Server().get(LocalTier(tmp_path, 1015), 1)
+
+
+def test_of_many_that_want_a_record_one_fetches_it(tmp_path):
+    server = Server()
+    with ThreadPoolExecutor(8) as pool:
+        tiers = [LocalTier(tmp_path, 1 << 20) for _ in range(8)]  # as of so many processes
+        found = list(pool.map(lambda tier: bytes_at(server.get(tier, 1)), tiers))
+    assert server.fetched == [1] and set(found) == {content(1)}
+
+
+def test_what_a_killed_fetch_left_takes_no_room(tmp_path):
+    tier, server = LocalTier(tmp_path, 2 * 1016), Server()
+    left = tmp_path / ".fetching" / "dead"
+    left.write_bytes(bytes(1016))
+    server.get(tier, 1)
+    server.get(tier, 2)
+    assert not left.exists() and files(tmp_path) == 2 * 1016
+
+
+def test_what_is_being_fetched_keeps_its_room(tmp_path):
+    tier = LocalTier(tmp_path, 2 * 1016)
+    with open(tmp_path / ".fetching" / "busy", "wb") as busy:
+        busy.write(bytes(1200))
+        busy.flush()
+        fcntl.flock(busy, fcntl.LOCK_EX)
+        with pytest.raises(StoreFull, match="being fetched"):
+            Server().get(tier, 1)
+    Server().get(tier, 1)
+
+
+def test_a_fetch_that_fails_gives_its_room_back(tmp_path):
+    tier = LocalTier(tmp_path, 1016)
+
+    def broken(take):
+        take(memoryview(bytes(500)))
+        raise StoreError("gone")
+
+    for _ in range(3):
+        with pytest.raises(StoreError, match="gone"):
+            tier.get("demo", digest(1), 1000, broken)
+    assert tier.used_bytes() == 0
+    Server().get(tier, 1)
+
+
+def test_more_bytes_than_the_index_says_are_refused(tmp_path):
+    with pytest.raises(StoreDamaged, match="more than"):
+        LocalTier(tmp_path, 10_000).get(
+            "demo", digest(1), 1000, lambda take: take(memoryview(bytes(1001)))
+        )
+
+
+@pytest.mark.race
+def test_threads_that_read_more_than_fits_keep_to_the_bound(tmp_path):
+    most, stop, seen = 5 * 1016, threading.Event(), []
+
+    def watch():
+        tier = LocalTier(tmp_path, most)
+        while not stop.is_set():
+            seen.append(tier.used_bytes())
+            time.sleep(0.001)
+
+    def read(seed):
+        tier, server = LocalTier(tmp_path, most), Server()
+        for number in np.random.default_rng(seed).integers(1, 12, 60):
+            assert bytes_at(server.get(tier, int(number))) == content(int(number))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(read, range(3)))
+    stop.set()
+    watcher.join()
+    assert 0 < max(seen) <= most
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("200GB", 200 * 10**9), ("1.5 GiB", 3 << 29), ("7", 7), (9, 9), ("2k", 2000)]
+)
+def test_sizes_are_read_as_people_write_them(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1", "0", "1XB", "1e9", True, "nan"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="size|bytes"):
+        parse_bytes(text)

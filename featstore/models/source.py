@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import weakref
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,7 @@ from featstore.errors import (
 from featstore.models.finite import fits, refuse_too_large
 from featstore.models.lookup import Lookup
 from featstore.models.notices import Notices, say
+from featstore.models.visual_input import SampledClip, VisualInput
 from featstore.pipeline.on_demand import EncodedVideo, OnDemandEncoder, store_features
 from featstore.records.features import Features
 from featstore.store import single_flight_lock
@@ -39,7 +39,6 @@ from featstore.torch import to_tensor
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Hashable
 
     import torch
 
@@ -47,21 +46,6 @@ if TYPE_CHECKING:
     from featstore.models.lookup import FeatureRequest
     from featstore.models.source_options import SourceOptions
     from featstore.models.statistics import CacheStatistics
-
-
-@dataclass(frozen=True)
-class VisualInput:
-    """The features of a video or an image, to be put into a prompt.
-
-    Attributes:
-        rows: the number of tokens.
-        load: brings the features to the device, (rows, D).
-        identity: equal for equal features; None if unknown.
-    """
-
-    rows: int
-    load: Callable[[], torch.Tensor]
-    identity: Hashable = None
 
 
 class FeatureSource:
@@ -287,11 +271,12 @@ class FeatureSource:
             header.payload_xxh3,
             header.created,
         )
-        return VisualInput(features.shape[0], load, identity)
+        return VisualInput(features.shape[0], load, identity, SampledClip.of_header(header))
 
     def _unstored(self, encoded: EncodedVideo) -> VisualInput:
         features = encoded.features(self._dtype)
-        return VisualInput(len(features), lambda: features)
+        clip = SampledClip.of_encoded(encoded, self._encoder.identity.geometry)
+        return VisualInput(len(features), lambda: features, clip=clip)
 
 
 def _describe_store(cache_dir: str | os.PathLike[str]) -> None:

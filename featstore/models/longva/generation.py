@@ -5,29 +5,28 @@ An answer starts from the keys and values of a cached prefix if there is one for
 
 from __future__ import annotations
 
-import copy
 import re
 import threading
 import warnings
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from featstore.models.longva.prefix import CACHE, PrefixCache
+from featstore.models.generating.prefix import CACHE, PrefixCache
+from featstore.models.generating.restoring import configs_restored
 from featstore.models.longva.prompt import splice
 from featstore.system.forks import tell_of_forks
 from featstore.torch.forked import computing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from transformers import DynamicCache
 
+    from featstore.models.generating.settings import GenerationSettings
     from featstore.models.longva.language import Language
-    from featstore.models.longva.settings import GenerationSettings
-    from featstore.models.source import VisualInput
     from featstore.models.statistics import CacheStatistics
+    from featstore.models.visual_input import VisualInput
 
 # transformers' warning about these options beside a prompt of embeddings; the original ignores it, too.
 _EXPECTED = re.compile(
@@ -145,26 +144,12 @@ def generate(
     if settings.config.stop_strings is not None:
         hooks["tokenizer"] = language.tokenizer
     _ignore_expected_warning()
-    with torch.inference_mode(), _configs_restored(language.model):
+    with torch.inference_mode(), configs_restored(language.model):
         found = language.model.generate(
             inputs_embeds=embeds, generation_config=settings.config, **hooks
         )
     ids: list[int] = found[0].tolist()
     return ids
-
-
-@contextmanager
-def _configs_restored(model: Any) -> Iterator[None]:
-    """Put the configs of `model` back as they were, however the block ends: all later answers depend on them."""
-    held = [vars(config) for config in (model.config, model.generation_config)]
-    before = copy.deepcopy(held)
-    try:
-        yield
-    finally:
-        for now, then in zip(held, before, strict=True):
-            if now != then:
-                now.clear()
-                now.update(then)
 
 
 def _ignore_expected_warning() -> None:

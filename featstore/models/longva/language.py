@@ -17,7 +17,7 @@ from featstore.checkpoints.config_fields import ConfigFields, read_json
 from featstore.checkpoints.unreadable import explain_unreadable
 from featstore.encoders.longva.checkpoint import Checkpoint, read_checkpoint
 from featstore.errors import CheckpointError, FeatstoreError
-from featstore.models.longva.settings import IDS, plain_config, read_stated
+from featstore.models.generating.settings import IDS, plain_config, read_stated
 from featstore.models.longva.weights import load_weights
 
 if TYPE_CHECKING:

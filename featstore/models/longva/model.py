@@ -13,15 +13,16 @@ from featstore import defaults
 from featstore.decoding.video_file import identity_of
 from featstore.encoders.longva.encoder import LongVAEncoder
 from featstore.models.finite import refuse_not_finite, refuse_too_large
+from featstore.models.generating.settings import read_options
 from featstore.models.longva.generation import Answerer
 from featstore.models.longva.images import Tiling, read_tiling
 from featstore.models.longva.language import check_attention, load_language
 from featstore.models.longva.prompt import build_prompt, split, tokenize
-from featstore.models.longva.settings import read_options
 from featstore.models.lookup import FeatureRequest, serving_set
-from featstore.models.source import FeatureSource, VisualInput
+from featstore.models.source import FeatureSource
 from featstore.models.source_options import SourceOptions
 from featstore.models.statistics import CacheStatistics, report_at_exit
+from featstore.models.visual_input import VisualInput
 from featstore.sampling import Sampling, check_nframe
 from featstore.spec import FeatureSpec
 from featstore.store.dataset import Dataset
@@ -118,10 +119,9 @@ class CachedLongVA:
         self._source = FeatureSource(
             encoder, options, device=encoder.device, dtype=encoder.dtype, statistics=self.statistics
         )
-        place, kind = encoder.device, encoder.dtype
-        self._language = load_language(
-            encoder.checkpoint, device=place, dtype=kind, attn_implementation=attn_implementation
-        )
+        place, kind, attn = encoder.device, encoder.dtype, attn_implementation
+        found = encoder.checkpoint
+        self._language = load_language(found, device=place, dtype=kind, attn_implementation=attn)
         self._answerer = Answerer(
             self._language, encoder.device, self.statistics, prefix_cache=prefix_cache
         )

@@ -38,7 +38,7 @@ _FROM_IDS = "it works on a prompt's token ids, and a video has none"
 _REFUSED: dict[str, tuple[Any, str]] = {
     "assistant_early_exit": (None, "it takes layers off the model, for later questions too"),
     "is_assistant": (False, "the model answers, and assists no other"),
-    "use_mtp": (False, "LongVA has no layers that predict several tokens"),
+    "use_mtp": (False, "it needs layers that predict several tokens, which are not loaded"),
     "guidance_scale": (1, _FROM_IDS),
     "token_healing": (False, _FROM_IDS),
     "constraints": (None, _FROM_THE_HUB),

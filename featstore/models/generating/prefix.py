@@ -36,11 +36,12 @@ class PrefixCache:
         """Start empty.
 
         Args:
-            model: a Qwen2ForCausalLM; prefixes are kept on its device.
+            model: a model with a head; prefixes are kept on its device.
             videos: maximum number of prefixes, 0 for none.
         """
         self._model = model.model  # without the head: a prefix needs no logits
-        full = all(kind == "full_attention" for kind in model.config.layer_types)
+        kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+        full = all(kind == "full_attention" for kind in kinds)
         self._videos = videos if full else 0  # a sliding window forgets what would be cut back to
         self._kept: OrderedDict[Hashable, DynamicCache] = OrderedDict()
 

@@ -70,24 +70,27 @@ def copy_options(dataset_help: str, *, renames: bool = False) -> Callable[[FC], 
 
 
 @contextmanager
-def copying(copied: Callable[[Any], tuple[int, int]]) -> Iterator[dict[str, Any]]:
+def copying(
+    copied: Callable[[Any], tuple[int, int]], done: str = "written"
+) -> Iterator[dict[str, Any]]:
     """Show the progress of a copy, which signals stop; give its options `stop` and `on_progress`.
 
     Args:
         copied: returns the number of videos that a summary says are copied, and their bytes.
+        done: what happens to the bytes.
     """
     from featstore.pipeline.summary import Progress
 
     started = time.monotonic()
-    with stop_on_signals() as stop, show_progress() as show:
+    with stop_on_signals() as stop, show_progress(done=done) as show:
 
         def on_progress(summary: CopySummary) -> None:
-            done, size = copied(summary)
+            videos, size = copied(summary)
             show(
                 Progress(
-                    total=summary.total - summary.skipped,
+                    total=summary.total,  # what is skipped is known one by one
                     skipped=summary.skipped,
-                    done=done,
+                    done=summary.skipped + videos,
                     failed=len(summary.failures),
                     record_bytes=size,
                     seconds=time.monotonic() - started,

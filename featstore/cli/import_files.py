@@ -81,7 +81,8 @@ def import_files(
     if len(chosen) != 1:
         raise click.UsageError(f"name one folder with --from-{', --from-'.join(FEATURE_FILES)}")
     [(name, folder)] = chosen
-    with copying(lambda summary: (summary.imported, summary.record_bytes)) as controls:
+    word = "read" if dry_run else "written"
+    with copying(lambda summary: (summary.imported, summary.record_bytes), word) as controls:
         done = import_folder(
             folder,
             f".{name}",

@@ -73,9 +73,8 @@ def _print_set(found: dict[str, Any]) -> None:
     otherwise = found["stored_otherwise"]
     still = f"; {how_many(otherwise, 'video')} still otherwise" if otherwise else ""
     if found["lossless"]:
-        still += (
-            f"; {how_many(found['lossless'], 'video')} losslessly, which missed the error budget"
-        )
+        kept = how_many(found["lossless"], "video")
+        still += f"; {kept} losslessly, which missed the error budget or came so from elsewhere"
     facts = {
         "from": found["origin"],
         "imported": f"{', '.join(UNKNOWN_PARTS)} unknown" if spec.imported else "",
@@ -87,7 +86,7 @@ def _print_set(found: dict[str, Any]) -> None:
         "features": geometry_text(plain["encoder"]["geometry"], spec.max_rows),
         "sampling": sampling_text(plain["sampling"]),
         "preprocessing": preprocessing_text(plain["preprocessing"]),
-        "decoder": spec.decoder,
+        "frames as": _frames(spec.decoder),
         "decoded by": counts_text(found["decoders"]),
         "doubts": counts_text(found["doubts"]),
         "stored": stored_as + still,
@@ -98,6 +97,15 @@ def _print_set(found: dict[str, Any]) -> None:
         "error": _error(found) if found["videos"] and not spec.imported else "",
     }
     print_facts(facts, indent="    ")
+
+
+def _frames(decoder: str) -> str:
+    """Return whose frames they are, of a decoder's identity in a spec: several read the same ones."""
+    from featstore.decoding.video_file import identity_of
+
+    exact, one = identity_of("exact"), identity_of("auto")
+    known = {one: "of decord and, by the byte, of pyav", exact: "that a player shows"}
+    return f"{decoder}: those {known[decoder]}" if decoder in known else decoder
 
 
 def _date(created: str | None) -> str:

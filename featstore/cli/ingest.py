@@ -162,7 +162,7 @@ def _print_left(summary: IngestSummary) -> None:
 
 def _print_misses(summary: IngestSummary) -> None:
     """Print how many videos missed the error budget, and what became of them."""
-    of = f"of {how_many(summary.stored, 'video')} missed {summary.budget}"
+    of = f"of {how_many(summary.stored, 'video')} missed the error budget of {summary.budget}"
     if summary.lossless:
         more = format_bytes(summary.lossless_bytes)
         click.echo(f"  {summary.lossless} {of} and are stored losslessly: +{more}")

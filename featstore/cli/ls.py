@@ -142,7 +142,9 @@ def _list_videos(there: Dataset, as_json: bool) -> None:
     if lossless:
         videos = f"{lossless} of {how_many(len(found), 'video')}"
         asked = feature_set.storage
-        say(f"{videos} are stored losslessly: as {asked} they miss the error budget")
+        say(
+            f"{videos} are stored losslessly, not as {asked}: they missed the error budget or came so from elsewhere"
+        )
 
 
 def _list_failures(there: Dataset, as_json: bool) -> None:
@@ -151,8 +153,10 @@ def _list_failures(there: Dataset, as_json: bool) -> None:
     if as_json:
         print_json_rows(json.dumps(failure_facts(there.name, row)) for row in there.failures())
         return
-    rows = ((row.video_id, row.created, _full_reason(row)) for row in there.failures())
-    print_table(("video_id", "created", "reason"), sorted(rows), {"created": date})
+    rows = sorted((row.video_id, row.created, _full_reason(row)) for row in there.failures())
+    print_table(("video_id", "created", "reason"), rows, {"created": date})
+    if not rows:
+        say(f"no video of {there.name} failed in this feature set")
 
 
 def _heads(fields: tuple[str, ...]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
+from pathlib import Path
 
 import click
 
@@ -22,6 +23,9 @@ from featstore.cli._printing import print_json
 from featstore.cli._words import how_many
 from featstore.errors import plain_line
 
+# What pictures are written as; a device has no suffix.
+_SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", "": "PNG"}
+
 
 @click.command()
 @cache_dir_option
@@ -33,7 +37,7 @@ from featstore.errors import plain_line
     "--out",
     type=click.Path(dir_okay=False),
     default=defaults.STRIP_FILE,
-    help="The PNG file to write.",
+    help="The file to write: .png, .jpg or .webp.",
 )
 @click.option(
     "--columns",
@@ -66,20 +70,26 @@ def show(
     as_json: bool,
     video_id: str,
 ) -> None:
-    """Draw frames of a video above the principal components of their features, as a PNG.
+    """Draw frames of a video above the principal components of their features, as a picture.
 
     Like colours mean tokens that are alike to the encoder: if their shapes are those of the frames, the features are
     this video's. Frames are shown if the file is there and is the one that was encoded; otherwise features only.
     """
+    suffix = Path(out).suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise click.BadParameter(
+            f"{out} ends in {suffix!r}; pictures are written as {', '.join(filter(None, _SUFFIXES))}",
+            param_hint="--out",
+        )
     from featstore.report.strip import draw_strip
 
     there = open_set(cache_dir, dataset, spec, nframe)
     features = there.pinned()[video_id]
     row = there.sets[features.header.spec].feature_set
     strip = draw_strip(features, row.spec, path=path or "", columns=columns, timeout=decode_timeout)
-    png = BytesIO()
-    strip.image.save(png, "PNG")
-    write_file(out, png.getvalue())
+    picture = BytesIO()
+    strip.image.save(picture, _SUFFIXES[suffix], quality=95)
+    write_file(out, picture.getvalue())
     width, height = strip.image.size
     if as_json:
         print_json(

@@ -83,13 +83,13 @@ class ErrorBudget:
         )
 
     def __str__(self) -> str:
-        """Return `2 %`, or `none`."""
+        """Return `2%`, or `none`."""
         return "none" if self.max_error is None else percent(self.max_error)
 
 
 def percent(share: float) -> str:
-    """Return a share for people, as `2 %`."""
-    return f"{100 * share:.3g} %"
+    """Return a share for people, as `2%`."""
+    return f"{100 * share:.3g}%"
 
 
 def too_many(misses: int, videos: int, budget: ErrorBudget, storage: Storage) -> str:

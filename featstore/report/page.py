@@ -131,11 +131,11 @@ def _most_first(counts: dict[str, int]) -> list[tuple[str, int]]:
 
 
 def _percent(share: float) -> str:
-    """Return a share with two digits that count: `0.94 %`."""
+    """Return a share with two digits that count: `0.94%`."""
     if not math.isfinite(share):
         return str(share)
     whole = 100 * share
-    return f"{whole:.0f} %" if whole >= 10 or whole == 0 else f"{whole:#.2g} %"
+    return f"{whole:.0f}%" if whole >= 10 or whole == 0 else f"{whole:#.2g}%"
 
 
 def _moment(seconds: float) -> str:
@@ -149,4 +149,6 @@ def _moment(seconds: float) -> str:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if not (hours or minutes):
+        return f"{rest} s"
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

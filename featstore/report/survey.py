@@ -141,7 +141,8 @@ def survey_cache(
 
     Args:
         cache_dir: the cache directory.
-        counts: datasets to report coverage of, and how many videos they have, None if that is not known.
+        counts: datasets to report coverage of if there are such, and how many videos they have, None if that is not
+            known.
         listed: ids of all videos of a dataset, by its name, if they are known.
         on_rows: called with the number of rows read so far.
 
@@ -150,7 +151,8 @@ def survey_cache(
     """
     sets: list[SetSurvey] = []
     errors = lost_datasets(cache_dir) | closed_datasets(cache_dir)
-    coverage = {name: Coverage(name, count, 0, 0) for name, count in counts.items()}
+    there = {*dataset_names(cache_dir), *errors}
+    coverage = {n: Coverage(n, count, 0, 0) for n, count in counts.items() if n in there}
     coverage |= {n: Coverage(n, len(ids), 0, 0, tuple(ids[:_MISSING])) for n, ids in listed.items()}
     for name in dataset_names(cache_dir):
         try:

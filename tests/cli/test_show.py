@@ -67,3 +67,15 @@ def test_a_pipe_is_written_to_and_not_replaced(words, tmp_path):
     finally:
         os.close(end)
     assert pipe.is_fifo()
+
+
+def test_a_picture_is_written_as_its_suffix_says(words, tmp_path):
+    for name, kind in (("eye.jpg", "JPEG"), ("eye.WEBP", "WEBP")):
+        assert (
+            CliRunner().invoke(main, [*words, "an eye", "-o", str(tmp_path / name)]).exit_code == 0
+        )
+        with Image.open(tmp_path / name) as image:
+            assert image.format == kind
+    odd = CliRunner().invoke(main, [*words, "an eye", "-o", str(tmp_path / "eye.gif")])
+    assert (odd.exit_code, (tmp_path / "eye.gif").exists()) == (2, False)
+    assert "pictures are written as .png, .jpg" in " ".join(odd.stderr.split())

@@ -96,14 +96,14 @@ def test_misses_are_stored_all_the_same_or_fail_if_that_is_asked_for(clips, cach
     assert (done.stored, done.missed, done.lossless) == (1, 1, 0)
     failed = run(clips, cache, on_max_error="fail")
     assert (failed.stored, len(failed.failures)) == (0, 2)
-    assert all("the error budget is 2 %" in failure.reason for failure in failed.failures)
+    assert all("the error budget is 2%" in failure.reason for failure in failed.failures)
 
 
 def test_an_ingest_stops_if_sixteen_of_the_first_miss(clips, cache):
     for i in range(37):
         shutil.copy(clips / "blink.mp4", clips / f"copy{i}.mp4")
     done = run(clips, cache)
-    assert "missed the error budget of 2 % as int8/tensor" in done.over_budget
+    assert "missed the error budget of 2% as int8/tensor" in done.over_budget
     assert 16 <= done.stored == done.lossless < done.planned
     assert not done.failures
     assert run(clips, cache, "lossless", replace_storage=True).over_budget == ""

@@ -28,7 +28,7 @@ def test_a_video_that_misses_it_or_cannot_be_stored_so_is_stored_losslessly():
 
 def test_a_video_that_misses_it_fails_if_it_is_to_or_if_it_can_be_stored_in_no_other_way():
     for budget in (ErrorBudget(0.02, "fail"), ErrorBudget(0.02)):
-        with pytest.raises(QuantizeError, match=r"3 % off or more as int8/channel, .* is 2 %"):
+        with pytest.raises(QuantizeError, match=r"3% off or more as int8/channel, .* is 2%"):
             budget.choose(INT8, None, OFF)
     with pytest.raises(QuantizeError, match="2 of 6"):
         ErrorBudget(0.02, "warn").choose(INT8, None, OVERFLOW)
@@ -47,7 +47,7 @@ def test_the_budget_that_is_asked_for_goes_before_the_one_that_is_followed():
     assert ErrorBudget.of(None, 0.5, "lossless").max_error == 0.5
     assert ErrorBudget.of(None, None, "lossless").max_error is None
     assert ErrorBudget.of(math.inf, 0.5, "lossless").max_error is None
-    assert str(ErrorBudget.of(0.015, 0.5, "lossless")) == "1.5 %"
+    assert str(ErrorBudget.of(0.015, 0.5, "lossless")) == "1.5%"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_sixteen_misses_among_the_first_thirty_two_are_too_many():
     assert not too_many(16, 33, budget, INT8)
     said = too_many(16, 32, budget, INT8)
     assert said.startswith(
-        "16 of the first 32 videos missed the error budget of 2 % as int8/channel"
+        "16 of the first 32 videos missed the error budget of 2% as int8/channel"
     )
     for way in ("--quantize lossless", "--scale channel_token", "--max-error", "--on-max-error"):
         assert way in said

@@ -111,7 +111,7 @@ def test_numbers_are_those_of_the_survey():
     assert re.search(r"Highest bar: \d of 20 videos\.", page)
     assert "1 stored exactly" in page
     assert '<span class="warn">which 17 missed</span>' in page
-    assert "75 %" in page
+    assert "75%" in page
     assert "3 of 9" in page
 
 

@@ -11,6 +11,7 @@ from featstore.errors import RecordError, StoreDamaged, StoreNotFound
 from featstore.records.record import Record, parse
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.engine.snapshot import CachedRecord
+from featstore.store.engine.transaction import refuse_shards
 from featstore.store.lost import explain_absent
 from featstore.store.manifest import MANIFEST_KEY, Manifest, check_name, unpack_manifest
 from featstore.store.paths import dataset_path
@@ -53,10 +54,11 @@ def hold_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> Iterator[Pa
         StoreNotFound: There is no such dataset.
         StoreMismatch: It is another dataset, or of another format.
         StoreLocked: An ingest is at work.
-        StoreError: The dataset is damaged, or its lock file cannot be written.
+        StoreError: The dataset is damaged or of sealed shards, or its lock file cannot be written.
     """
     path = dataset_path(cache_dir, dataset)
     read_manifest(open_dataset(cache_dir, dataset), dataset)
+    refuse_shards(path)
     with ingest_lock(path):
         yield path
 

@@ -185,16 +185,18 @@ def _has_data(path: Path) -> bool:
 
 def stored_bytes(cache_dir: str | os.PathLike[str]) -> int:
     """Return the bytes that the datasets in `cache_dir` take on disk, without those this user may not enter."""
+    return sum(dataset_bytes(Path(cache_dir) / name) for name in dataset_names(cache_dir))
+
+
+def dataset_bytes(path: Path) -> int:
+    """Return the bytes that the files of the dataset in the folder `path` take on disk, 0 if it has none."""
+    files = [path / DATA_FILE]
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        files += (path / SHARDS_FOLDER).iterdir()
     taken = 0
-    for name in dataset_names(cache_dir):
-        folder = Path(cache_dir) / name
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # removed since
-            if (folder / DATA_FILE).exists():
-                taken += (folder / DATA_FILE).stat().st_blocks * 512
-            else:
-                taken += sum(
-                    entry.stat().st_blocks * 512 for entry in (folder / SHARDS_FOLDER).iterdir()
-                )
+    for file in files:
+        with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+            taken += file.stat().st_blocks * 512
     return taken
 
 

@@ -15,7 +15,7 @@ from featstore.store.describe import write_cache_meta
 from featstore.store.engine.environment import open_snapshot
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.lost import explain_absent, listed_datasets, lost_datasets
-from featstore.store.paths import DATA_FILE, because, dataset_path, has_data
+from featstore.store.paths import because, dataset_bytes, dataset_path, has_data, is_sharded
 from featstore.store.rows import set_key, video_key
 from featstore.system.fsync import sync_dir
 
@@ -69,7 +69,7 @@ def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
     """
     path = dataset_path(cache_dir, dataset)
     gone = path.with_name(f".removed-{dataset}")
-    lost = not has_data(path)
+    lost = not (has_data(path) or is_sharded(path))
     if lost:
         _clear(gone)
         if dataset not in lost_datasets(cache_dir):
@@ -85,8 +85,7 @@ def remove_held(cache_dir: str | os.PathLike[str], dataset: str) -> int:
     """Remove `dataset`, whose ingest lock the caller holds; otherwise as `remove_dataset`."""
     path = dataset_path(cache_dir, dataset)
     gone = path.with_name(f".removed-{dataset}")
-    lost = not has_data(path)
-    taken = 0 if lost or path.is_symlink() else (path / DATA_FILE).stat().st_blocks * 512
+    taken = 0 if path.is_symlink() else dataset_bytes(path)
     _clear(gone)
     _forget(cache_dir, dataset)
     try:

@@ -19,7 +19,7 @@ from featstore.store.changes import CatalogTransaction, is_manifest_lost, rebuil
 from featstore.store.engine.environment import open_snapshot
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.engine.pages import refuse_damaged_pages
-from featstore.store.engine.transaction import WriteTransaction
+from featstore.store.engine.transaction import WriteTransaction, refuse_shards
 from featstore.store.maintenance.check import (
     CheckReport,
     Problem,
@@ -92,6 +92,7 @@ def repair_dataset(
     """
     path = dataset_path(cache_dir, dataset)
     open_dataset(cache_dir, dataset)  # makes no lock file if there is no dataset
+    refuse_shards(path)
     report = RepairReport(dataset)
     with ingest_lock(path):
         with WriteTransaction(path):

@@ -1,0 +1,115 @@
+"""featstore status."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from featstore.cli._options import cache_dir_option, json_option
+from featstore.cli._printing import clock, print_json_rows, print_table
+from featstore.cli._words import how_many
+from featstore.errors import plain_line
+from featstore.system.filesystems import format_bytes
+
+if TYPE_CHECKING:
+    from featstore.pipeline.cluster.heartbeat import ShareStatus
+
+_COLUMNS = (
+    "share",
+    "state",
+    "videos",
+    "stored",
+    "failed",
+    "left",
+    "videos_per_second",
+    "host",
+    "seen",
+)
+
+
+@click.command()
+@cache_dir_option
+@click.option("--dataset", required=True, help="Name of the dataset.")
+@click.option(
+    "--failed",
+    type=click.Path(dir_okay=False),
+    help="Write the videos that failed in the last processes into this .jsonl file, a manifest for --manifest.",
+)
+@json_option
+def status(cache_dir: str, dataset: str, failed: str | None, as_json: bool) -> None:
+    """Show how far the shares of a dataset are that `featstore ingest --shard` makes; with --json a line for each."""
+    from featstore.pipeline.cluster.heartbeat import describe_run, read_statuses
+    from featstore.store.paths import dataset_path
+    from featstore.store.shards.places import LocalPlace
+
+    dataset_path(cache_dir, dataset)
+    statuses, wrong = read_statuses(LocalPlace(cache_dir), dataset)
+    now = time.time()
+    if failed is not None:
+        _write_manifest(failed, statuses)
+    if as_json:
+        print_json_rows(json.dumps(_facts(found, now)) for found in statuses)
+    elif not statuses:
+        click.echo(f"{dataset}: no share has been ingested into {cache_dir}")
+    else:
+        rows = [tuple(_row(found, now).values()) for found in statuses]
+        print_table(list(_COLUMNS), rows, {})
+        _print_run(dataset, describe_run(statuses, now))
+    for sentence in wrong:
+        click.echo(sentence, err=True)
+
+
+def _facts(found: ShareStatus, now: float) -> dict[str, object]:
+    from featstore.fields import to_plain
+
+    plain: dict[str, object] = to_plain(found)
+    del plain["failures"]
+    more = {"left": found.left, "videos_per_second": found.rate, "old": found.is_old(now)}
+    return {**plain, **more, "seconds_since": now - found.time}
+
+
+def _row(found: ShareStatus, now: float) -> dict[str, object]:
+    state = f"{found.state}, silent" if found.is_old(now) else found.state
+    return {
+        "share": found.share,
+        "state": state,
+        "videos": found.videos,
+        "stored": found.stored,
+        "failed": found.failed,
+        "left": found.left,
+        "videos_per_second": f"{found.rate:.2f}",
+        "host": plain_line(found.host),
+        "seen": f"{clock(max(0.0, now - found.time))} ago",
+    }
+
+
+def _print_run(dataset: str, run: dict[str, object]) -> None:
+    click.echo(
+        f"{dataset}: {run['stored']} of {how_many(int(str(run['videos'])), 'video')} stored, {run['failed']} failed, "
+        f"{format_bytes(float(str(run['record_bytes'])))} by these processes"
+    )
+    if run["seconds_left"] is not None:
+        rate = float(str(run["videos_per_second"]))
+        click.echo(f"  {rate:.2f} videos/s, {clock(float(str(run['seconds_left'])))} left")
+    reasons = run["reasons"]
+    assert isinstance(reasons, dict)
+    for reason, count in reasons.items():
+        click.echo(f"  failed: {count} x {plain_line(reason)}")
+    old = run["old"]
+    assert isinstance(old, list)
+    if old:
+        click.echo(
+            f"  silent for more than a minute: {', '.join(old)}; if their processes are gone, run the same command "
+            "again, which goes on"
+        )
+
+
+def _write_manifest(path: str, statuses: list[ShareStatus]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        for found in statuses:
+            for video in found.failures:
+                row = {"video_id": video.video_id, "path": video.path, "reason": video.reason}
+                file.write(json.dumps(row) + "\n")

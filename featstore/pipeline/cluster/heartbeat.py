@@ -1,0 +1,219 @@
+"""What a run of shares is at: a small file of each, written now and then, and what all of them say together."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from featstore.errors import StoreError, plain_line
+from featstore.fields import build, to_plain
+from featstore.store.shards.places import STATUS_FOLDER, shard_file
+
+if TYPE_CHECKING:
+    from featstore.pipeline.summary import IngestSummary
+    from featstore.store.shards.places import Place
+
+EVERY_SECONDS = 10.0
+OLD_SECONDS = 60.0
+MAX_FAILURES = 10_000
+MAX_STATUS_BYTES = 64 << 20
+RUNNING = ("starting", "running", "sealing")
+
+
+@dataclass(frozen=True)
+class FailedVideo:
+    """A video that failed in a share, and why."""
+
+    video_id: str
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ShareStatus:
+    """What a share said of itself last.
+
+    Attributes:
+        share: as `3-of-8`.
+        state: `starting`, `running`, `sealing`; or `done`, `interrupted`, `full`, `stopped`, `error`.
+        videos: how many it has to see to.
+        stored: how many were stored before or are by now.
+        new: those of them that are stored by this process.
+        failed: how many failed, before or now.
+        record_bytes: bytes of records of those stored by this process.
+        started: when the process began, seconds since 1970.
+        time: when it said so.
+        host: its machine.
+        pid: its process.
+        failures: of this process, the first ones.
+    """
+
+    share: str
+    state: str
+    videos: int
+    stored: int = 0
+    new: int = 0
+    failed: int = 0
+    record_bytes: int = 0
+    started: float = 0.0
+    time: float = 0.0
+    host: str = ""
+    pid: int = 0
+    failures: list[FailedVideo] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """Return videos seen to each second by this process."""
+        seconds = self.time - self.started
+        return (self.new + len(self.failures)) / seconds if seconds > 0 else 0.0
+
+    @property
+    def left(self) -> int:
+        """Return how many videos it still has to see to."""
+        return max(0, self.videos - self.stored - self.failed)
+
+    def is_old(self, now: float) -> bool:
+        """Return whether it should have said more by `now`: its process may be gone."""
+        return self.state in RUNNING and now - self.time > OLD_SECONDS
+
+
+class Heartbeat:
+    """Writes the status of a share when it begins, every ten seconds, and when it ends; usable in `with`.
+
+    A status that cannot be written stops no ingest.
+    """
+
+    def __init__(self, place: Place, dataset: str, share: str, videos: int, *, on: bool = True):
+        """Begin, unless it is not `on`."""
+        self.state = "starting"
+        self._place, self._name = place, shard_file(dataset, f"{STATUS_FOLDER}/{share}.json")
+        self._share, self._videos, self._started = share, videos, time.time()
+        self._before = {"stored": 0, "failed": 0}
+        self._rounds: list[IngestSummary] = []
+        self._on = on
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="featstore-status", daemon=True)
+
+    def watch(self, summary: IngestSummary) -> None:
+        """Follow a round of the ingest from its plan on."""
+        if not self._rounds:
+            known = len(summary.failed_before) + len(summary.clashes)
+            self._before = {"stored": summary.skipped, "failed": known}
+        self._rounds.append(summary)
+        self.state = "running"
+        self._write()
+
+    def finish(self, summary: IngestSummary) -> None:
+        """Say how it ended."""
+        ways = {
+            "interrupted": summary.interrupted,
+            "full": summary.full,
+            "stopped": summary.over_budget,
+        }
+        self.state = next((state for state, holds in ways.items() if holds), "done")
+
+    def __enter__(self) -> Heartbeat:
+        """Write the first status."""
+        if self._on:
+            self._write()
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        """Write the last one."""
+        if not self._on:
+            return
+        self._ended.set()
+        self._thread.join()
+        if kind is not None:
+            self.state = "interrupted" if issubclass(kind, KeyboardInterrupt) else "error"
+        self._write()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(EVERY_SECONDS):
+            self._write()
+
+    def _write(self) -> None:
+        if self._on:
+            with contextlib.suppress(StoreError):
+                self._place.put(self._name, pack_status(self._status()))
+
+    def _status(self) -> ShareStatus:
+        rounds = [*self._rounds]
+        failures = [row for summary in rounds for row in [*summary.failures]]
+        new = sum(summary.stored for summary in rounds)
+        return ShareStatus(
+            share=self._share,
+            state=self.state,
+            videos=self._videos,
+            stored=self._before["stored"] + new,
+            new=new,
+            failed=self._before["failed"] + len(failures),
+            record_bytes=sum(summary.record_bytes for summary in rounds),
+            started=self._started,
+            time=time.time(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            failures=[
+                FailedVideo(row.video_id, row.video_path, row.reason)
+                for row in failures[:MAX_FAILURES]
+            ],
+        )
+
+
+def pack_status(status: ShareStatus) -> bytes:
+    """Return a status as JSON; file names that are not UTF-8 as escapes."""
+    return (json.dumps(to_plain(status), indent=1) + "\n").encode()
+
+
+def read_statuses(place: Place, dataset: str) -> tuple[list[ShareStatus], list[str]]:
+    """Return what each share of `dataset` said last, and what is wrong with those that cannot be read."""
+    folder = shard_file(dataset, STATUS_FOLDER)
+    found, wrong = [], []
+    for name in sorted(place.names(folder), key=_share_order):
+        if not re.fullmatch(r"[0-9]+-of-[0-9]+\.json", name):
+            continue
+        try:
+            plain = json.loads(place.read(f"{folder}/{name}", MAX_STATUS_BYTES))
+            found.append(build(ShareStatus, plain))
+        except (StoreError, ValueError, RecursionError) as exc:
+            wrong.append(f"{place.where}/{folder}/{name} cannot be read: {plain_line(str(exc))}")
+    return found, wrong
+
+
+def _share_order(name: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"[0-9]{1,9}", name)))[::-1]
+
+
+def reasons(statuses: list[ShareStatus]) -> dict[str, int]:
+    """Return why videos failed and how many, most frequent first; a reason without the file that it begins with."""
+    found: Counter[str] = Counter()
+    for status in statuses:
+        for failed in status.failures:
+            found[failed.reason.removeprefix(failed.path).lstrip(": ")[:200]] += 1
+    return dict(found.most_common())
+
+
+def describe_run(statuses: list[ShareStatus], now: float) -> dict[str, Any]:
+    """Return what all shares come to, as plain values: counts, rate, seconds left, who is silent."""
+    at_work = [status for status in statuses if status.state in RUNNING and not status.is_old(now)]
+    left = [status.left / status.rate for status in at_work if status.rate and status.left]
+    return {
+        "shares": len(statuses),
+        "videos": sum(status.videos for status in statuses),
+        "stored": sum(status.stored for status in statuses),
+        "failed": sum(status.failed for status in statuses),
+        "record_bytes": sum(status.record_bytes for status in statuses),
+        "videos_per_second": sum(status.rate for status in at_work),
+        "seconds_left": max(left, default=None),
+        "reasons": reasons(statuses),
+        "old": [status.share for status in statuses if status.is_old(now)],
+    }

@@ -36,6 +36,7 @@ from featstore.cli import (
     seal,
     shape,
     show,
+    status,
     vlmeval,
 )
 from featstore.cli._interrupts import INTERRUPTED, raise_interrupts
@@ -111,6 +112,7 @@ for command in (
     import_files.import_files,
     shape.shape,
     show.show,
+    status.status,
     report.report,
     vlmeval.vlmeval,
 ):

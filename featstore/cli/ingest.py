@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,6 +26,8 @@ from featstore.errors import plain, plain_line
 from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from featstore.cli._sources import IngestSource
     from featstore.pipeline.summary import IngestSummary
 
@@ -38,18 +41,34 @@ _BOTTLENECK = 0.5  # share of its time that a stage works, from which on more of
     is_flag=True,
     help="Print the plan, as featstore plan does, and the videos; then exit.",
 )
-def ingest(**options: Any) -> None:
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Take share I of N of the videos, numbered from 0, and add it to the dataset as sealed shards; auto takes I "
+    "and N from Slurm's or torchrun's environment. Every process names the same videos.",
+)
+@click.option(
+    "--shard-dir",
+    type=click.Path(file_okay=False),
+    help="With --shard, a folder on a local disk for what is not sealed yet; by default it is in the cache directory.",
+)
+def ingest(shard: str | None, shard_dir: str | None, **options: Any) -> None:
     """Compute and store the features of videos, except those that are already stored."""
+    if shard_dir is not None and shard is None:
+        raise click.UsageError(
+            "--shard-dir is where a share is written: name the share with --shard"
+        )
     if options["dry_run"]:
         show_estimates(*plan_sources(options), options, list_videos=True)
         return
-    from featstore.pipeline.ingest import check_target
-    from featstore.pipeline.ingest import ingest as run
-
+    run = _choose_run(shard, shard_dir)
     work, storage = choose_work(options), choose_storage(options)
     sources = choose_sources(options)
-    for source in sources:
-        check_target(options["cache_dir"], source.dataset, work)
+    if shard is None:
+        from featstore.pipeline.ingest import check_target
+
+        for source in sources:
+            check_target(options["cache_dir"], source.dataset, work)
     encoder = choose_encoder(options)
     summaries: list[IngestSummary] = []
     with stop_on_signals() as stop:
@@ -84,6 +103,21 @@ def ingest(**options: Any) -> None:
         sys.exit(INTERRUPTED)
     if any(found.failures or found.failed_before or found.clashes for found in summaries):
         sys.exit(SOME_FAILED)
+
+
+def _choose_run(shard: str | None, shard_dir: str | None) -> Callable[..., IngestSummary]:
+    """Return what ingests: all into the dataset's file, or a share of the videos into shards."""
+    if shard is None:
+        from featstore.pipeline.ingest import ingest as run
+
+        return run
+    from featstore.pipeline.cluster.shard import Share, ingest_share
+
+    try:
+        share = Share.parse(shard)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), param_hint="--shard") from exc
+    return partial(ingest_share, share=share, shard_dir=shard_dir)
 
 
 def _plan_line(plan: IngestSummary, cache_dir: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from contextlib import ExitStack
@@ -9,11 +10,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from featstore.decoding.video_file import Video, identity_of
-from featstore.errors import StoreFull
+from featstore.errors import StoreFull, StoreMismatch
 from featstore.pipeline.listing import Listing, list_videos
 from featstore.pipeline.make_record import record_room
 from featstore.pipeline.options import IngestOptions
-from featstore.pipeline.plan import decode_order, plan_ingest
+from featstore.pipeline.plan import decode_order, make_plan, plan_ingest
 from featstore.pipeline.scheduler import Scheduler
 from featstore.pipeline.summary import IngestSummary
 from featstore.sampling import Sampling
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 
     from featstore.encoders.base import Encoder
     from featstore.encoders.registry import EncoderRecipe
+    from featstore.pipeline.plan import Plan
     from featstore.pipeline.summary import Progress
     from featstore.records.storage import Storage
+    from featstore.store import DatasetSnapshot
 
 
 def ingest(
@@ -48,6 +51,8 @@ def ingest(
     stop: threading.Event | None = None,
     on_plan: Callable[[IngestSummary], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    sealed: DatasetSnapshot | None = None,
+    most_bytes: int | None = None,
 ) -> IngestSummary:
     """Store the features of `videos` in `cache_dir/dataset`, leaving out those that are stored.
 
@@ -77,6 +82,8 @@ def ingest(
         stop: set it to end early; what was encoded is committed, and the same call resumes later.
         on_plan: called with the summary once the plan is made, before any work.
         on_progress: called after each commit and each failure.
+        sealed: what sealed shards of the dataset hold, which is left out; see featstore.pipeline.cluster.shard.
+        most_bytes: leave videos for a later call beyond so many bytes in `cache_dir`.
 
     Returns:
         What was stored and what failed, or the plan after a dry run.
@@ -101,7 +108,22 @@ def ingest(
     built = encoder[0].build() if isinstance(encoder, list) else encoder
     decoder = identity_of(options.decoder)
     spec = FeatureSpec(built.identity, sampling or Sampling(), decoder, built.preprocessing)
+    before = None
+    if sealed is not None:
+        before = _plan_beside(sealed, listing, spec, options, storage)
+        listing, storage = Listing(before.todo), before.storage
+        budget = before.budget.max_error
+        options = replace(options, max_error=math.inf if budget is None else budget)
     plan = plan_ingest(listing, cache_dir, dataset, spec, options, storage)
+    if most_bytes is not None:
+        plan = _first_of(plan, spec, most_bytes - _taken_bytes(cache_dir))
+    if before is not None:
+        plan = replace(
+            plan,
+            stored=before.stored + plan.stored,
+            failed_before=before.failed_before + plan.failed_before,
+            clashes=before.clashes + plan.clashes,
+        )
     record_room(spec, plan.storage)
     summary = IngestSummary(
         dataset=dataset,
@@ -155,6 +177,42 @@ def ingest(
             summary.seconds = time.monotonic() - started
             write_cache_meta(cache_dir)
     return summary
+
+
+def _plan_beside(
+    sealed: DatasetSnapshot,
+    listing: Listing,
+    spec: FeatureSpec,
+    options: IngestOptions,
+    storage: Storage | str | None,
+) -> Plan:
+    """Return the work that is left beside sealed shards, whatever the limit; StoreMismatch if they are to change."""
+    plan = make_plan(listing, sealed, spec, replace(options, limit=None), storage)
+    found = "" if options.resume else "all videos are asked to be made again"
+    if plan.restored or plan.replaces_storage:
+        found = "the feature set is asked to be stored in another way"
+    for video in sorted(plan.replaced)[:1]:
+        found = f"{len(plan.replaced)} of the videos were sealed from other files than there are now, as {video!r}"
+    if found:
+        raise StoreMismatch(
+            f"{sealed.path}: {found}, and a sealed shard is never changed",
+            remedy="copy the dataset into another cache with featstore merge and ingest there without --shard, or take "
+            "another --dataset",
+        )
+    return plan
+
+
+def _taken_bytes(cache_dir: Path) -> int:
+    return stored_bytes(cache_dir) if cache_dir.is_dir() else 0
+
+
+def _first_of(plan: Plan, spec: FeatureSpec, room: int) -> Plan:
+    """Return the plan for as many of its videos as there is room for; for at least one if nothing is stored yet."""
+    if not plan.todo:
+        return plan
+    fits = max(0, room) * len(plan.todo) // max(1, plan.needed_bytes(spec))
+    first = plan.todo[: max(fits, 0 if plan.stored else 1)]
+    return replace(plan, todo=first, beyond_limit=plan.beyond_limit + len(plan.todo) - len(first))
 
 
 def check_target(cache_dir: str | os.PathLike[str], dataset: str, options: IngestOptions) -> Path:

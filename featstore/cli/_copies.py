@@ -90,7 +90,7 @@ def copying(
                 Progress(
                     total=summary.total,  # what is skipped is known one by one
                     skipped=summary.skipped,
-                    done=summary.skipped + videos,
+                    done=summary.skipped + getattr(summary, "newer", 0) + videos,
                     failed=len(summary.failures),
                     record_bytes=size,
                     seconds=time.monotonic() - started,
@@ -125,7 +125,8 @@ def print_copied(
         print_json(facts | {"failed": failed})
         return
     click.echo(sentence)
-    left = summary.total - summary.skipped - done - len(summary.failures)
+    ended = summary.skipped + getattr(summary, "newer", 0) + done + len(summary.failures)
+    left = summary.total - ended
     if left > 0:
         why = "interrupted" if summary.interrupted else "stopped"
         click.echo(f"  {why}: {how_many(left, 'video')} left; the same command goes on")

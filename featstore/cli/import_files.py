@@ -55,6 +55,11 @@ def _from_options(command: click.decorators.FC) -> click.decorators.FC:
     help="Folder to which the paths in .pt files are relative as ids, without suffix; it need not exist.  "
     "[default: ids are file names without suffix]",
 )
+@click.option(
+    "--replace-newer",
+    is_flag=True,
+    help="Also replace records that are newer than what was exported; by default they stay.",
+)
 @click.option("--dry-run", is_flag=True, help="Read what the files are, and store nothing.")
 @min_free_option
 @max_size_option
@@ -64,6 +69,7 @@ def import_files(
     cache_dir: str,
     nframe: int | None,
     videos_root: str | None,
+    replace_newer: bool,
     dry_run: bool,
     min_free: int,
     max_size: int | None,
@@ -90,6 +96,7 @@ def import_files(
             dataset,
             nframe=nframe,
             videos_root=videos_root,
+            replace_newer=replace_newer,
             dry_run=dry_run,
             min_free=min_free,
             max_size=max_size,
@@ -102,6 +109,11 @@ def import_files(
         f"{dataset}: {done.imported} {verb}, {done.skipped} there before, {len(done.failures)} failed, "
         f"{format_bytes(done.record_bytes)}"
     )
+    if done.newer:
+        sentence += (
+            f"\n  {how_many(done.newer, 'video')} left, whose records are newer than what was exported; --replace-newer "
+            "replaces them"
+        )
     for digest, videos in done.sets.items():
         sentence += f"\n  set {digest[:8]}: {how_many(videos, 'video')}"
     if done.unknown:
@@ -119,7 +131,7 @@ def _facts(done: ImportSummary) -> dict[str, Any]:
     facts = dict(vars(done))
     imported, sets = facts.pop("imported"), facts.pop("sets")
     return facts | {
-        "planned": imported if done.dry_run else done.total - done.skipped,
+        "planned": imported if done.dry_run else done.total - done.skipped - done.newer,
         "stored": 0 if done.dry_run else imported,
         "feature_sets": [
             {"feature_set": digest, "videos": count} for digest, count in sets.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from featstore.errors import StoreMismatch
 from featstore.fields import to_plain
 from featstore.formats.facts import record_facts
 from featstore.formats.names import INDEX, SET_FILE
+from featstore.sampling import check_nframe
 from featstore.system.fsync import write_atomically
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
     from featstore.records.header import Header
     from featstore.store.rows import FeatureSet
+
+_KNOWN = ("video_id", "video_path", "layout", "nframe", "decoder", "doubt")
 
 
 def made_at(facts: dict[str, Any]) -> float:
@@ -27,6 +31,29 @@ def made_at(facts: dict[str, Any]) -> float:
     if type(made) not in (int, float):
         raise TypeError(f"created is {made!r:.80}, not a number")
     return float(made)
+
+
+def plain_header(facts: dict[str, Any], unknown: dict[str, Any]) -> dict[str, Any]:
+    """Return of the plain values of a header those that are not stored otherwise, as a line has them.
+
+    Args:
+        facts: the line.
+        unknown: `dtype`, `error` and `source` for a record of which nobody knew them.
+
+    Raises:
+        KeyError, TypeError, ValueError, struct.error: the line is no such.
+    """
+    plain = {name: facts[name] for name in _KNOWN}
+    unknown = to_plain(unknown) | {"total_frames": 1, "fps": 0.0}
+    plain |= {n: unknown[n] if facts[n] is None else facts[n] for n in unknown}
+    if "source_bytes" in plain["source"]:  # earlier releases have it as the header has
+        source = dict(plain["source"])
+        plain["source"] = {"size": source.pop("source_bytes"), **source}
+    indices = facts["frame_indices"]
+    if indices is None:
+        indices = [0] * check_nframe(facts["frames"])
+    frames = struct.pack(f"<{len(indices)}I", *indices)
+    return plain | {"frame_indices": frames, "created": made_at(facts)}
 
 
 class FolderIndex:

@@ -56,6 +56,7 @@ class FileContent:
         scale_names: what the file says that each is of, `token`, `channel` or `tensor`; empty if it does not.
         is_bf16: whether `data` is known to be bfloat16's bits.
         claims: what a `.pt` file says, None for other formats.
+        facts: what featstore wrote of the record into a file of another format, None if it did not.
     """
 
     data: NDArray[Any]
@@ -63,6 +64,7 @@ class FileContent:
     is_bf16: bool = False
     claims: Claims | None = None
     scale_names: tuple[str, ...] = ()
+    facts: dict[str, Any] | None = None
 
     @property
     def checksum(self) -> str:
@@ -198,6 +200,18 @@ def checksum_of(arrays: Iterable[NDArray[Any]]) -> str:
     for array in arrays:
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def read_metadata(text: str | None) -> dict[str, Any] | None:
+    """Return what `metadata_of` made a text of; None if it is anything else."""
+    try:
+        facts = json.loads(text or "")
+    except (ValueError, RecursionError):
+        return None
+    is_ours = isinstance(facts, dict) and all(
+        isinstance(facts.get(name), str) for name in ("feature_set", "video_id")
+    )
+    return facts if is_ours else None
 
 
 def metadata_of(features: Features) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,7 @@ class ImportSummary:
         total: number of files.
         imported: videos stored now, or that would be.
         skipped: videos that were stored before, from the same file.
+        newer: videos left as they are, for what is stored was made after what was exported.
         record_bytes: bytes of the records stored now; of a dry run, of their values and scales.
         sets: videos of this folder by the digest of their feature set, those stored before included.
         unknown: what is not known of the sets that are marked as imported; empty if none is.
@@ -59,6 +61,7 @@ class ImportSummary:
     total: int = 0
     imported: int = 0
     skipped: int = 0
+    newer: int = 0
     record_bytes: int = 0
     sets: dict[str, int] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
@@ -75,6 +78,7 @@ def import_folder(
     *,
     nframe: int | None = None,
     videos_root: str | None = None,
+    replace_newer: bool = False,
     dry_run: bool = False,
     min_free: int = defaults.MIN_FREE_BYTES,
     max_size: int | None = None,
@@ -97,6 +101,7 @@ def import_folder(
         nframe: number of frames of each video, for files that do not say it: then rows divide among the frames.
         videos_root: make the id of a video in a `.pt` file its path relative to this folder, without suffix; by default
             the file name without suffix. Other files are named by their path in `folder`.
+        replace_newer: also replace records that were made after those that were exported.
         dry_run: read what the files are, and store nothing.
         min_free: bytes that stay free on the disk.
         max_size: bytes that `cache_dir` may take, None for no limit.
@@ -117,6 +122,11 @@ def import_folder(
     source = ImportedFolder.open(path, dataset, nframe=nframe, root=videos_root)
     files = sorted(_files(path, suffix))
     if not files:
+        if next(path.glob("data/*.parquet"), None):
+            raise ListingError(
+                f"{path} is a data set of Hugging Face (export --to hf), which is not imported; import an export to "
+                "safetensors or npz, or copy the dataset with featstore cp"
+            )
         raise ListingError(f"there is no {suffix} file in {path}; name the folder that holds them")
     summary = ImportSummary(dataset, os.fspath(path), dry_run, len(files))
     here = dataset_path(cache_dir, dataset)
@@ -128,7 +138,7 @@ def import_folder(
             writer = stack.enter_context(
                 FeatureWriter(cache_dir, dataset, min_free=min_free, max_size=max_size)
             )
-        run = _Import(source, cache_dir, writer, summary)
+        run = _Import(source, cache_dir, writer, summary, replace_newer)
         try:
             for file in files:
                 if stop is not None and stop.is_set():
@@ -162,9 +172,11 @@ class _Import:
         cache_dir: str | os.PathLike[str],
         writer: FeatureWriter | None,
         summary: ImportSummary,
+        replace_newer: bool,
     ) -> None:
         self._source, self._cache_dir = source, cache_dir
         self._writer, self._summary = writer, summary
+        self._replace_newer = replace_newer
         self._seen: dict[bytes, Path] = {}
         self._added: set[str] = set()
 
@@ -180,8 +192,11 @@ class _Import:
                     f"it is of video {header.video_id!r}, as {self._seen[key]} is; with --videos-root "
                     "(videos_root=) ids are whole paths"
                 )
-            if self._is_there(key, header.created):
+            made, spec = self._made(key), video.feature_set.spec
+            if made == header.created:
                 self._summary.skipped += 1
+            elif made > header.created and not (self._replace_newer or spec.imported):
+                self._summary.newer += 1
             else:
                 self._put(video)
         except (RecordError, QuantizeError, StoreMismatch) as exc:
@@ -217,12 +232,13 @@ class _Import:
         if self._writer.due:
             self.commit()
 
-    def _is_there(self, key: bytes, created: float) -> bool:
+    def _made(self, key: bytes) -> float:
+        """Return when the record that is stored was made; less than any time if there is none."""
         try:
             entry = read_entry(open_dataset(self._cache_dir, self._source.dataset), key)
         except StoreNotFound:  # of a dry run
-            return False
-        return entry is not None and entry.created == created
+            entry = None
+        return -inf if entry is None else entry.created
 
     def _count(self, row: FeatureSet) -> None:
         sets, digest = self._summary.sets, row.spec.digest

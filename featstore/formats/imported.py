@@ -19,7 +19,7 @@ import numpy as np
 
 from featstore.errors import ListingError, StoreError
 from featstore.fields import build, to_plain
-from featstore.formats.export_index import made_at
+from featstore.formats.export_index import plain_header
 from featstore.formats.facts import IMPORTED
 from featstore.formats.feature_files import read_features
 from featstore.formats.file_content import check_finite
@@ -29,7 +29,6 @@ from featstore.records.header import Header, SourceFingerprint, from_map
 from featstore.records.quantization import QuantError
 from featstore.records.record import pack_record
 from featstore.records.storage import Storage
-from featstore.sampling import check_nframe
 from featstore.spec import FeatureSpec
 from featstore.store.rows import FeatureSet
 
@@ -44,7 +43,6 @@ _MAX_SET_BYTES = 1 << 20
 _MOST_TOKENS = 1 << 24
 _NO_FILE = SourceFingerprint(0, 0, "0" * 32)
 _AS_IMPORTED = QuantError(1.0, 0.0, 0.0, 0.0, 0.0)
-_FROM_INDEX = ("video_id", "video_path", "layout", "nframe", "decoder", "doubt")
 
 
 @dataclass(frozen=True)
@@ -137,8 +135,9 @@ def read_video(folder: ImportedFolder, path: Path) -> ImportedVideo:
         raise ValueError(
             f"{INDEX} does not say what it is, and {SET_FILE} is there: export it again"
         )
-    video = facts["video_id"] if facts else _id_of(folder, path, content)
-    exported = str(facts.get("feature_set")) if facts else ""
+    stated = facts or content.facts  # the file says it too, if the index was left behind
+    video = stated["video_id"] if stated else _id_of(folder, path, content)
+    exported = str(stated.get("feature_set")) if stated else ""
     return _imported(folder, path, video, content, made, exported)
 
 
@@ -155,37 +154,16 @@ def _restored(
         scales = tuple(scale.reshape(shape) for scale, shape in zip(scales, shapes, strict=True))
     else:  # the format holds restored values
         stored = Storage(values, granularity)
-    indices = facts["frame_indices"]
-    if indices is None:  # nor was it known there
-        indices = [0] * check_nframe(facts["frames"])
-    plain = {name: facts[name] for name in _FROM_INDEX} | {
-        "total_frames": _known(facts["total_frames"], 1),
-        "fps": _known(facts["fps"], 0.0),
-        "dtype": _known(facts["dtype"], row.spec.encoder.dtype),
-        "error": _known(facts["error"], to_plain(_AS_IMPORTED)),
-        "source": _source(facts["source"]),
-        "created": made_at(facts),
+    unknown = {"dtype": row.spec.encoder.dtype, "error": _AS_IMPORTED, "source": _NO_FILE}
+    plain = plain_header(facts, unknown) | {
         "dataset": folder.dataset,
         "spec": row.spec.digest,
-        "frame_indices": struct.pack(f"<{len(indices)}I", *indices),
         "shape": shape,
         "storage": to_plain(stored),
         "payload_xxh3": 0,
     }
     header = from_map(plain)  # checks each field
     return ImportedVideo(row, header, content.data.reshape(shape), scales)
-
-
-def _known(value: Any, otherwise: Any) -> Any:
-    return otherwise if value is None else value
-
-
-def _source(facts: dict[str, Any] | None) -> dict[str, Any]:
-    """Return a header's `source`; earlier releases wrote it into the index as it is."""
-    plain = dict(facts or to_plain(_NO_FILE))
-    if "source_bytes" in plain:
-        plain["size"] = plain.pop("source_bytes")
-    return plain
 
 
 def _imported(

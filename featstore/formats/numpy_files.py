@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import zipfile
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from featstore.formats.file_content import FileContent, arrays_of, from_arrays, metadata_of
+from featstore.formats.file_content import (
+    FileContent,
+    arrays_of,
+    from_arrays,
+    metadata_of,
+    read_metadata,
+)
 from featstore.records.storage import MAX_PAYLOAD_BYTES
 from featstore.system.filesystems import format_bytes
 
@@ -54,9 +61,12 @@ def read_npz(path: Path) -> FileContent:
         )
     with _plain_words(), np.load(path, allow_pickle=False) as found:
         arrays = {name: found[name] for name in found.files}
-    return from_arrays(
+    text = arrays.get("featstore")
+    facts = read_metadata(str(text)) if text is not None and text.dtype.kind == "U" else None
+    found = from_arrays(
         {name: _native(array) for name, array in arrays.items() if array.dtype.kind != "U"}
     )
+    return replace(found, facts=facts)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
 from featstore.formats.file_content import (
@@ -10,6 +11,7 @@ from featstore.formats.file_content import (
     from_arrays,
     from_tensor,
     metadata_of,
+    read_metadata,
 )
 
 if TYPE_CHECKING:
@@ -31,13 +33,16 @@ def write_safetensors(features: Features, file: IO[bytes]) -> list[NDArray[Any]]
 
 def read_safetensors(path: Path) -> FileContent:
     """Return the tensors of a file, mapped; raise ValueError or OSError if it cannot be read."""
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     size = path.stat().st_size
     try:
         found = {name: from_tensor(tensor, size) for name, tensor in load_file(path).items()}
+        with safe_open(path, "numpy") as file:
+            facts = read_metadata((file.metadata() or {}).get("featstore"))
     except SafetensorError as exc:
         raise ValueError(f"it is not a whole safetensors file: {exc}") from exc
     is_bf16 = any(bits for _, bits in found.values())
-    return from_arrays({name: array for name, (array, _) in found.items()}, is_bf16=is_bf16)
+    content = from_arrays({name: array for name, (array, _) in found.items()}, is_bf16=is_bf16)
+    return replace(content, facts=facts)

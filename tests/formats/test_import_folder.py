@@ -505,3 +505,43 @@ def test_an_imported_set_is_never_a_computed_one(cache, pt):
     sets = FeatureStore(cache)["demo"].sets
     assert len(sets) == 2
     assert toy_spec().digest in sets
+
+
+def test_a_newer_record_stays_unless_it_is_to_be_replaced(cache, tmp_path):
+    store_videos(cache / "1", "demo", {"a": toy_features(1)})
+    export_dataset(FeatureStore(cache / "1")["demo"], tmp_path, ".npz")
+    index = tmp_path / INDEX
+    run(tmp_path, ".npz", cache / "2")
+    line = json.loads(index.read_text())
+    index.write_text(json.dumps(line | {"created_seconds": line["created_seconds"] - 1}))
+    older = run(tmp_path, ".npz", cache / "2")
+    assert (older.imported, older.skipped, older.newer) == (0, 0, 1)
+    assert run(tmp_path, ".npz", cache / "2", dry_run=True).newer == 1
+    assert run(tmp_path, ".npz", cache / "2", replace_newer=True).imported == 1
+    index.write_text(json.dumps(line))
+    assert run(tmp_path, ".npz", cache / "2").imported == 1
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_exported_files_without_their_index_are_told_apart_by_what_is_in_them(
+    cache, tmp_path, suffix
+):
+    for nframe in (4, 8):
+        store_videos(
+            cache / "1", "demo", {f"v{nframe}": toy_features(1, nframe)}, spec=toy_spec(nframe)
+        )
+    for number, found in enumerate(FeatureStore(cache / "1")["demo"].sets.values()):
+        export_dataset(found, tmp_path / str(number), suffix)
+        for path in (tmp_path / str(number)).glob(f"*{suffix}"):
+            path.rename(tmp_path / path.name)
+    done = run(tmp_path, suffix, cache / "2")
+    assert (done.imported, len(done.sets)) == (2, 2)
+    sets = FeatureStore(cache / "2")["demo"].sets
+    assert {video for found in sets.values() for video in found} == {"v4", "v8"}
+
+
+def test_a_data_set_of_hugging_face_is_refused_in_words(cache, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "0.parquet").touch()
+    with pytest.raises(ListingError, match="export to safetensors"):
+        run(tmp_path, ".npz", cache)

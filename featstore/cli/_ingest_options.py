@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featstore import defaults
+from featstore.cli._encoder_options import ENCODER_OPTIONS, encoder_recipe
 from featstore.cli._options import (
     FiniteRange,
     VariadicOption,
@@ -82,13 +83,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     model_option,
     tower_option,
     cache_dir_option,
-    click.option(
-        "--encoder",
-        "encoder_name",
-        type=click.Choice(["longva", "toy"]),
-        default=defaults.ENCODER,
-        help="Encoder that computes the features; toy needs no checkpoint and is for trying things out.",
-    ),
+    *ENCODER_OPTIONS,
     nframe_option,
     click.option(
         "--sampling",
@@ -237,34 +232,6 @@ def choose_encoder(options: dict[str, Any]) -> Encoder | list[EncoderRecipe]:
         raise click.BadParameter(
             f"{found!r} does not name devices; write cuda:0,cuda:1", param_hint="--device"
         )
-    recipes = [_recipe(options, device) for device in devices]
+    recipes = [encoder_recipe(options, device) for device in devices]
     with usage_errors():
         return recipes[0].build() if len(recipes) == 1 else recipes
-
-
-def _recipe(options: dict[str, Any], device: str) -> EncoderRecipe:
-    from featstore.encoders.registry import EncoderRecipe
-
-    if options["encoder_name"] == "toy":
-        given = {
-            "--model-path": options["model_path"],
-            "--vision-tower": options["vision_tower"],
-            "--dtype": options["dtype"] not in ("auto", "fp32"),
-            "--device": device not in ("auto", "cpu"),
-        }
-        unused = [name for name, there in given.items() if there]
-        if unused:
-            raise click.UsageError(
-                "--encoder toy reads no checkpoint, and computes in fp32 on the CPU: leave out "
-                + " and ".join(unused)
-            )
-        return EncoderRecipe("toy", batch_frames=options["batch_frames"])
-    if not options["model_path"]:
-        raise click.UsageError("name the checkpoint with --model-path")
-    words = {
-        "checkpoint": options["model_path"],
-        "vision_tower": options["vision_tower"],
-        "device": device,
-        "dtype": None if options["dtype"] == "auto" else options["dtype"],
-    }
-    return EncoderRecipe("longva", words, options["batch_frames"])

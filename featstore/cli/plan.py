@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from featstore.cli._encoder_options import FROZEN, encoder_recipe
 from featstore.cli._estimates import plan_sources, show_estimates
 from featstore.cli._ingest_options import choose_storage, ingest_options
-from featstore.cli._options import FiniteRange
+from featstore.cli._options import FiniteRange, usage_errors
 from featstore.cli._sources import choose_sampling
 
 if TYPE_CHECKING:
+    from featstore.encoders.base import Encoder
     from featstore.geometry import Geometry
     from featstore.pipeline.estimate import Estimate
 
@@ -79,19 +81,32 @@ def _guess(count: int, hours: float | None, options: dict[str, Any], *, measure:
 
 def _dtype(options: dict[str, Any]) -> str:
     """Return what the encoder would compute in; on a GPU if that is not said, as LongVA does."""
-    if options["encoder_name"] == "toy":
-        return "fp32"
+    if options["encoder_name"] not in ("longva", "transformers"):
+        return _encoder(options).identity.dtype
+    if options["encoder_name"] == "transformers" and options["dtype"] == "auto":
+        return "bf16"
     return "fp16" if options["dtype"] == "auto" else str(options["dtype"])
+
+
+def _encoder(options: dict[str, Any]) -> Encoder:
+    with usage_errors():
+        return encoder_recipe(options, options["devices"].split(",")[0]).build()
 
 
 def _geometry(options: dict[str, Any]) -> Geometry:
     """Return the rows that the encoder makes, without its weights."""
     from featstore.encoders.longva.shape import feature_shape
-    from featstore.encoders.toy import ToyEncoder
     from featstore.geometry import Geometry
 
-    if options["encoder_name"] == "toy":
-        return ToyEncoder().identity.geometry
+    if options["encoder_name"] == "transformers":
+        from featstore.encoders.transformers_vision.output import read_output
+
+        words: dict[str, Any] = encoder_recipe(options, "cpu").options
+        chosen = {name: words[name] for name in FROZEN if name in words}
+        with usage_errors():
+            return read_output(words["checkpoint"], **chosen).geometry
+    if options["encoder_name"] != "longva":
+        return _encoder(options).identity.geometry
     if not options["model_path"]:
         raise click.UsageError("name the checkpoint with --model-path")
     found = feature_shape(options["model_path"], 1, vision_tower=options["vision_tower"])

@@ -14,8 +14,17 @@ if TYPE_CHECKING:
     from featstore.encoders.longva.encoder import LongVAEncoder
     from featstore.encoders.registry import EncoderRecipe, get_encoder
     from featstore.encoders.toy import ToyEncoder
+    from featstore.encoders.transformers_vision.encoder import TransformersEncoder
 
-__all__ = ["Encoder", "EncoderRecipe", "GpuEncoder", "LongVAEncoder", "ToyEncoder", "get_encoder"]
+__all__ = [
+    "Encoder",
+    "EncoderRecipe",
+    "GpuEncoder",
+    "LongVAEncoder",
+    "ToyEncoder",
+    "TransformersEncoder",
+    "get_encoder",
+]
 
 _HOMES = {
     "Encoder": "featstore.encoders.base",
@@ -23,6 +32,7 @@ _HOMES = {
     "GpuEncoder": "featstore.encoders.base",
     "LongVAEncoder": "featstore.encoders.longva.encoder",
     "ToyEncoder": "featstore.encoders.toy",
+    "TransformersEncoder": "featstore.encoders.transformers_vision.encoder",
     "get_encoder": "featstore.encoders.registry",
 }
 

@@ -1,40 +1,80 @@
-"""Encoders by name, and recipes that build one in another process."""
+"""Encoders by name, those of other packages too, and recipes that build one in another process.
+
+Another package adds an encoder by an entry point of the group GROUP; docs/encoders.md shows one.
+"""
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
-from featstore.system.forks import import_attribute
+from featstore.errors import FeatstoreError
+from featstore.system.forks import import_attribute, no_fork
 
 if TYPE_CHECKING:
     from featstore.encoders.base import Encoder
 
 ENCODERS = {
     "longva": "featstore.encoders.longva.encoder:LongVAEncoder",
+    "qwen_vl": "featstore.encoders.qwen_vl.encoder:QwenVLEncoder",
     "toy": "featstore.encoders.toy:ToyEncoder",
+    "transformers": "featstore.encoders.transformers_vision.encoder:TransformersEncoder",
 }
+GROUP = "featstore.encoders"
 
 
 def get_encoder(name: str, **options: Any) -> Encoder:
     """Return an encoder by its name.
 
     Args:
-        name: a key of ENCODERS.
+        name: a key of ENCODERS, or the name of another package's entry point.
         options: passed on to the encoder's class.
 
     Raises:
-        ValueError: there is no encoder of that name.
+        ValueError: there is no encoder of that name, or it has no such options.
+        FeatstoreError: an encoder of another package cannot be imported, or calls its family by another name.
     """
+    if name in ENCODERS:
+        module, _, attribute = ENCODERS[name].partition(":")
+        cls = import_attribute(module, attribute)
+    else:
+        cls = _import_added(name)
     try:
-        target = ENCODERS[name]
-    except KeyError:
-        raise ValueError(
-            f"no encoder is called {name!r}; there are {', '.join(ENCODERS)}"
-        ) from None
-    module, _, cls = target.partition(":")
-    encoder: Encoder = import_attribute(module, cls)(**options)
+        inspect.signature(cls).bind(**options)
+    except TypeError as exc:
+        raise ValueError(f"the encoder {name!r} cannot be built so: {exc}") from None
+    encoder: Encoder = cls(**options)
+    if name not in ENCODERS and encoder.identity.family != name:
+        raise FeatstoreError(
+            f"the encoder {name!r} says in its identity that its family is {encoder.identity.family!r}; features are "
+            f"kept apart by it, so its package must call both {name!r}"
+        )
     return encoder
+
+
+def _import_added(name: str) -> Any:
+    """Return the class of another package's encoder."""
+    added: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=GROUP):
+        added.setdefault(point.name, []).append(point)
+    found = {point.value for point in added.get(name, ())}
+    if not found:
+        names = ", ".join([*ENCODERS, *sorted(added.keys() - ENCODERS.keys())])
+        raise ValueError(f"no encoder is called {name!r}; there are {names}")
+    if len(found) > 1:
+        raise ValueError(
+            f"several packages have an encoder {name!r}: {', '.join(sorted(found))}; uninstall all but one"
+        )
+    try:
+        with no_fork():
+            return added[name][0].load()
+    except (ImportError, AttributeError) as exc:
+        raise FeatstoreError(
+            f"the encoder {name!r}, which is {min(found)}, cannot be imported ({exc}); install what it needs, or "
+            "another version of its package"
+        ) from exc
 
 
 @dataclass(frozen=True)
@@ -42,7 +82,7 @@ class EncoderRecipe:
     """How to build an encoder in another process.
 
     Attributes:
-        name: a key of ENCODERS.
+        name: as for `get_encoder`.
         options: arguments of the encoder's class, plain values.
         batch_frames: number of frames encoded at once, in place of the encoder's own.
     """

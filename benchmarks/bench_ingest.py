@@ -17,6 +17,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ from featstore.pipeline.ingest import ingest
 from featstore.pipeline.options import IngestOptions
 from featstore.pipeline.plan import decode_order
 from featstore.pipeline.scheduler import Scheduler
+from featstore.pipeline.write.writer_client import start_writer
 from featstore.sampling import Sampling
 from featstore.store.paths import dataset_path, make_folder
 from featstore.system.cpus import default_workers
@@ -96,7 +98,7 @@ class Bench:
                 summary,
                 self.encoder,
                 recipes,
-                cache_dir,
+                partial(start_writer, stack, summary, self.encoder, cache_dir, options),
                 options=options,
                 on_progress=note,
                 pool=pool,

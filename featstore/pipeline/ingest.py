@@ -7,7 +7,8 @@ import os
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from featstore.decoding.video_file import Video, identity_of
 from featstore.errors import StoreFull, StoreMismatch
@@ -17,6 +18,7 @@ from featstore.pipeline.options import IngestOptions
 from featstore.pipeline.plan import decode_order, make_plan, plan_ingest
 from featstore.pipeline.scheduler import Scheduler
 from featstore.pipeline.summary import IngestSummary
+from featstore.pipeline.write.writer_client import start_writer
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 from featstore.store import FeatureWriter, ingest_lock, refuse_sealed
@@ -39,6 +41,22 @@ if TYPE_CHECKING:
     from featstore.store import DatasetSnapshot
 
 
+class Engine(Protocol):
+    """Carries out the plan of an ingest elsewhere than in processes of this machine."""
+
+    def run(
+        self,
+        stack: ExitStack,
+        summary: IngestSummary,
+        encoder: Encoder,
+        cache_dir: Path,
+        options: IngestOptions,
+        **work: Any,
+    ) -> None:
+        """Ingest `todo`, as `Scheduler.run` does; see RayEngine."""
+        ...
+
+
 def ingest(
     videos: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Video],
     cache_dir: str | os.PathLike[str],
@@ -51,6 +69,7 @@ def ingest(
     stop: threading.Event | None = None,
     on_plan: Callable[[IngestSummary], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    engine: Engine | None = None,
     sealed: DatasetSnapshot | None = None,
     most_bytes: int | None = None,
 ) -> IngestSummary:
@@ -82,6 +101,7 @@ def ingest(
         stop: set it to end early; what was encoded is committed, and the same call resumes later.
         on_plan: called with the summary once the plan is made, before any work.
         on_progress: called after each commit and each failure.
+        engine: carries the plan out on a cluster; None for processes of this machine.
         sealed: what sealed shards of the dataset hold, which is left out; see featstore.pipeline.cluster.shard.
         most_bytes: leave videos for a later call beyond so many bytes in `cache_dir`.
 
@@ -161,18 +181,33 @@ def ingest(
     refuse_network(cache_dir)
     make_folder(path)
     _check_space(cache_dir, summary, options)
+    options = replace(options, replace_storage=plan.replaces_storage)
     with enough_descriptors(), ExitStack() as stack:
         try:
-            Scheduler(
-                stack,
-                summary,
-                built,
-                recipes[: summary.encoders],
-                cache_dir,
-                options=replace(options, replace_storage=plan.replaces_storage),
-                stop=stop,
-                on_progress=on_progress,
-            ).run(decode_order(plan.todo), plan.replaced)
+            work = decode_order(plan.todo)
+            if engine is not None:
+                engine.run(
+                    stack,
+                    summary,
+                    built,
+                    cache_dir,
+                    options,
+                    todo=work,
+                    replaced=plan.replaced,
+                    stop=stop,
+                    on_progress=on_progress,
+                )
+            else:
+                Scheduler(
+                    stack,
+                    summary,
+                    built,
+                    recipes[: summary.encoders],
+                    partial(start_writer, stack, summary, built, cache_dir, options),
+                    options=options,
+                    stop=stop,
+                    on_progress=on_progress,
+                ).run(work, plan.replaced)
         finally:
             summary.seconds = time.monotonic() - started
             write_cache_meta(cache_dir)

@@ -7,7 +7,6 @@ encoded, so the slowest makes the others wait.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import threading
 import time
@@ -21,13 +20,9 @@ from featstore.errors import StoreFull
 from featstore.pipeline.encode.base import EncodeRefusal, EncodeResult
 from featstore.pipeline.encode.batches import EncodeTask
 from featstore.pipeline.encode.encoder_workers import start_encoders
-from featstore.pipeline.make_record import record_room
 from featstore.pipeline.shared_memory import Memory, batch_units
-from featstore.pipeline.summary import Progress
-from featstore.pipeline.write.writer_client import WriterProcess
-from featstore.pipeline.write.writer_process import PutRecord, WriterSetup
-from featstore.records.budget import too_many
-from featstore.store.rows import Failure
+from featstore.pipeline.summary import Tally
+from featstore.pipeline.write.writer_process import PutRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -39,8 +34,11 @@ if TYPE_CHECKING:
     from featstore.pipeline.encode.base import EncoderAnswer
     from featstore.pipeline.encode.encoder_workers import EncoderWorker
     from featstore.pipeline.options import IngestOptions
-    from featstore.pipeline.summary import IngestSummary
+    from featstore.pipeline.summary import IngestSummary, Progress
+    from featstore.pipeline.write.record_sink import RecordSink
+    from featstore.pipeline.write.writer_client import WriterProcess
     from featstore.pipeline.write.writer_process import Committed
+    from featstore.system.processes import Slots
 
 _POLL_SECONDS = 0.2
 
@@ -67,7 +65,7 @@ class Scheduler:
         summary: IngestSummary,
         encoder: Encoder,
         recipes: list[EncoderRecipe],
-        cache_dir: str | os.PathLike[str],
+        writer: Callable[[Slots], WriterProcess | RecordSink],
         *,
         options: IngestOptions,
         stop: threading.Event | None = None,
@@ -81,7 +79,7 @@ class Scheduler:
             summary: of the plan; updated as the work goes on.
             encoder: runs in a thread here if there are no recipes.
             recipes: one for each encoder process.
-            cache_dir: the folder of datasets.
+            writer: starts what takes the records that are in slots.
             options: see `featstore.ingest`.
             stop: set it to end early.
             on_progress: called after each commit and each failure.
@@ -90,13 +88,10 @@ class Scheduler:
         self._summary = summary
         self._batch_units = batch_units(encoder.identity.geometry, encoder.batch_frames)
         self._stop = stop or threading.Event()
-        self._on_progress = on_progress
-        self._started = time.monotonic()
+        self._tally = Tally(summary, on_progress)
         self._ready: deque[Decoded] = deque()
         self._replaced: frozenset[str] = frozenset()
         self._numbers = iter(range(1 << 62))
-        self._encoded = 0
-        self._lossless: dict[str, int] = {}  # what videos would take as asked for, by id
         log = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
         spec, storage = summary.spec, summary.storage
         memory = Memory.reserve(
@@ -110,25 +105,7 @@ class Scheduler:
         stack.callback(memory.close)
         summary.shared_bytes = memory.size
         self._records = deque(range(memory.record_slots.count))
-        payload_start, _ = record_room(spec, storage)
-        setup = WriterSetup(
-            cache_dir=os.fspath(cache_dir),
-            dataset=summary.dataset,
-            spec=spec,
-            storage=storage,
-            origin=encoder.origin,
-            names=encoder.names,
-            max_error=summary.budget.max_error,
-            replace_storage=options.replace_storage,
-            replace_max_error=options.max_error is not None,
-            min_free=options.min_free,
-            max_size=options.max_size,
-            lock_wait=options.lock_wait,
-            slots=memory.record_slots,
-            payload_start=payload_start,
-        )
-        self._writer = WriterProcess(setup, log=log)
-        stack.callback(self._writer.close)
+        self._writer = writer(memory.record_slots)
         workers = start_encoders(stack, encoder, recipes, memory)
         self._encoders = [_WorkerState(worker, {}, {}) for worker in workers]
         self._pool = pool(
@@ -152,12 +129,10 @@ class Scheduler:
         """
         started = time.monotonic()
         self._replaced = replaced
-        self._pool.add(todo)
+        self.add(todo)
         try:
             while self._unfinished and not (self._stop.is_set() or self._summary.over_budget):
-                self._collect()
-                self._feed()
-                wait(self._connections(), _POLL_SECONDS)
+                self.step()
             self._collect()
             self._pool.kill()
             self._note(self._writer.finish())
@@ -166,6 +141,16 @@ class Scheduler:
         self._summary.interrupted = self._stop.is_set()
         self._summary.working_seconds = time.monotonic() - started
 
+    def add(self, videos: list[Video]) -> None:
+        """Queue videos, and start to decode."""
+        self._pool.add(videos)
+
+    def step(self) -> None:
+        """Pass on what is ready, and wait a moment for more."""
+        self._collect()
+        self._feed()
+        wait(self._connections(), _POLL_SECONDS)
+
     @property
     def _unfinished(self) -> bool:
         encoding = any(state.videos for state in self._encoders)
@@ -173,7 +158,7 @@ class Scheduler:
 
     def _connections(self) -> list[Any]:
         encoders = [state.worker.connection for state in self._encoders]
-        return [*self._pool.connections, *encoders, self._writer.connection]
+        return [*self._pool.connections, *encoders, *self._writer.connections]
 
     def _collect(self) -> None:
         """Receive all answers there are, without waiting."""
@@ -187,7 +172,7 @@ class Scheduler:
                 self._pool.release(decoded.slot)
                 self._fail(decoded.video, decoded.error)
             elif decoded.clip is not None:
-                self._summary.count(decoded.clip)
+                self._summary.count(decoded.clip.decoder, decoded.clip.doubt)
                 self._ready.append(decoded)
 
     def _feed(self) -> None:
@@ -230,7 +215,8 @@ class Scheduler:
     def _store(self, decoded: Decoded, record: int, answer: EncodeResult) -> None:
         assert decoded.clip is not None
         assert decoded.source is not None
-        self._judge(decoded, answer)
+        layout = self._summary.spec.encoder.geometry.layout(len(decoded.clip.indices), answer.grid)
+        self._tally.encoded(decoded.video.video_id, layout.rows, answer.storage, answer.error)
         self._writer.put(
             PutRecord(
                 record,
@@ -244,49 +230,12 @@ class Scheduler:
             )
         )
 
-    def _judge(self, decoded: Decoded, answer: EncodeResult) -> None:
-        """Count a video that missed the error budget, and end the work if too many of the first did."""
-        assert decoded.clip is not None
-        summary, geometry = self._summary, self._summary.spec.encoder.geometry
-        self._encoded += 1
-        if answer.storage == summary.storage:
-            summary.missed += summary.budget.misses(answer.error)
-            return
-        rows = geometry.layout(len(decoded.clip.indices), answer.grid).rows
-        asked = summary.storage.record_bytes(
-            (rows, geometry.row_width), summary.spec.sampling.nframe
-        )
-        self._lossless[decoded.video.video_id] = asked
-        if not summary.over_budget:
-            count = len(self._lossless)
-            summary.over_budget = too_many(count, self._encoded, summary.budget, summary.storage)
-
     def _fail(self, video: Video, reason: str) -> None:
-        digest = self._summary.spec.digest
-        failure = Failure(video.video_id, video.path, digest, reason, time.time())
-        self._summary.failures.append(failure)
+        failure = self._tally.failed(video, reason)
         # The features of the earlier file must not be served for this one.
         self._writer.fail(failure, drop=video.video_id in self._replaced)
-        self._report()
 
     def _note(self, commits: Iterable[Committed]) -> None:
         for commit in commits:
             self._records += commit.slots
-            self._summary.count_commit(commit.stored, self._lossless)
-            self._summary.busy["write"] += commit.busy
-            self._report()
-
-    def _report(self) -> None:
-        if self._on_progress is None:
-            return
-        summary = self._summary
-        self._on_progress(
-            Progress(
-                total=summary.planned,
-                skipped=summary.skipped,
-                done=summary.stored,
-                failed=len(summary.failures),
-                record_bytes=summary.record_bytes,
-                seconds=time.monotonic() - self._started,
-            )
-        )
+            self._tally.committed(commit.stored, commit.busy)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from featstore.formats.facts import failure_facts
-from featstore.records.budget import ErrorBudget
+from featstore.records.budget import ErrorBudget, too_many
+from featstore.store.rows import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from featstore.decoding.frame_selection import Clip
+    from featstore.decoding.video_file import Video
+    from featstore.records.quantization import QuantError
     from featstore.records.storage import Storage
     from featstore.spec import FeatureSpec
 
@@ -121,11 +124,11 @@ class IngestSummary:
         shares = self.shares
         return max(STAGES, key=lambda stage: shares[stage])
 
-    def count(self, clip: Clip) -> None:
-        """Count a video that was decoded."""
-        self.decoders[clip.decoder] = self.decoders.get(clip.decoder, 0) + 1
-        if clip.doubt:
-            self.doubts[clip.doubt] = self.doubts.get(clip.doubt, 0) + 1
+    def count(self, decoder: str, doubt: str) -> None:
+        """Count a video that was decoded, by what, and why its frames may not be those asked for."""
+        self.decoders[decoder] = self.decoders.get(decoder, 0) + 1
+        if doubt:
+            self.doubts[doubt] = self.doubts.get(doubt, 0) + 1
 
     def count_commit(self, stored: tuple[tuple[str, int], ...], extra: Mapping[str, int]) -> None:
         """Count videos that were committed.
@@ -161,3 +164,67 @@ class IngestSummary:
             "shares": self.shares,
             "bottleneck": self.bottleneck if self.stored else None,
         }
+
+
+class Tally:
+    """Counts in a summary what comes of the videos, and reports the progress."""
+
+    def __init__(
+        self, summary: IngestSummary, on_progress: Callable[[Progress], None] | None
+    ) -> None:
+        """Count in `summary`; `on_progress` is called after each commit and each failure."""
+        self._summary = summary
+        self._on_progress = on_progress
+        self._started = time.monotonic()
+        self._encoded = 0
+        self._lossless: dict[str, int] = {}  # what videos would take as asked for, by id
+
+    def encoded(self, video_id: str, rows: int, storage: Storage, error: QuantError) -> None:
+        """Count a video that was encoded; if too many of the first missed the error budget, the work is to end.
+
+        Args:
+            video_id: its id.
+            rows: number of its features' rows.
+            storage: how they are stored.
+            error: how far they are from the encoder's.
+        """
+        summary = self._summary
+        self._encoded += 1
+        if storage == summary.storage:
+            summary.missed += summary.budget.misses(error)
+            return
+        shape = rows, summary.spec.encoder.geometry.row_width
+        nframe = summary.spec.sampling.nframe
+        self._lossless[video_id] = summary.storage.record_bytes(shape, nframe)
+        if not summary.over_budget:
+            count = len(self._lossless)
+            summary.over_budget = too_many(count, self._encoded, summary.budget, summary.storage)
+
+    def failed(self, video: Video, reason: str) -> Failure:
+        """Count a video that cannot be ingested, and return its row."""
+        digest = self._summary.spec.digest
+        failure = Failure(video.video_id, video.path, digest, reason, time.time())
+        self._summary.failures.append(failure)
+        self._report()
+        return failure
+
+    def committed(self, stored: tuple[tuple[str, int], ...], busy: float) -> None:
+        """Count a commit: (video id, record bytes) of what it stored, seconds of work it took."""
+        self._summary.count_commit(stored, self._lossless)
+        self._summary.busy["write"] += busy
+        self._report()
+
+    def _report(self) -> None:
+        if self._on_progress is None:
+            return
+        summary = self._summary
+        self._on_progress(
+            Progress(
+                total=summary.planned,
+                skipped=summary.skipped,
+                done=summary.stored,
+                failed=len(summary.failures),
+                record_bytes=summary.record_bytes,
+                seconds=time.monotonic() - self._started,
+            )
+        )

@@ -21,7 +21,7 @@ from featstore.errors import FeatstoreError, StoreFull
 from featstore.pipeline.make_record import make_header
 from featstore.records.header import Header, SourceFingerprint
 from featstore.records.quantization import QuantError
-from featstore.records.record import pack_record
+from featstore.records.record import pack_record, parse
 from featstore.records.storage import Storage
 from featstore.spec import FeatureSpec
 from featstore.store import ingest_lock, report_waiting_to
@@ -92,6 +92,14 @@ class PutRecord:
     storage: Storage
     scales: bytes
     error: QuantError
+
+
+@dataclass(frozen=True)
+class PutWhole:
+    """A record to store that was made elsewhere and verified here: the first `size` bytes of a slot."""
+
+    slot: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -199,28 +207,23 @@ class _Session:
     def _hear(self) -> None:
         try:
             while True:
-                message: PutRecord | PutFailure = receive(self._connection, PutRecord, PutFailure)
+                message: PutRecord | PutWhole | PutFailure = receive(
+                    self._connection, PutRecord, PutWhole, PutFailure
+                )
                 self._packed.put(
                     message if isinstance(message, PutFailure) else self._pack(message)
                 )
         except BaseException as exc:
             self._packed.put(exc)
 
-    def _pack(self, put: PutRecord) -> _Packed:
+    def _pack(self, put: PutRecord | PutWhole) -> _Packed:
+        memory = self._setup.slots.slot(put.slot)
+        if isinstance(put, PutWhole):
+            record = memory[: put.size]
+            return _Packed(put.slot, parse(record).header, record)
         setup = self._setup
-        header = make_header(
-            setup.spec,
-            put.storage,
-            setup.dataset,
-            put.video,
-            put.clip,
-            put.source,
-            grid=put.grid,
-            error=put.error,
-        )
-        start, memory = setup.payload_start, setup.slots.slot(put.slot)
-        payload = slice(start, start + header.raw_bytes)
-        return _Packed(put.slot, *pack_record(header, put.scales, memory, payload))
+        found = pack_slot(put, memory, setup.spec, setup.dataset, setup.payload_start)
+        return _Packed(put.slot, *found)
 
     def _put(self, packed: _Packed) -> None:
         try:
@@ -238,6 +241,24 @@ class _Session:
         failed = tuple(row.video_id for row in rows if isinstance(row, Failure))
         _tell(self._connection, Committed(stored, failed, tuple(self._used), busy))
         self._used, self._waiting, self._busy = [], 0, 0.0
+
+
+def pack_slot(
+    put: PutRecord, memory: memoryview, spec: FeatureSpec, dataset: str, payload_start: int
+) -> tuple[Header, memoryview]:
+    """Return the header and the bytes of a record, made of the payload in `memory`, the slot that holds it."""
+    header = make_header(
+        spec,
+        put.storage,
+        dataset,
+        put.video,
+        put.clip,
+        put.source,
+        grid=put.grid,
+        error=put.error,
+    )
+    payload = slice(payload_start, payload_start + header.raw_bytes)
+    return pack_record(header, put.scales, memory, payload)
 
 
 def _tell(connection: Connection, message: object) -> None:

@@ -23,9 +23,9 @@ def pull(url: str, cache_dir: str, datasets: tuple[str, ...], as_json: bool) -> 
     not copied again. To read single videos without a copy of the whole, featstore.open(URL, local=FOLDER).
     """
     from featstore.store.describe import write_cache_meta
-    from featstore.store.maintenance import transfer
+    from featstore.store.maintenance import push_pull
 
-    done = transfer.pull(
+    done = push_pull.pull(
         url, cache_dir, datasets, lambda found: None if as_json else show(found, "pulled")
     )
     write_cache_meta(cache_dir)

@@ -23,9 +23,9 @@ def push(cache: str, url: str, datasets: tuple[str, ...], as_json: bool) -> None
     URL may be a folder too, as on a network file system. What is there already is not copied again, so a push that was
     stopped goes on; readers see a dataset when all of it is there.
     """
-    from featstore.store.maintenance import transfer
+    from featstore.store.maintenance import push_pull
 
-    done = transfer.push(
+    done = push_pull.push(
         cache, url, datasets, lambda found: None if as_json else show(found, "pushed")
     )
     if as_json:

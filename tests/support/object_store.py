@@ -44,6 +44,12 @@ class ObjectServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def web_url(self) -> str:
+        """The bucket as plain files over HTTP, for which no credentials are asked."""
+        port = self._others[_PORTS.index("filer.port")]
+        return f"http://127.0.0.1:{port}/buckets/{BUCKET}"
+
     def start(self) -> None:
         data, users = self.folder / "data", self.folder / "s3.json"
         data.mkdir(parents=True, exist_ok=True)

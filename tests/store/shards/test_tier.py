@@ -15,7 +15,7 @@ from toys import expected, store_videos, toy_features
 import featstore
 from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreMismatch
 from featstore.records.record import LMDB_VALUE_OFFSET
-from featstore.store.maintenance import transfer
+from featstore.store.maintenance import push_pull
 from featstore.store.shards.remote.tier import LocalTier
 from featstore.system.filesystems import parse_bytes
 
@@ -26,7 +26,7 @@ VIDEOS = {f"v{number}": toy_features(number) for number in range(6)}
 def share(tmp_path: Path) -> Path:
     """A cache directory of sealed shards, as it lies on a network file system."""
     store_videos(tmp_path / "made", "demo", VIDEOS)
-    transfer.push(tmp_path / "made", str(tmp_path / "share"))
+    push_pull.push(tmp_path / "made", str(tmp_path / "share"))
     return tmp_path / "share"
 
 
@@ -82,7 +82,8 @@ def test_the_local_folder_is_a_cache_directory_like_any_other(share, tmp_path):
 def test_a_payload_lies_on_a_page_and_is_not_copied(share, tmp_path):
     features = featstore.open(share, local=tmp_path / "local")["demo"]["v1"]
     assert features.data.__array_interface__["data"][0] % 4096 == 0
-    assert not features.data.flags.owndata and not features.data.flags.writeable
+    assert not features.data.flags.owndata
+    assert not features.data.flags.writeable
 
 
 def test_what_was_fetched_is_served_when_the_share_is_gone(share, tmp_path):
@@ -132,7 +133,7 @@ def test_a_url_needs_a_local_folder():
 def test_a_dataset_pushed_later_is_found(share, tmp_path):
     store = featstore.open(share, local=tmp_path / "local")
     store_videos(tmp_path / "made", "later", {"w": toy_features(9)})
-    transfer.push(tmp_path / "made", str(share), ["later"])
+    push_pull.push(tmp_path / "made", str(share), ["later"])
     assert (store["later"]["w"].data == expected(toy_features(9))).all()
 
 
@@ -144,10 +145,11 @@ def test_a_newer_list_is_read_when_it_is_time(share, tmp_path, monkeypatch):
     for number in range(2):
         more = tmp_path / f"more{number}"
         store_videos(more, "demo", {f"new{number}": toy_features(20 + number)})
-        transfer.push(more, str(share))
+        push_pull.push(more, str(share))
     assert "new1" not in store["demo"]
     monkeypatch.setattr(reading, "REMOTE_REFRESH", 0)
-    assert "new0" in store["demo"] and "new1" in store["demo"]
+    assert "new0" in store["demo"]
+    assert "new1" in store["demo"]
 
 
 def test_no_more_bytes_are_kept_than_allowed_and_the_oldest_go(tmp_path):
@@ -181,7 +183,8 @@ def test_of_many_that_want_a_record_one_fetches_it(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         tiers = [LocalTier(tmp_path, 1 << 20) for _ in range(8)]  # as of so many processes
         found = list(pool.map(lambda tier: bytes_at(server.get(tier, 1)), tiers))
-    assert server.fetched == [1] and set(found) == {content(1)}
+    assert server.fetched == [1]
+    assert set(found) == {content(1)}
 
 
 def test_what_a_killed_fetch_left_takes_no_room(tmp_path):
@@ -190,7 +193,8 @@ def test_what_a_killed_fetch_left_takes_no_room(tmp_path):
     left.write_bytes(bytes(1016))
     server.get(tier, 1)
     server.get(tier, 2)
-    assert not left.exists() and files(tmp_path) == 2 * 1016
+    assert not left.exists()
+    assert files(tmp_path) == 2 * 1016
 
 
 def test_what_is_being_fetched_keeps_its_room(tmp_path):
@@ -258,5 +262,5 @@ def test_sizes_are_read_as_people_write_them(text, size):
 
 @pytest.mark.parametrize("text", ["", "GB", "-1", "0", "1XB", "1e9", True, "nan"])
 def test_what_is_no_size_is_refused(text):
-    with pytest.raises(ValueError, match="size|bytes"):
+    with pytest.raises(ValueError, match=r"size|bytes"):
         parse_bytes(text)

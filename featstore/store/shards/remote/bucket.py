@@ -49,12 +49,7 @@ class BucketPlace:
     """
 
     def __init__(self, url: str) -> None:
-        """Take the URL, as `s3://bucket/prefix`; nothing is asked of the server.
-
-        Raises:
-            MissingExtra: obstore is not installed.
-            StoreError: There is no such kind of URL.
-        """
+        """Take the URL, as `s3://bucket/prefix`, asking nothing; raise MissingExtra without obstore, or StoreError."""
         self.where = url.rstrip("/")
         self.is_web = urlsplit(url).scheme in ("http", "https")
         self._store = _connect(self.where, REMOTE_TIMEOUT)
@@ -108,13 +103,7 @@ class BucketPlace:
     def stream(
         self, name: str, offset: int, length: int, take: Callable[[memoryview], None]
     ) -> None:
-        """Call `take` with each piece of a part of an object, in order.
-
-        Raises:
-            StoreNotFound: There is no such object.
-            StoreDamaged: It is shorter.
-            StoreError: The server does not answer any more.
-        """
+        """Call `take` with each piece of a part of an object, in order; StoreDamaged if the object is shorter."""
         import obstore
 
         done = 0

@@ -22,7 +22,7 @@ import xxhash
 from featstore.errors import StoreDamaged, StoreError, StoreFull
 from featstore.records.record import LMDB_VALUE_OFFSET
 from featstore.store.paths import because, make_folder
-from featstore.store.shards.remote.room import RECORDS_FOLDER, Room
+from featstore.store.shards.remote.tier_room import RECORDS_FOLDER, TierRoom
 from featstore.system.file_map import FixedMap
 from featstore.system.filesystems import DISK_FULL_ERRNOS, format_bytes
 
@@ -46,7 +46,7 @@ class LocalTier:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         """Make the folders that it needs; raise StoreError if that cannot be."""
         self.folder, self.max_bytes = folder, max_bytes
-        self._room = Room(folder, max_bytes)
+        self._room = TierRoom(folder, max_bytes)
         self._maps: weakref.WeakValueDictionary[bytes, FixedMap] = weakref.WeakValueDictionary()
         # Digests of files that this process has read, and when it noted last that they are used.
         self._proven: dict[bytes, float] = {}

@@ -30,7 +30,7 @@ _SPARE = (
 _COUNT_BYTES = 20  # of the count, as text
 
 
-class Room:
+class TierRoom:
     """The room in a folder; see the module.
 
     Attributes:

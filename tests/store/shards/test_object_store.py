@@ -1,0 +1,282 @@
+"""Datasets in a real S3 server, while connections break, processes are killed and the server goes."""
+
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+from object_store import object_server, point_at, proxy, s3  # noqa: F401 (fixtures)
+from shard_contract import ShardContract
+from toys import expected, start_python, store_videos, toy_features
+
+import featstore
+from featstore.errors import DatasetNotFound, StoreDamaged, StoreError, StoreNotFound
+from featstore.store.maintenance import push_pull
+from featstore.store.shards.manifest_list import read_list
+from featstore.store.shards.remote import bucket
+from featstore.store.shards.remote.bucket import BucketPlace
+from featstore.store.shards.remote.connection import place_of
+
+pytestmark = pytest.mark.slow
+VIDEOS = {f"v{number}": toy_features(number) for number in range(4)}
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """A prefix of the bucket of its own."""
+    return f"s3://feat/{xxhash.xxh3_64_hexdigest(bytes(tmp_path))}"
+
+
+@pytest.fixture
+def pushed(s3, url, tmp_path) -> str:  # noqa: F811
+    store_videos(tmp_path / "made", "demo", VIDEOS)
+    push_pull.push(tmp_path / "made", url)
+    return url
+
+
+@pytest.fixture(autouse=True)
+def connect_anew():
+    """A test's environment says which server is meant."""
+    from featstore.store.shards.remote import connection
+
+    connection._place.cache_clear()
+    yield
+    connection._place.cache_clear()
+
+
+class TestRemote(ShardContract):
+    @pytest.fixture(autouse=True)
+    def _server(self, s3, url):  # noqa: F811
+        self.url = url
+
+    def serve(self, parts, folder):
+        for part in parts:
+            push_pull.push(part, self.url)
+        featstore.open(self.url, local=folder / "local", max_size="1MB")
+        return folder / "local"
+
+
+def check_all(store) -> None:
+    for video, x in VIDEOS.items():
+        assert (store["demo"][video].data == expected(x)).all()
+
+
+def test_what_is_pushed_comes_back_bit_by_bit(pushed, tmp_path):
+    push_pull.pull(pushed, tmp_path / "back")
+    assert [row.copied for row in push_pull.pull(pushed, tmp_path / "back")] == [0]
+    assert [row.copied for row in push_pull.push(tmp_path / "back", pushed)] == [0]
+    made, back = featstore.open(tmp_path / "made"), featstore.open(tmp_path / "back")
+    assert {entry.video_id: entry for entry in made["demo"].entries()} == {
+        entry.video_id: entry for entry in back["demo"].entries()
+    }
+    for video in VIDEOS:
+        assert made["demo"][video].header == back["demo"][video].header
+        assert bytes(made["demo"][video].data) == bytes(back["demo"][video].data)
+
+
+def test_a_web_server_is_enough_to_read(pushed, object_server, tmp_path):  # noqa: F811
+    web = pushed.replace("s3://feat", object_server.web_url)
+    check_all(featstore.open(web, local=tmp_path / "local"))
+    push_pull.pull(web, tmp_path / "back", ["demo"])
+    check_all(featstore.open(tmp_path / "back"))
+    with pytest.raises(DatasetNotFound, match="absent"):
+        featstore.open(web, local=tmp_path / "local")["absent"]
+    with pytest.raises(StoreError, match="lists no folders; name the dataset"):
+        push_pull.pull(web, tmp_path / "back")
+    with pytest.raises(StoreError, match="nothing is written"):
+        push_pull.push(tmp_path / "made", web)
+
+
+def test_a_cut_connection_is_taken_up_where_it_ended(pushed, proxy, tmp_path):  # noqa: F811
+    data = np.random.default_rng(0).bytes(3_000_000)
+    BucketPlace(pushed).put("large", data)
+    proxy.cut_after = 700_000
+    found = bytearray(len(data))
+    BucketPlace(pushed).read_into("large", 0, memoryview(found))
+    assert bytes(found) == data
+    assert proxy.connections >= 5
+    proxy.cut_after = 4_000
+    check_all(featstore.open(pushed, local=tmp_path / "local"))
+
+
+def test_a_stalled_connection_is_given_up_and_taken_up(pushed, proxy, monkeypatch):  # noqa: F811
+    data = np.random.default_rng(0).bytes(3_000_000)
+    monkeypatch.setattr(bucket, "REMOTE_TIMEOUT", 0.5)
+    BucketPlace(pushed).put("large", data)
+    proxy.stall_after, proxy.breaks = 1_000_000, 2
+    found = bytearray(len(data))
+    BucketPlace(pushed).read_into("large", 0, memoryview(found))
+    assert bytes(found) == data
+    assert proxy.breaks == 0
+
+
+def test_a_server_that_went_away_is_named_and_local_records_are_served(pushed, proxy, tmp_path):  # noqa: F811
+    store = featstore.open(pushed, local=tmp_path / "local")
+    held = store["demo"]["v1"].data
+    proxy.close()
+    assert (store["demo"]["v1"].data == expected(VIDEOS["v1"])).all()
+    with pytest.raises(StoreError, match=f"{pushed} does not answer"):
+        store["demo"]["v2"]
+    with pytest.warns(RuntimeWarning, match="does not answer"):
+        again = featstore.open(pushed, local=tmp_path / "local")
+    assert list(again["demo"]) == list(store["demo"])
+    assert (again["demo"]["v1"].data == held).all()
+    with pytest.raises(StoreError, match="does not answer"):
+        featstore.open(pushed, local=tmp_path / "other")
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_server_that_is_killed_and_started_again_serves_on(pushed, object_server, tmp_path):  # noqa: F811
+    store = featstore.open(pushed, local=tmp_path / "local")
+    store["demo"]["v1"]
+    object_server.kill()
+    try:
+        with pytest.raises(StoreError, match="does not answer"):
+            store["demo"]["v2"]
+        assert (store["demo"]["v1"].data == expected(VIDEOS["v1"])).all()
+    finally:
+        object_server.start()
+    check_all(store)
+
+
+@pytest.mark.parametrize("wrong", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])
+def test_wrong_credentials_are_said_at_once(pushed, proxy, monkeypatch, tmp_path, wrong):  # noqa: F811
+    monkeypatch.setenv(wrong, "wrong")
+    for attempt in (
+        lambda: featstore.open(pushed, local=tmp_path / "local"),
+        lambda: push_pull.push(tmp_path / "made", pushed),
+        lambda: push_pull.pull(pushed, tmp_path / "back"),
+        lambda: BucketPlace(pushed).put("x", b""),
+        lambda: BucketPlace(pushed).read_into("x", 0, memoryview(bytearray(1))),
+    ):
+        with pytest.raises(StoreError, match=r"refuses these credentials .* set AWS_ACCESS_KEY_ID"):
+            attempt()
+    assert proxy.connections <= 10  # none is tried again
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_bucket_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(StoreNotFound, match="no bucket s3://absent"):
+        featstore.open("s3://absent/prefix", local=tmp_path / "local")
+
+
+@pytest.mark.usefixtures("s3")
+def test_racing_pushes_lose_nothing(url, tmp_path):
+    caches = [tmp_path / f"part{number}" for number in range(4)]
+    for number, cache in enumerate(caches):
+        store_videos(cache, "demo", {f"v{number}": VIDEOS[f"v{number}"]})
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda cache: push_pull.push(cache, url), caches))
+    assert len(read_list(place_of(url), "demo").shards) == 4
+    check_all(featstore.open(url, local=tmp_path / "local"))
+
+
+KILLED_PUSH = """
+import os, signal, sys
+from featstore.store.maintenance import push_pull
+from featstore.store.shards.remote import bucket
+
+def die(*args, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if sys.argv[3] == "upload":
+    def half(path, name, wrong):
+        yield b"some of it"
+        die()
+    bucket._proven = half
+else:
+    setattr(bucket.BucketPlace, sys.argv[3], die)
+push_pull.push(sys.argv[1], sys.argv[2])
+"""
+
+
+@pytest.mark.usefixtures("s3")
+@pytest.mark.parametrize("step", ["upload", "create"])
+def test_a_killed_push_leaves_only_what_no_list_names(url, tmp_path, step):
+    store_videos(tmp_path / "made", "demo", VIDEOS)
+    with start_python(KILLED_PUSH, tmp_path / "made", url, step) as killed:
+        assert killed.wait(60) == -signal.SIGKILL
+    place = place_of(url)
+    assert read_list(place, "demo").number == 0
+    left = [name.rpartition(".")[2] for name in place.names("demo/shards")]
+    assert sorted(left) == ([] if step == "upload" else ["idx", "mdb"])
+    push_pull.push(tmp_path / "made", url)
+    check_all(featstore.open(url, local=tmp_path / "local"))
+
+
+KILLED_FETCH = """
+import os, signal, sys
+import featstore
+from featstore.store.shards.remote import tier
+
+def die(fd, piece, at, path):
+    os.pwrite(fd, piece[: len(piece) // 2], at)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+tier._write = die
+featstore.open(sys.argv[1])["demo"]["v1"]
+"""
+
+
+def test_a_killed_fetch_is_done_again_by_the_next(pushed, tmp_path):
+    featstore.open(pushed, local=tmp_path / "local", max_size=12_000)
+    with start_python(KILLED_FETCH, tmp_path / "local") as killed:
+        assert killed.wait(60) == -signal.SIGKILL
+    assert len(list((tmp_path / "local" / ".fetching").iterdir())) == 1
+    check_all(featstore.open(tmp_path / "local"))
+    assert not any((tmp_path / "local" / ".fetching").iterdir())
+
+
+def test_views_outlive_the_removal_of_their_records(pushed, tmp_path):
+    store = featstore.open(pushed, local=tmp_path / "local", max_size=12_000)
+    held = {video: store["demo"][video] for video in VIDEOS}
+    kept = list((tmp_path / "local").rglob("*.rec"))
+    assert sum(path.stat().st_size for path in kept) <= 12_000
+    assert len(kept) < len(VIDEOS)
+    for video, x in VIDEOS.items():
+        assert (held[video].data == expected(x)).all()
+
+
+def test_reading_ahead_fetches_without_waiting(pushed, tmp_path):
+    demo = featstore.open(pushed, local=tmp_path / "local")["demo"]
+    demo.read_ahead("v2")
+    until = time.monotonic() + 20
+    while not list((tmp_path / "local").rglob("*.rec")):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert (demo["v2"].data == expected(VIDEOS["v2"])).all()
+
+
+def test_a_damaged_object_is_refused(pushed, tmp_path):
+    (name,) = (name for name in place_of(pushed).names("demo/shards") if name.endswith(".mdb"))
+    place_of(pushed).put(f"demo/shards/{name}", bytes(60_000))
+    with pytest.raises(StoreDamaged, match="what came is not kept"):
+        featstore.open(pushed, local=tmp_path / "local")["demo"]["v1"]
+    with pytest.raises(StoreDamaged, match="not what its name says"):
+        push_pull.pull(pushed, tmp_path / "back")
+    assert not list((tmp_path / "back").rglob("*.mdb"))
+    place_of(pushed).put(f"demo/shards/{name}", b"short")
+    with pytest.raises(StoreDamaged, match="cut short"):
+        featstore.open(pushed, local=tmp_path / "local")["demo"]["v1"]
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_file_that_is_not_what_its_name_says_is_not_uploaded(url, tmp_path):
+    (tmp_path / "file").write_bytes(b"changed meanwhile")
+    with pytest.raises(StoreDamaged, match="not what its name"):
+        BucketPlace(url).upload(f"demo/shards/{'0' * 32}.mdb", tmp_path / "file")
+    assert BucketPlace(url).names("demo/shards") == {}
+
+
+def test_without_obstore_the_command_to_install_it_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "obstore.store", None)
+    with pytest.raises(featstore.MissingExtra, match=r"pip install featstore\[remote\]"):
+        featstore.open("s3://feat/x", local=tmp_path / "local")
+
+
+def test_a_web_server_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(StoreError, match=r"127\.0\.0\.1:9 does not answer"):
+        featstore.open("http://127.0.0.1:9", local=tmp_path / "local")["demo"]

@@ -1,0 +1,229 @@
+"""CachedVideoModel: answers of a video model of transformers, from features that are computed once a video."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from featstore import defaults
+from featstore.checkpoints.config_fields import read_json
+from featstore.checkpoints.files import open_files
+from featstore.decoding.video_file import identity_of
+from featstore.encoders.registry import get_encoder
+from featstore.errors import CheckpointError
+from featstore.models.generating.settings import read_options
+from featstore.models.lookup import FeatureRequest
+from featstore.models.source import FeatureSource
+from featstore.models.source_options import SourceOptions
+from featstore.models.statistics import CacheStatistics, report_at_exit
+from featstore.models.transformers_video.answering import VideoAnswerer
+from featstore.models.transformers_video.families import find_family
+from featstore.models.transformers_video.language import load_video_language
+from featstore.models.transformers_video.prompt import Prompter
+from featstore.sampling import Sampling, check_nframe
+from featstore.spec import FeatureSpec
+from featstore.store.paths import check_video_id, dataset_path
+from featstore.torch.forked import about_to_compute
+
+if TYPE_CHECKING:
+    import torch
+
+    from featstore.records.storage import Storage
+
+
+class CachedVideoModel:
+    """A video model of transformers whose videos come from a store; it answers one question at a time.
+
+    Threads may share it, and a forked child may use it too unless it is on a GPU. Usable in `with`; `close` stops the
+    decoder and lets go of the store.
+
+    Attributes:
+        spec: the feature set that it makes, and looks for.
+        model_signature: its digest.
+        statistics: what the model asked of the store; the process prints their sum on stderr when it ends.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike[str],
+        cache_dir: str | os.PathLike[str] | None = None,
+        *,
+        dataset: str | None = None,
+        sampling: Sampling | None = None,
+        device: str | torch.device = defaults.DEVICE,
+        dtype: str | None = None,
+        attn_implementation: str = defaults.ATTENTION,
+        on_miss: str = defaults.ON_MISS,
+        decoder: str = defaults.DECODER,
+        prefix_cache: int = defaults.PREFIX_CACHE,
+        storage: Storage | None = None,
+        decode_timeout: float = defaults.DECODE_TIMEOUT,
+        accept_imported: bool = False,
+        **encoder_options: Any,
+    ) -> None:
+        """Load the language side of a checkpoint and hash its vision weights.
+
+        Args:
+            checkpoint: a folder, or a name on the Hub.
+            cache_dir: the store; None for the uncached model, which encodes a video for each question.
+            dataset: the dataset in which videos are looked up if a question names none.
+            sampling: which frames of a video; by default as qwen-vl-utils takes 2 a second, 128 at most.
+            device: a torch device; `auto` is CUDA if there is a GPU, else the CPU.
+            dtype: fp16, bf16 or fp32, of features and model; by default bf16 on CUDA and fp32 elsewhere.
+            attn_implementation: as transformers takes it.
+            on_miss: as for CachedLongVA, and so are the options after it.
+            decoder: whose frames the features are of.
+            prefix_cache: number of videos whose keys and values stay on the device, 0 for none.
+            storage: how features are stored if a miss makes their feature set.
+            decode_timeout: seconds that decoding a video may take.
+            accept_imported: take imported features of the right shape if the store has no others.
+            encoder_options: further options of the family's encoder, as `max_pixels`.
+
+        Raises:
+            CheckpointError: the checkpoint is incomplete, or needs something featstore does not do.
+            MissingExtra: transformers is older than 5.18.
+            FeatstoreError: the model cannot be answered from stored features; the message says why.
+            ValueError: an option is invalid.
+        """
+        if prefix_cache < 0:
+            raise ValueError(f"prefix_cache is {prefix_cache}; it must be 0 or more")
+        if cache_dir is not None and dataset is not None:
+            dataset_path(cache_dir, dataset)
+        options = SourceOptions(
+            cache_dir, on_miss, decoder, decode_timeout, storage, accept_imported
+        )
+        name = os.fspath(checkpoint)
+        files = open_files(name, "Qwen/Qwen2.5-VL-7B-Instruct")
+        config = read_json(files, "config.json")
+        if config is None:
+            raise CheckpointError(f"{files} has no config.json{files.caveat}")
+        family = find_family(config.text("model_type"))
+        encoder: Any = get_encoder(
+            family.encoder, checkpoint=name, device=device, dtype=dtype, **encoder_options
+        )
+        self.spec = FeatureSpec(
+            encoder.identity,
+            sampling or Sampling(defaults.NFRAME, "qwen", 2),
+            identity_of(decoder),
+            encoder.preprocessing,
+        )
+        self.model_signature = self.spec.digest
+        self.statistics = CacheStatistics(decoders=frozenset({decoder}))
+        self._source = FeatureSource(
+            encoder, options, device=encoder.device, dtype=encoder.dtype, statistics=self.statistics
+        )
+        self._language = load_video_language(
+            files,
+            family,
+            device=encoder.device,
+            dtype=encoder.dtype,
+            attention=attn_implementation,
+        )
+        self._prompter = Prompter(files, self._language.model.config, self._language.tokenizer)
+        self._answerer = VideoAnswerer(
+            self._language,
+            family,
+            encoder.identity.geometry.hidden_dim,
+            self.statistics,
+            prefix_cache=prefix_cache,
+        )
+        self._encoder, self._cache_dir, self._dataset = encoder, cache_dir, dataset
+        if cache_dir is not None:
+            report_at_exit(self.statistics)
+
+    def generate(
+        self,
+        prompt: str,
+        video: str,
+        *,
+        dataset: str | None = None,
+        path: str | os.PathLike[str] | None = None,
+        nframe: int | None = None,
+        system: str | None = None,
+        **options: Any,
+    ) -> str:
+        """Return the answer to a question about a video.
+
+        Args:
+            prompt: the question; the video comes before it.
+            video: the video's id in the store.
+            dataset: the dataset to look in, in place of the model's own.
+            path: the video's file, needed on a miss.
+            nframe: number of frames, in place of the model's own.
+            system: the system's part of the conversation, in place of the chat template's own.
+            options: fields of transformers' GenerationConfig; by default greedy, at most 1024 new tokens.
+
+        Raises:
+            as CachedLongVA.generate.
+        """
+        ids = self.generate_ids(
+            prompt, video, dataset=dataset, path=path, nframe=nframe, system=system, **options
+        )
+        text: str = self._language.tokenizer.decode(ids, skip_special_tokens=True)
+        return text.strip()
+
+    def generate_ids(
+        self,
+        prompt: str,
+        video: str,
+        *,
+        dataset: str | None = None,
+        path: str | os.PathLike[str] | None = None,
+        nframe: int | None = None,
+        system: str | None = None,
+        **options: Any,
+    ) -> list[int]:
+        """Return the token ids of the answer; arguments and errors are those of `generate`."""
+        about_to_compute(self._encoder.device)
+        settings = read_options(self._language.generation, options)
+        content = [{"type": "video"}, {"type": "text", "text": prompt}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        visual = self._source.get(self._request(video, dataset, path, nframe))
+        assert visual.clip is not None
+        found = self._prompter.prompt(self._prompter.text(messages), visual.clip)
+        return self._answerer.answer(found, visual, settings)
+
+    def close(self) -> None:
+        """Stop the decoder and let go of the store and the prefixes; the model can still be asked."""
+        self._source.close()
+        self._answerer.close()
+
+    def __repr__(self) -> str:
+        """Return checkpoint, device, dtype and store."""
+        encoder = self._encoder
+        store = "no store" if self._cache_dir is None else repr(os.fspath(self._cache_dir))
+        about = f"{encoder.device}, {encoder.identity.dtype}, {store}"
+        return f"<featstore.CachedVideoModel {encoder.origin!r}: {about}>"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to pickle: weights stay on their device."""
+        raise TypeError("a CachedVideoModel is not pickled; load it in each process")
+
+    def __enter__(self) -> CachedVideoModel:
+        """Return the model itself."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close."""
+        self.close()
+
+    def _request(
+        self,
+        video: str,
+        dataset: str | None,
+        path: str | os.PathLike[str] | None,
+        nframe: int | None,
+    ) -> FeatureRequest:
+        dataset = dataset or self._dataset
+        if self._cache_dir is not None:
+            check_video_id(video)
+            if dataset is None:
+                raise ValueError(f"no dataset is named for video {video!r}; pass dataset=")
+        spec = self.spec
+        if nframe is not None and check_nframe(nframe) != spec.sampling.nframe:
+            spec = replace(spec, sampling=replace(spec.sampling, nframe=nframe))
+        file = None if path is None else os.path.abspath(path)
+        return FeatureRequest(dataset or "", video, file, spec)

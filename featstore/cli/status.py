@@ -63,12 +63,24 @@ def status(cache_dir: str, dataset: str, failed: str | None, as_json: bool) -> N
 
 
 def _facts(found: ShareStatus, now: float) -> dict[str, object]:
-    from featstore.fields import to_plain
+    from featstore.fields import time_text
 
-    plain: dict[str, object] = to_plain(found)
-    del plain["failures"]
-    more = {"left": found.left, "videos_per_second": found.rate, "old": found.is_old(now)}
-    return {**plain, **more, "seconds_since": now - found.time}
+    return {
+        "share": found.share,
+        "state": found.state,
+        "total": found.videos,
+        "videos": found.stored,
+        "stored": found.new,
+        "failures": found.failed,
+        "left": found.left,
+        "record_bytes": found.record_bytes,
+        "videos_per_second": found.rate,
+        "started": time_text(found.started),
+        "seen": time_text(found.time),
+        "silent": found.is_old(now),
+        "host": found.host,
+        "pid": found.pid,
+    }
 
 
 def _row(found: ShareStatus, now: float) -> dict[str, object]:

@@ -157,6 +157,7 @@ def ingest(
         clashes=list(plan.clashes),
         failed_before=list(plan.failed_before),
         budget=plan.budget,
+        lossless_before=0 if plan.replaces_budget else plan.lossless,
         needed_bytes=plan.needed_bytes(spec),
         workers=max(1, min(options.workers or default_workers(), len(plan.todo) or 1)),
         encoders=max(1, min(len(recipes), len(plan.todo))),

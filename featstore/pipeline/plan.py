@@ -62,6 +62,7 @@ class Plan:
         beyond_limit: number of videos that `limit` leaves for later.
         budget: the error budget: as asked for, or as the feature set's is.
         replaces_budget: the feature set is there, and its row is to say the budget from now on.
+        lossless: number of those in `stored` that are stored losslessly though the feature set is not.
     """
 
     storage: Storage
@@ -75,6 +76,7 @@ class Plan:
     beyond_limit: int = 0
     budget: ErrorBudget = field(default_factory=ErrorBudget)
     replaces_budget: bool = False
+    lossless: int = 0
 
     def needed_bytes(self, spec: FeatureSpec) -> int:
         """Return the most bytes that the records to make usually take under `spec`."""
@@ -135,12 +137,11 @@ def make_plan(
     followed = defaults.MAX_ERROR if there is None else there.max_error
     budget = ErrorBudget.of(options.max_error, followed, options.on_max_error)
     wanted = wanted_set(there, storage, options.replace_storage)
-    stored_as = wanted.storage if wanted else storage or Storage()
     failures: dict[int, Failure] = {}
     clashes: dict[int, str] = {}  # the path of the file that is stored
     stored = bytearray(len(videos))  # 1 for a video that is
     otherwise = bytearray(len(videos))  # 1 for one that is, in another way than it is to be
-    replaced: set[str] = set()
+    replaced, lossless = set[str](), 0
     if snapshot is not None and wanted is not None:
         digest = spec.digest
         places = {video_key(digest, v.video_id): place for place, v in enumerate(videos)}
@@ -156,24 +157,23 @@ def make_plan(
             if not was_replaced(entry, video.path, entry.video_path):
                 otherwise[place] = bool(wanted.storage_since) and wanted.differs(entry)
                 stored[place] = options.resume and not otherwise[place]
+                lossless += stored[place] and wanted.is_lossless(entry)
             elif place not in failures:
                 replaced.add(video.video_id)
                 if _is_another(entry, video.path):
                     clashes[place] = entry.video_path
         if clashes and options.on_clash == "error":
             raise _clash(videos, sorted(clashes.items()), snapshot.path, digest)
-    left_out = [failures[place] for place in sorted(failures) if not stored[place]]
     known = bytearray(stored)
-    for place in (*failures, *clashes):
+    for place in failures | clashes:
         known[place] = 1
     todo = tuple(compress(videos, map(not_, known)))[: options.limit]
-    done = tuple(compress(videos, stored))
     restored = sum(islice(compress(otherwise, map(not_, known)), options.limit))
     return Plan(
-        storage=stored_as,
+        storage=wanted.storage if wanted else storage or Storage(),
         todo=todo,
-        stored=done,
-        failed_before=tuple(left_out),
+        stored=tuple(compress(videos, stored)),
+        failed_before=tuple(failures[at] for at in sorted(failures) if not stored[at]),
         clashes=tuple(_left_out(videos[at], clashes[at], spec.digest) for at in sorted(clashes)),
         replaced=frozenset(video.video_id for video in todo if video.video_id in replaced),
         restored=restored,
@@ -181,6 +181,7 @@ def make_plan(
         beyond_limit=known.count(0) - len(todo),
         budget=budget,
         replaces_budget=there is not None and there.max_error != budget.max_error,
+        lossless=lossless,
     )
 
 
@@ -252,10 +253,9 @@ def decode_order(videos: Sequence[Video]) -> list[Video]:
 
 
 def _size(path: str) -> int:
-    try:
+    with contextlib.suppress(OSError, ValueError):
         return os.stat(path).st_size
-    except (OSError, ValueError):
-        return 0
+    return 0
 
 
 def _is_worth_again(failure: Failure, path: str, storage_since: float) -> bool:

@@ -71,6 +71,7 @@ class IngestSummary:
         full: why it stopped for lack of room, else empty.
         missed: videos that missed the error budget and are stored as asked for all the same.
         lossless: videos that missed it and are stored losslessly.
+        lossless_before: videos stored before that are stored losslessly, if the budget is the same.
         lossless_bytes: bytes that these take beyond what they take as asked for.
         over_budget: why it stopped since too many of the first videos missed it, else empty.
         decoders: number of videos read by each decoder.
@@ -102,6 +103,7 @@ class IngestSummary:
     full: str = ""
     missed: int = 0
     lossless: int = 0
+    lossless_before: int = 0
     lossless_bytes: int = 0
     over_budget: str = ""
     decoders: dict[str, int] = field(default_factory=dict)
@@ -129,6 +131,11 @@ class IngestSummary:
         self.decoders[decoder] = self.decoders.get(decoder, 0) + 1
         if doubt:
             self.doubts[doubt] = self.doubts.get(doubt, 0) + 1
+
+    @property
+    def before(self) -> tuple[int, int]:
+        """Return how many videos missed the budget before, and how many were stored."""
+        return (self.lossless_before, self.skipped) if self.lossless_before else (0, 0)
 
     def count_commit(self, stored: tuple[tuple[str, int], ...], extra: Mapping[str, int]) -> None:
         """Count videos that were committed.
@@ -198,7 +205,9 @@ class Tally:
         self._lossless[video_id] = summary.storage.record_bytes(shape, nframe)
         if not summary.over_budget:
             count = len(self._lossless)
-            summary.over_budget = too_many(count, self._encoded, summary.budget, summary.storage)
+            summary.over_budget = too_many(
+                count, self._encoded, summary.budget, summary.storage, summary.before
+            )
 
     def failed(self, video: Video, reason: str) -> Failure:
         """Count a video that cannot be ingested, and return its row."""

@@ -92,15 +92,30 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g}%"
 
 
-def too_many(misses: int, videos: int, budget: ErrorBudget, storage: Storage) -> str:
-    """Return why an ingest stops whose first `videos` had so many misses that are stored without loss; else nothing."""
-    if misses < MOST_MISSES or videos > FIRST_VIDEOS:
+def too_many(
+    misses: int,
+    videos: int,
+    budget: ErrorBudget,
+    storage: Storage,
+    before: tuple[int, int] = (0, 0),
+) -> str:
+    """Return why an ingest stops whose first `videos` had so many misses that are stored without loss; else nothing.
+
+    Args:
+        misses: number of them.
+        videos: number of videos.
+        budget: the error budget.
+        storage: how features are to be stored.
+        before: misses and videos that were stored before under the same budget; half of all must miss, too.
+    """
+    first, misses, stored = videos, misses + before[0], videos + before[1]
+    if misses < MOST_MISSES or first > FIRST_VIDEOS or 2 * misses < stored:
         return ""
     scales = "" if storage.granularity == "channel_token" else (
         "; with two scales a value, --quantize int8 --scale channel_token --restore-as"
     )  # fmt: skip
     return (
-        f"{misses} of the first {videos} videos missed the error budget of {budget} as {storage}, and are stored "
+        f"{misses} of the first {stored} videos missed the error budget of {budget} as {storage}, and are stored "
         "losslessly, which takes a multiple of the bytes; it stopped before the disk fills. Choose how to go on: all "
         f"losslessly, --quantize lossless --restore-as{scales}; with more error, --max-error 5%, --max-error none or "
         "--on-max-error warn"

@@ -9,9 +9,11 @@ from click.testing import CliRunner
 from toys import REPOSITORY, store_videos, toy_features
 
 from featstore.cli import main
+from featstore.cli.status import _facts
 from featstore.fields import all_finite, time_text
 from featstore.models.compare import CompareReport, Comparison, Limits
 from featstore.models.study import Study, run_study
+from featstore.pipeline.cluster.heartbeat import ShareStatus
 from featstore.records.quantization import QuantError
 from featstore.records.storage import Storage
 from featstore.store.reader import FeatureStore
@@ -149,3 +151,8 @@ def test_a_comparison_and_a_study(stored):
 def test_what_is_no_date_or_no_number_is_null():
     assert (time_text(1e300), time_text(float("nan"))) == (None, None)
     assert all_finite({"a": float("inf"), "b": 1, "c": "d"}) == {"a": None, "b": 1, "c": "d"}
+
+
+def test_what_a_share_says_of_itself():
+    said = ShareStatus("0-of-2", "running", 3, stored=1, new=1, started=1.7e9, time=1.7e9 + 1)
+    fits([_facts(said, 1.7e9 + 2)], "status")

@@ -53,7 +53,8 @@ def test_what_misses_the_budget_is_stored_losslessly_and_is_no_work_again(clips,
     done = run(clips, cache)
     assert (done.stored, done.lossless, done.missed, done.over_budget) == (3, 3, 0, "")
     assert done.lossless_bytes > 0
-    assert done.to_dict()["budget"] == {"max_error": 0.02, "on_miss": "lossless"}
+    facts = done.to_dict()
+    assert (facts["max_error"], facts["on_max_error"]) == (0.02, "lossless")
     for name, features in featstore.open(cache)["demo"].items():
         assert features.header.storage.values == "fp32"
         assert features.header.error.token_max == 0
@@ -64,7 +65,10 @@ def test_what_misses_the_budget_is_stored_losslessly_and_is_no_work_again(clips,
     assert (described["lossless"], described["stored_otherwise"]) == (3, 0)
     assert described["max_error"] == 0.02
 
-    assert run(clips, cache, None).planned == 0
+    again = run(clips, cache, None)
+    assert (again.planned, again.before) == (0, (3, 3))
+    assert run(clips, cache, None, max_error=0.5).before == (0, 0), "by another budget"
+    assert run(clips, cache, None, max_error=0.02).planned == 0
     assert run(clips, cache, replace_storage=True).planned == 0, "the storage is what it was"
     two = run(clips, cache, Storage("int8", "channel_token"), replace_storage=True)
     assert (two.planned, two.restored, two.lossless) == (3, 3, 0)

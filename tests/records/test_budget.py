@@ -76,6 +76,14 @@ def test_sixteen_misses_among_the_first_thirty_two_are_too_many():
     assert "--scale" not in too_many(16, 16, budget, Storage("int8", "channel_token"))
 
 
+def test_what_missed_in_earlier_runs_counts():
+    budget = ErrorBudget()
+    said = too_many(1, 2, budget, INT8, (15, 20))
+    assert said.startswith("16 of the first 22 videos missed")
+    assert not too_many(1, 2, budget, INT8, (14, 20))
+    assert not too_many(2, 2, budget, INT8, (15, 900))  # few of all
+
+
 def test_lossless_is_the_encoders_own_dtype():
     assert storage_for("lossless", "bf16") == Storage("bf16", codec="planes")
     assert storage_for(INT8, "bf16") == INT8

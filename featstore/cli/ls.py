@@ -18,7 +18,7 @@ from featstore.cli._options import (
 )
 from featstore.cli._printing import date, print_json_rows, print_table
 from featstore.cli._streams import say
-from featstore.cli._words import how_many
+from featstore.cli._words import counts_text, how_many
 from featstore.errors import plain_line
 from featstore.system.filesystems import format_bytes
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from featstore.store.rows import Entry, Failure
 
 _SET_FACTS = (
-    "feature_set", "default", "videos", "failures", "frames", "record_bytes", "storage", "imported"
+    "feature_set", "default", "videos", "failures", "frames", "record_bytes", "storage", "storages", "imported"
 )  # fmt: skip
 _SETS = ("dataset", "feature_set", "default", "videos", "failures", "record_bytes", "storage")
 # Columns of the table of videos, and the fields of an entry that are in them, which fit a terminal of 80 characters.
@@ -72,10 +72,9 @@ def ls(
 
 
 def _list_sets(cache_dir: str, as_json: bool) -> None:
-    from featstore.records.storage import storage_text
     from featstore.store.describe import describe_store
 
-    described = list(describe_store(cache_dir)["datasets"].values())
+    described = list(describe_store(cache_dir, storages=True)["datasets"].values())
     facts = [row for found in described for row in _set_facts(found)]
     if as_json:
         print_json_rows(map(json.dumps, facts))
@@ -83,11 +82,11 @@ def _list_sets(cache_dir: str, as_json: bool) -> None:
     readable = [row for row in facts if "problems" not in row]
     formats: dict[str, Callable[[Any], str]] = {
         "size": format_bytes,
-        "storage": lambda storage: storage_text(**storage) if storage else "",
         "feature_set": lambda digest: (digest or "")[:_SHOWN_DIGITS],
         "default": lambda is_default: "yes" if is_default else "",
     }
-    print_table(_heads(_SETS), [tuple(row[name] for name in _SETS) for row in readable], formats)
+    rows = [row | {"storage": _kept_as(row)} for row in readable]
+    print_table(_heads(_SETS), [tuple(row[name] for name in _SETS) for row in rows], formats)
     for row in readable:
         if row["imported"]:
             digest = row["feature_set"][:_SHOWN_DIGITS]
@@ -95,6 +94,17 @@ def _list_sets(cache_dir: str, as_json: bool) -> None:
     for row in facts:
         for problem in row.get("problems", ()):
             click.echo(f"{row['dataset']}: {plain_line(problem)}")
+
+
+def _kept_as(row: dict[str, Any]) -> str:
+    """Return how the records of a set are stored, and how many if that is not one way."""
+    from featstore.records.storage import storage_text
+
+    storages = row["storages"]
+    if len(storages) > 1:
+        return counts_text(storages)
+    asked = row["storage"]
+    return next(iter(storages), "") or (storage_text(**asked) if asked else "")
 
 
 def _set_facts(described: dict[str, Any]) -> list[dict[str, Any]]:
@@ -105,7 +115,7 @@ def _set_facts(described: dict[str, Any]) -> list[dict[str, Any]]:
     if not described["feature_sets"]:
         none = {"dataset": dataset, "feature_set": None, "default": False}
         counts = dict.fromkeys(("videos", "failures", "frames", "record_bytes"), 0)
-        return [{**none, **counts, "storage": None, "imported": False}]
+        return [{**none, **counts, "storage": None, "storages": {}, "imported": False}]
     return [
         {
             "dataset": dataset,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from featstore.store.catalog import open_dataset, read_entries, read_manifest, r
 from featstore.store.lost import closed_datasets, listed_datasets, lost_datasets
 from featstore.store.manifest import Counts
 from featstore.store.paths import META_FILE, dataset_names, dataset_path, is_sealed, is_sharded
+from featstore.store.rows import Entry
 from featstore.system.fsync import write_atomically
 
 if TYPE_CHECKING:
@@ -23,9 +25,11 @@ if TYPE_CHECKING:
     from featstore.store.rows import FeatureSet
     from featstore.store.shards.base import DatasetSnapshot
 
+_STORAGE = [*map(Entry._fields.index, ("values", "granularity", "codec"))]  # places in a row
+
 
 def describe_dataset(
-    cache_dir: str | os.PathLike[str], dataset: str, *, rows: bool = True
+    cache_dir: str | os.PathLike[str], dataset: str, *, rows: bool = True, storages: bool = False
 ) -> dict[str, Any]:
     """Return what a dataset holds: counts and bytes from its manifest, and its feature sets, oldest first.
 
@@ -36,6 +40,7 @@ def describe_dataset(
             encoder's, how many videos each of the `decoders` read, have each of the `doubts` and are stored in each of
             the `storages`, how many are `lossless` as they missed the error budget, and, as `stored_otherwise`, how
             many an ingest makes again because the set's storage was replaced.
+        storages: Of these only how many videos are stored in each of the `storages`, in a fraction of the time.
 
     Raises:
         StoreNotFound: There is no such dataset.
@@ -51,11 +56,16 @@ def describe_dataset(
     if rows:
         for described, found in zip(sets, found_sets.values(), strict=True):
             described |= _describe_rows(snapshot, found)
+    elif storages:
+        for described, found in zip(sets, found_sets.values(), strict=True):
+            entries = read_entries(snapshot, found.spec.digest)
+            kept = Counter(map(itemgetter(*_STORAGE), entries))
+            described["storages"] = {storage_text(*how): videos for how, videos in kept.items()}
     return {
         "dataset": manifest.dataset,
         "format": manifest.format,
         "engine": manifest.engine,
-        "created": manifest.created,
+        "created": time_text(manifest.created),
         "sealed": is_sealed(path) or is_sharded(path),
         "file_bytes": snapshot.file_bytes(),
         "videos": sum(found["videos"] for found in sets),
@@ -66,12 +76,14 @@ def describe_dataset(
     }
 
 
-def describe_store(cache_dir: str | os.PathLike[str], *, rows: bool = False) -> dict[str, Any]:
+def describe_store(
+    cache_dir: str | os.PathLike[str], *, rows: bool = False, storages: bool = False
+) -> dict[str, Any]:
     """Return what each dataset of the cache holds; one that cannot be read, or is lost, has `problems` instead.
 
     Args:
         cache_dir: The cache directory.
-        rows: As for `describe_dataset`.
+        rows: As for `describe_dataset`; and so `storages`.
     """
     datasets: dict[str, Any] = {
         name: {"dataset": name, "problems": [why]}
@@ -79,7 +91,7 @@ def describe_store(cache_dir: str | os.PathLike[str], *, rows: bool = False) -> 
     }
     for name in dataset_names(cache_dir):
         try:
-            datasets[name] = describe_dataset(cache_dir, name, rows=rows)
+            datasets[name] = describe_dataset(cache_dir, name, rows=rows, storages=storages)
         except FeatstoreError as exc:
             datasets[name] = {"dataset": name, "problems": [str(exc)]}
     datasets = dict(sorted(datasets.items()))

@@ -632,6 +632,10 @@ def test_another_storage_is_refused_before_work_and_stored_if_asked_for(sample_c
     assert (done.exit_code, done.stdout[:14]) == (0, "demo: 3 stored")
     rows = json.loads(run("ls", "--cache-dir", tmp_path, "--dataset", "demo", "--json").stdout)
     assert {row["storage"]["values"] for row in rows} == {"fp32"}
+    assert "fp32 planes" in run("ls", "--cache-dir", tmp_path).stdout
+    [row] = json.loads(run("ls", "--cache-dir", tmp_path, "--json").stdout)
+    assert row["storage"] == {"values": "int8", "granularity": "tensor", "codec": "raw"}
+    assert sum(row["storages"].values()) == 3
     again = ingest(sample_clips, tmp_path, *wish, "--restore-as")
     assert again.stdout.startswith("demo: 0 stored, 3 skipped")
     assert len(featstore.open(tmp_path)["demo"].sets) == 1
@@ -678,6 +682,10 @@ def test_what_misses_the_error_budget_is_told_of_wherever_it_matters(sample_clip
     assert "3 of 3 videos are stored losslessly, not as int8/tensor: they missed" in listed.stderr
     rows = json.loads(run("ls", "--cache-dir", tmp_path, "--dataset", "demo", "--json").stdout)
     assert {row["storage"]["values"] for row in rows} == {"fp32"}
+    assert "fp32 planes" in run("ls", "--cache-dir", tmp_path).stdout
+    [row] = json.loads(run("ls", "--cache-dir", tmp_path, "--json").stdout)
+    assert row["storage"] == {"values": "int8", "granularity": "tensor", "codec": "raw"}
+    assert sum(row["storages"].values()) == 3
     other = ingest(sample_clips, tmp_path / "other", *words, "--on-max-error", "warn")
     assert "3 of 3 videos missed the error budget of 0.001% and are stored as int8/tensor all the same" in other.stdout
     failed = ingest(sample_clips, tmp_path / "third", *words, "--on-max-error", "fail")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,12 +10,14 @@ import pytest
 import torch
 from make_tiny_video_model import make_tiny_video_model
 from transformers import AutoModelForImageTextToText, AutoTokenizer, DynamicCache, LogitsProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from featstore.decoding.video_file import Video
 from featstore.encoders import get_encoder
+from featstore.errors import FeatstoreError, MissingExtra
 from featstore.models import CachedVideoModel
 from featstore.models.generating.prefix import CACHE
-from featstore.models.transformers_video.families import FAMILIES
+from featstore.models.transformers_video.families import FAMILIES, check_version, find_family
 from featstore.pipeline.on_demand import OnDemandEncoder
 from featstore.records.storage import Storage
 from featstore.sampling import Sampling
@@ -236,3 +239,30 @@ def test_the_vision_side_is_not_loaded_and_features_matter(ask, cache, family):
         assert all(getattr(model, part) is None for part in FAMILIES[family].sees)
         one, other = (asked.logits(QUESTIONS[0], video) for video in asked.videos[:2])
         assert not torch.equal(one[:1], other[:1])
+
+
+def test_every_other_model_of_transformers_is_refused_by_name_with_the_reason():
+    names = set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - set(FAMILIES)
+    assert len(names) > 40
+    reasons = set()
+    for name in sorted({*names, "llava_qwen"}):
+        with pytest.raises(
+            FeatstoreError, match=f"model_type '{name}' cannot be answered"
+        ) as caught:
+            find_family(name)
+        reasons.add(
+            re.sub(
+                r"\w+ForCond\w+|\w+ForConv\w+|\w+LM\w*|\w+Model",
+                "X",
+                str(caught.value).split(": ")[1],
+            )
+        )
+    assert any("takes no features in place of pixels" in reason for reason in reasons)
+    assert any("featstore has no encoder" in reason for reason in reasons)
+
+
+def test_transformers_that_is_too_old_is_a_missing_extra():
+    check_version("5.18.0")
+    check_version("6.0.0.dev0")
+    with pytest.raises(MissingExtra, match=r"pip install 'transformers>=5\.18'"):
+        check_version("5.17.3")

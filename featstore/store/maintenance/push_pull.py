@@ -24,6 +24,7 @@ from featstore.store.paths import (
     dataset_names,
     dataset_path,
     has_data,
+    is_dataset_name,
     make_folder,
 )
 from featstore.store.shards.manifest_list import add_shards, read_list
@@ -118,7 +119,7 @@ def pull(
         StoreError: The server does not answer or refuses.
     """
     place, here, done = open_place(url), LocalPlace(absolute(cache_dir)), []
-    names = [*datasets] or place.folders()
+    names = [*datasets] or [*filter(is_dataset_name, place.folders())]
     for dataset in names:
         path = dataset_path(cache_dir, dataset)
         rows = read_list(place, dataset).shards
@@ -140,6 +141,8 @@ def pull(
         add_shards(here, dataset, rows)
         done.append(_summary(here, dataset, rows, before))
         report(done[-1])
+    if not done:
+        raise StoreNotFound(f"there is no dataset in {place.where}", remedy="correct its name")
     return done
 
 

@@ -1,5 +1,6 @@
 """Datasets in a real S3 server, while connections break, processes are killed and the server goes."""
 
+import json
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
+from click.testing import CliRunner
 from object_store import object_server, point_at, proxy, s3  # noqa: F401 (fixtures)
 from shard_contract import ShardContract
-from toys import expected, start_python, store_videos, toy_features
+from toys import REPOSITORY, expected, start_python, store_videos, toy_features
 
 import featstore
+from featstore.cli import main
 from featstore.errors import DatasetNotFound, StoreDamaged, StoreError, StoreNotFound
 from featstore.store.maintenance import push_pull
 from featstore.store.shards.manifest_list import read_list
@@ -280,3 +283,33 @@ def test_without_obstore_the_command_to_install_it_is_named(monkeypatch, tmp_pat
 def test_a_web_server_that_is_not_there_is_named(tmp_path):
     with pytest.raises(StoreError, match=r"127\.0\.0\.1:9 does not answer"):
         featstore.open("http://127.0.0.1:9", local=tmp_path / "local")["demo"]
+
+
+@pytest.mark.usefixtures("s3")
+def test_the_benchmark_runs(url, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    import bench_remote
+
+    (tmp_path / "work").mkdir()
+    words = ["--videos", 1, "--frames", 1, "--rounds", 1, "--workdir", tmp_path / "work"]
+    words = [*map(str, [*words, "--url", url, "--out", tmp_path / "out"])]
+    done = CliRunner().invoke(bench_remote.main, words, catch_exceptions=False)
+    assert done.exit_code == 0
+    data = json.loads((tmp_path / "out" / "bench_remote.json").read_text())
+    assert set(data["timings"]) == {"GET", "fetch", "again", "hit"}
+
+
+@pytest.mark.usefixtures("s3")
+def test_the_command_line_pushes_and_pulls(url, tmp_path):
+    store_videos(tmp_path / "made", "demo", VIDEOS)
+    for words, said in (
+        (["push", tmp_path / "made", url], "demo: 1 shard pushed, "),
+        (["push", tmp_path / "made", url], "demo: 0 shards pushed, 0 B; 1 shard in all"),
+        (["pull", url, "--cache-dir", tmp_path / "back"], "demo: 1 shard pulled, "),
+    ):
+        done = CliRunner().invoke(main, [*map(str, words)])
+        assert done.exit_code == 0, done.stderr
+        assert said in done.output
+    check_all(featstore.open(tmp_path / "back"))
+    done = CliRunner().invoke(main, ["pull", url, "--cache-dir", str(tmp_path / "back"), "--json"])
+    assert json.loads(done.output)[0]["copied"] == 0

@@ -1,6 +1,8 @@
 import errno
 import os
+import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,11 +25,17 @@ from featstore.store.shards.places import LocalPlace
 from featstore.store.writer import FeatureWriter
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    for part in make_parts(folder):
+        seal_shard(part, "demo", LocalPlace(folder / "served"))
+    return folder / "served"
+
+
 @pytest.fixture
-def served(tmp_path):
-    for part in make_parts(tmp_path):
-        seal_shard(part, "demo", LocalPlace(tmp_path / "served"))
-    return tmp_path / "served"
+def served(made, tmp_path):
+    return Path(shutil.copytree(made, tmp_path / "served"))
 
 
 def add(served, name, videos, **options):

@@ -52,7 +52,7 @@ class BucketPlace:
         """Take the URL, as `s3://bucket/prefix`, asking nothing; raise MissingExtra without obstore, or StoreError."""
         self.where = url.rstrip("/")
         self.is_web = urlsplit(url).scheme in ("http", "https")
-        self._store = _connect(self.where, REMOTE_TIMEOUT)
+        self._store = open_store(self.where, REMOTE_TIMEOUT)
 
     def names(self, folder: str) -> dict[str, int]:
         """Return the names and bytes of the objects right in `folder`."""
@@ -85,8 +85,7 @@ class BucketPlace:
                 f"{self.where}/{name} has {size} bytes, more than such a file can have",
                 remedy=GOOD_COPY,
             )
-        found = bytearray(size)
-        self.read_into(name, 0, memoryview(found))
+        self.read_into(name, 0, memoryview(found := bytearray(size)))
         return bytes(found)
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
@@ -134,7 +133,7 @@ class BucketPlace:
         import obstore
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        self._refuse_web()
+        self._refuse_writing()
         with self._told(name):
             try:
                 obstore.put(self._store, name, data, mode="create", use_multipart=False)
@@ -146,20 +145,20 @@ class BucketPlace:
         """Put a small object in place of any of its name."""
         import obstore
 
-        self._refuse_web()
+        self._refuse_writing()
         with self._told(name):
-            obstore.put(self._uploads(), name, data, chunk_size=PART_BYTES)
+            obstore.put(open_store(self.where, UPLOAD_TIMEOUT), name, data, chunk_size=PART_BYTES)
 
     def upload(self, name: str, path: Path) -> None:
         """Copy a file in parts; the object appears when all are there and what was read is proven."""
         import obstore
 
-        self._refuse_web()
+        self._refuse_writing()
         wrong: list[StoreError] = []
         try:
             with self._told(name):
                 obstore.put(
-                    self._uploads(),
+                    open_store(self.where, UPLOAD_TIMEOUT),
                     name,
                     _proven(path, name, wrong),
                     use_multipart=True,
@@ -177,9 +176,6 @@ class BucketPlace:
                 f"{self.where}/{name} has {size} bytes after the upload of {path.stat().st_size}",
                 remedy="run the command again",
             )
-
-    def _uploads(self) -> Any:
-        return _connect(self.where, UPLOAD_TIMEOUT)
 
     def _lists(self, folder: str) -> dict[str, int]:
         """Return the newest list of shards in `folder` of a web server, which lists no files: numbers have no gaps."""
@@ -204,7 +200,7 @@ class BucketPlace:
             return False
         return True
 
-    def _refuse_web(self) -> None:
+    def _refuse_writing(self) -> None:
         if self.is_web:
             raise StoreError(
                 f"{self.where} is read as a web server, to which nothing is written",
@@ -275,18 +271,22 @@ def _proven(path: Path, name: str, wrong: list[StoreError]) -> Iterator[bytes]:
         raise wrong[0]
 
 
-def _connect(url: str, timeout: float) -> Any:
+def open_store(url: str, timeout: float, headers: dict[str, str] | None = None) -> Any:
+    """Return obstore's store at a URL, each of whose answers takes `timeout` seconds at most; see BucketPlace."""
     try:
         from obstore.store import from_url
     except ImportError as exc:
         raise MissingExtra(
             f"obstore is not installed, by which {url} is reached: pip install featstore[remote]"
         ) from exc
-    endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or url
+    endpoint = url
+    if not url.startswith("http"):
+        endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or url
     options: Any = {
         "connect_timeout": timedelta(seconds=REMOTE_CONNECT_TIMEOUT),
         "timeout": timedelta(seconds=timeout),
         "allow_http": endpoint.startswith("http://"),
+        "default_headers": headers or {},
     }
     # A try that brings nothing is counted in `stream`; these are for single requests.
     retries: Any = {"max_retries": REMOTE_RETRIES, "retry_timeout": timedelta(seconds=4 * timeout)}

@@ -19,6 +19,7 @@ from featstore.store.paths import absolute, because, dataset_names, is_dataset_n
 from featstore.store.shards.manifest_list import MAX_LIST_BYTES, list_name, read_list
 from featstore.store.shards.places import LocalPlace, shard_file
 from featstore.store.shards.remote.bucket import BucketPlace, is_url
+from featstore.store.shards.remote.hub import HubPlace
 from featstore.store.shards.union import read_index
 from featstore.system.filesystems import refuse_network
 from featstore.system.fsync import write_atomically
@@ -42,6 +43,8 @@ class Remote(NamedTuple):
 
 def open_place(url: str | os.PathLike[str]) -> Place:
     """Return the place that a URL or a folder names; raise as BucketPlace does."""
+    if str(url).startswith("hf://"):
+        return HubPlace(str(url))
     return BucketPlace(str(url)) if is_url(url) else LocalPlace(absolute(url))
 
 

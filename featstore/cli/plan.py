@@ -98,16 +98,14 @@ def _geometry(options: dict[str, Any]) -> Geometry:
     from featstore.encoders.longva.shape import feature_shape
     from featstore.geometry import Geometry
 
+    words: dict[str, Any] = encoder_recipe(options, "cpu").options  # also refuses what is unused
     if options["encoder_name"] == "transformers":
         from featstore.encoders.transformers_vision.output import read_output
 
-        words: dict[str, Any] = encoder_recipe(options, "cpu").options
         chosen = {name: words[name] for name in FROZEN if name in words}
         with usage_errors():
             return read_output(words["checkpoint"], **chosen).geometry
     if options["encoder_name"] != "longva":
         return _encoder(options).identity.geometry
-    if not options["model_path"]:
-        raise click.UsageError("name the checkpoint with --model-path")
-    found = feature_shape(options["model_path"], 1, vision_tower=options["vision_tower"])
+    found = feature_shape(words["checkpoint"], 1, vision_tower=options["vision_tower"])
     return Geometry(found.tokens_per_frame, found.width)

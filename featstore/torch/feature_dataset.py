@@ -82,6 +82,11 @@ class FeatureDataset(Dataset[torch.Tensor]):
         """Return the features of video number `index` on the CPU, (rows, width)."""
         return to_tensor(self.lookup(self.videos[index]), dtype=self.dtype)
 
+    def means(self) -> tuple[list[str], torch.Tensor]:
+        """Return the ids, and a matrix (videos, width) float32 of the means of their rows: a row a video."""
+        rows = [to_tensor(self.lookup(name), dtype=torch.float32).mean(0) for name in self.videos]
+        return list(self.videos), torch.stack(rows) if rows else torch.empty(0, 0)
+
     def lookup(self, video: str) -> Features:
         """Return the stored features of `video`."""
         return get(self.cache_dir, self.dataset, video, spec=self.digest)

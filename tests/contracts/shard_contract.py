@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pytest
@@ -47,9 +47,13 @@ class ShardContract:
     def serve(self, parts: list[Path], folder: Path) -> Path:
         raise NotImplementedError
 
+    _parts: ClassVar[list[Path]] = []
+
     @pytest.fixture
-    def served(self, tmp_path: Path) -> Path:
-        return self.serve(make_parts(tmp_path), tmp_path)
+    def served(self, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
+        if "_parts" not in type(self).__dict__:  # made once for all tests of a class
+            type(self)._parts = make_parts(tmp_path_factory.mktemp("parts"))
+        return self.serve(self._parts, tmp_path)
 
     def test_all_videos_are_there_with_their_features(self, served):
         demo = FeatureStore(served)["demo"]

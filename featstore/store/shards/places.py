@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 STATUS_FOLDER = "status"
 PIECE_BYTES = 8 << 20
+DRAFT = ".writing-"
+OLD_SECONDS = 24 * 3600.0  # a copy that is at work writes all the time
 MOST_AT_ONCE = 1 << 30  # bytes; the system reads less than 2 GiB
 GOOD_COPY = "put a good copy of the file in its place"
 
@@ -134,6 +137,7 @@ class LocalPlace:
 
     def upload(self, name: str, path: Path) -> None:
         """Copy a file under a temporary name, prove what was read of it, and give it its own."""
+        self._clear_drafts((self.root / name).parent)
         hasher = xxhash.xxh3_128()
         with self._draft(name) as draft, open(path, "rb") as file, open(draft, "xb") as copy:
             while piece := file.read(PIECE_BYTES):
@@ -148,12 +152,19 @@ class LocalPlace:
                 )
             os.replace(draft, self.root / name)
 
+    def _clear_drafts(self, folder: Path) -> None:
+        """Remove what killed copies left in a folder: drafts that nobody has written to for a day."""
+        with contextlib.suppress(OSError):
+            for draft in folder.glob(f"{DRAFT}*"):
+                if time.time() - draft.stat().st_mtime > OLD_SECONDS:
+                    draft.unlink()
+
     @contextlib.contextmanager
     def _draft(self, name: str) -> Iterator[Path]:
         """Give a name to write to, gone when the block ends; the names in the folder are durable then."""
         target = self.root / name
         make_folder(target.parent)
-        draft = target.with_name(f".writing-{secrets.token_hex(8)}")
+        draft = target.with_name(f"{DRAFT}{secrets.token_hex(8)}")
         try:
             yield draft
             sync_dir(target.parent)

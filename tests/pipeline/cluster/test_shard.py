@@ -1,0 +1,166 @@
+import json
+import os
+import shutil
+
+import pytest
+
+from featstore.encoders.toy import ToyEncoder
+from featstore.errors import StoreError, StoreMismatch
+from featstore.pipeline.cluster.heartbeat import (
+    OLD_SECONDS,
+    FailedVideo,
+    ShareStatus,
+    describe_run,
+    pack_status,
+    read_statuses,
+)
+from featstore.pipeline.cluster.shard import Share, ingest_share, work_folder
+from featstore.pipeline.ingest import ingest
+from featstore.pipeline.options import IngestOptions
+from featstore.sampling import Sampling
+from featstore.store.maintenance.seal_shard import seal_shard
+from featstore.store.paths import stored_bytes
+from featstore.store.reader import FeatureStore
+from featstore.store.shards.manifest_list import read_list
+from featstore.store.shards.places import LocalPlace
+
+OPTIONS = IngestOptions(workers=1, min_free=0)
+
+
+def run(clips, cache, **options):
+    work = options.pop("options", OPTIONS)
+    arguments = {"encoder": ToyEncoder(), "sampling": Sampling(4), "options": work, **options}
+    return ingest_share(clips, cache, "demo", Share(0, 1), **arguments)
+
+
+def shards(cache):
+    return read_list(LocalPlace(cache), "demo").shards
+
+
+@pytest.mark.parametrize(
+    ("environ", "share"),
+    [
+        (
+            {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_STEP": "2"},
+            3,
+        ),
+        ({"RANK": "2", "WORLD_SIZE": "4"}, 2),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, 1),
+    ],
+)
+def test_a_scheduler_says_which_share_is_meant(environ, share):
+    environ = {"SLURM_ARRAY_TASK_COUNT": "4", **environ} if len(environ) == 3 else environ
+    assert Share.parse("auto", environ) == Share(share, 4)
+
+
+@pytest.mark.parametrize("text", ["4/4", "-1/4", "1", "auto", "1/0", "a/b"])
+def test_a_share_that_there_is_not_is_refused(text):
+    with pytest.raises(ValueError, match=r"share"):
+        Share.parse(text, {})
+
+
+def test_each_video_is_in_one_share_whatever_else_is_listed():
+    videos = [f"v/{number}" for number in range(1000)]
+    taken = [{video for video in videos if Share(at, 8).takes(video)} for at in range(8)]
+    assert sum(map(len, taken)) == len(set().union(*taken)) == 1000
+    assert min(map(len, taken)) > 80
+    assert Share(3, 8).takes("v/1") == ("v/1" in taken[3])
+
+
+@pytest.mark.slow
+def test_what_is_sealed_is_left_out_and_a_new_video_makes_another_shard(clips, cache, tmp_path):
+    held = shutil.move(clips / "blink.mp4", tmp_path / "blink.mp4")
+    first = run(clips, cache, shard_dir=tmp_path / "scratch")
+    assert (first.stored, len(shards(cache))) == (2, 1)
+    assert not list((tmp_path / "scratch").iterdir())
+    shutil.move(held, clips / "blink.mp4")
+    (clips / "broken.mp4").write_bytes(b"no video")
+    second = run(clips, cache, shard_dir=tmp_path / "scratch")
+    assert (second.stored, second.skipped, len(second.failures)) == (1, 2, 1)
+    third = run(clips, cache, shard_dir=tmp_path / "scratch")
+    assert (third.planned, third.skipped, len(third.failed_before)) == (0, 3, 1)
+    assert len(shards(cache)) == 2
+    assert set(FeatureStore(cache)["demo"]) == {"blink", "bouncing_ball", "color_bars"}
+    statuses, wrong = read_statuses(LocalPlace(cache), "demo")
+    assert wrong == []
+    assert [(s.state, s.videos, s.stored, s.failed, s.left) for s in statuses] == [
+        ("done", 4, 3, 1, 0)
+    ]
+
+
+@pytest.mark.slow
+def test_a_share_divides_itself_and_equals_one_ingest(clips, cache, tmp_path):
+    done = run(clips, cache, shard_bytes=1)
+    assert (done.stored, done.planned, done.beyond_limit) == (3, 3, 0)
+    assert len(shards(cache)) == 3
+    ingest(
+        clips,
+        tmp_path / "single",
+        "demo",
+        encoder=ToyEncoder(),
+        sampling=Sampling(4),
+        options=OPTIONS,
+    )
+    here, there = FeatureStore(cache)["demo"], FeatureStore(tmp_path / "single")["demo"]
+    assert [e._replace(created=0.0) for e in here.entries()] == [
+        e._replace(created=0.0) for e in there.entries()
+    ]
+    assert all(bytes(here[video].data) == bytes(there[video].data) for video in there)
+
+
+@pytest.mark.slow
+def test_what_a_killed_share_left_is_sealed_once(clips, cache, tmp_path):
+    work = work_folder(cache, "demo", Share(0, 1), tmp_path / "scratch")
+    ingest(clips, work, "demo", encoder=ToyEncoder(), sampling=Sampling(4), options=OPTIONS)
+    left = run(clips, cache, shard_dir=tmp_path / "scratch")
+    assert (left.stored, left.skipped, len(shards(cache))) == (0, 3, 1)
+    ingest(clips, work, "demo", encoder=ToyEncoder(), sampling=Sampling(4), options=OPTIONS)
+    shutil.rmtree(cache / "demo")
+    seal_shard(work, "demo", LocalPlace(cache))  # and killed before it removed this
+    run(clips, cache, shard_dir=tmp_path / "scratch")
+    assert len(shards(cache)) == 1
+    assert not work.exists()
+
+
+@pytest.mark.slow
+def test_a_sealed_video_whose_file_changed_is_refused_and_nothing_is_added(clips, cache):
+    run(clips, cache)
+    shutil.copy(clips / "color_bars.mp4", clips / "blink.mp4")
+    with pytest.raises(StoreMismatch, match=r"sealed from other files .* 'blink'"):
+        run(clips, cache)
+    with pytest.raises(StoreError, match="sealed shards"):
+        ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=Sampling(4), options=OPTIONS)
+    assert len(shards(cache)) == 1
+
+
+def test_a_dataset_that_is_one_file_gets_no_shards(cache):
+    (cache / "demo").mkdir(parents=True)
+    (cache / "demo/data.mdb").write_bytes(b"")
+    with pytest.raises(StoreError, match="without --shard"):
+        run(cache, cache)
+    shutil.rmtree(cache)
+
+
+def test_a_share_is_not_written_on_a_network_file_system(cache, monkeypatch):
+    monkeypatch.setattr("featstore.pipeline.cluster.shard.network_kind", lambda path: "lustre")
+    with pytest.raises(StoreError, match="--shard-dir"):
+        work_folder(cache, "demo", Share(0, 1))
+
+
+def test_a_run_is_told_with_its_rate_its_reasons_and_who_is_silent(tmp_path):
+    place = LocalPlace(tmp_path)
+    failed = [FailedVideo("b", "/v/b.mp4", "/v/b.mp4: no frame")]
+    running = ShareStatus("0-of-2", "running", 100, 20, 18, 1, 5, 0.0, 10.0, failures=failed)
+    silent = ShareStatus("1-of-2", "running", 50, 10, 10, 0, 5, 0.0, 10.0 - OLD_SECONDS)
+    for status in (running, silent):
+        place.put(f"demo/shards/status/{status.share}.json", pack_status(status))
+    place.put("demo/shards/status/2-of-2.json", json.dumps({"share": 5}).encode())
+    statuses, wrong = read_statuses(place, "demo")
+    assert statuses == [running, silent]
+    assert len(wrong) == 1
+    run = describe_run(statuses, 11.0)
+    assert (run["stored"], run["failed"], run["old"]) == (30, 1, ["1-of-2"])
+    assert run["reasons"] == {"no frame": 1}
+    assert run["seconds_left"] == pytest.approx(running.left / running.rate)
+    assert stored_bytes(tmp_path) == 0
+    assert os.listdir(tmp_path) == ["demo"]

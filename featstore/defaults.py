@@ -21,6 +21,7 @@ DEVICE = "auto"  # CUDA if there is a GPU, else the CPU
 DTYPE = "auto"  # fp16 on CUDA, as LongVA computes; fp32 on a CPU
 BATCH_FRAMES_CUDA = 128  # frames encoded at once: one whole video
 BATCH_FRAMES_CPU = 16  # frames encoded at once: keeps memory small
+ENGINE = "local"  # processes of this machine; ray is an extra
 
 # Decoding.
 DECODER = "auto"  # PyAV if its frames are certain to be decord's, else decord

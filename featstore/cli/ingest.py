@@ -10,7 +10,6 @@ import click
 
 from featstore.cli._estimates import plan_sources, show_estimates
 from featstore.cli._ingest_options import (
-    choose_encoder,
     choose_storage,
     choose_work,
     ingest_options,
@@ -19,6 +18,7 @@ from featstore.cli._interrupts import INTERRUPTED, stop_on_signals
 from featstore.cli._options import SOME_FAILED
 from featstore.cli._printing import clock, print_json
 from featstore.cli._progress import show_progress
+from featstore.cli._ray_options import choose_engine, ray_options
 from featstore.cli._sources import choose_sources
 from featstore.cli._streams import say
 from featstore.cli._words import counts_text, how_many
@@ -52,6 +52,7 @@ _BOTTLENECK = 0.5  # share of its time that a stage works, from which on more of
     type=click.Path(file_okay=False),
     help="With --shard, a folder on a local disk for what is not sealed yet; by default it is in the cache directory.",
 )
+@ray_options
 def ingest(shard: str | None, shard_dir: str | None, **options: Any) -> None:
     """Compute and store the features of videos, except those that are already stored."""
     if shard_dir is not None and shard is None:
@@ -62,6 +63,8 @@ def ingest(shard: str | None, shard_dir: str | None, **options: Any) -> None:
         show_estimates(*plan_sources(options), options, list_videos=True)
         return
     run = _choose_run(shard, shard_dir)
+    if shard is not None and options["engine"] != "local":
+        raise click.UsageError("--shard is the work of one process: leave out it or --engine ray")
     work, storage = choose_work(options), choose_storage(options)
     sources = choose_sources(options)
     if shard is None:
@@ -69,7 +72,9 @@ def ingest(shard: str | None, shard_dir: str | None, **options: Any) -> None:
 
         for source in sources:
             check_target(options["cache_dir"], source.dataset, work)
-    encoder = choose_encoder(options)
+    encoder, engine = choose_engine(options)
+    if engine is not None:
+        run = partial(run, engine=engine)
     summaries: list[IngestSummary] = []
     with stop_on_signals() as stop:
         for source in sources:

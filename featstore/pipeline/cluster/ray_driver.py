@@ -16,13 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import featstore
 from featstore.errors import FeatstoreError, RecordError, StoreFull, StoreMismatch, how_many
-from featstore.pipeline.cluster.ray_worker import (
-    RayAnswer,
-    RayJoin,
-    RayVideos,
-    pack_message,
-    unpack_message,
-)
+from featstore.pipeline.cluster.ray_worker import RayAnswer, RayJoin, RayVideos
+from featstore.pipeline.cluster.ray_worker import pack_message as pack
+from featstore.pipeline.cluster.ray_worker import unpack_message as unpack
 from featstore.pipeline.summary import Tally
 from featstore.records.record import parse
 from featstore.store import report_waiting
@@ -147,7 +143,7 @@ class RayDriver:
                 call = worker.actor.work.options(
                     num_returns="streaming", _generator_backpressure_num_objects=2
                 )
-                worker.stream = call.remote(pack_message(RayVideos(tuple(videos))), keep)
+                worker.stream = call.remote(pack(RayVideos(tuple(videos))), keep)
 
     def _receive(self) -> None:
         """Wait a moment for answers, and take those there are; none while the writer has no room for a record."""
@@ -174,16 +170,15 @@ class RayDriver:
                 self._hear(waited[reference])
 
     def _hear(self, worker: _Worker) -> None:
-        from ray.exceptions import RayError
-
         import ray
+        from ray.exceptions import RayError
 
         try:
             if worker.stream is None:
                 self._check(worker, *ray.get(worker.joining))
                 return
             answer, record = ray.get(next(worker.stream), timeout=_FETCH_SECONDS)
-            self._take(worker, unpack_message(RayAnswer, answer), record)
+            self._take(worker, unpack(RayAnswer, answer), record)
         except StopIteration:
             worker.stream = None
         except (RayError, RecordError) as exc:
@@ -192,8 +187,8 @@ class RayDriver:
     def _check(self, worker: _Worker, kind: str, data: bytes) -> None:
         """Let a worker join that makes the same features, and refuse any other."""
         if kind == ErrorMessage.__name__:
-            raise unpack_message(ErrorMessage, data).exception("a worker could not start: ")
-        joined, spec = unpack_message(RayJoin, data), self._summary.spec
+            raise unpack(ErrorMessage, data).exception("a worker could not start: ")
+        joined, spec = unpack(RayJoin, data), self._summary.spec
         theirs = dataclasses.replace(
             spec,
             encoder=joined.encoder,
@@ -259,11 +254,11 @@ class RayDriver:
             else:
                 self._fail(
                     video,
-                    f"{video.path}: {_MOST_CRASHES} workers died while each was at work on it alone, the last by {why}",
+                    f"{video.path}: {_MOST_CRASHES} workers died while each was at work on it alone, at last: {why}",
                 )
         if self._losses > _MOST_LOSSES:
             raise FeatstoreError(
-                f"{self._losses} workers were lost one after the other, the last by {why}; what was committed is "
+                f"{self._losses} workers were lost one after the other, at last: {why}; what was committed is "
                 "stored: mend the cause, and run the same command again"
             )
         if worker.node:
@@ -278,11 +273,9 @@ class RayDriver:
         for worker in self._workers:
             worker.actor.stop.options(concurrency_group="control").remote()
         while any(worker.stream is not None for worker in self._workers):
-            self._workers, others = [w for w in self._workers if w.stream is not None], [
-                w for w in self._workers if w.stream is None
-            ]
-            for worker in others:
+            for worker in [worker for worker in self._workers if worker.stream is None]:
                 _kill(worker)
+                self._workers.remove(worker)
             self._receive()
             self._note(self._writer.collect())
 
@@ -299,5 +292,9 @@ def _kill(worker: _Worker) -> None:
 
 
 def _in_a_line(exc: Exception) -> str:
+    from ray.exceptions import RayActorError
+
+    if isinstance(exc, RayActorError):  # whose text has pages of Ray's logs
+        return f"its process or its node ended, {type(exc).__name__}"
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     return f"{type(exc).__name__}: {lines[-1] if lines else ''}"[:300]

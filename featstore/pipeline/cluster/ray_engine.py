@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import threading
@@ -41,12 +42,14 @@ class RayEngine:
         address: of the cluster to join, `auto` for the one of this machine; None for RAY_ADDRESS, or a new one.
         workers: number of actors; None for as many as fit.
         gpus_per_worker: GPUs that each takes, or the share of one.
+        worker: the class of the actors; another than RayWorker is for tests.
     """
 
     recipe: EncoderRecipe
     address: str | None = None
     workers: int | None = None
     gpus_per_worker: float = 1.0
+    worker: type[RayWorker] = RayWorker
 
     def run(
         self,
@@ -109,14 +112,14 @@ class RayEngine:
             decoder=options.decoder,
         )
         # A restarted actor or a task tried again would go on with a video that kills it, for ever.
-        actor = ray.remote(RayWorker).options(
+        actor = ray.remote(
             num_cpus=cpus,
             num_gpus=self.gpus_per_worker,
             max_restarts=0,
             max_task_retries=0,
             scheduling_strategy="SPREAD",
             concurrency_groups={"control": 1},
-        )
+        )(self.worker)
         RayDriver(
             partial(_hire, actor, pack_message(work)),
             summary,
@@ -184,9 +187,14 @@ def connected(address: str | None) -> Iterator[None]:
         ) from exc
     if in_main:
         signal.signal(signal.SIGTERM, before)  # ray.init takes it
+    # Ray prints what raylets report to stdout, where a summary or JSON is to be, also with log_to_driver off.
+    rays, name = importlib.import_module("ray._private.worker"), "print_to_stdstream"
+    printed = getattr(rays, name, None)
+    setattr(rays, name, lambda *_, **__: None)
     try:
         yield
     finally:
+        setattr(rays, name, printed)
         ray.shutdown()
 
 

@@ -167,12 +167,13 @@ class RayWorker:
             self._sink = sink(slots)
             return self._sink
 
-        return Scheduler(
-            self._stack, self._summary, self._encoder, [], keep_sink, options=options
-        )
+        return Scheduler(self._stack, self._summary, self._encoder, [], keep_sink, options=options)
 
     def _answer(self, made: Any) -> tuple[bytes, Any]:
-        busy, self._summary.busy = self._summary.busy, {**self._summary.busy, "decode": 0.0, "encode": 0.0}
+        busy, self._summary.busy = (
+            self._summary.busy,
+            {**self._summary.busy, "decode": 0.0, "encode": 0.0},
+        )
         seconds = busy["decode"], busy["encode"]
         if isinstance(made, MadeRecord):
             record = np.frombuffer(made.record, np.uint8)  # Ray copies it before it asks for more

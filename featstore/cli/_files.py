@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from featstore.errors import FeatstoreError
 
 
@@ -13,15 +11,11 @@ def write_file(out: str, data: bytes) -> None:
     Raises:
         FeatstoreError: it cannot be written.
     """
-    from featstore.system.fsync import write_atomically
+    from featstore.system.fsync import open_target
 
     try:
-        if os.path.isfile(out) or not os.path.exists(out):
-            with write_atomically(out) as file:
-                file.write(data)
-        else:
-            with open(out, "wb", buffering=0) as device:
-                device.write(data)
+        with open_target(out) as file:
+            file.write(data)
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
         said = getattr(exc, "strerror", None) or exc
         raise FeatstoreError(f"{out} cannot be written: {said}; choose another --out") from exc

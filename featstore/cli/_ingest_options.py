@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featstore import defaults
+from featstore.cli._completion import complete_dataset
 from featstore.cli._encoder_options import ENCODER_OPTIONS, encoder_recipe
 from featstore.cli._options import (
     FiniteRange,
@@ -58,10 +59,12 @@ def error_share(text: str) -> float:
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--videos",
+        cls=VariadicOption,
         multiple=True,
         type=click.Path(),
-        help="A folder of videos, whose ids are their paths in it without the suffix; or a single video, whose id is "
-        "its file name without the suffix. Repeatable.",
+        metavar="PATH...",
+        help="Folders of videos, whose ids are their paths in it without the suffix; and single videos, whose ids are "
+        "their file names without the suffix: as many as there are up to the next option.",
     ),
     click.option(
         "--manifest",
@@ -78,6 +81,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option(
         "--dataset",
+        shell_complete=complete_dataset,
         help="Name of the dataset to fill; created if it does not exist. Required without --datasets.",
     ),
     model_option,

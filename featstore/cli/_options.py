@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featstore import defaults
+from featstore.cli._completion import complete_dataset
 from featstore.errors import FeatstoreError, plain
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from featstore.store.dataset import Dataset
 
+CACHE_DIR_VARIABLE = "FEATSTORE_CACHE_DIR"
 SOME_FAILED = 3  # exit code: the command is done, and some videos failed
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -107,12 +109,18 @@ class VariadicOption(click.Option):
 cache_dir_option = click.option(
     "--cache-dir",
     required=True,
+    envvar=CACHE_DIR_VARIABLE,
+    show_envvar=True,
     callback=not_empty,
     type=click.Path(file_okay=False),
     help="The cache directory; each folder in it is a dataset.",
 )
-dataset_option = click.option("--dataset", required=True, help="Name of the dataset.")
-one_dataset_option = click.option("--dataset", help="Only this dataset.")
+dataset_option = click.option(
+    "--dataset", required=True, shell_complete=complete_dataset, help="Name of the dataset."
+)
+one_dataset_option = click.option(
+    "--dataset", shell_complete=complete_dataset, help="Only this dataset."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 model_option = click.option(
     "--model-path",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import shutil
@@ -11,7 +13,7 @@ import time
 from functools import lru_cache, partial
 from itertools import islice, zip_longest
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -20,6 +22,7 @@ from featstore.errors import plain_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+T = TypeVar("T")
 _LINES = 1024  # printed at once
 _SECONDS = [f":{second:02}" for second in range(60)]
 _NUMBERS = {int: "d", float: ".6f"}  # how they are printed, aligned right
@@ -59,6 +62,19 @@ def print_json_rows(rows: Iterable[str]) -> None:
         click.echo(before + ",\n".join(lines), nl=False)
         before = ",\n"
     click.echo("\n]" if before != "\n" else "]")
+
+
+def print_csv(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print rows as CSV below the names of the first one's values; nothing if there is none."""
+    writer, text = None, io.StringIO()
+    for portion in _portions(rows):
+        if writer is None:
+            writer = csv.DictWriter(text, [*portion[0]], extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+        writer.writerows(portion)
+        click.echo(text.getvalue(), nl=False)
+        text.seek(0)
+        text.truncate()
 
 
 def print_facts(facts: dict[str, Any], indent: str = "") -> None:
@@ -138,7 +154,7 @@ def _cells() -> Callable[[str], int]:
     return cell_len
 
 
-def _portions(lines: Iterable[str]) -> Iterator[list[str]]:
+def _portions(lines: Iterable[T]) -> Iterator[list[T]]:
     lines = iter(lines)
     while portion := list(islice(lines, _LINES)):
         yield portion

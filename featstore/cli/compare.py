@@ -6,9 +6,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from featstore import defaults
+from featstore.cli._completion import complete_dataset
 from featstore.cli._options import (
+    CACHE_DIR_VARIABLE,
     SOME_FAILED,
     FiniteRange,
     device_option,
@@ -32,11 +35,17 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--dataset", help="Name of the dataset. Required without --study.")
+@click.option(
+    "--dataset",
+    shell_complete=complete_dataset,
+    help="Name of the dataset. Required without --study.",
+)
 @model_option
 @tower_option
 @click.option(
     "--cache-dir",
+    envvar=CACHE_DIR_VARIABLE,
+    show_envvar=True,
     callback=not_empty,
     type=click.Path(file_okay=False),
     help="The cache directory; each folder in it is a dataset. Required without --study.",
@@ -105,10 +114,18 @@ def compare(**options: Any) -> None:
     --study, compare all ways of storing features, in place of those in the store.
     """
     if options["study"]:
+        if options["videos"] or options["features"]:
+            _leave_out_variable(options)
         study(options, _encoder_options(options))
     else:
         refuse_study_options(options)
         _compare(options)
+
+
+def _leave_out_variable(options: dict[str, Any]) -> None:
+    """Forget a cache directory that only the environment names, where a study takes its sample from elsewhere."""
+    if click.get_current_context().get_parameter_source("cache_dir") == ParameterSource.ENVIRONMENT:
+        options["cache_dir"] = None
 
 
 def _compare(options: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from featstore.cli._completion import complete_video
 from featstore.cli._copies import copying, exit_unless_whole, print_copied
 from featstore.cli._options import (
     cache_dir_option,
@@ -28,6 +29,7 @@ from featstore.system.filesystems import format_bytes
     "--video",
     "patterns",
     multiple=True,
+    shell_complete=complete_video,
     help="Id of a video, or a pattern of ids with * and ?; may be repeated. All videos by default.",
 )
 @click.option(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from featstore.cli._completion import complete_video
 from featstore.cli._options import (
     cache_dir_option,
     dataset_option,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     help="Write to FILE.safetensors or FILE.npz (as stored), FILE.npy (float32) or FILE.pt; see featstore export.",
 )
 @json_option
-@click.argument("video_id")
+@click.argument("video_id", shell_complete=complete_video)
 def get(
     cache_dir: str,
     dataset: str,

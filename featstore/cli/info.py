@@ -28,9 +28,11 @@ from featstore.system.filesystems import format_bytes
 def info(cache_dir: str, dataset: str | None, as_json: bool) -> None:
     """Show the manifest, counts, sizes, feature sets, decoders, doubts and quantization errors."""
     from featstore.store.describe import describe_dataset, describe_store
+    from featstore.store.lost import refuse_no_cache
     from featstore.store.reader import FeatureStore
 
     if dataset is None:
+        refuse_no_cache(cache_dir)
         described = describe_store(cache_dir, rows=True)["datasets"]
     else:
         FeatureStore(cache_dir)[dataset]  # raises DatasetNotFound, which names those there are

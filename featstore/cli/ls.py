@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import lru_cache
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from featstore.cli._completion import complete_dataset, complete_video
 from featstore.cli._options import (
     cache_dir_option,
     json_option,
@@ -16,10 +18,11 @@ from featstore.cli._options import (
     spec_option,
     which_nframe_option,
 )
-from featstore.cli._printing import date, print_json_rows, print_table
+from featstore.cli._patterns import fits
+from featstore.cli._printing import date, print_csv, print_json_rows, print_table
 from featstore.cli._streams import say
 from featstore.cli._words import counts_text, how_many
-from featstore.errors import plain_line
+from featstore.errors import StoreDamaged, command_line, plain_line
 from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
@@ -35,49 +38,125 @@ _SETS = ("dataset", "feature_set", "default", "videos", "failures", "record_byte
 # Columns of the table of videos, and the fields of an entry that are in them, which fit a terminal of 80 characters.
 _VIDEOS = ("video_id", "frames", "record_bytes", "token_p99", "decoder", "doubt")
 _HEADS = {"record_bytes": "size"}  # for people
+_SORTED_BY = {"bytes": "record_bytes", "error": "token_p99", "created": "created"}
 _STORAGE = ("values", "granularity", "codec")
 _SHOWN_DIGITS = 8
 
 
 @click.command()
 @cache_dir_option
-@click.option("--dataset", help="List this dataset's videos, those of its default feature set.")
+@click.option(
+    "--dataset",
+    shell_complete=complete_dataset,
+    help="List this dataset's videos, those of its default feature set.",
+)
 @click.option("--failed", is_flag=True, help="List the dataset's failed videos and their reasons.")
+@click.option(
+    "--video",
+    "patterns",
+    multiple=True,
+    metavar="ID",
+    shell_complete=complete_video,
+    help="List only this video, or those that a pattern of ids with * and ? fits. Repeatable.",
+)
+@click.option(
+    "--sort",
+    type=click.Choice(["id", *_SORTED_BY]),
+    help="Order of the videos: by id, or first the largest, those with the largest error (token_p99) or the newest.  "
+    "[default: id]",
+)
 @which_nframe_option
 @spec_option
 @json_option
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with all that is known of a row.")
 def ls(
     cache_dir: str,
     dataset: str | None,
     failed: bool,
+    patterns: tuple[str, ...],
+    sort: str | None,
     nframe: int | None,
     spec: str | None,
     as_json: bool,
+    as_csv: bool,
 ) -> None:
-    """List the feature sets of all datasets, or the videos of one; with --json these in no particular order."""
+    """List the feature sets of all datasets, or the videos of one.
+
+    With --json and without --sort videos are in no particular order.
+    """
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv each say what is printed: leave one out")
     if dataset is None:
-        if failed or spec or nframe:
-            option = "--failed" if failed else "--spec" if spec else "--nframe"
+        given = {"failed": failed, "spec": spec, "nframe": nframe, "video": patterns, "sort": sort}
+        option = next((name for name, value in given.items() if value), "")
+        if option:
             raise click.UsageError(
-                f"{option} selects videos of a dataset: name the dataset with --dataset"
+                f"--{option} selects videos of a dataset: name the dataset with --dataset"
             )
-        _list_sets(cache_dir, as_json)
+        _list_sets(cache_dir, as_json, as_csv)
         return
-    there = open_set(cache_dir, dataset, spec, nframe)
-    (_list_failures if failed else _list_videos)(there, as_json)
+    if failed and sort in ("bytes", "error"):
+        raise click.UsageError(f"videos that failed have no {sort}: leave out --sort")
+    there, problems = open_set(cache_dir, dataset, spec, nframe), list[str]()
+    rows = _rows(there, "failures" if failed else "catalog", problems)
+    if patterns:
+        rows = filter(lambda row: fits(row.video_id, patterns), rows)
+    if sort or not as_json:
+        rows = iter(_sorted(rows, sort))
+    (_list_failures if failed else _list_videos)(there, rows, as_json, as_csv)
     others = len(there.sets) - 1
     if spec is None and nframe is None and others > 0:
         sets = "1 other feature set" if others == 1 else f"{others} other feature sets"
         say(f"{dataset} has {sets}: list them without --dataset, name one with --spec")
+    if problems:
+        for problem in problems:
+            say(f"featstore: not listed: {plain_line(problem)}")
+        check = command_line("check", cache_dir=cache_dir, dataset=dataset)
+        say(f"featstore: {dataset} has rows that cannot be read; {check} says what is lost")
+        sys.exit(1)
 
 
-def _list_sets(cache_dir: str, as_json: bool) -> None:
+def _rows(there: Dataset, table: str, problems: list[str]) -> Iterator[Any]:
+    """Yield the rows of the videos, or of those that failed; of damaged ones those that can be read.
+
+    Args:
+        there: the feature set.
+        table: `catalog` or `failures`.
+        problems: what is wrong with the others is added to these.
+    """
+    count = 0
+    try:
+        for row in there.failures() if table == "failures" else there.entries():
+            count += 1
+            yield row
+    except StoreDamaged:
+        from featstore.store.catalog import salvage_rows
+
+        digest = there.feature_set.spec.digest
+        readable, wrong = salvage_rows(there.snapshot(), table, digest)
+        problems += wrong
+        yield from readable[count:]  # both are in the order of the keys
+
+
+def _sorted(rows: Iterator[Any], by: str | None) -> list[Any]:
+    found = sorted(rows, key=attrgetter("video_id"))
+    if by in _SORTED_BY:
+        found.sort(key=attrgetter(_SORTED_BY[by]), reverse=True)
+    return found
+
+
+def _list_sets(cache_dir: str, as_json: bool, as_csv: bool) -> None:
     from featstore.store.describe import describe_store
+    from featstore.store.lost import refuse_no_cache
 
+    refuse_no_cache(cache_dir)
     described = list(describe_store(cache_dir, storages=True)["datasets"].values())
     facts = [row for found in described for row in _set_facts(found)]
     if as_json:
         print_json_rows(map(json.dumps, facts))
+        return
+    if as_csv:
+        print_csv(map(_flat, facts))
         return
     readable = [row for row in facts if "problems" not in row]
     formats: dict[str, Callable[[Any], str]] = {
@@ -87,6 +166,10 @@ def _list_sets(cache_dir: str, as_json: bool) -> None:
     }
     rows = [row | {"storage": _kept_as(row)} for row in readable]
     print_table(_heads(_SETS), [tuple(row[name] for name in _SETS) for row in rows], formats)
+    if len(readable) > 1:
+        size = format_bytes(sum(row["record_bytes"] for row in readable))
+        records = how_many(sum(row["videos"] for row in readable), "record")
+        say(f"{how_many(len({row['dataset'] for row in readable}), 'dataset')}, {records}, {size}")
     for row in readable:
         if row["imported"]:
             digest = row["feature_set"][:_SHOWN_DIGITS]
@@ -125,30 +208,36 @@ def _set_facts(described: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _list_videos(there: Dataset, as_json: bool) -> None:
+def _list_videos(there: Dataset, rows: Iterator[Entry], as_json: bool, as_csv: bool) -> None:
     from featstore.formats.facts import entries_json
     from featstore.store.rows import Entry
 
     if as_json:
-        print_json_rows(entries_json(there.name, there.entries()))
+        print_json_rows(entries_json(there.name, rows))
         return
-    # Of a million videos only what is printed is held, and no Python runs for each of its values.
+    if as_csv:
+        names = ("dataset", "feature_set", *Entry._fields[1:])
+        print_csv(dict(zip(names, (there.name, *row), strict=True)) for row in rows)
+        return
+    # Of a million videos no Python runs for each of the values.
     start = Entry._fields.index("values")
     places = *map(Entry._fields.index, _VIDEOS), slice(start, start + len(_STORAGE))
-    feature_set, lossless = there.feature_set, 0
+    feature_set, lossless, size = there.feature_set, 0, 0
 
     def counted() -> Iterator[Entry]:
-        nonlocal lossless
-        for entry in there.entries():
+        nonlocal lossless, size
+        for entry in rows:
             lossless += feature_set.is_lossless(entry)
+            size += entry.record_bytes
             yield entry
 
-    found = sorted(map(itemgetter(*places), counted()), key=itemgetter(0))
+    found = [*map(itemgetter(*places), counted())]
     formats: dict[str, Callable[[Any], str]] = {
         "size": lru_cache(format_bytes),
         "storage": _storage_of,
     }
     print_table((*_heads(_VIDEOS), "storage"), found, formats)
+    say(f"{how_many(len(found), 'video')}, {format_bytes(size)}")
     if lossless:
         videos = f"{lossless} of {how_many(len(found), 'video')}"
         asked = feature_set.storage
@@ -157,16 +246,27 @@ def _list_videos(there: Dataset, as_json: bool) -> None:
         )
 
 
-def _list_failures(there: Dataset, as_json: bool) -> None:
+def _list_failures(there: Dataset, rows: Iterator[Failure], as_json: bool, as_csv: bool) -> None:
     from featstore.formats.facts import failure_facts
 
+    facts = (failure_facts(there.name, row) for row in rows)
     if as_json:
-        print_json_rows(json.dumps(failure_facts(there.name, row)) for row in there.failures())
-        return
-    rows = sorted((row.video_id, row.created, _full_reason(row)) for row in there.failures())
-    print_table(("video_id", "created", "reason"), rows, {"created": date})
-    if not rows:
-        say(f"no video of {there.name} failed in this feature set")
+        print_json_rows(map(json.dumps, facts))
+    elif as_csv:
+        print_csv(facts)
+    else:
+        found = [(row.video_id, row.created, _full_reason(row)) for row in rows]
+        print_table(("video_id", "created", "reason"), found, {"created": date})
+        none = f"no video of {there.name} failed in this feature set"
+        say(how_many(len(found), "failure") if found else none)
+
+
+def _flat(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return facts without values that are mappings: what is in these instead."""
+    flat: dict[str, Any] = {}
+    for name, value in facts.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _heads(fields: tuple[str, ...]) -> list[str]:

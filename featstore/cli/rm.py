@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
+from featstore.cli._completion import complete_video
 from featstore.cli._options import (
     SOME_FAILED,
     cache_dir_option,
@@ -15,23 +17,41 @@ from featstore.cli._options import (
     json_option,
     open_set,
 )
+from featstore.cli._patterns import expand
 from featstore.cli._printing import print_json
 from featstore.cli._streams import say
 from featstore.cli._words import how_many
 from featstore.errors import FeatstoreError, StoreError, command_line, did_you_mean, plain_line
 from featstore.system.filesystems import format_bytes
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from featstore.store.dataset import Dataset
+
+_WILD = "*?["  # an id with one of these may be a pattern
+
 
 @click.command()
 @cache_dir_option
 @dataset_option
 @click.option(
-    "--video", "videos", multiple=True, metavar="ID", help="Remove only this video. Repeatable."
+    "--video",
+    "videos",
+    multiple=True,
+    metavar="ID",
+    shell_complete=complete_video,
+    help="Remove only this video, or those that a pattern of ids with * and ? fits. Repeatable.",
 )
 @click.option(
     "--spec",
     callback=digest_prefix,
     help="Remove only this feature set, or the videos only from it; the first 4 or more digits of its digest.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print what would be removed, each video of --video too; then exit.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
@@ -40,6 +60,7 @@ def rm(
     dataset: str,
     videos: tuple[str, ...],
     spec: str | None,
+    dry_run: bool,
     yes: bool,
     as_json: bool,
 ) -> None:
@@ -48,6 +69,11 @@ def rm(
     from featstore.store.maintenance.remove import remove_dataset, remove_set, remove_videos
     from featstore.store.reader import FeatureStore
 
+    if any(set(video) & set(_WILD) for video in videos):
+        videos = tuple(expand(videos, _known(cache_dir, dataset, spec)))
+    if dry_run:
+        _show(cache_dir, dataset, videos, spec, as_json=as_json)
+        return
     chosen = open_set(cache_dir, dataset, spec).feature_set.spec if spec else None
     was_default = bool(chosen) and chosen == open_set(cache_dir, dataset, None).feature_set.spec
     if not yes:
@@ -95,6 +121,59 @@ def rm(
         sys.exit(SOME_FAILED)
 
 
+def _sets(cache_dir: str, dataset: str, spec: str | None) -> list[Dataset]:
+    there = open_set(cache_dir, dataset, spec)
+    return [there] if spec else [*there.sets.values()]
+
+
+def _known(cache_dir: str, dataset: str, spec: str | None) -> Iterator[str]:
+    """Yield the ids of all videos of the dataset or the set, those that failed too."""
+    for found in _sets(cache_dir, dataset, spec):
+        yield from found
+        yield from (failure.video_id for failure in found.failures())
+
+
+def _show(
+    cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None, *, as_json: bool
+) -> None:
+    """Print what would be removed."""
+    sets = _sets(cache_dir, dataset, spec)
+    wanted = frozenset(videos)
+    entries = [row for there in sets for row in there.entries()]
+    failed = [row for there in sets for row in there.failures()]
+    if videos:
+        entries = [row for row in entries if row.video_id in wanted]
+        failed = [row for row in failed if row.video_id in wanted]
+    ids = {row.video_id for row in entries} | {row.video_id for row in failed}
+    missing = [video for video in videos if video not in ids]
+    size = sum(row.record_bytes for row in entries)
+    if as_json:
+        counts = {"videos": len(entries), "failures": len(failed), "record_bytes": size}
+        digest = sets[0].feature_set.spec.digest if spec else None
+        print_json(
+            {
+                "dataset": dataset,
+                "feature_set": digest,
+                **counts,
+                "missing": missing,
+                "dry_run": True,
+            }
+        )
+    else:
+        for video in sorted(ids) if videos else ():
+            click.echo(plain_line(video))
+        place = (
+            f"feature set {sets[0].feature_set.spec.digest[:8]} of {dataset}" if spec else dataset
+        )
+        what = "" if videos else f"all of {place}: "
+        counted = f"{how_many(len(entries), 'record')} and {how_many(len(failed), 'failure')}"
+        click.echo(f"would remove {what}{counted}, {format_bytes(size)}")
+        for video in missing:
+            click.echo(f"  not there: {plain_line(video)}")
+    if missing:
+        sys.exit(SOME_FAILED)
+
+
 def _ask(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None) -> None:
     from featstore.store.lost import lost_datasets
     from featstore.store.paths import dataset_names, dataset_path, is_sealed
@@ -109,8 +188,7 @@ def _ask(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None
         place = f"the sealed dataset {dataset}"
     some = f"{how_many(len(set(videos)), 'video')} from " if videos else ""
     try:
-        there = open_set(cache_dir, dataset, spec)
-        sets = [there] if spec else list(there.sets.values())
+        sets = _sets(cache_dir, dataset, spec)
         if videos:
             every = f"all {len(sets)} feature sets of " if len(sets) > 1 else ""
             what = f"{some}{every}{place}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from featstore import defaults
+from featstore.cli._completion import complete_video
 from featstore.cli._files import write_file
 from featstore.cli._options import (
     FiniteRange,
@@ -56,7 +57,7 @@ _SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ""
     help="Seconds that decoding may take.",
 )
 @json_option
-@click.argument("video_id")
+@click.argument("video_id", shell_complete=complete_video)
 def show(
     cache_dir: str,
     dataset: str,

@@ -28,7 +28,7 @@ from featstore.formats.hf_files import (
 from featstore.store.paths import because
 from featstore.store.rows import video_key
 from featstore.system.filesystems import DISK_FULL_ERRNOS
-from featstore.system.fsync import make_durable_folder, write_atomically
+from featstore.system.fsync import make_durable_folder, open_target, write_atomically
 
 if TYPE_CHECKING:
     import threading
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def save_features(features: Features, path: str | os.PathLike[str]) -> str:
-    """Write features to a file, which appears whole or not at all and survives a power loss.
+    """Write features to a file, which appears whole or not at all and survives a power loss; or to a pipe.
 
     A `.npy` file holds the dequantized features, float32 (rows, width). `.safetensors` and `.npz` hold what is stored:
     the array `data`, in bf16 as its bits, uint16, and for int8 its scales, `token_scale` (rows, 1), `channel_scale`
@@ -66,7 +66,7 @@ def save_features(features: Features, path: str | os.PathLike[str]) -> str:
         raise ValueError(
             f"{target} ends in {target.suffix!r}; features are written as {', '.join(FORMATS)}"
         )
-    with write_atomically(target) as file:
+    with open_target(target) as file:
         return write_features(features, file, target.suffix)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from featstore import defaults
 from featstore.decoding.video_file import was_replaced
-from featstore.errors import ListingError, StoreNotFound, command_line
+from featstore.errors import ListingError, StoreDamaged, StoreNotFound, command_line
 from featstore.pipeline.make_record import largest_shape
 from featstore.pipeline.options import IngestOptions
 from featstore.records.budget import ErrorBudget
@@ -127,8 +127,7 @@ def make_plan(
         storage: how features are to be stored, a Storage or `lossless`; None follows the feature set.
 
     Raises:
-        ListingError: if an id names a file that is stored, and still exists, and now another one too, with `on_clash`
-            `error`.
+        ListingError: with `on_clash` `error`, if an id names a stored file that still exists, and now another one.
         StoreMismatch: if the feature set is stored in another way, and `replace_storage` is not set.
     """
     options = options or IngestOptions()
@@ -149,9 +148,10 @@ def make_plan(
         if options.resume and not options.retry_failed:
             rows = _known_rows(snapshot, "failures", counts.failures, places, digest)
             for _, place, data in rows:
-                failure = unpack_failure(data)
-                if not _is_worth_again(failure, videos[place].path, wanted.storage_since):
-                    failures[place] = failure
+                with contextlib.suppress(StoreDamaged):  # not known why it failed: work again
+                    failure = unpack_failure(data)
+                    if not _is_worth_again(failure, videos[place].path, wanted.storage_since):
+                        failures[place] = failure
         for key, place, data in _known_rows(snapshot, "catalog", counts.videos, places, digest):
             entry, video = unpack_entry(key, data), videos[place]
             if not was_replaced(entry, video.path, entry.video_path):

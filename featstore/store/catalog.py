@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from concurrent.futures import wait
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featstore.errors import RecordError, StoreDamaged, StoreNotFound
 from featstore.records.record import Record, parse
@@ -149,6 +149,29 @@ def read_entries(snapshot: DatasetSnapshot, digest: str) -> Iterator[Entry]:
 def read_failures(snapshot: DatasetSnapshot, digest: str) -> Iterator[Failure]:
     """Yield the rows of the videos that failed in a feature set."""
     return map(unpack_failure, snapshot.values("failures", set_key(digest)))
+
+
+def salvage_rows(snapshot: DatasetSnapshot, table: str, digest: str) -> tuple[list[Any], list[str]]:
+    """Return the rows of a feature set that can be read, of a table in which some cannot, and what is wrong with those.
+
+    Args:
+        snapshot: Of the dataset.
+        table: `catalog` or `failures`.
+        digest: The feature set's.
+    """
+    keys, wrong = snapshot.salvage(table)
+    found: list[Any] = []
+    problems = [exc.found for exc in wrong]
+    for key in keys:
+        if key.startswith(set_key(digest)):
+            try:
+                data = snapshot.read(table, key)
+                if data is not None:
+                    is_entry = table == "catalog"
+                    found.append(unpack_entry(key, data) if is_entry else unpack_failure(data))
+            except StoreDamaged as exc:
+                problems.append(exc.found)
+    return found, problems
 
 
 def read_failure(snapshot: DatasetSnapshot, key: bytes) -> Failure | None:

@@ -39,6 +39,18 @@ def lost_datasets(cache_dir: str | os.PathLike[str]) -> dict[str, str]:
     return {name: _sentence(root, name) for name in names if _is_gone(root / name)}
 
 
+def refuse_no_cache(cache_dir: str | os.PathLike[str]) -> None:
+    """Raise StoreNotFound unless a dataset is in `cache_dir`, or was."""
+    there = dataset_names(cache_dir) or closed_datasets(cache_dir)
+    if not (
+        there or os.path.lexists(os.path.join(cache_dir, META_FILE)) or lost_datasets(cache_dir)
+    ):
+        raise StoreNotFound(
+            f"there is no dataset in {cache_dir}; name the folder that contains the datasets' folders, or make one "
+            "with featstore ingest"
+        )
+
+
 def closed_datasets(cache_dir: str | os.PathLike[str]) -> dict[str, str]:
     """Return, by name, a sentence for each folder that may be a dataset and that this user may not enter."""
     root = Path(cache_dir)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from featstore.errors import MissingExtra, StoreError
 from featstore.store.catalog import check_verify
 from featstore.store.dataset import Dataset
+from featstore.store.lost import refuse_no_cache
 from featstore.store.paths import absolute, dataset_names
 from featstore.store.rows import Entry
 from featstore.store.shards.remote.bucket import is_url
@@ -45,7 +46,7 @@ class FeatureStore(Mapping[str, Dataset]):
             longest ago are removed.
 
     Raises:
-        StoreNotFound: There is no such directory, or no such bucket.
+        StoreNotFound: There is no such directory, or no such bucket, or no dataset ever was in it.
         StoreMismatch: `local` has records of another place.
         StoreError: The server does not answer, or refuses.
         MissingExtra: obstore is not installed.
@@ -72,7 +73,8 @@ class FeatureStore(Mapping[str, Dataset]):
                 f"{cache_dir} is opened without a folder to fetch records into",
                 remedy="name one on a local disk: featstore.open(URL, local=FOLDER)",
             )
-        dataset_names(cache_dir)
+        else:
+            refuse_no_cache(cache_dir)
         self.cache_dir = absolute(cache_dir)
         self._verify = verify
         self._datasets: dict[str, Dataset] = {}

@@ -70,6 +70,21 @@ def write_atomically(target: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     sync_dir(folder)
 
 
+@contextlib.contextmanager
+def open_target(target: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Yield a file for what a user wants to have in `target`: as `write_atomically`, but a device or a pipe is written.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    if os.path.isfile(target) or not os.path.exists(target):
+        with write_atomically(target) as file:
+            yield file
+    else:
+        with open(target, "wb", buffering=0) as device:
+            yield device
+
+
 def _sync(path: str | os.PathLike[str], flags: int) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:

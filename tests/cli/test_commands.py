@@ -114,7 +114,7 @@ def test_ls_lists_feature_sets_and_videos(stored):
     assert shown.stdout.splitlines()[1].split()[1] == "6"
     assert shown.stdout.splitlines()[1].endswith("  int8/channel_token")
     assert max(map(len, [head, line, *shown.stdout.splitlines()])) <= 80
-    assert shown.stderr == ""
+    assert shown.stderr == "3 videos, 12.5 KiB\n"
 
 
 def test_a_summary_says_how_many_videos_are_left_and_why(sample_clips, tmp_path):
@@ -579,11 +579,12 @@ def test_all_commands_mean_the_default_set_until_another_is_named(sample_clips, 
     shown = run("ls", *at)
     assert len(shown.stdout.splitlines()) == 4
     assert shown.stderr == (
-        "demo has 1 other feature set: list them without --dataset, name one with --spec\n"
+        "3 videos, 12.5 KiB\ndemo has 1 other feature set: list them without --dataset, name one with --spec\n"
     )
     assert json.loads(run("get", *at, "blink", "--json").stdout)["feature_set"] == first
     other = run("ls", *at, "--spec", second[:4])
-    assert (len(other.stdout.splitlines()), other.stderr) == (2, "")
+    assert len(other.stdout.splitlines()) == 2
+    assert other.stderr == "1 video, 4.1 KiB\n"
     assert json.loads(run("get", *at, "blink", "--nframe", 4, "--json").stdout)["frames"] == 4
     by_nframe = run("ls", *at, "--nframe", 4)
     assert (by_nframe.stdout, by_nframe.stderr) == (other.stdout, "")

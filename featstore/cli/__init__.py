@@ -25,6 +25,7 @@ from featstore.cli import (
     import_files,
     info,
     ingest,
+    lmms_eval,
     ls,
     merge,
     mv,
@@ -114,6 +115,7 @@ for command in (
     show.show,
     status.status,
     report.report,
+    lmms_eval.lmms_eval,
     vlmeval.vlmeval,
 ):
     main.add_command(command)

@@ -80,6 +80,14 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "dataset of its own name and sets its own number of frames.",
     ),
     click.option(
+        "--lmms-tasks",
+        cls=VariadicOption,
+        multiple=True,
+        metavar="NAME...",
+        help="Tasks of lmms-eval in place of --videos, as in videomme mlvu_dev. They fill the datasets that --datasets "
+        "does, with --nframe frames.",
+    ),
+    click.option(
         "--dataset",
         shell_complete=complete_dataset,
         help="Name of the dataset to fill; created if it does not exist. Required without --datasets.",

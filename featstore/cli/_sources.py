@@ -1,4 +1,4 @@
-"""The videos that `featstore ingest` is asked for: folders and files, a manifest, or benchmarks of VLMEvalKit."""
+"""The videos that `featstore ingest` is asked for: folders and files, a manifest, or benchmarks of a harness."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from featstore.sampling import Sampling
 
 
+# Options that fill several datasets, each with the name that its benchmark has.
+BENCHMARK_WAYS = ("datasets", "lmms_tasks")
+
+
 @dataclass(frozen=True)
 class IngestSource:
     """The videos of one dataset, and which of their frames to take; how many questions are asked about them."""
@@ -27,17 +31,21 @@ class IngestSource:
 
 def choose_sources(options: dict[str, Any]) -> list[IngestSource]:
     """Return what the options of `featstore ingest` name; everything is listed before any video is read."""
-    ways = [name for name in ("videos", "manifest", "datasets") if options[name]]
+    ways = [name for name in ("videos", "manifest", *BENCHMARK_WAYS) if options[name]]
     if len(ways) > 1:
-        named = " and ".join(f"--{name}" for name in ways)
+        named = " and ".join(map(_option, ways))
         raise click.UsageError(f"{named} each name the videos: leave all but one out")
     if not ways:
-        raise click.UsageError("name the videos with --videos, with --manifest or with --datasets")
-    if ways == ["datasets"]:
+        raise click.UsageError(
+            "name the videos with --videos, with --manifest, with --datasets or with --lmms-tasks"
+        )
+    if ways[0] in BENCHMARK_WAYS:
         if options["dataset"]:
             raise click.UsageError(
-                "--datasets fills the dataset of each benchmark: leave out --dataset"
+                f"{_option(ways[0])} fills the dataset of each benchmark: leave out --dataset"
             )
+        if ways == ["lmms_tasks"]:
+            return _lmms_tasks(options)
         return [_benchmark(name, options) for name in dict.fromkeys(options["datasets"])]
     if not options["dataset"]:
         raise click.UsageError("name the dataset to fill with --dataset")
@@ -47,6 +55,21 @@ def choose_sources(options: dict[str, Any]) -> list[IngestSource]:
     manifest = options["manifest"]
     videos = read_listing(manifest) if manifest else list_videos(options["videos"])
     return [IngestSource(options["dataset"], videos, sampling)]
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _lmms_tasks(options: dict[str, Any]) -> list[IngestSource]:
+    from featstore.integrations.lmms_eval.tasks import list_task_videos
+
+    sampling = choose_sampling(options["rule"], options["nframe"])
+    with contextlib.redirect_stdout(sys.stderr):  # it reports there, too
+        found = list_task_videos(list(dict.fromkeys(options["lmms_tasks"])))
+    return [
+        IngestSource(listed.dataset, listed.videos, sampling, listed.questions) for listed in found
+    ]
 
 
 def _benchmark(config: str, options: dict[str, Any]) -> IngestSource:

@@ -19,7 +19,7 @@ from featstore.cli._options import SOME_FAILED
 from featstore.cli._printing import clock, print_json
 from featstore.cli._progress import show_progress
 from featstore.cli._ray_options import choose_engine, ray_options
-from featstore.cli._sources import choose_sources
+from featstore.cli._sources import BENCHMARK_WAYS, choose_sources
 from featstore.cli._streams import say
 from featstore.cli._words import counts_text, how_many
 from featstore.errors import plain, plain_line
@@ -99,7 +99,8 @@ def ingest(shard: str | None, shard_dir: str | None, **options: Any) -> None:
                 break
     if options["as_json"]:
         found = [summary.to_dict() for summary in summaries]
-        print_json(found if options["datasets"] else found[0])
+        several = any(options[way] for way in BENCHMARK_WAYS)
+        print_json(found if several else found[0])
     ended = summaries[-1].full or summaries[-1].over_budget
     if ended:
         say(f"featstore: {plain(ended)}")

@@ -1,0 +1,22 @@
+"""featstore inside lmms-eval: models that answer from stored features, found through an entry point.
+
+lmms-eval loads every entry point of its group, whatever model is asked for: so this file loads nothing that is heavy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Name on lmms-eval's command line -> the class in model.py.
+MODELS = {"longva_cached": "LongVACached"}
+
+
+def manifests() -> list[Any]:
+    """Return what lmms-eval is to know of the models here; it calls this through the group `lmms_eval.models`."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    home = "featstore.integrations.lmms_eval.model"
+    return [
+        ModelManifest(model_id=name, simple_class_path=f"{home}.{cls}")
+        for name, cls in MODELS.items()
+    ]

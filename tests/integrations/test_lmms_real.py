@@ -1,0 +1,196 @@
+"""lmms-eval itself, unedited, on tasks of its own over small clips: some three minutes on two cores.
+
+LMMS_EVAL_PYTHON names the Python of an environment that has it and featstore: tools/setup_lmms_eval.sh makes one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import featstore
+
+sys.path.insert(0, str(Path(__file__).parent))
+from lmms_tasks import DATASETS, QUESTIONS, TASKS, VIDEOS, lay_out
+
+PYTHON = os.environ.get("LMMS_EVAL_PYTHON", "")
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+pytestmark = [
+    pytest.mark.skipif(
+        not PYTHON, reason="LMMS_EVAL_PYTHON names no Python that has lmms-eval and featstore"
+    ),
+    pytest.mark.timeout(900),
+    pytest.mark.slow,
+]
+NFRAME = 8
+
+
+class Place(NamedTuple):
+    folder: Path
+    env: dict[str, str]
+
+    def run(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [PYTHON, "-m", *words], capture_output=True, text=True, env=self.env, cwd=self.folder
+        )
+        assert done.returncode == code, f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+        return done
+
+    def evaluate(
+        self,
+        work: str,
+        *options: str,
+        program: tuple[str, ...] = ("lmms_eval",),
+        arguments: str = "",
+        tasks: tuple[str, ...] = TASKS,
+        code: int = 0,
+    ) -> str:
+        """Run an evaluation and return what it wrote on stderr."""
+        model = f"pretrained=checkpoint,cache_dir=store,max_frames_num={NFRAME}{arguments}"
+        done = self.run(
+            *program,
+            *("--model", "longva_cached", "--model_args", model, "--tasks", ",".join(tasks)),
+            *("--output_path", work, "--log_samples", "--predict_only"),
+            *("--gen_kwargs", "max_new_tokens=4", *options),
+            code=code,
+        )
+        return done.stderr
+
+    def samples(self, work: str, task: str) -> list[dict[str, Any]]:
+        [file] = (self.folder / work).rglob(f"*_samples_{task}.jsonl")
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        return sorted(rows, key=lambda row: row["doc_id"])
+
+    def answers(self, work: str) -> dict[str, list[str]]:
+        return {
+            task: [row["filtered_resps"][0] for row in self.samples(work, task)] for task in TASKS
+        }
+
+
+def counted(errors: str) -> tuple[int, int]:
+    """Return the hits and misses that all processes printed."""
+    hits, misses = (
+        sum(map(int, re.findall(rf"Cache {name}: (\d+)", errors))) for name in ("hits", "misses")
+    )
+    return hits, misses
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    folder = tmp_path_factory.mktemp("lmms")
+    for tool, out in (("make_tiny_checkpoint", "checkpoint"), ("make_sample_clips", "clips")):
+        subprocess.run([sys.executable, TOOLS / f"{tool}.py", folder / out], check=True)
+    home = lay_out(folder, sorted((folder / "clips").glob("*.mp4")))
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    env |= {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
+    env |= {"HF_DATASETS_CACHE": str(folder / "tables"), "CUDA_VISIBLE_DEVICES": ""}
+    place = Place(folder, env)
+    place.run(
+        *("featstore", "ingest", "--lmms-tasks", *TASKS, "--model-path", "checkpoint"),
+        *("--cache-dir", "store", "--nframe", str(NFRAME)),
+    )
+    return place
+
+
+@pytest.fixture(scope="module")
+def stored(place: Place) -> dict[str, list[str]]:
+    """The answers from the store, which was filled from the task lists."""
+    errors = place.evaluate("stored", arguments=",on_miss=error")
+    assert counted(errors) == (sum(QUESTIONS.values()), 0)
+    return place.answers("stored")
+
+
+def test_an_ingest_of_tasks_fills_the_datasets_and_ids_of_vlmevalkit(place):
+    store = featstore.open(place.folder / "store")
+    assert {task: sorted(store[DATASETS[task]]) for task in TASKS} == {
+        task: sorted(VIDEOS[task].values()) for task in TASKS
+    }
+
+
+def test_answers_from_the_store_are_those_of_the_model_asked_the_same_prompt(place, stored):
+    """The context that lmms-eval hands to its own `longva`, which also puts the video before it."""
+    from featstore.models import CachedLongVA
+
+    with CachedLongVA(
+        place.folder / "checkpoint", place.folder / "store", sampling=featstore.Sampling(NFRAME)
+    ) as model:
+        for task in TASKS:
+            videos = dict(zip(VIDEOS[task].values(), VIDEOS[task], strict=True))
+            for row, answer in zip(place.samples("stored", task), stored[task], strict=True):
+                video = next(
+                    name
+                    for name in videos
+                    if Path(videos[name]).name == named(row["doc"])
+                    and kind_of(row["doc"]) in ("", name.split("/")[0][2:])
+                )
+                expected = model.generate(
+                    row["input"], video, dataset=DATASETS[task], max_new_tokens=4
+                )
+                assert answer == expected, (task, row["doc_id"])
+
+
+def named(doc: dict[str, Any]) -> str:
+    name = doc.get("videoID") or doc.get("video_name") or doc.get("id")
+    return Path(f"{name}".removesuffix(".mp4") + ".mp4").name
+
+
+def kind_of(doc: dict[str, Any]) -> str:
+    return doc["task_type"] if "video_name" in doc else ""
+
+
+def test_without_the_store_the_same_code_answers_from_the_files(place, stored):
+    place.evaluate("uncached", arguments=",enable_cache=False", tasks=("mlvu_dev",))
+    rows = place.samples("uncached", "mlvu_dev")
+    assert [row["filtered_resps"][0] for row in rows] == stored["mlvu_dev"]
+
+
+def test_the_response_cache_and_the_limit_are_lmms_eval_s_own(place, stored):
+    for hits in (2, 0):
+        work = f"limited{hits}"
+        errors = place.evaluate(
+            work, "--limit", "2", "--use_cache", "responses", tasks=("videomme",)
+        )
+        assert counted(errors) == (hits, 0)
+        rows = place.samples(work, "videomme")
+        assert [row["filtered_resps"][0] for row in rows] == stored["videomme"][:2]
+
+
+def test_a_video_that_fails_ends_no_run_and_the_exit_code_tells(place, stored):
+    broken = place.folder / "hf" / "videomme" / "data" / "b.mp4"
+    kept = broken.read_bytes()
+    broken.write_bytes(b"no video")
+    try:
+        errors = place.evaluate("broken", program=("featstore", "lmms-eval", "--"), code=1)
+    finally:
+        broken.write_bytes(kept)
+    assert "lmms-eval left questions unanswered, about:\n  Video-MME/b\n" in errors
+    answers = place.answers("broken")
+    assert answers["videomme"][1::2] == ["", ""]
+    assert answers["videomme"][::2] == stored["videomme"][::2]
+    assert answers["mlvu_dev"] == stored["mlvu_dev"]
+
+
+def test_an_error_ends_the_command_with_its_exit_code(place):
+    errors = place.evaluate(
+        "refused",
+        program=("featstore", "lmms-eval", "--"),
+        arguments=",conv_template=vicuna_v1",
+        code=1,
+    )
+    assert "conv_template=vicuna_v1 cannot be followed" in errors.splitlines()[-3]
+
+
+def test_two_processes_share_the_questions_and_the_store(place, stored):
+    ranks = ("torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m")
+    errors = place.evaluate("ranks", program=(*ranks, "lmms_eval"), arguments=",on_miss=error")
+    hits, misses = counted(errors)
+    assert misses == 0
+    assert hits >= sum(QUESTIONS.values())  # one with fewer questions asks its last one again
+    assert place.answers("ranks") == stored

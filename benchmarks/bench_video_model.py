@@ -1,0 +1,131 @@
+"""How long does a question take, with a Qwen2.5-VL of 7B's shape: live, from stored features, with the prefix kept?
+
+Weights are random, of the published shape: answers mean nothing, times do. A checkpoint of 16 GB is written first.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import transformers
+from make_sample_clips import make_sample_clips
+from make_tiny_video_model import QWEN_TEMPLATE, processor, tiny_model, write_video_tokenizer
+
+from featstore.models import CachedVideoModel
+from featstore.sampling import Sampling
+
+QUESTIONS = [f"What happens in part {number} of this video?" for number in range(1, 7)]
+VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
+VISION |= {"out_hidden_size": 3584, "fullatt_block_indexes": [7, 15, 23, 31], "window_size": 112}
+TEXT = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
+TEXT |= {"num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064}
+ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+
+
+@click.command()
+@click.option("--tiny", is_flag=True, help="A tiny model, to see that it runs.")
+@click.option("--device", default="cuda", show_default=True, help="A torch device.")
+@click.option("--nframe", default=128, show_default=True, help="Frames of the video.")
+@click.option("--max-pixels", default=200_704, show_default=True, help="Pixels of a frame at most.")
+@click.option("--tokens", default=8, show_default=True, help="New tokens an answer.")
+@click.option(
+    "--video",
+    type=click.Path(exists=True, path_type=Path),
+    help="A file; by default a short clip.",
+)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here."
+)
+def main(
+    tiny: bool,
+    device: str,
+    nframe: int,
+    max_pixels: int,
+    tokens: int,
+    video: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Print seconds a question, median and all, of the three ways."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        checkpoint = write_checkpoint(work / "model", device, tiny=tiny)
+        if video is None:
+            make_sample_clips(work)
+            video = sorted(work.glob("*.mp4"))[0]
+        options: dict[str, Any] = {
+            "device": device,
+            "sampling": Sampling(nframe, "qwen"),
+            "dataset": "bench",
+            "max_pixels": max_pixels,
+            "min_pixels": max_pixels // 4,
+        }
+        figures: dict[str, Any] = {}
+        for way, more in {
+            "live": {"cache_dir": None, "prefix_cache": 0},
+            "stored": {"cache_dir": work / "cache", "prefix_cache": 0},
+            "prefix kept": {"cache_dir": work / "cache", "prefix_cache": 1},
+        }.items():
+            with CachedVideoModel(checkpoint, **options, **more) as model:
+                figures[way] = times(model, str(video), tokens)
+        report(figures, device, nframe, json_file)
+
+
+def write_checkpoint(out: Path, device: str, *, tiny: bool) -> Path:
+    """Write a Qwen2.5-VL with random weights in bf16."""
+    out.mkdir()
+    ids = write_video_tokenizer(out, QWEN_TEMPLATE)
+    model = tiny_model("qwen2_5_vl", ids)
+    if not tiny:
+        config = model.config.to_dict()
+        config["vision_config"] |= VISION
+        config["text_config"] |= TEXT | {"rope_parameters": ROPE, "layer_types": None}
+        whole = transformers.Qwen2_5_VLConfig(**config)
+        with torch.device(device):
+            before = torch.get_default_dtype()
+            torch.set_default_dtype(torch.bfloat16)
+            model = transformers.Qwen2_5_VLForConditionalGeneration(whole)
+            torch.set_default_dtype(before)
+    model.save_pretrained(out)
+    (out / "preprocessor_config.json").write_text(json.dumps(processor("qwen2_5_vl")))
+    return out
+
+
+def times(model: CachedVideoModel, video: str, tokens: int) -> list[float]:
+    """Return the seconds of each question; a question before them loads, stores and warms up."""
+    seconds = []
+    for question in ["Warm up.", *QUESTIONS]:
+        start = time.perf_counter()
+        model.generate_ids(
+            question, "video", path=video, min_new_tokens=tokens, max_new_tokens=tokens
+        )
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]
+
+
+def report(
+    figures: dict[str, list[float]], device: str, nframe: int, json_file: Path | None
+) -> None:
+    """Print the figures, and write them to a file."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor()
+    about = f"{name}, torch {torch.__version__}, transformers {transformers.__version__}, {nframe} frames at most"
+    click.echo(about)
+    live = statistics.median(figures["live"])
+    for way, seconds in figures.items():
+        middle = statistics.median(seconds)
+        click.echo(
+            f"{way:12} {middle:8.3f} s a question, {live / middle:5.1f} x live ({min(seconds):.3f}-{max(seconds):.3f})"
+        )
+    if json_file is not None:
+        json_file.write_text(json.dumps({"about": about, "seconds": figures}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

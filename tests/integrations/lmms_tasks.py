@@ -30,7 +30,13 @@ DATASETS = {
     "mlvu_dev": "MLVU",
     "video_mmmu_comprehension": "VideoMMMU",
 }
-QUESTIONS = {"videomme": 4, "mlvu_dev": 2, "video_mmmu_comprehension": 1}
+# The ids of the videos that each task asks about, in the order of its rows.
+ASKED = {
+    "videomme": ["a", "b", "a", "b"],
+    "mlvu_dev": ["1_plotQA/movie", "2_needle/movie"],
+    "video_mmmu_comprehension": ["Art/validation_Art_1"],
+}
+QUESTIONS = {task: len(videos) for task, videos in ASKED.items()}
 _SOME = dict.fromkeys(("domain", "sub_category", "duration"), "short")
 
 

@@ -21,9 +21,15 @@ from featstore.pipeline.summary import IngestSummary
 from featstore.pipeline.write.writer_client import start_writer
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
-from featstore.store import FeatureWriter, ingest_lock, refuse_sealed
+from featstore.store import MAP_BYTES, FeatureWriter, ingest_lock, refuse_sealed
 from featstore.store.describe import write_cache_meta
-from featstore.store.paths import absolute, dataset_path, make_folder, stored_bytes
+from featstore.store.paths import (
+    absolute,
+    dataset_bytes,
+    dataset_path,
+    make_folder,
+    stored_bytes,
+)
 from featstore.system.cpus import default_workers
 from featstore.system.filesystems import format_bytes, free_bytes, refuse_network
 from featstore.system.processes import enough_descriptors
@@ -270,6 +276,12 @@ def _check_space(
     need = summary.needed_bytes
     free, min_free, max_size = free_bytes(cache_dir), options.min_free, options.max_size
     one, fewer = need // summary.planned, "take fewer with --limit, or "
+    file_bytes = dataset_bytes(dataset_path(cache_dir, summary.dataset))
+    if file_bytes + need > MAP_BYTES:
+        raise StoreFull(
+            f"the videos need {format_bytes(need)}, and a dataset's file holds {format_bytes(MAP_BYTES)}; {fewer}have "
+            "the dataset made of shards, with --shard 0/1, or with --shard I/N in N processes"
+        )
     if free - need < min_free:
         raise StoreFull(
             f"the videos need {format_bytes(need)}, {format_bytes(free)} are free in {cache_dir} and "

@@ -87,6 +87,7 @@ def why_not(estimates: Sequence[Estimate], room: Room) -> list[str]:
         if estimate.files > 1:
             found.append(
                 f"{estimate.dataset} would fill {estimate.files} files of {format_bytes(MAP_BYTES)}, and a dataset has "
-                f"one: divide its videos into {estimate.files} datasets, or take fewer bytes a value with --quantize"
+                "one unless it is made of shards: ingest with --shard 0/1, or with --shard I/N in N processes, or take "
+                "fewer bytes a value with --quantize"
             )
     return found

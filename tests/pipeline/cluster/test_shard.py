@@ -164,3 +164,10 @@ def test_a_run_is_told_with_its_rate_its_reasons_and_who_is_silent(tmp_path):
     assert run["seconds_left"] == pytest.approx(running.left / running.rate)
     assert stored_bytes(tmp_path) == 0
     assert os.listdir(tmp_path) == ["demo"]
+
+
+def test_what_one_file_cannot_hold_is_refused_without_shards(clips, cache, monkeypatch):
+    monkeypatch.setattr("featstore.pipeline.ingest.MAP_BYTES", 1000)
+    with pytest.raises(StoreError, match="--shard I/N"):
+        ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=Sampling(4), options=OPTIONS)
+    shutil.rmtree(cache)

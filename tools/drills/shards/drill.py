@@ -2,7 +2,7 @@
 
 The killed one dies with all of its processes at a random moment: while it lists, decodes, encodes, commits, seals,
 copies or adds its shard to the list. The same command follows at once. At the end each record must be that of one
-ingest, bit for bit but when it was made, in the shards read as one and in the environment that they are merged into; the
+ingest, bit for bit but when it was made, in the shards read as one and in the environment they are merged into; the
 failures must be the same, and no share may have left anything unsealed. Exits with 1 on anything else.
 """
 

@@ -187,7 +187,7 @@ def get(
         StoreMismatch: No feature set fits, or several do.
         RecordError: The record is damaged.
     """
-    place = os.path.realpath(cache_dir)
+    place = str(cache_dir) if is_url(cache_dir) else os.path.realpath(cache_dir)
     store = _shared.get(place)
     if store is None:
         store = _shared[place] = FeatureStore(place)

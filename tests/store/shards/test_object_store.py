@@ -12,7 +12,7 @@ import xxhash
 from click.testing import CliRunner
 from object_store import object_server, point_at, proxy, s3  # noqa: F401 (fixtures)
 from shard_contract import ShardContract
-from toys import REPOSITORY, expected, start_python, store_videos, toy_features
+from toys import REPOSITORY, expected, run_python, start_python, store_videos, toy_features
 
 import featstore
 from featstore.cli import main
@@ -251,6 +251,29 @@ def test_reading_ahead_fetches_without_waiting(pushed, tmp_path):
         assert time.monotonic() < until
         time.sleep(0.01)
     assert (demo["v2"].data == expected(VIDEOS["v2"])).all()
+
+
+FORKED = """
+import os, signal, sys
+import featstore
+
+demo = featstore.open(sys.argv[1], local=sys.argv[2])["demo"]
+demo["v1"]
+child = os.fork()
+if not child:
+    signal.alarm(30)  # obstore would wait for ever
+    try:
+        demo["v1"], demo["v2"]
+    except featstore.StoreError as exc:
+        os._exit(7 if "spawn" in str(exc) else 1)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_process_is_told_to_be_spawned_and_does_not_hang(pushed, tmp_path):
+    done = run_python(FORKED, pushed, tmp_path / "local")
+    assert done.stdout == "7\n", done.stderr
 
 
 def test_a_damaged_object_is_refused(pushed, tmp_path):

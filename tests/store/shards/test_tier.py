@@ -128,6 +128,16 @@ def test_a_folder_has_records_of_one_place(share, tmp_path):
 def test_a_url_needs_a_local_folder():
     with pytest.raises(StoreError, match="local=FOLDER"):
         featstore.open("s3://bucket/prefix")
+    with pytest.raises(StoreError, match="local=FOLDER"):
+        featstore.get("s3://bucket/prefix", "demo", "v1")
+
+
+def test_a_network_file_system_is_read_through_a_local_folder_only(share, tmp_path, monkeypatch):
+    monkeypatch.setattr("featstore.store.shards.union.network_kind", lambda path: "nfs4")
+    with pytest.raises(StoreError, match=r"nfs4.*local=FOLDER"):
+        featstore.open(share)["demo"]["v1"]
+    found = featstore.open(share, local=tmp_path / "local")["demo"]["v1"]
+    assert (found.data == expected(VIDEOS["v1"])).all()
 
 
 def test_a_dataset_pushed_later_is_found(share, tmp_path):

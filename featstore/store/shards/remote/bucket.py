@@ -18,6 +18,7 @@ from featstore.defaults import REMOTE_CONNECT_TIMEOUT, REMOTE_RETRIES, REMOTE_TI
 from featstore.errors import MissingExtra, StoreDamaged, StoreError, StoreNotFound
 from featstore.store.shards.manifest_list import list_name
 from featstore.store.shards.places import GOOD_COPY
+from featstore.store.shards.remote.obstore_words import explain, refuse_forked, short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,12 +29,7 @@ PARTS_AT_ONCE = 4
 READ_BYTES = 1 << 20  # of a stream at once
 UPLOAD_TIMEOUT = 600.0  # seconds for a part, whose upload cannot be taken up in its middle
 _PIECE_BYTES = 8 << 20
-_CREDENTIALS = (
-    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN too, if there is one), or "
-    "AWS_SKIP_SIGNATURE=true for a bucket that anyone may read"
-)
 _NAME = "name the dataset"
-_REFUSED = ("403 Forbidden", "401 Unauthorized")
 
 
 def is_url(place: str | os.PathLike[str]) -> bool:
@@ -212,6 +208,7 @@ class BucketPlace:
         """Raise what obstore raises as errors of ours that name the place."""
         from obstore.exceptions import BaseError
 
+        refuse_forked(self.where)
         try:
             yield
         except FileNotFoundError as exc:
@@ -231,23 +228,8 @@ class BucketPlace:
                     f"{self.where}/{name} has no {length} bytes at {offset}: it was cut short",
                     remedy=GOOD_COPY,
                 ) from exc
-            what, remedy = _explain(said)
-            raise StoreError(f"{self.where} {what} ({_short(said)})", remedy=remedy) from exc
-
-
-def _explain(said: str) -> tuple[str, str]:
-    if any(words in said for words in _REFUSED) or "necessary privileges" in said:
-        return "refuses these credentials", _CREDENTIALS
-    if "169.254." in said or "nable to load credentials" in said or "ssing credentials" in said:
-        return "cannot be asked without credentials", _CREDENTIALS
-    return "does not answer", "see whether its server is up and reached from here, then try again"
-
-
-def _short(said: str) -> str:
-    """Return the first sentence of what obstore says, and the code that the server gave."""
-    code = said.partition("<Code>")[2].partition("</Code>")[0]
-    first = said.partition("\n")[0].partition(": <?xml")[0]
-    return (f"{code}: {first}" if code else first)[:300]
+            what, remedy = explain(said)
+            raise StoreError(f"{self.where} {what} ({short(said)})", remedy=remedy) from exc
 
 
 def _proven(path: Path, name: str, wrong: list[StoreError]) -> Iterator[bytes]:
@@ -294,6 +276,6 @@ def open_store(url: str, timeout: float, headers: dict[str, str] | None = None) 
         return from_url(url, client_options=options, retry_config=retries)
     except Exception as exc:  # obstore raises several unrelated types for what it does not know
         raise StoreError(
-            f"{url} cannot be opened: {_short(str(exc))}",
+            f"{url} cannot be opened: {short(str(exc))}",
             remedy="name a store as s3://BUCKET/PREFIX, gs://..., az://... or https://...",
         ) from exc

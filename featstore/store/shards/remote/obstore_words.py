@@ -1,0 +1,42 @@
+"""What obstore says when something fails, in our words; and that it does not work in a forked process."""
+
+from __future__ import annotations
+
+import os
+
+from featstore.errors import StoreError
+
+_CREDENTIALS = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN too, if there is one), or "
+    "AWS_SKIP_SIGNATURE=true for a bucket that anyone may read"
+)
+_REFUSED = ("403 Forbidden", "401 Unauthorized")
+_used_in: list[int] = []  # the process in which obstore was first used, to which its threads belong
+
+
+def refuse_forked(where: str) -> None:
+    """Raise StoreError if obstore was used before this process was forked: it would wait for threads left behind."""
+    if not _used_in:
+        _used_in.append(os.getpid())
+    if _used_in[0] != os.getpid():
+        raise StoreError(
+            f"{where} cannot be asked by this process, which was forked after a store was asked",
+            remedy="start processes by spawn (a DataLoader with multiprocessing_context='spawn'), or fork before the "
+            "store is first opened; what was fetched before is served all the same",
+        )
+
+
+def explain(said: str) -> tuple[str, str]:
+    """Return what is the matter with a place of which obstore said `said`, and the remedy."""
+    if any(words in said for words in _REFUSED) or "necessary privileges" in said:
+        return "refuses these credentials", _CREDENTIALS
+    if "169.254." in said or "nable to load credentials" in said or "ssing credentials" in said:
+        return "cannot be asked without credentials", _CREDENTIALS
+    return "does not answer", "see whether its server is up and reached from here, then try again"
+
+
+def short(said: str) -> str:
+    """Return the first sentence of what obstore says, and the code that the server gave."""
+    code = said.partition("<Code>")[2].partition("</Code>")[0]
+    first = said.partition("\n")[0].partition(": <?xml")[0]
+    return (f"{code}: {first}" if code else first)[:300]

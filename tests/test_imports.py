@@ -23,6 +23,7 @@ AT_THE_TOP = {
     "torch": (
         "torch/",
         "encoders/longva/",
+        "encoders/transformers_vision/encoder.py",
         "models/",
         "pipeline/encode/cuda_",
         "pipeline/on_demand.py",

@@ -41,7 +41,7 @@ _HEADS = ("classifier.", "fc_norm.")
 
 
 @dataclass(frozen=True)
-class Family:
+class VisionFamily:
     """What is known of the models of a `model_type`.
 
     Attributes:
@@ -69,13 +69,13 @@ class Family:
     joint: str | None = None
 
 
-_CLIP = Family(
+_CLIP = VisionFamily(
     "CLIPVisionModel",
     skipped=("text_model.", "text_projection.", "logit_scale"),
     pooler="post_layernorm.",
     joint="CLIPVisionModelWithProjection",
 )
-_SIGLIP = Family(
+_SIGLIP = VisionFamily(
     "SiglipVisionModel",
     cls=False,
     skipped=("text_model.", "logit_scale", "logit_bias", *_HEADS),
@@ -85,26 +85,26 @@ _SIGLIP = Family(
 FAMILIES = {
     "clip": _CLIP,
     "clip_vision_model": _CLIP,
-    "dinov2": Family("Dinov2Model", side=None, pooler=""),
-    "dinov2_with_registers": Family(
+    "dinov2": VisionFamily("Dinov2Model", side=None, pooler=""),
+    "dinov2_with_registers": VisionFamily(
         "Dinov2WithRegistersModel", registers=True, side=None, pooler=""
     ),
-    "dinov3_vit": Family("DINOv3ViTModel", registers=True, side=None, pooler=""),
-    "ijepa": Family("IJepaModel", cls=False, skipped=(*_HEADS, "pooler."), pools=True),
+    "dinov3_vit": VisionFamily("DINOv3ViTModel", registers=True, side=None, pooler=""),
+    "ijepa": VisionFamily("IJepaModel", cls=False, skipped=(*_HEADS, "pooler."), pools=True),
     "siglip": _SIGLIP,
     "siglip_vision_model": _SIGLIP,
-    "timesformer": Family("TimesformerModel", frames="num_frames"),
-    "videomae": Family(
+    "timesformer": VisionFamily("TimesformerModel", frames="num_frames"),
+    "videomae": VisionFamily(
         "VideoMAEModel",
         cls=False,
         frames="num_frames",
         skipped=(*_HEADS, "decoder.", "encoder_to_decoder.", "mask_token"),
     ),
-    "vit": Family(
+    "vit": VisionFamily(
         "ViTModel", skipped=(*_HEADS, "lm_head.", "decoder."), pooler="pooler.", pools=True
     ),
-    "vivit": Family("VivitModel", frames="num_frames", pooler="pooler.", pools=True),
-    "vjepa2": Family(
+    "vivit": VisionFamily("VivitModel", frames="num_frames", pooler="pooler.", pools=True),
+    "vjepa2": VisionFamily(
         "VJEPA2Model",
         cls=False,
         frames="frames_per_clip",
@@ -138,7 +138,7 @@ class VisionCheckpoint:
     """
 
     files: Files
-    family: Family
+    family: VisionFamily
     config: Any
     stated: ConfigFields
 

@@ -20,7 +20,7 @@ from featstore.torch.forked import computing
 if TYPE_CHECKING:
     from featstore.models.generating.settings import GenerationSettings
     from featstore.models.statistics import CacheStatistics
-    from featstore.models.transformers_video.families import Family
+    from featstore.models.transformers_video.families import VideoFamily
     from featstore.models.transformers_video.language import VideoLanguage
     from featstore.models.transformers_video.prompt import VideoPrompt
     from featstore.models.visual_input import VisualInput
@@ -32,7 +32,7 @@ class VideoAnswerer:
     def __init__(
         self,
         language: VideoLanguage,
-        family: Family,
+        family: VideoFamily,
         width: int,
         statistics: CacheStatistics,
         *,

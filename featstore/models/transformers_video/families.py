@@ -20,7 +20,7 @@ OLDEST = (5, 18)  # from it on models take `mm_encoder_outputs`
 
 
 @dataclass(frozen=True)
-class Family:
+class VideoFamily:
     """A kind of model.
 
     Attributes:
@@ -51,12 +51,12 @@ def _levels(features: torch.Tensor, width: int) -> Any:
 
 
 FAMILIES = {
-    "qwen2_5_vl": Family("qwen_vl", ("visual",), "depth", _one),
-    "qwen3_vl": Family("qwen_vl", ("visual",), "depth", _levels),
+    "qwen2_5_vl": VideoFamily("qwen_vl", ("visual",), "depth", _one),
+    "qwen3_vl": VideoFamily("qwen_vl", ("visual",), "depth", _levels),
 }
 
 
-def find_family(model_type: str) -> Family:
+def find_family(model_type: str) -> VideoFamily:
     """Return the family of a model type.
 
     Raises:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from featstore.checkpoints.files import Files
-    from featstore.models.transformers_video.families import Family
+    from featstore.models.transformers_video.families import VideoFamily
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class VideoLanguage:
 
 
 def load_video_language(
-    files: Files, family: Family, *, device: torch.device, dtype: torch.dtype, attention: str
+    files: Files, family: VideoFamily, *, device: torch.device, dtype: torch.dtype, attention: str
 ) -> VideoLanguage:
     """Load all of a checkpoint but the vision tower's layers.
 
@@ -97,7 +97,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _sees(key: str, family: Family) -> bool:
+def _sees(key: str, family: VideoFamily) -> bool:
     return any(part in key.split(".") for part in family.sees)
 
 

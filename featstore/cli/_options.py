@@ -157,7 +157,7 @@ dtype_option = click.option(
     "--dtype",
     type=click.Choice(["auto", "fp16", "bf16", "fp32"]),
     default=defaults.DTYPE,
-    help="Data type to compute in; auto is fp16 on CUDA and fp32 on a CPU.",
+    help="Data type to compute in; auto is fp32 on a CPU, and on CUDA fp16 for LongVA, bf16 for others.",
 )
 min_free_option = click.option(
     "--min-free",

@@ -9,6 +9,7 @@ import signal
 import threading
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featstore.decoding.video_file import identity_of
@@ -21,7 +22,6 @@ from featstore.pipeline.write.writer_client import start_writer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import ExitStack
-    from pathlib import Path
 
     from featstore.decoding.video_file import Video
     from featstore.encoders.base import Encoder
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from featstore.pipeline.options import IngestOptions
     from featstore.pipeline.summary import IngestSummary, Progress
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What Ray prints and reports of its own is no part of an ingest's progress.
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SCHEDULER_EVENTS": "0", "RAY_DEDUP_LOGS": "0"}
 
@@ -82,7 +83,7 @@ class RayEngine:
             FeatstoreError: there is no such cluster, or workers are lost one after the other.
             StoreMismatch: before any work of it, if a worker would make other features, or is of another version.
         """
-        stack.enter_context(connected(self.address))
+        stack.enter_context(connected(self.address, stop))
         import ray
 
         workers, cpus, decoders = self._size(ray.nodes(), options.workers)
@@ -156,8 +157,12 @@ class RayEngine:
 
 
 @contextlib.contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None, stop: threading.Event | None = None) -> Iterator[None]:
     """Be connected to a Ray cluster within the block, unless this process is already.
+
+    Args:
+        address: see RayEngine.
+        stop: once it is set, a signal also ends a cluster that was started here, before its handler is called.
 
     Raises:
         MissingExtra: Ray is not installed.
@@ -174,12 +179,15 @@ def connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    rays = importlib.import_module("ray._private.worker")
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     starts = address is None and not os.environ.get("RAY_ADDRESS")
-    local = {"include_dashboard": False} if starts else {}
+    # None would join any cluster that is on this machine.
+    local = {"address": "local", "include_dashboard": False} if starts else {"address": address}
     try:
-        ray.init(address=address, logging_level="ERROR", log_to_driver=False, **local)
+        ray.init(logging_level="ERROR", log_to_driver=False, **local)
     except (ConnectionError, RuntimeError, ValueError) as exc:
         raise FeatstoreError(
             f"the Ray cluster {address or 'of this machine'} cannot be joined: {exc}; start one with ray start, or "
@@ -187,15 +195,56 @@ def connected(address: str | None) -> Iterator[None]:
         ) from exc
     if in_main:
         signal.signal(signal.SIGTERM, before)  # ray.init takes it
+        if starts and stop is not None:
+            _end_with_signals(rays, stop)
     # Ray prints what raylets report to stdout, where a summary or JSON is to be, also with log_to_driver off.
-    rays, name = importlib.import_module("ray._private.worker"), "print_to_stdstream"
+    name = "print_to_stdstream"
     printed = getattr(rays, name, None)
     setattr(rays, name, lambda *_, **__: None)
     try:
         yield
     finally:
         setattr(rays, name, printed)
+        if in_main:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         ray.shutdown()
+
+
+def _end_with_signals(rays: Any, stop: threading.Event) -> None:
+    """Have the second signal end the processes of the cluster, of which Ray leaves some if this one just exits."""
+    roots = {
+        found.process.pid for each in rays._global_node.all_processes.values() for found in each
+    }
+
+    def wrap(handler: Any) -> Any:
+        def on_signal(number: int, frame: Any) -> None:
+            if stop.is_set():
+                _kill_all(roots)
+            handler(number, frame)
+
+        return on_signal
+
+    for number in _SIGNALS:
+        handler = signal.getsignal(number)
+        if callable(handler):
+            signal.signal(number, wrap(handler))
+
+
+def _kill_all(roots: set[int]) -> None:
+    """Kill processes and all that descend from them."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            pid, _, rest = stat.read_text(errors="replace").partition(" ")
+            parents[int(pid)] = int(rest.rpartition(")")[2].split()[1])
+    found, more = set(roots), set(roots)
+    while more:
+        more = {pid for pid, parent in parents.items() if parent in more} - found
+        found |= more
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _hire(actor: Any, work: bytes) -> tuple[Any, Any]:

@@ -11,10 +11,9 @@ from featstore.errors import RecordError, StoreDamaged, StoreNotFound
 from featstore.records.record import Record, parse
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.engine.snapshot import CachedRecord
-from featstore.store.engine.transaction import refuse_shards
 from featstore.store.lost import explain_absent
 from featstore.store.manifest import MANIFEST_KEY, Manifest, check_name, unpack_manifest
-from featstore.store.paths import dataset_path
+from featstore.store.paths import dataset_path, refuse_shards
 from featstore.store.rows import (
     Entry,
     Failure,

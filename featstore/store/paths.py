@@ -9,7 +9,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featstore.errors import StoreError, StoreFull, StoreMismatch, StoreNotFound
+from featstore.errors import (
+    StoreError,
+    StoreFull,
+    StoreMismatch,
+    StoreNotFound,
+    command_line,
+)
 from featstore.records.storage import MAX_ID_BYTES
 from featstore.system.file_map import MORE_FILES
 from featstore.system.fsync import make_durable_folder, sync_dir
@@ -100,6 +106,16 @@ def is_sharded(path: str | os.PathLike[str]) -> bool:
         if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
             return False
         raise StoreError(f"{path} cannot be looked into: {because(exc)}") from exc
+
+
+def refuse_shards(path: Path) -> None:
+    """Raise StoreError if the dataset in the folder `path` is made of sealed shards."""
+    if is_sharded(path):
+        raise StoreError(
+            f"{path} is made of sealed shards, which are never changed",
+            remedy="videos are added with featstore ingest --shard 0/1; for all else copy it into another cache and "
+            f"change it there: {command_line('merge', cache_dir='OTHER', dataset=path.name)} {path.parent}",
+        )
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from featstore.store.shards.places import STATUS_FOLDER, shard_file
 
 if TYPE_CHECKING:
     from featstore.pipeline.summary import IngestSummary
-    from featstore.store.shards.places import Place
+    from featstore.store.shards.places import FilePlace
 
 EVERY_SECONDS = 10.0
 OLD_SECONDS = 60.0
@@ -91,7 +91,7 @@ class Heartbeat:
     A status that cannot be written stops no ingest.
     """
 
-    def __init__(self, place: Place, dataset: str, share: str, videos: int, *, on: bool = True):
+    def __init__(self, place: FilePlace, dataset: str, share: str, videos: int, *, on: bool = True):
         """Begin, unless it is not `on`."""
         self.state = "starting"
         self._place, self._name = place, shard_file(dataset, f"{STATUS_FOLDER}/{share}.json")
@@ -174,7 +174,7 @@ def pack_status(status: ShareStatus) -> bytes:
     return (json.dumps(to_plain(status), indent=1) + "\n").encode()
 
 
-def read_statuses(place: Place, dataset: str) -> tuple[list[ShareStatus], list[str]]:
+def read_statuses(place: FilePlace, dataset: str) -> tuple[list[ShareStatus], list[str]]:
     """Return what each share of `dataset` said last, and what is wrong with those that cannot be read."""
     folder = shard_file(dataset, STATUS_FOLDER)
     found, wrong = [], []

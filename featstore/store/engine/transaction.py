@@ -36,8 +36,8 @@ from featstore.store.paths import (
     because,
     identify,
     is_sealed,
-    is_sharded,
     lmdb_name,
+    refuse_shards,
 )
 from featstore.system.filesystems import DISK_FULL_ERRNOS, refuse_network
 
@@ -62,16 +62,6 @@ def refuse_sealed(path: Path) -> None:
         raise StoreError(
             f"{path} is sealed: it is read without locks, so nothing is written into it; undo that with "
             f"{command_line('seal', undo=True, cache_dir=path.parent, dataset=path.name)}"
-        )
-
-
-def refuse_shards(path: Path) -> None:
-    """Raise StoreError if the dataset in the folder `path` is made of sealed shards."""
-    if is_sharded(path):
-        raise StoreError(
-            f"{path} is made of sealed shards, which are never changed",
-            remedy="videos are added with featstore ingest --shard 0/1; for all else copy it into another cache and "
-            f"change it there: {command_line('merge', cache_dir='OTHER', dataset=path.name)} {path.parent}",
         )
 
 

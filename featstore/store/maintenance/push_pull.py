@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from featstore.store.shards.manifest_list import ShardRow
-    from featstore.store.shards.places import Place
+    from featstore.store.shards.places import FilePlace
 
 _PIECE_BYTES = 8 << 20
 _PULLING = ".pulling-"
@@ -146,13 +146,15 @@ def pull(
     return done
 
 
-def _summary(place: Place, dataset: str, rows: Iterable[ShardRow], before: set[str]) -> Transferred:
+def _summary(
+    place: FilePlace, dataset: str, rows: Iterable[ShardRow], before: set[str]
+) -> Transferred:
     copied = [row.file_bytes for row in rows if row.shard not in before]
     shards = len(read_list(place, dataset).shards)
     return Transferred(dataset, len(copied), sum(copied), shards)
 
 
-def _push_shards(here: LocalPlace, place: Place, dataset: str) -> tuple[ShardRow, ...]:
+def _push_shards(here: LocalPlace, place: FilePlace, dataset: str) -> tuple[ShardRow, ...]:
     rows = read_list(here, dataset).shards
     there = place.names(shard_file(dataset))
     for row in rows:
@@ -166,7 +168,7 @@ def _push_shards(here: LocalPlace, place: Place, dataset: str) -> tuple[ShardRow
     return rows
 
 
-def _pull_shard(place: Place, here: LocalPlace, dataset: str, row: ShardRow) -> None:
+def _pull_shard(place: FilePlace, here: LocalPlace, dataset: str, row: ShardRow) -> None:
     """Copy a shard's file and index, each proven before it has its name."""
     name, index = shard_file(dataset, row.data_name), shard_file(dataset, row.index_name)
     read_index(place, dataset, row, {})
@@ -184,7 +186,7 @@ def _pull_shard(place: Place, here: LocalPlace, dataset: str, row: ShardRow) -> 
     here.put(index, place.read(index, row.index_bytes))
 
 
-def _copy_proven(place: Place, name: str, row: ShardRow, fd: int, target: Path) -> None:
+def _copy_proven(place: FilePlace, name: str, row: ShardRow, fd: int, target: Path) -> None:
     hasher = xxhash.xxh3_128()
     buffer = memoryview(bytearray(min(_PIECE_BYTES, row.file_bytes)))
     for at in range(0, row.file_bytes, _PIECE_BYTES):

@@ -19,7 +19,7 @@ from featstore.store.changes import CatalogTransaction, is_manifest_lost, rebuil
 from featstore.store.engine.environment import open_snapshot
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.engine.pages import refuse_damaged_pages
-from featstore.store.engine.transaction import WriteTransaction, refuse_shards
+from featstore.store.engine.transaction import WriteTransaction
 from featstore.store.maintenance.check import (
     CheckReport,
     Problem,
@@ -28,7 +28,7 @@ from featstore.store.maintenance.check import (
     whole_entry,
 )
 from featstore.store.manifest import MANIFEST_KEY
-from featstore.store.paths import dataset_path
+from featstore.store.paths import dataset_path, refuse_shards
 from featstore.store.rows import (
     DAMAGED,
     DIGEST_DIGITS,

@@ -35,13 +35,15 @@ if TYPE_CHECKING:
 
     from featstore.records.record import Record
     from featstore.store.engine.snapshot import Snapshot
-    from featstore.store.shards.places import Place
+    from featstore.store.shards.places import FilePlace
 
 # What a record says of who made it when and from which path, not of its features.
 _CIRCUMSTANCES = ("created", "video_path")
 
 
-def seal_shard(cache_dir: str | os.PathLike[str], dataset: str, place: Place) -> ShardRow | None:
+def seal_shard(
+    cache_dir: str | os.PathLike[str], dataset: str, place: FilePlace
+) -> ShardRow | None:
     """Add what `cache_dir/dataset` holds to the shards of the dataset of that name in `place`.
 
     The dataset here stays as it is, and is compacted into a folder beside it for as long as this takes.
@@ -82,7 +84,7 @@ def seal_shard(cache_dir: str | os.PathLike[str], dataset: str, place: Place) ->
             _clear(aside)
 
 
-def put_shard(folder: Path, dataset: str, place: Place, rows: int) -> ShardRow:
+def put_shard(folder: Path, dataset: str, place: FilePlace, rows: int) -> ShardRow:
     """Put a compacted file as a shard: the file, then its index, then the list; raise as `seal_shard`.
 
     Args:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from featstore.store.shards.manifest_list import ShardRow
 
 
-class Memory(Protocol):
+class MappedBytes(Protocol):
     """Mapped memory: a file's map, which stays for as long as anything refers to it."""
 
     address: int
@@ -63,7 +63,7 @@ class DatasetSnapshot(Protocol):
         """Return what is at `place`, also if no view of it was left."""
         ...
 
-    def memory(self, view: memoryview) -> Memory:
+    def memory(self, view: memoryview) -> MappedBytes:
         """Return the map that a view of `get` or `view` is in."""
         ...
 
@@ -115,7 +115,7 @@ class Commits(Protocol):
 class Located(NamedTuple):
     """A record in memory: its map, and where in that its first byte is."""
 
-    memory: Memory
+    memory: MappedBytes
     offset: int
 
 

@@ -19,7 +19,7 @@ from featstore.store.shards.places import shard_file
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from featstore.store.shards.places import Place
+    from featstore.store.shards.places import FilePlace
 
 LIST_FORMAT = 1
 MAX_LIST_BYTES = 64 << 20
@@ -92,7 +92,7 @@ def list_number(name: str) -> int:
     return int(found[1]) if found else 0
 
 
-def read_list(place: Place, dataset: str) -> ShardList:
+def read_list(place: FilePlace, dataset: str) -> ShardList:
     """Return the newest list in `place`, number 0 if there is none; raise as `unpack_list`, and StoreError."""
     number = max(map(list_number, place.names(shard_file(dataset))), default=0)
     if not number:
@@ -101,7 +101,7 @@ def read_list(place: Place, dataset: str) -> ShardList:
     return unpack_list(place.read(name, MAX_LIST_BYTES), dataset, number, f"{place.where}/{name}")
 
 
-def add_shards(place: Place, dataset: str, rows: Iterable[ShardRow]) -> ShardList:
+def add_shards(place: FilePlace, dataset: str, rows: Iterable[ShardRow]) -> ShardList:
     """Add shards, whose files are in `place` already, to the list; return the list that has them.
 
     Raises:

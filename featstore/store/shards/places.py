@@ -27,7 +27,7 @@ MOST_AT_ONCE = 1 << 30  # bytes; the system reads less than 2 GiB
 GOOD_COPY = "put a good copy of the file in its place"
 
 
-class Place(Protocol):
+class FilePlace(Protocol):
     """A cache directory, or a prefix of a bucket, as files: each appears whole or not at all.
 
     Names are relative to it, with `/`. What cannot be done raises StoreError, which names the place; a file that is not
@@ -69,7 +69,7 @@ class Place(Protocol):
 
 
 class LocalPlace:
-    """A cache directory on a disk of this machine, or on a share that it mounts; see Place."""
+    """A cache directory on a disk of this machine, or on a share that it mounts; see FilePlace."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         """Take the cache directory, which need not exist."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from featstore.errors import StoreDamaged
-    from featstore.store.shards.base import Memory, Records
+    from featstore.store.shards.base import MappedBytes, Records
     from featstore.store.shards.index import Index
     from featstore.store.shards.manifest_list import ShardList
 
@@ -108,7 +108,7 @@ class ShardSnapshot:
         """Return what is at `place`."""
         return self._view(place)
 
-    def memory(self, view: memoryview) -> Memory:
+    def memory(self, view: memoryview) -> MappedBytes:
         """Return the map that a view is in."""
         return _part_of(view).memory
 
@@ -195,7 +195,7 @@ class _Part:
     """Memory of a record, as numpy's array interface describes it: read-only, and it holds its map and its snapshot."""
 
     def __init__(
-        self, snapshot: ShardSnapshot, memory: Memory, address: int, place: PartPlace
+        self, snapshot: ShardSnapshot, memory: MappedBytes, address: int, place: PartPlace
     ) -> None:
         self._snapshot = snapshot  # held, never asked
         self.memory = memory

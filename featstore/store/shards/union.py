@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from featstore.store.shards.base import Records
     from featstore.store.shards.index import Index, RecordPlace
     from featstore.store.shards.manifest_list import ShardRow
-    from featstore.store.shards.places import Place
+    from featstore.store.shards.places import FilePlace
 
 
 class MappedShards:
@@ -152,7 +152,7 @@ class ShardReader:
         return self._newest
 
 
-def read_index(place: Place, dataset: str, row: ShardRow, known: dict[str, Index]) -> Index:
+def read_index(place: FilePlace, dataset: str, row: ShardRow, known: dict[str, Index]) -> Index:
     """Return the index of a shard, which is kept in `known`.
 
     Raises:

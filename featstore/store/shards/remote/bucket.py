@@ -1,4 +1,4 @@
-"""Shard files in a bucket of an object store, or on a web server: a Place through obstore.
+"""Shard files in a bucket of an object store, or on a web server: a FilePlace through obstore.
 
 A broken or stalled connection is taken up where it ended, for as long as each try brings some bytes. Nothing that comes
 is verified here: who reads a file knows its checksum.
@@ -38,7 +38,7 @@ def is_url(place: str | os.PathLike[str]) -> bool:
 
 
 class BucketPlace:
-    """A prefix of a bucket; see Place.
+    """A prefix of a bucket; see FilePlace.
 
     Attributes:
         where: Its URL.

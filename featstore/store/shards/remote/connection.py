@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from featstore.store.shards.manifest_list import ShardList
-    from featstore.store.shards.places import Place
+    from featstore.store.shards.places import FilePlace
 
 REMOTE_FILE = "remote.json"
 _MAX_REMOTE_BYTES = 1 << 16
@@ -41,7 +41,7 @@ class Remote(NamedTuple):
     max_bytes: int
 
 
-def open_place(url: str | os.PathLike[str]) -> Place:
+def open_place(url: str | os.PathLike[str]) -> FilePlace:
     """Return the place that a URL or a folder names; raise as BucketPlace does."""
     if str(url).startswith("hf://"):
         return HubPlace(str(url))
@@ -119,7 +119,7 @@ def read_remote(folder: Path) -> Remote | None:
     )
 
 
-def _copy_lists(place: Place, folder: Path) -> None:
+def _copy_lists(place: FilePlace, folder: Path) -> None:
     """Copy the newest list of each dataset; of those known before if the place lists none."""
     is_web = isinstance(place, BucketPlace) and place.is_web
     names = LocalPlace(folder).folders() if is_web and folder.is_dir() else []
@@ -128,7 +128,7 @@ def _copy_lists(place: Place, folder: Path) -> None:
         copy_list(place, name, folder)
 
 
-def copy_list(place: Place, dataset: str, folder: Path) -> ShardList | None:
+def copy_list(place: FilePlace, dataset: str, folder: Path) -> ShardList | None:
     """Copy the newest list of a dataset and its indices to the local folder, the list last; None if there is none."""
     found = read_list(place, dataset)
     if not found.number:
@@ -166,11 +166,11 @@ def _write(path: Path, text: str) -> None:
         raise StoreError(f"{path} cannot be written: {because(exc)}") from exc
 
 
-def place_of(url: str) -> Place:
+def place_of(url: str) -> FilePlace:
     """Return this process's place of that URL or folder; connections do not survive a fork."""
     return _place(url, os.getpid())
 
 
 @lru_cache(maxsize=64)
-def _place(url: str, pid: int) -> Place:
+def _place(url: str, pid: int) -> FilePlace:
     return open_place(url)

@@ -17,7 +17,7 @@ _URL = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w.-]+))?((?:/[\w.-]+)*
 
 
 class HubPlace(BucketPlace):
-    """A folder of a dataset repository; see Place. Nothing is written to it: upload with huggingface_hub.
+    """A folder of a dataset repository; see FilePlace. Nothing is written to it: upload with huggingface_hub.
 
     The repository lists its files; their bytes come by ranged reads, as from any web server.
     """

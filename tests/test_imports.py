@@ -24,6 +24,7 @@ AT_THE_TOP = {
         "torch/",
         "encoders/longva/",
         "encoders/transformers_vision/encoder.py",
+        "encoders/qwen_vl/modeling.py",
         "models/",
         "pipeline/encode/cuda_",
         "pipeline/on_demand.py",

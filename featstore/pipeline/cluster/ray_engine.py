@@ -236,8 +236,8 @@ def _kill_all(roots: set[int]) -> None:
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            pid, _, rest = stat.read_text(errors="replace").partition(" ")
-            parents[int(pid)] = int(rest.rpartition(")")[2].split()[1])
+            rest = stat.read_text(errors="replace").rpartition(")")[2]  # after the name
+            parents[int(stat.parent.name)] = int(rest.split()[1])
     found, more = set(roots), set(roots)
     while more:
         more = {pid for pid, parent in parents.items() if parent in more} - found

@@ -81,21 +81,18 @@ class VideoCheckpoint:
         found |= {f"processor.{k}": _plain(self.processor.values[k]) for k in rest}
         return {name: value for name, value in found.items() if value is not None}
 
-    def weights(self, prefixes: Iterable[str], names: Iterable[str] = ()) -> DigestedWeights:
+    def weights(self, prefixes: Iterable[str]) -> DigestedWeights:
         """Return the tensors whose names begin with one of `prefixes`, called by the rest of their names.
 
         Args:
             prefixes: beginnings of names, the same tensors in checkpoints of several ages.
-            names: further tensors, by the end of their names.
 
         Raises:
             CheckpointError: there are none.
         """
         listing, found = list_tensors(self.files), {}
-        wanted = tuple(names)
         for name, shard in listing.items():
             short = next((name[len(p) :] for p in prefixes if name.startswith(p)), None)
-            short = short or next((end for end in wanted if name.rpartition(".")[2] == end), None)
             if short is not None:
                 if short in found:
                     raise CheckpointError(f"{self.files} has {short!r} of its vision side twice")

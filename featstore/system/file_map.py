@@ -102,7 +102,7 @@ class FixedMap:
         try:
             found = os.fstat(fd)
             self.length = found.st_size
-            self._path, self._file = path, (found.st_dev, found.st_ino)
+            self._path, self._file = os.fspath(path), (found.st_dev, found.st_ino)
             try:
                 self.address = _map(fd, self.length) if self.length else 0
             except OSError as exc:

@@ -26,14 +26,15 @@ if TYPE_CHECKING:
 
     from featstore.errors import StoreDamaged
     from featstore.store.shards.base import MappedBytes, Records
-    from featstore.store.shards.index import Index
+    from featstore.store.shards.index import Index, RecordPlace
     from featstore.store.shards.manifest_list import ShardList
 
 
 class PartPlace(NamedTuple):
-    """Where a part of a record is: whose record, and which of its bytes."""
+    """Where a part of a record is: whose record, where in that shard, and which of its bytes."""
 
     owner: Owner
+    record: RecordPlace
     start: int
     length: int
 
@@ -96,13 +97,13 @@ class ShardSnapshot:
         owner = self._find(key)
         if owner is None:
             return None
-        return self._view(PartPlace(owner, 0, int(self._indices[owner.shard].lengths[owner.at])))
+        return self._view(self._whole(owner))
 
     def place(self, view: memoryview) -> PartPlace:
         """Return where a view is, or a part of one, that `get` or `view` gave."""
         part = _part_of(view)
         at = _address(view) - part.address
-        return PartPlace(part.place.owner, part.place.start + at, len(view))
+        return PartPlace(part.place.owner, part.place.record, part.place.start + at, len(view))
 
     def view(self, place: Any) -> memoryview:
         """Return what is at `place`."""
@@ -114,9 +115,9 @@ class ShardSnapshot:
 
     def prefault(self, value: memoryview) -> list[Future[None]]:
         """Start to read a view's pages from disk; nothing if they are in memory."""
-        owner, start, length = self.place(value)
-        shard, found = self.shards.shards[owner.shard], self._indices[owner.shard]
-        return self._records.prefault(shard, found.place(owner.at), start, length)
+        place = self.place(value)
+        shard = self.shards.shards[place.owner.shard]
+        return self._records.prefault(shard, place.record, place.start, place.length)
 
     def read_ahead(self, key: bytes) -> None:
         """Start to bring the record of `key` into memory, without waiting; nothing if there is none."""
@@ -179,12 +180,14 @@ class ShardSnapshot:
         names = [self.shards.shards[number].data_name for number in shards]
         return explain_differing(video, names, self.path)
 
-    def _view(self, place: PartPlace) -> memoryview:
-        owner = place.owner
+    def _whole(self, owner: Owner) -> PartPlace:
         record = self._indices[owner.shard].place(owner.at)
-        memory, offset = self._records.locate(self.shards.shards[owner.shard], record)
+        return PartPlace(owner, record, 0, record.length)
+
+    def _view(self, place: PartPlace) -> memoryview:
+        memory, offset = self._records.locate(self.shards.shards[place.owner.shard], place.record)
         start = offset + place.start
-        if place.start + place.length > record.length or (
+        if place.start + place.length > place.record.length or (
             start + place.length > memory.file_bytes()
         ):
             raise damaged(self.path, f"{place.length} bytes of a record are gone")

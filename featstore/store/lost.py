@@ -40,11 +40,11 @@ def lost_datasets(cache_dir: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def refuse_no_cache(cache_dir: str | os.PathLike[str]) -> None:
-    """Raise StoreNotFound unless a dataset is in `cache_dir`, or was."""
-    there = dataset_names(cache_dir) or closed_datasets(cache_dir)
-    if not (
-        there or os.path.lexists(os.path.join(cache_dir, META_FILE)) or lost_datasets(cache_dir)
-    ):
+    """Raise StoreNotFound if `cache_dir` is missing, or holds other things and no dataset, and never did."""
+    if dataset_names(cache_dir) or closed_datasets(cache_dir) or lost_datasets(cache_dir):
+        return
+    there = {name for name in os.listdir(cache_dir) if not name.startswith(".")}
+    if there and META_FILE not in there:  # an empty folder is an empty cache
         raise StoreNotFound(
             f"there is no dataset in {cache_dir}; name the folder that contains the datasets' folders, or make one "
             "with featstore ingest"

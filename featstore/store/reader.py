@@ -46,7 +46,7 @@ class FeatureStore(Mapping[str, Dataset]):
             longest ago are removed.
 
     Raises:
-        StoreNotFound: There is no such directory, or no such bucket, or no dataset ever was in it.
+        StoreNotFound: There is no such directory, or no such bucket, or it holds no dataset but other things.
         StoreMismatch: `local` has records of another place.
         StoreError: The server does not answer, or refuses.
         MissingExtra: obstore is not installed.

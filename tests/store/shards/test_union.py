@@ -195,7 +195,7 @@ def test_a_dataset_of_shards_is_removed_as_a_whole(served):
     assert remove_dataset(served, "demo") > 0
     assert not (served / "demo").exists()
     with pytest.raises(StoreNotFound):
-        FeatureStore(served)
+        FeatureStore(served)["demo"]
 
 
 def test_a_folder_with_a_file_and_shards_is_refused(served):

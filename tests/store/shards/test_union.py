@@ -195,11 +195,7 @@ def test_a_dataset_of_shards_is_removed_as_a_whole(served):
     assert remove_dataset(served, "demo") > 0
     assert not (served / "demo").exists()
     with pytest.raises(StoreNotFound):
-<<<<<<< tests/store/shards/test_union.py
         get(served, "demo", "v/0")
-=======
-        FeatureStore(served)["demo"]
->>>>>>> /tmp/b/theirs
 
 
 def test_a_folder_with_a_file_and_shards_is_refused(served):

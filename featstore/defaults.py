@@ -37,7 +37,7 @@ LOCK_WAIT = 10.0  # seconds; the writer of an ingest that was just killed may st
 
 # Reading from an object store or a network file system.
 LOCAL_BYTES = 200 << 30  # bytes of the folder that records are fetched into: some 3,000 of 66 MB
-REMOTE_TIMEOUT = 30.0  # seconds of one answer, which is taken up where it ended: a stall costs no more
+REMOTE_TIMEOUT = 30.0  # seconds of one answer, which is resumed: a stall costs no more
 REMOTE_CONNECT_TIMEOUT = 5.0  # seconds
 REMOTE_RETRIES = 3  # of a request that fails; a server that is gone is named after about a second
 REMOTE_REFRESH = 60.0  # seconds until a dataset's list of shards is asked for again

@@ -111,8 +111,8 @@ def import_files(
     )
     if done.newer:
         sentence += (
-            f"\n  {how_many(done.newer, 'video')} left, whose records are newer than what was exported; --replace-newer "
-            "replaces them"
+            f"\n  {how_many(done.newer, 'video')} left, whose records are newer than what was exported; "
+            "--replace-newer replaces them"
         )
     for digest, videos in done.sets.items():
         sentence += f"\n  set {digest[:8]}: {how_many(videos, 'video')}"

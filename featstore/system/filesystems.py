@@ -90,7 +90,9 @@ def parse_bytes(size: int | str | None) -> int | None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)(i?)B?", str(size).strip(), re.IGNORECASE)
     if found is None or isinstance(size, bool):
-        raise ValueError(f"{size!r} is no number of bytes; write it as 200GB, 200GiB or 214748364800")
+        raise ValueError(
+            f"{size!r} is no number of bytes; write it as 200GB, 200GiB or 214748364800"
+        )
     number, unit, binary = found.groups()
     step = 1024 if binary else 1000
     count = int(float(number) * step ** " KMGT".index(unit.upper() or " "))

@@ -671,7 +671,10 @@ def test_what_misses_the_error_budget_is_told_of_wherever_it_matters(sample_clip
     words = ("--scale", "tensor", "--max-error", "0.001%")
     done = ingest(sample_clips, tmp_path, *words)
     assert done.exit_code == 0
-    assert "  3 of 3 videos missed the error budget of 0.001% and are stored losslessly: +" in done.stdout
+    assert (
+        "  3 of 3 videos missed the error budget of 0.001% and are stored losslessly: +"
+        in done.stdout
+    )
     summary = json.loads(ingest(sample_clips, tmp_path, "--json").stdout)
     assert (summary["max_error"], summary["on_max_error"]) == (1e-5, "lossless")
     text = run("info", "--cache-dir", tmp_path).stdout
@@ -688,7 +691,10 @@ def test_what_misses_the_error_budget_is_told_of_wherever_it_matters(sample_clip
     assert row["storage"] == {"values": "int8", "granularity": "tensor", "codec": "raw"}
     assert sum(row["storages"].values()) == 3
     other = ingest(sample_clips, tmp_path / "other", *words, "--on-max-error", "warn")
-    assert "3 of 3 videos missed the error budget of 0.001% and are stored as int8/tensor all the same" in other.stdout
+    assert (
+        "3 of 3 videos missed the error budget of 0.001% and are stored as int8/tensor all the same"
+        in other.stdout
+    )
     failed = ingest(sample_clips, tmp_path / "third", *words, "--on-max-error", "fail")
     assert (failed.exit_code, "the error budget is 0.001%" in failed.stdout) == (3, True)
 

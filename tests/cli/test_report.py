@@ -48,7 +48,11 @@ def test_json_has_the_figures_and_writes_no_page(words, tmp_path):
     done = CliRunner().invoke(main, [*words, "--json"])
     found = json.loads(done.stdout)
     [there] = found["feature_sets"]
-    assert (there["dataset"], there["videos"], there["stored_by_time"][0]["videos"]) == ("demo", 2, 2)
+    assert (there["dataset"], there["videos"], there["stored_by_time"][0]["videos"]) == (
+        "demo",
+        2,
+        2,
+    )
     assert there["default"] is True
     assert sum(row["videos"] for row in there["token_p99_histogram"]) + there["exact"] == 2
     assert all(row["low"] < row["high"] for row in there["token_p99_histogram"])

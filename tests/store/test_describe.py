@@ -121,7 +121,9 @@ def test_a_dataset_whose_rows_cannot_be_read_is_still_listed(tmp_path):
     assert len(FeatureStore(tmp_path)["demo"]) == 2
     with pytest.raises(StoreDamaged, match="a row of the catalog cannot be read"):
         describe_dataset(tmp_path, "demo")
-    assert "cannot be read" in describe_store(tmp_path, rows=True)["datasets"]["demo"]["problems"][0]
+    assert (
+        "cannot be read" in describe_store(tmp_path, rows=True)["datasets"]["demo"]["problems"][0]
+    )
 
 
 def test_a_dataset_that_cannot_be_described_at_all_says_why_and_hides_no_other(two):

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from featstore.errors import CheckpointError, FeatstoreError
-from featstore.models.longva.language import check_attention, load_language
 from featstore.models.generating.settings import MAX_NEW_TOKENS, read_options
+from featstore.models.longva.language import check_attention, load_language
 
 CPU = torch.device("cpu")
 LAYER = "model.layers.0.mlp.up_proj.weight"

@@ -8,9 +8,9 @@ from transformers import LogitsProcessor
 
 from featstore.checkpoints.config_fields import ConfigFields
 from featstore.errors import CheckpointError
+from featstore.models.generating.settings import config_fields, read_options, read_stated
 from featstore.models.longva.generation import generate
 from featstore.models.longva.language import load_language
-from featstore.models.generating.settings import config_fields, read_options, read_stated
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,10 +10,10 @@ import torch
 from transformers import LogitsProcessor
 
 from featstore.models import CachedLongVA
-from featstore.models.longva.generation import CACHE
-from featstore.models.longva.language import load_language
 from featstore.models.generating.prefix import PrefixCache
 from featstore.models.generating.settings import read_options
+from featstore.models.longva.generation import CACHE
+from featstore.models.longva.language import load_language
 from featstore.sampling import Sampling
 from featstore.store.maintenance.remove import remove_dataset
 

@@ -167,7 +167,7 @@ def test_an_error_ends_the_command_with_its_exit_code(place):
         arguments=",conv_template=vicuna_v1",
         code=1,
     )
-    assert "conv_template=vicuna_v1 cannot be followed" in errors.splitlines()[-3]
+    assert "conv_template=vicuna_v1 cannot be followed" in errors.splitlines()[-2]
 
 
 def test_two_processes_share_the_questions_and_the_store(place, stored):

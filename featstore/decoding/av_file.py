@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import av
 
@@ -43,7 +43,7 @@ _HEAD_SECONDS = 60.0
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 _FORMATS = ",".join(sorted(av.formats_available - _PLAYLISTS))
 # What opening a format that is not in the list raises: ArgumentError, which is ValueError before PyAV 17.
-_NOT_LISTED: type[Exception] = av.error.classes[errno.EINVAL]
+_NOT_LISTED: Any = av.error.classes[errno.EINVAL]
 
 
 class StatedLength(NamedTuple):

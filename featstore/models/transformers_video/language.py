@@ -60,7 +60,7 @@ def load_video_language(
         config: Any = AutoConfig.from_pretrained(name)
         setattr(config.vision_config, family.depth, 0)
         with _quiet():
-            model, info = auto.from_pretrained(
+            model, info = auto.from_pretrained(  # nosec B615 # what the user names
                 name,
                 config=config,
                 dtype=dtype,
@@ -68,7 +68,7 @@ def load_video_language(
                 use_safetensors=True,
                 output_loading_info=True,
             )
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name)  # nosec B615 # what the user names
     except (OSError, ValueError, RuntimeError, KeyError) as exc:
         raise CheckpointError(f"transformers cannot load {files} ({exc!s:.300})") from exc
     missing = sorted(key for key in info["missing_keys"] if not _sees(key, family))

@@ -57,7 +57,7 @@ def load_video_language(
     listing = list_tensors(files)  # refuses pickles and quantized weights
     name = str(files)
     try:
-        config: Any = AutoConfig.from_pretrained(name)
+        config: Any = AutoConfig.from_pretrained(name)  # nosec B615 # what the user names
         setattr(config.vision_config, family.depth, 0)
         with _quiet():
             model, info = auto.from_pretrained(  # nosec B615 # what the user names

@@ -22,6 +22,7 @@ from quick import load_profile
 from featstore.store import reader
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.paths import dataset_names
+from featstore.system.logs import show_on_stderr
 
 # In the background of a script interrupts are ignored, and would be in all that the tests start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -30,6 +31,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 def pytest_configure(config: pytest.Config) -> None:
     load_profile(config.option.markexpr)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def said_on_stderr() -> None:
+    """What the library says is shown as the command line and the evaluation programs show it."""
+    show_on_stderr()
 
 
 @pytest.fixture(scope="session")

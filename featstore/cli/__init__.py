@@ -41,7 +41,8 @@ from featstore.cli import (
     vlmeval,
 )
 from featstore.cli._interrupts import INTERRUPTED, raise_interrupts
-from featstore.cli._streams import say, standard_streams
+from featstore.cli._log_options import add_log_options
+from featstore.cli._streams import keep_log, say, show_log, standard_streams
 from featstore.errors import FeatstoreError, plain
 
 
@@ -65,6 +66,8 @@ class _Group(click.Group):
         """Run a command; a FeatstoreError is printed as one message, with exit code 1."""
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        keep_log(None)
+        show_log()
         try:
             with raise_interrupts():
                 return super().invoke(ctx)
@@ -119,3 +122,19 @@ for command in (
     vlmeval.vlmeval,
 ):
     main.add_command(command)
+
+for command in (
+    ingest.ingest,
+    check.check,
+    compare.compare,
+    compact.compact,
+    seal.seal,
+    merge.merge,
+    push.push,
+    pull.pull,
+    cp.cp,
+    mv.mv,
+    export.export,
+    import_files.import_files,
+):
+    add_log_options(command)

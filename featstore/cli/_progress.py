@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from featstore.cli._printing import clock
-from featstore.cli._streams import console, say
+from featstore.cli._streams import console, is_quiet, note
 from featstore.cli._words import how_many
 from featstore.system.filesystems import format_bytes
 
@@ -35,7 +35,7 @@ def show_progress(
         done: what happened to the bytes.
         always: also print a line where there is no terminal and all is done in less than ten seconds.
     """
-    if not (sys.stderr.isatty() and console().is_interactive):
+    if is_quiet() or not (sys.stderr.isatty() and console().is_interactive):
         yield _Lines(done, always=always)
         return
     from rich.progress import BarColumn, TextColumn
@@ -105,7 +105,7 @@ class _Lines:
         self._is_complete = progress.done + progress.failed == progress.total
         if now - self._last >= _LINE_SECONDS or (self._is_complete and self._always):
             self._last = now
-            say(", ".join(filter(None, _texts(progress, rate, self._done))))
+            note(", ".join(filter(None, _texts(progress, rate, self._done))))
 
 
 class _Pace:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
+import time
 from functools import cache
 from typing import TYPE_CHECKING
 
 import click
+
+from featstore.system.logs import LIBRARY, LineHandler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,8 +30,85 @@ def console() -> Console:
     return Console(stderr=True)
 
 
+class _LogFile(logging.FileHandler):
+    """The file of `--log-file`; if it cannot be written to, that is said once, and the work goes on."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        form = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+        form.converter = time.gmtime
+        self.setFormatter(form)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # of logging
+        if _log.file is self:
+            _log.file = None
+            logging.getLogger(LIBRARY).removeHandler(self)
+            _show(f"featstore: {self.baseFilename} cannot be written to: {sys.exc_info()[1]}")
+            with contextlib.suppress(OSError):  # what is left in its buffer
+                self.close()
+
+
+class _Log:
+    """Where this command shows and keeps what it says."""
+
+    quiet = False
+    file: _LogFile | None = None
+
+
+_log = _Log()
+
+
+def show_log(level: int = logging.INFO) -> None:
+    """Show what the library says from `level` on, with the notes of the command unless only warnings are asked for."""
+    library = logging.getLogger(LIBRARY)
+    for handler in [*library.handlers]:
+        if isinstance(handler, LineHandler):
+            library.removeHandler(handler)
+    library.addHandler(LineHandler(_show, level))
+    library.setLevel(logging.DEBUG if _log.file else level)
+    library.propagate = False
+    _log.quiet = level >= logging.WARNING
+
+
+def keep_log(path: str | None) -> None:
+    """Add all that is said from now on to a file; raise OSError if it cannot be opened. None ends that."""
+    library = logging.getLogger(LIBRARY)
+    if _log.file is not None:
+        library.removeHandler(_log.file)
+        with contextlib.suppress(OSError):
+            _log.file.close()
+        _log.file = None
+    if path is not None:
+        _log.file = _LogFile(path)
+        library.addHandler(_log.file)
+        library.setLevel(logging.DEBUG)
+
+
+def is_quiet() -> bool:
+    """Return whether neither progress nor notes are to be shown."""
+    return _log.quiet
+
+
+def note(line: str) -> None:
+    """Print a line of progress on stderr, unless the command is to be quiet."""
+    if not _log.quiet:
+        _show(line)
+    _keep(line, logging.INFO)
+
+
 def say(line: str) -> None:
-    """Print a line of progress or an error on stderr, if possible."""
+    """Print an error, or what must be known, on stderr, if possible."""
+    _show(line)
+    _keep(line, logging.ERROR if line.startswith("featstore: ") else logging.INFO)
+
+
+def _keep(line: str, level: int) -> None:
+    if _log.file is not None:
+        text = line.removeprefix("featstore: ")
+        _log.file.handle(logging.LogRecord(LIBRARY, level, "", 0, "%s", (text,), None))
+
+
+def _show(line: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr.isatty():
             console().out(line, highlight=False)  # the terminal wraps it: copied, it is one line

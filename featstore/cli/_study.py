@@ -15,7 +15,7 @@ import click
 from featstore import defaults
 from featstore.cli._options import SOME_FAILED, usage_errors
 from featstore.cli._printing import print_json, print_table
-from featstore.cli._streams import say
+from featstore.cli._streams import note
 from featstore.cli._words import how_many
 from featstore.errors import FeatstoreError, plain_line
 
@@ -112,7 +112,7 @@ def study(options: dict[str, Any], encoder_options: dict[str, Any]) -> None:
                 model=model,
                 prompt=options["prompt"],
                 max_new_tokens=options["max_new_tokens"],
-                on_video=lambda video: say(f"studied {plain_line(video)}"),
+                on_video=lambda video: note(f"studied {plain_line(video)}"),
             )
         finally:  # after an interrupt, too: a video may have taken minutes
             _report(found, options)

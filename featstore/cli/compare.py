@@ -25,7 +25,7 @@ from featstore.cli._options import (
 )
 from featstore.cli._printing import print_json, print_table
 from featstore.cli._progress import show_count
-from featstore.cli._streams import say
+from featstore.cli._streams import note
 from featstore.cli._study import refuse_study_options, study, study_options
 from featstore.cli._words import how_many
 from featstore.errors import plain_line
@@ -154,7 +154,7 @@ def _compare(options: dict[str, Any]) -> None:
     with show_count(samples, "comparing") as count:
 
         def on_row(row: Comparison) -> None:
-            say(f"compared {plain_line(row.video_id)}")
+            note(f"compared {plain_line(row.video_id)}")
             count()
 
         report = run(

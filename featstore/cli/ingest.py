@@ -20,7 +20,7 @@ from featstore.cli._printing import clock, print_json
 from featstore.cli._progress import show_progress
 from featstore.cli._ray_options import choose_engine, ray_options
 from featstore.cli._sources import BENCHMARK_WAYS, choose_sources
-from featstore.cli._streams import say
+from featstore.cli._streams import note, say
 from featstore.cli._words import counts_text, how_many
 from featstore.errors import plain, plain_line
 from featstore.system.filesystems import format_bytes
@@ -88,7 +88,7 @@ def ingest(shard: str | None, shard_dir: str | None, **options: Any) -> None:
                     storage=storage,
                     options=work,
                     stop=stop,
-                    on_plan=lambda plan: say(_plan_line(plan, options["cache_dir"])),
+                    on_plan=lambda plan: note(_plan_line(plan, options["cache_dir"])),
                     on_progress=on_progress,
                 )
             summaries.append(summary)

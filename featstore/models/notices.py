@@ -1,12 +1,11 @@
-"""What a model says on stderr while it answers: each sentence once."""
+"""What a model says while it answers, as warnings of its logger: each sentence once."""
 
 from __future__ import annotations
 
-import sys
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from featstore.errors import StoreDamaged, StoreFull, StoreLocked, plain
+from featstore.errors import StoreDamaged, StoreFull, StoreLocked
+from featstore.system.logs import tell
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -50,7 +49,5 @@ class Notices:
 
 
 def say(sentence: str) -> None:
-    """Print a sentence on stderr; one that cannot be printed costs no answer."""
-    if sys.stderr is not None:  # print would use stdout then
-        with suppress(OSError, ValueError):
-            print(f"featstore: {plain(sentence)}", file=sys.stderr, flush=True)
+    """Log a sentence as a warning; one that cannot be shown costs no answer."""
+    tell(__name__, sentence)

@@ -1,4 +1,4 @@
-"""How often the store had what was asked for; a process prints one report when it ends.
+"""How often the store had what was asked for; a process logs one report when it ends.
 
 If $FEATSTORE_STATISTICS names a file, it also adds a line of JSON to it: one file takes those of all processes of an
 evaluation, and `featstore report` shows it.
@@ -9,14 +9,15 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import logging
 import os
-import sys
 import threading
 import time
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import FeatstoreError
+from featstore.system.logs import tell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,7 +136,7 @@ def read_statistics(file: str | os.PathLike[str]) -> CacheStatistics:
 
 
 def report_at_exit(statistics: CacheStatistics) -> None:
-    """Include `statistics` in the one report that this process prints on stderr when it ends.
+    """Include `statistics` in the one report that this process logs when it ends.
 
     A forked child starts from zero and reports what it asked itself.
     """
@@ -152,9 +153,7 @@ def _report() -> None:
             _append(file, json.dumps(total.to_dict()) + "\n")
         except OSError as exc:
             said += f"\nThese statistics cannot be added to {file}: {exc.strerror}"
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):  # stderr may be closed by then
-            print(said, file=sys.stderr, flush=True)
+    tell(__name__, said, logging.INFO)
 
 
 def _append(file: str, line: str) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from featstore.errors import plain_line
 from featstore.formats.facts import failure_facts
 from featstore.records.budget import ErrorBudget, too_many
 from featstore.store.rows import Failure
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from featstore.spec import FeatureSpec
 
 STAGES = ("decode", "encode", "write")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -214,6 +217,7 @@ class Tally:
         digest = self._summary.spec.digest
         failure = Failure(video.video_id, video.path, digest, reason, time.time())
         self._summary.failures.append(failure)
+        _LOG.debug("failed %s", plain_line(f"{video.video_id}: {reason}"))
         self._report()
         return failure
 
@@ -221,6 +225,8 @@ class Tally:
         """Count a commit: (video id, record bytes) of what it stored, seconds of work it took."""
         self._summary.count_commit(stored, self._lossless)
         self._summary.busy["write"] += busy
+        for video_id, size in stored:
+            _LOG.debug("stored %s, %d bytes", plain_line(video_id), size)
         self._report()
 
     def _report(self) -> None:

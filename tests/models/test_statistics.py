@@ -9,7 +9,8 @@ from featstore.errors import FeatstoreError
 from featstore.models.statistics import CacheStatistics, read_statistics
 
 ASK = """
-import os
+import logging
+logging.basicConfig(level=logging.INFO)
 from featstore.models.statistics import CacheStatistics, report_at_exit
 report_at_exit(CacheStatistics(hits=3, misses=1, bytes_read=10, decoders=frozenset({"auto"})))
 report_at_exit(CacheStatistics(hits=2, seconds_reading=0.5))

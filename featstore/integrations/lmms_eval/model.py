@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from featstore.integrations.lmms_eval.arguments import (
 )
 from featstore.integrations.lmms_eval.names import locate, visuals_of
 from featstore.sampling import Sampling
+from featstore.system.logs import show_on_stderr, tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,6 +72,7 @@ class LongVARequests:
             **options: Those of `longva` that are followed anyway, and those of featstore.models.CachedLongVA.
         """
         super().__init__()
+        show_on_stderr()
         options = leave_out_stock(options)
         store = choose_store(cache_dir, enable_cache=enable_cache)
         pooling = {name: options.pop(name) for name in list(options) if "spatial_pool" in name}
@@ -126,7 +127,7 @@ class LongVARequests:
     def clean(self) -> None:
         """Say what could not be answered, and let go of the store and the model, before judges are loaded."""
         for about, why in sorted(unanswered.items()):
-            print(f"featstore: unanswered: {about}: {why}", file=sys.stderr)
+            tell(__name__, f"unanswered: {about}: {why}")
         self.model.close()
         del self.model
         super().clean()  # type: ignore[misc]
@@ -177,7 +178,7 @@ class LongVARequests:
             if not self._keep_going:
                 raise
             if about not in unanswered:
-                print(f"featstore: {exc}; left unanswered: questions about it", file=sys.stderr)
+                tell(__name__, f"{exc}; left unanswered: questions about it")
             unanswered[about] = str(exc)
             return ""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from functools import lru_cache
 from typing import Any
 
@@ -21,6 +20,7 @@ from featstore.integrations.vlmevalkit.find_vlmevalkit import import_vlmevalkit
 from featstore.integrations.vlmevalkit.message import read_message
 from featstore.records.storage import Storage
 from featstore.sampling import Sampling
+from featstore.system.logs import show_on_stderr, tell
 
 GENERATION = frozenset(
     (
@@ -84,6 +84,7 @@ class LongVAMixin:
                 featstore.models.CachedLongVA.
         """
         super().__init__()
+        show_on_stderr()
         if enable_cache and cache_dir is None:
             raise FeatstoreError(
                 "LongVA_Cached has cache_dir=None; name the cache directory, or pass enable_cache=False to "
@@ -159,7 +160,7 @@ def _fail(message: list[dict[str, Any]], dataset: str, error: FeatstoreError) ->
     """Record the reason once per video, and return what VLMEvalKit writes in place of the answer."""
     about = next((video_id(dataset, item["value"]) for item in _shown(message)), "text")
     if f"{dataset}/{about}" not in unanswerable:
-        print(f"featstore: {error}; left unanswered: questions about it", file=sys.stderr)
+        tell(__name__, f"{error}; left unanswered: questions about it")
         unanswerable[f"{dataset}/{about}"] = str(error)
     answer: str = import_vlmevalkit("vlmeval.inference_video").FAIL_MSG
     return answer

@@ -48,7 +48,7 @@ class CachedLongVA:
     Attributes:
         spec: the feature set that it makes, and looks for: weights, sampling, decoder, preprocessing, dtype.
         model_signature: its digest, as `featstore ls` and exported `.pt` files have it.
-        statistics: what the model asked of the store; the process prints their sum on stderr when it ends.
+        statistics: what the model asked of the store; the process logs their sum, at INFO, when it ends.
     """
 
     def __init__(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featstore.errors import StoreLocked, plain_line
+from featstore.system.logs import tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,21 +21,20 @@ _PROC = Path("/proc")
 _LOCKED = re.compile(r"\d+: FLOCK +\S+ +\S+ +(\d+) (\S+) .*")
 
 
-def _print(sentence: str) -> None:
-    with contextlib.suppress(OSError):
-        print(f"featstore: {plain_line(sentence)}", file=sys.stderr, flush=True)
+def _log(sentence: str) -> None:
+    tell(__name__, plain_line(sentence))
 
 
-_report: Callable[[str], None] = _print
+_report: Callable[[str], None] = _log
 
 
 def report_waiting(sentence: str) -> None:
-    """Say what is waited for: on stderr, or as `report_waiting_to` has it."""
+    """Say what is waited for: as a warning of the logger, or as `report_waiting_to` has it."""
     _report(sentence)
 
 
 def report_waiting_to(report: Callable[[str], None]) -> None:
-    """Have `report` called with what is waited for, in a process whose stderr nobody reads."""
+    """Have `report` called with what is waited for, in a process whose log nobody reads."""
     global _report
     _report = report
 

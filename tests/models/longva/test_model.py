@@ -498,7 +498,7 @@ def test_the_report_names_the_decoders_of_all_its_models():
 
 
 def run(program):
-    done = run_python(program)
+    done = run_python(f"import logging; logging.basicConfig(level=logging.INFO)\n{program}")
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     return done.stderr

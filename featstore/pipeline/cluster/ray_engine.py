@@ -180,71 +180,96 @@ def connected(address: str | None, stop: threading.Event | None = None) -> Itera
         yield
         return
     rays = importlib.import_module("ray._private.worker")
-    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     in_main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS} if in_main else {}
     starts = address is None and not os.environ.get("RAY_ADDRESS")
     # None would join any cluster that is on this machine.
     local = {"address": "local", "include_dashboard": False} if starts else {"address": address}
-    try:
-        ray.init(logging_level="ERROR", log_to_driver=False, **local)
-    except (ConnectionError, RuntimeError, ValueError) as exc:
-        raise FeatstoreError(
-            f"the Ray cluster {address or 'of this machine'} cannot be joined: {exc}; start one with ray start, or "
-            "leave --address out for one that ends with the ingest"
-        ) from exc
-    if in_main:
-        signal.signal(signal.SIGTERM, before)  # ray.init takes it
-        if starts and stop is not None:
-            _end_with_signals(rays, stop)
+    cluster = _LocalCluster()
     # Ray prints what raylets report to stdout, where a summary or JSON is to be, also with log_to_driver off.
     name = "print_to_stdstream"
     printed = getattr(rays, name, None)
-    setattr(rays, name, lambda *_, **__: None)
     try:
+        if starts and stop is not None:
+            cluster.end_with(handlers, stop)
+        try:
+            ray.init(logging_level="ERROR", log_to_driver=False, **local)
+        except (ConnectionError, RuntimeError, ValueError) as exc:
+            raise FeatstoreError(
+                f"the Ray cluster {address or 'of this machine'} cannot be joined: {exc}; start one with ray start, or "
+                "leave --address out for one that ends with the ingest"
+            ) from exc
+        cluster.is_up()
+        if starts and stop is not None:
+            cluster.end_with(handlers, stop)  # ray.init takes SIGTERM
+        elif in_main:
+            signal.signal(signal.SIGTERM, handlers[signal.SIGTERM])
+        setattr(rays, name, lambda *_, **__: None)
         yield
     finally:
         setattr(rays, name, printed)
-        if in_main:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
         ray.shutdown()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
-def _end_with_signals(rays: Any, stop: threading.Event) -> None:
-    """Have the second signal end the processes of the cluster, of which Ray leaves some if this one just exits."""
-    roots = {
-        found.process.pid for each in rays._global_node.all_processes.values() for found in each
-    }
+class _LocalCluster:
+    """The processes of a cluster that this process starts, of which Ray leaves some if this one just exits.
 
-    def wrap(handler: Any) -> Any:
-        def on_signal(number: int, frame: Any) -> None:
-            if stop.is_set():
-                _kill_all(roots)
-            handler(number, frame)
+    It is made before the cluster is: what is started from then on until `is_up` is the cluster's.
+    """
 
-        return on_signal
+    def __init__(self) -> None:
+        self._before = _children({os.getpid()})
+        self._roots: set[int] | None = None
 
-    for number in _SIGNALS:
-        handler = signal.getsignal(number)
-        if callable(handler):
-            signal.signal(number, wrap(handler))
+    def is_up(self) -> None:
+        """Note that what is started from now on is not the cluster's."""
+        self._roots = _children({os.getpid()}) - self._before
+
+    def end_with(self, handlers: dict[signal.Signals, Any], stop: threading.Event) -> None:
+        """Have a signal that comes when `stop` is set end the cluster before its handler is called."""
+
+        def wrap(handler: Any) -> Any:
+            def on_signal(number: int, frame: Any) -> None:
+                if stop.is_set():
+                    self.kill()
+                handler(number, frame)
+
+            return on_signal
+
+        for number, handler in handlers.items():
+            if callable(handler):
+                signal.signal(number, wrap(handler))
+
+    def kill(self) -> None:
+        """Kill its processes and all that descend from them."""
+        more = self._roots
+        if more is None:
+            more = _children({os.getpid()}) - self._before
+        found: set[int] = set()
+        while more:
+            _signal(more, signal.SIGSTOP)  # so that they start no others meanwhile
+            found |= more
+            more = _children(found) - found
+        _signal(found, signal.SIGKILL)
 
 
-def _kill_all(roots: set[int]) -> None:
-    """Kill processes and all that descend from them."""
-    parents: dict[int, int] = {}
+def _signal(pids: set[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _children(parents: set[int]) -> set[int]:
+    """Return the processes that these have started, where there is a /proc."""
+    found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             rest = stat.read_text(errors="replace").rpartition(")")[2]  # after the name
-            parents[int(stat.parent.name)] = int(rest.split()[1])
-    found, more = set(roots), set(roots)
-    while more:
-        more = {pid for pid, parent in parents.items() if parent in more} - found
-        found |= more
-    for pid in found:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            if int(rest.split()[1]) in parents:
+                found.add(int(stat.parent.name))
+    return found
 
 
 def _hire(actor: Any, work: bytes) -> tuple[Any, Any]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,33 @@ def processes(words: str) -> list[int]:
     return found
 
 
+def of_session(folder: str) -> list[int]:
+    """The processes with a file of a Ray session open, as their logs are: what they are called, they change."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                opened = [os.readlink(link) for link in (entry / "fd").iterdir()]
+                if any(path.startswith(folder) for path in opened):
+                    found.append(int(entry.name))
+    return found
+
+
+def is_agent(pid: int) -> bool:
+    """Whether a process is one of Ray's agents, which end a minute or two after their node was killed."""
+    with suppress(OSError):
+        return b"Agent" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
+def wait_gone(find, seconds: float) -> list:
+    """What `find` still finds after so many seconds, or nothing as soon as it finds none."""
+    deadline = time.monotonic() + seconds
+    while (left := find()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return left
+
+
 def an_actor() -> int:
     """An actor of a node that is there: one whose node was killed may go on for seconds, in the care of init."""
     for pid in processes("ray::SlowWorker"):
@@ -65,13 +93,12 @@ def nodes():
     ]
     cluster.wait_for_nodes()
     session = cluster.head_node.get_session_dir_path()
+    assert of_session(session)
     yield cluster
     ray.shutdown()
     cluster.shutdown()
-    deadline = time.monotonic() + 15
-    while (left := processes(session)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    for pid in left:
+    left = wait_gone(lambda: [pid for pid in of_session(session) if not is_agent(pid)], 15)
+    for pid in of_session(session):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     os.environ.clear()
@@ -202,3 +229,37 @@ def test_a_node_and_an_actor_killed_cost_the_videos_in_flight(
         assert (dataclasses.replace(header, video_path=path, source=source), *values) == wanted[
             name
         ]
+
+
+INTERRUPTED = """
+import os, signal, threading
+from featstore.pipeline.cluster.ray_engine import connected
+
+stop = threading.Event()
+signal.signal(signal.SIGINT, lambda *_: os._exit(130) if stop.is_set() else stop.set())
+with connected(None, stop):
+    import ray
+    print(ray._private.worker._global_node.get_session_dir_path(), flush=True)
+    stop.wait()
+    print("ends", flush=True)
+"""
+
+
+def test_a_second_interrupt_leaves_no_process_while_the_cluster_is_ended():
+    """Ray's agents outlive for minutes a driver that exits in the middle of `ray.shutdown`."""
+    env = {**os.environ, **ENV, **python_env()}
+    command = [sys.executable, "-c", INTERRUPTED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as driver:
+        assert driver.stdout is not None
+        session = driver.stdout.readline().strip()
+        assert len(of_session(session)) >= 4
+        driver.send_signal(signal.SIGINT)
+        assert driver.stdout.readline() == "ends\n"
+        time.sleep(0.05)
+        driver.send_signal(signal.SIGINT)
+        driver.wait(30)
+    left = wait_gone(partial(of_session, session), 5)
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert left == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
 
 CACHE_DIR_VARIABLE = "FEATSTORE_CACHE_DIR"
 SOME_FAILED = 3  # exit code: the command is done, and some videos failed
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("kmgt", 1)}
 
 
 @contextlib.contextmanager
@@ -51,10 +47,12 @@ class FiniteRange(click.FloatRange):
 
 def size(text: str) -> int:
     """Return the bytes that `500MB`, `2GiB` or a plain number mean."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?i?)b?", text.strip().lower())
-    if match is None or match[2] not in _UNITS:
-        raise click.BadParameter(f"{text!r} is not a size; write 500MB, 2GiB or a number of bytes")
-    return int(float(match[1]) * _UNITS[match[2]])
+    from featstore.system.filesystems import parse_bytes
+
+    try:
+        return parse_bytes(text, least=0)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from exc
 
 
 def in_gib(size: int) -> str:

@@ -67,7 +67,8 @@ class FeatureStore(Mapping[str, Dataset]):
         """Open no dataset yet; see the class."""
         check_verify(verify)
         if local is not None:
-            cache_dir = connect(cache_dir, local, parse_bytes(max_size))
+            most = None if max_size is None else parse_bytes(max_size)
+            cache_dir = connect(cache_dir, local, most)
         elif is_url(cache_dir) or max_size is not None:
             raise StoreError(
                 f"{cache_dir} is opened without a folder to fetch records into",

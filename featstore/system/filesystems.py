@@ -77,27 +77,24 @@ def format_bytes(size: float) -> str:
     return f"{size:.2f} TiB"
 
 
-def parse_bytes(size: int | str | None) -> int | None:
-    """Return a number of bytes that may be written as text: `200GB`, `200 GiB`; None for None.
+def parse_bytes(size: int | str, least: int = 1) -> int:
+    """Return a number of bytes that may be written as text: `200GB`, `200 GiB`.
 
     >>> parse_bytes("1.5 GB"), parse_bytes("2GiB"), parse_bytes(7)
     (1500000000, 2147483648, 7)
 
     Raises:
-        ValueError: It is no size above 0.
+        ValueError: It is no size of `least` bytes or more.
     """
-    if size is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)(i?)B?", str(size).strip(), re.IGNORECASE)
+    pattern = r"([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGT])(i?))?B?"
+    found = re.fullmatch(pattern, str(size).strip(), re.IGNORECASE)
     if found is None or isinstance(size, bool):
-        raise ValueError(
-            f"{size!r} is no number of bytes; write it as 200GB, 200GiB or 214748364800"
-        )
+        raise ValueError(f"{size!r} is not a size; write 500MB, 2GiB or a number of bytes")
     number, unit, binary = found.groups()
     step = 1024 if binary else 1000
-    count = int(float(number) * step ** " KMGT".index(unit.upper() or " "))
-    if count < 1:
-        raise ValueError(f"{size!r} is no size: it must be above 0")
+    count = int(float(number) * step ** " KMGT".index((unit or " ").upper()))
+    if count < least:
+        raise ValueError(f"{size!r} is too few bytes: it must be at least {least}")
     return count
 
 

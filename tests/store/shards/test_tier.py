@@ -270,7 +270,7 @@ def test_sizes_are_read_as_people_write_them(text, size):
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1", "0", "1XB", "1e9", True, "nan"])
+@pytest.mark.parametrize("text", ["", "GB", "-1", "0", "1XB", "5iB", "1e9", True, "nan", None])
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(ValueError, match=r"size|bytes"):
         parse_bytes(text)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from featstore.cli._sources import IngestSource
     from featstore.encoders.base import Encoder
     from featstore.encoders.registry import EncoderRecipe
+    from featstore.pipeline.cluster.shard import Share
     from featstore.pipeline.estimate import Estimate
     from featstore.pipeline.options import IngestOptions
     from featstore.pipeline.rates import Rates
@@ -33,12 +34,22 @@ DOES_NOT_FIT = 4  # exit code
 _NAMED = 20  # unreadable files that are listed for people
 
 
-def plan_sources(options: dict[str, Any], *, measure: bool = False) -> tuple[list[Estimate], Rates]:
-    """Return what an ingest with these options will take, for each dataset, and at which rates."""
+def plan_sources(
+    options: dict[str, Any], *, measure: bool = False, share: Share | None = None
+) -> tuple[list[Estimate], Rates]:
+    """Return what an ingest with these options will take, for each dataset, and at which rates.
+
+    Args:
+        options: of the command line.
+        measure: whether rates are measured.
+        share: which of the videos are taken; None for all.
+    """
     from featstore.pipeline.ingest import check_target
     from featstore.pipeline.rates import known_rates
 
     work, sources = choose_work(options), choose_sources(options)
+    if share is not None:
+        sources = [replace(source, videos=share.of(source.videos)) for source in sources]
     for source in sources:
         check_target(options["cache_dir"], source.dataset, replace(work, dry_run=True))
     encoder = choose_encoder(options)
@@ -112,6 +123,7 @@ def show_estimates(
     options: dict[str, Any],
     *,
     list_videos: bool = False,
+    sharded: bool = False,
     picture: str | None = None,
 ) -> None:
     """Print the plan; exit with `DOES_NOT_FIT` if it cannot be done.
@@ -121,6 +133,7 @@ def show_estimates(
         rates: how fast it goes.
         options: of the command line.
         list_videos: also print the videos to ingest.
+        sharded: they become sealed shards.
         picture: also draw it, into this file.
     """
     from featstore.pipeline.room import Room, why_not
@@ -128,7 +141,7 @@ def show_estimates(
 
     work = choose_work(options)
     room = Room.of(options["cache_dir"], work)
-    reasons = why_not(estimates, room)
+    reasons = why_not(estimates, room, sharded=sharded)
     workers = work.workers or default_workers()
     seconds = _seconds(estimates, rates, workers, len(options["devices"].split(",")))
     if options["as_json"]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from featstore.cli._sources import IngestSource
+    from featstore.pipeline.cluster.shard import Share
     from featstore.pipeline.summary import IngestSummary
 
 _BOTTLENECK = 0.5  # share of its time that a stage works, from which on more of it would help
@@ -59,12 +60,14 @@ def ingest(shard: str | None, shard_dir: str | None, **options: Any) -> None:
         raise click.UsageError(
             "--shard-dir is where a share is written: name the share with --shard"
         )
-    if options["dry_run"]:
-        show_estimates(*plan_sources(options), options, list_videos=True)
-        return
-    run = _choose_run(shard, shard_dir)
     if shard is not None and options["engine"] != "local":
         raise click.UsageError("--shard is the work of one process: leave out it or --engine ray")
+    share = None if shard is None else _parse_share(shard)
+    if options["dry_run"]:
+        estimates, rates = plan_sources(options, share=share)
+        show_estimates(estimates, rates, options, list_videos=True, sharded=share is not None)
+        return
+    run = _choose_run(share, shard_dir)
     work, storage = choose_work(options), choose_storage(options)
     sources = choose_sources(options)
     if shard is None:
@@ -111,18 +114,23 @@ def ingest(shard: str | None, shard_dir: str | None, **options: Any) -> None:
         sys.exit(SOME_FAILED)
 
 
-def _choose_run(shard: str | None, shard_dir: str | None) -> Callable[..., IngestSummary]:
+def _parse_share(shard: str) -> Share:
+    from featstore.pipeline.cluster.shard import Share
+
+    try:
+        return Share.parse(shard)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), param_hint="--shard") from exc
+
+
+def _choose_run(share: Share | None, shard_dir: str | None) -> Callable[..., IngestSummary]:
     """Return what ingests: all into the dataset's file, or a share of the videos into shards."""
-    if shard is None:
+    if share is None:
         from featstore.pipeline.ingest import ingest as run
 
         return run
-    from featstore.pipeline.cluster.shard import Share, ingest_share
+    from featstore.pipeline.cluster.shard import ingest_share
 
-    try:
-        share = Share.parse(shard)
-    except ValueError as exc:
-        raise click.BadParameter(str(exc), param_hint="--shard") from exc
     return partial(ingest_share, share=share, shard_dir=shard_dir)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featstore.defaults import SHARD_BYTES
 from featstore.records.storage import MAX_PAYLOAD_BYTES, Storage
 from featstore.store import MAP_BYTES
 from featstore.store.paths import stored_bytes
@@ -62,8 +63,14 @@ def needed_together(
     return sum(least for least, _ in known), sum(most for _, most in known)
 
 
-def why_not(estimates: Sequence[Estimate], room: Room) -> list[str]:
-    """Return each reason why the work cannot be done here, with a remedy; none if it can."""
+def why_not(estimates: Sequence[Estimate], room: Room, *, sharded: bool = False) -> list[str]:
+    """Return each reason why the work cannot be done here, with a remedy; none if it can.
+
+    Args:
+        estimates: of the datasets.
+        room: what there is.
+        sharded: sealed shards are made, each of which is a file.
+    """
     found = []
     _, most = needed_together(estimates) or (0, 0)
     fewer = "take fewer videos with --limit, or fewer bytes a value with --quantize"
@@ -84,10 +91,13 @@ def why_not(estimates: Sequence[Estimate], room: Room) -> list[str]:
                 f"{format_bytes(MAX_PAYLOAD_BYTES)} of a record: "
                 "take fewer frames with --nframe, or fewer bytes a value with --quantize"
             )
-        if estimate.files > 1:
+        if estimate.files > 1 and not sharded:
+            _, each = estimate.needed_bytes() or (0, 0)
+            shards = -(-each // SHARD_BYTES)
             found.append(
                 f"{estimate.dataset} would fill {estimate.files} files of {format_bytes(MAP_BYTES)}, and a dataset has "
-                "one unless it is made of shards: ingest with --shard 0/1, or with --shard I/N in N processes, or take "
-                "fewer bytes a value with --quantize"
+                f"one unless it is made of shards: ingest with --shard 0/1, which makes some {shards} shards of "
+                f"{format_bytes(SHARD_BYTES)} one after the other, or with --shard I/N in any number N of processes; "
+                "or take fewer bytes a value with --quantize"
             )
     return found

@@ -865,7 +865,18 @@ def test_dry_run_prints_the_plan_and_touches_nothing(sample_clips, tmp_path):
     assert f"demo     blink          {sample_clips / 'blink.mp4'}" in done.stdout
     found = json.loads(ingest(sample_clips, tmp_path / "cache", "--dry-run", "--json").stdout)
     (demo,) = found["datasets"]
-    assert (demo["to_ingest"], demo["stored"], len(demo["todo"])) == (3, 0, 3)
+    assert (demo["planned"], demo["skipped"], len(demo["todo"])) == (3, 0, 3)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_dry_run_of_a_share_plans_that_share(sample_clips, tmp_path):
+    taken = []
+    for share in ("0/2", "1/2"):
+        done = ingest(sample_clips, tmp_path / "cache", "--dry-run", "--json", "--shard", share)
+        (demo,) = json.loads(done.stdout)["datasets"]
+        assert demo["planned"] == len(demo["todo"]) < 3
+        taken += [video["video_id"] for video in demo["todo"]]
+    assert len(taken) == len(set(taken)) == 3
     assert not (tmp_path / "cache").exists()
 
 

@@ -69,7 +69,7 @@ def test_a_dry_run_plans_each_benchmark(ingest, cache):
     done = ingest("--datasets", "Video-MME_128frame", "MLVU_128frame", "--dry-run", "--json")
     assert done.exit_code == 0
     found = [
-        (f["dataset"], f["to_ingest"], f["questions"]) for f in json.loads(done.stdout)["datasets"]
+        (f["dataset"], f["planned"], f["questions"]) for f in json.loads(done.stdout)["datasets"]
     ]
     assert [row[:2] for row in found] == [("Video-MME", 2), ("MLVU", 3)]
     assert all(questions >= videos for _, videos, questions in found)

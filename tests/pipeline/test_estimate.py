@@ -129,6 +129,17 @@ def test_what_does_not_fit_is_told_with_a_remedy(estimate, room, message):
     assert [message in reason for reason in reasons] == [True] * (message is not None)
 
 
+def test_a_plan_beyond_one_file_fits_in_shards_and_says_in_how_many():
+    estimate, room = (
+        of_7b(100_000, Storage("int8", "channel")),
+        Room("c", MAP_BYTES * 9, 0, None, 0),
+    )
+    _, most = estimate.needed_bytes()
+    (reason,) = why_not([estimate], room)
+    assert f"--shard 0/1, which makes some {-(-most // (64 * GIB))} shards of 64.00 GiB" in reason
+    assert why_not([estimate], room, sharded=True) == []
+
+
 def test_several_datasets_are_summed():
     pair = [of_7b(2, Storage("int8", "channel")), of_7b(1, Storage("fp32"), 4000)]
     assert needed_together(pair) is None

@@ -102,6 +102,10 @@ class Share:
         data = video_id.encode("utf-8", "surrogatepass")
         return xxhash.xxh3_64_intdigest(data) % self.count == self.number
 
+    def of(self, videos: Iterable[Video]) -> Listing:
+        """Return the videos of a listing that are in this share, the largest files first."""
+        return Listing(sorted(filter(lambda v: self.takes(v.video_id), videos), key=_longest_first))
+
     def __str__(self) -> str:
         """Return the name of its folder and its status."""
         return f"{self.number}-of-{self.count}"
@@ -148,7 +152,7 @@ def ingest_share(
     work = work_folder(cache_dir, dataset, share, shard_dir)
     place = LocalPlace(cache_dir)
     listed = videos if isinstance(videos, Listing) else list_videos(_places(videos))
-    taken = Listing(sorted(filter(lambda v: share.takes(v.video_id), listed), key=_longest_first))
+    taken = share.of(listed)
     total: IngestSummary | None = None
     with Heartbeat(place, dataset, str(share), len(taken), on=not options.dry_run) as heartbeat:
 

@@ -19,6 +19,7 @@ from checkpoints import (  # fixtures
 from make_sample_clips import make_sample_clips
 from quick import load_profile
 
+from featstore.checkpoints import files
 from featstore.store import reader
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.paths import dataset_names
@@ -37,6 +38,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def said_on_stderr() -> None:
     """What the library says is shown as the command line and the evaluation programs show it."""
     show_on_stderr()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_request_to_the_hub() -> Iterator[None]:
+    """Tests stand in for a download themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "knock", lambda repo, name: "")
+        yield
 
 
 @pytest.fixture(scope="session")

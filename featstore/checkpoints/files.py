@@ -15,6 +15,8 @@ from typing import ClassVar, Protocol
 from featstore.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+# What huggingface_hub sends requests with: requests at first, httpx since 1.0, httpx2 since 2.
+_HTTP_LIBRARIES = {"requests", "httpx", "httpx2"}
 
 
 class Files(Protocol):
@@ -98,6 +100,7 @@ class HubFiles:
         self.repo = repo
         self.caveat = ""
         self._commit: str | None = None
+        self._unanswered: str | None = None  # why the Hub cannot be reached; "" if it was
 
     def find(self, name: str) -> Path | None:
         """Return the path of file `name` in the Hub's cache, fetched if necessary; None if there is no such file.
@@ -108,7 +111,11 @@ class HubFiles:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+        if self._unanswered is None and not _is_cached(self.repo, name, self._commit):
+            self._unanswered = knock(self.repo, name)
         try:
+            if self._unanswered and not _is_cached(self.repo, name, self._commit):
+                raise LocalEntryNotFoundError(self._unanswered)
             path = Path(hf_hub_download(self.repo, name, revision=self._commit))
         except LocalEntryNotFoundError as exc:
             if self._commit:  # offline, and the cache holds other files of this commit
@@ -136,6 +143,25 @@ class HubFiles:
     def __str__(self) -> str:
         """Return the repository's name."""
         return self.repo
+
+
+def _is_cached(repo: str, name: str, commit: str | None) -> bool:
+    """Return whether the Hub's cache tells where a file is, or that there is none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return try_to_load_from_cache(repo, name, revision=commit) is not None
+
+
+def knock(repo: str, name: str) -> str:
+    """Return why the Hub cannot be reached, from one request without the retries of a download; "" if it can."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+
+    try:
+        get_hf_file_metadata(hf_hub_url(repo, name), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as exc:  # what the Hub answers is the download's to explain
+        if type(exc).__module__.partition(".")[0] in _HTTP_LIBRARIES:
+            return str(exc) or type(exc).__name__
+    return ""
 
 
 def open_files(checkpoint: str, example: str = "lmms-lab/LongVA-7B-DPO") -> Files:

@@ -8,7 +8,9 @@ import huggingface_hub
 import pytest
 from checkpoints import unreachable
 from huggingface_hub.errors import EntryNotFoundError
+from toys import run_python
 
+from featstore.checkpoints import files
 from featstore.encoders.longva.checkpoint import read_checkpoint
 from featstore.encoders.longva.weights import find_weights
 from featstore.errors import CheckpointError
@@ -46,6 +48,46 @@ def test_an_unreachable_hub_says_so(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
     with pytest.raises(CheckpointError, match=r"'someone/longva' is not a folder.*check the name"):
         read_checkpoint("someone/longva")
+
+
+OFFLINE = """
+import time
+from featstore.checkpoints.files import open_files
+from featstore.errors import CheckpointError
+
+waits = []
+time.sleep = waits.append
+try:
+    open_files("someone/longva").find("config.json")
+except CheckpointError as exc:
+    print(exc)
+print(sum(waits))
+"""
+
+
+def test_without_a_network_that_is_said_at_once(tmp_path):
+    """The Hub's own download waits between five more tries, 23 seconds in all."""
+    closed = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    said = run_python(OFFLINE, **closed).stdout.splitlines()
+    assert said[0].startswith("'someone/longva' is not a folder here and cannot be fetched")
+    assert "Connection refused" in said[0]
+    assert said[1:] == ["0"]
+
+
+def test_without_a_network_what_is_cached_is_found_and_the_rest_asked_for_once(
+    tmp_path, monkeypatch
+):
+    cached = tmp_path / "snapshots" / "abc" / "config.json"
+    knocks = []
+    monkeypatch.setattr(files, "_is_cached", lambda repo, name, commit: name == "config.json")
+    monkeypatch.setattr(files, "knock", lambda *asked: knocks.append(asked) or "no route")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(cached))
+    hub = files.HubFiles("someone/longva")
+    assert hub.find("config.json") == cached
+    assert (hub.find("a.safetensors"), hub.find("b.safetensors")) == (None, None)
+    assert len(knocks) == 1
+    assert "only its cache here was searched" in hub.caveat
+    assert hub.find("config.json") == cached
 
 
 def test_a_path_that_is_no_folder_is_not_asked_of_the_hub():

@@ -1,9 +1,14 @@
 import json
 import os
+import re
+import shlex
 import shutil
 
 import pytest
+from click.testing import CliRunner
+from toys import REPOSITORY
 
+from featstore.cli import main
 from featstore.encoders.toy import ToyEncoder
 from featstore.errors import StoreError, StoreMismatch
 from featstore.pipeline.cluster.heartbeat import (
@@ -171,3 +176,32 @@ def test_what_one_file_cannot_hold_is_refused_without_shards(clips, cache, monke
     with pytest.raises(StoreError, match="--shard I/N"):
         ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=Sampling(4), options=OPTIONS)
     shutil.rmtree(cache)
+
+
+@pytest.mark.slow
+def test_the_commands_on_the_page_about_clusters_run(clips, tmp_path, monkeypatch):
+    """Those for shards, as written; what failed is fed back once its file is mended."""
+    page = (REPOSITORY / "docs" / "cluster.md").read_text(encoding="utf-8")
+    block = page.partition("## Shards\n\n```bash\n")[2].partition("```")[0].replace("\\\n", " ")
+    ingests, *others = [line.strip() for line in block.splitlines() if "featstore" in line]
+    again = re.search(
+        r"`(featstore ingest --shard 0/4 --manifest again\.jsonl [^`]*) \.\.\.`", page
+    )
+    (clips / "mended.mp4").write_text("no video")
+    monkeypatch.chdir(tmp_path)
+
+    def run_line(line):
+        done = CliRunner().invoke(main, shlex.split(line)[1:])
+        return done.exit_code, done.stdout
+
+    alone = ingests.removesuffix(" &")
+    codes = [run_line(alone.replace("$i", str(i)))[0] for i in range(4)]
+    assert sorted(codes) == [0, 0, 0, 3]
+    code, told = run_line(others[0] + " --failed again.jsonl")
+    assert (code, "3 of 4 videos stored, 1 failed" in told) == (0, True)
+    shutil.copy(clips / "blink.mp4", clips / "mended.mp4")
+    rest = " --encoder toy --nframe 4 --cache-dir cache --dataset demo"
+    share = f"{codes.index(3)}/4"
+    assert run_line(again[1].replace("0/4", share) + rest)[0] == 0
+    assert [run_line(line)[0] for line in others] == [0, 0, 0]
+    assert len(FeatureStore("cache")["demo"]) == len(FeatureStore("merged")["demo"]) == 4

@@ -22,6 +22,7 @@ HEAVY = {"torch", "transformers", "av", "decord", "numpy", "ray", "matplotlib"}
 AT_THE_TOP = {
     "torch": (
         "torch/",
+        "encoders/llava_onevision/modeling.py",
         "encoders/longva/",
         "encoders/transformers_vision/encoder.py",
         "encoders/qwen_vl/modeling.py",
@@ -30,6 +31,7 @@ AT_THE_TOP = {
         "pipeline/on_demand.py",
     ),
     "transformers": (
+        "encoders/llava_onevision/modeling.py",
         "encoders/longva/",
         "encoders/qwen_vl/modeling.py",
         "models/generating/",

@@ -87,7 +87,7 @@ def make_tiny_video_model(
     if family == "llava_onevision":
         _write(
             out / "processor_config.json",
-            {"num_image_tokens": 16, "vision_feature_select_strategy": "full"},
+            {"num_image_tokens": 25, "vision_feature_select_strategy": "full"},
         )
     return out
 
@@ -101,7 +101,7 @@ def tiny_model(family: str, ids: dict[str, int]) -> Any:
         vision |= {
             "num_hidden_layers": 3,
             "num_attention_heads": 4,
-            "image_size": 56,
+            "image_size": 70,  # five patches a side, an odd number as the published 27
             "patch_size": 14,
         }
         vision |= {"vision_use_head": False}
@@ -151,7 +151,7 @@ def tiny_model(family: str, ids: dict[str, int]) -> Any:
 def processor(family: str) -> dict[str, Any]:
     """Return what a family's processor file says."""
     if family == "llava_onevision":
-        return {"size": {"height": 56, "width": 56}, "resample": 3, **_IMAGES}
+        return {"size": {"height": 70, "width": 70}, "resample": 3, **_IMAGES}
     if family == "qwen2_5_vl":
         return {
             "min_pixels": 3136,

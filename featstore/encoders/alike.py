@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ENCODER_OF = {
     "llava_qwen": "longva",
     "qwen2": "longva",
+    "llava_onevision": "llava_onevision",
     "qwen2_5_vl": "qwen_vl",
     "qwen3_vl": "qwen_vl",
 }

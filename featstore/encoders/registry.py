@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ENCODERS = {
     "longva": "featstore.encoders.longva.encoder:LongVAEncoder",
+    "llava_onevision": "featstore.encoders.llava_onevision.encoder:LlavaOnevisionEncoder",
     "qwen_vl": "featstore.encoders.qwen_vl.encoder:QwenVLEncoder",
     "toy": "featstore.encoders.toy:ToyEncoder",
     "transformers": "featstore.encoders.transformers_vision.encoder:TransformersEncoder",

@@ -14,7 +14,7 @@ from featstore.checkpoints.tensors import find_shard, list_tensors
 from featstore.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from featstore.spec import Setting
 
@@ -81,25 +81,28 @@ class VideoCheckpoint:
         found |= {f"processor.{k}": _plain(self.processor.values[k]) for k in rest}
         return {name: value for name, value in found.items() if value is not None}
 
-    def weights(self, prefixes: Iterable[str]) -> DigestedWeights:
-        """Return the tensors whose names begin with one of `prefixes`, called by the rest of their names.
+    def weights(self, names: Mapping[str, str]) -> DigestedWeights:
+        """Return the tensors whose names begin as one of `names`, called by what is to be there instead.
 
         Args:
-            prefixes: beginnings of names, the same tensors in checkpoints of several ages.
+            names: beginning of a name -> what replaces it; checkpoints of several ages call the same tensor otherwise.
+                The first that fits is taken.
 
         Raises:
             CheckpointError: there are none.
         """
         listing, found = list_tensors(self.files), {}
         for name, shard in listing.items():
-            short = next((name[len(p) :] for p in prefixes if name.startswith(p)), None)
+            short = next(
+                (new + name[len(p) :] for p, new in names.items() if name.startswith(p)), None
+            )
             if short is not None:
                 if short in found:
                     raise CheckpointError(f"{self.files} has {short!r} of its vision side twice")
                 found[short] = (shard, name)
         if not found:
             raise CheckpointError(
-                f"{self.files} has no tensors that begin with {' or '.join(map(repr, prefixes))}; is it whole?"
+                f"{self.files} has no tensors that begin with {' or '.join(map(repr, names))}; is it whole?"
             )
         shards = {shard: find_shard(self.files, shard, name) for shard, name in found.values()}
         return DigestedWeights({k: (shards[shard], name) for k, (shard, name) in found.items()})

@@ -6,6 +6,7 @@ from geometries import GEOMETRIES
 from make_tiny_video_model import make_tiny_video_model
 from make_tiny_vision import make_tiny_vision
 
+from featstore.encoders.llava_onevision.encoder import LlavaOnevisionEncoder
 from featstore.encoders.longva.encoder import LongVAEncoder
 from featstore.encoders.qwen_vl.encoder import QwenVLEncoder
 from featstore.encoders.registry import ENCODERS
@@ -42,6 +43,18 @@ class TestTransformers(EncoderContract):
     @pytest.fixture
     def encoder(self, tiny_vision):
         return TransformersEncoder(tiny_vision, device="cpu", dtype="fp32", layer="-2,-1")
+
+
+class TestLlavaOnevision(EncoderContract):
+    name = "llava_onevision"
+    tolerance = 1e-5
+
+    @pytest.fixture
+    def encoder(self, tmp_path_factory):
+        folder = tmp_path_factory.getbasetemp() / "contract-llava_onevision"
+        if not folder.exists():
+            make_tiny_video_model(folder, "llava_onevision")
+        return LlavaOnevisionEncoder(str(folder), device="cpu", dtype="fp32")
 
 
 class TestQwenVL(EncoderContract):

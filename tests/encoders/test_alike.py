@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 from make_tiny_checkpoint import make_tiny_checkpoint
 from make_tiny_video_model import make_tiny_video_model
+from safetensors.torch import load_file, save_file
 from toys import REPOSITORY
 
 from featstore.cli import main
@@ -59,6 +60,22 @@ def test_what_keeps_features_of_equal_weights_apart_is_named(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "image_mean": [0.5, 0.5, 0.5]}))
     _, found = compare_sight([str(a), str(b)])
     assert (found.like, found.differing) == (str(a), ("preprocessing.mean",))
+
+
+def test_tensors_of_older_and_newer_names_are_the_same_weights(tmp_path):
+    """The checkpoints on the Hub have a level more in their names than transformers writes today."""
+    a = make_tiny_video_model(tmp_path / "a", "llava_onevision")
+    paths = [str(a)]
+    for start, level in (("", "vision_model."), ("model.", "")):
+        b = tmp_path / f"b{start}"
+        shutil.copytree(a, b)
+        paths.append(str(b))
+        tensors = {
+            start + name.replace("vision_tower.", f"vision_tower.{level}"): tensor
+            for name, tensor in load_file(a / "model.safetensors").items()
+        }
+        save_file(tensors, b / "model.safetensors")
+    assert {sight.like for sight in compare_sight(paths)} == {str(a)}
 
 
 def test_the_command_prints_a_table_and_json_of_the_schema(three):

@@ -121,7 +121,7 @@ class Live:
         return {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
-            "pixel_values_videos": pixels[None],
+            "pixel_values_videos": pixels.contiguous()[None],  # as a processor's, which stacks them
         }
 
     @torch.inference_mode()

@@ -48,7 +48,7 @@ _TIMING = "vision.tokens_per_second"  # places a video's tokens in time, in the 
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # qwen-vl-utils' limits, in cells of a token: of a frame, and of a video's grid steps.
 MIN_CELLS, MAX_CELLS, TOTAL_CELLS = 128, 768, 128_000 * 9 // 10
-PREFIXES = ("model.visual.", "visual.")
+NAMES = {"model.visual.": "", "visual.": ""}  # in checkpoints of several ages, and in the tower
 
 
 class QwenVLEncoder(TorchEncoder):
@@ -115,7 +115,7 @@ class QwenVLEncoder(TorchEncoder):
         )
         self.preprocessing: Preprocessing = self._budget
         levels = len(fields.get("deepstack_visual_indexes") or ())
-        self.weights = found.weights(PREFIXES)
+        self.weights = found.weights(NAMES)
         settings = found.settings(known)
         settings.pop(_TIMING, None)
         self.identity = EncoderIdentity(
@@ -139,7 +139,8 @@ class QwenVLEncoder(TorchEncoder):
 
     def build(self, weights: dict[str, torch.Tensor]) -> Any:
         """Return the tower with these weights."""
-        from featstore.encoders.qwen_vl.modeling import build_tower, pixel_table
+        from featstore.encoders.pixels import pixel_table
+        from featstore.encoders.qwen_vl.modeling import build_tower
 
         self._table = pixel_table(self._budget).to(self.device)  # (256, 3)
         return build_tower(self.checkpoint, weights, self.device)

@@ -9,10 +9,10 @@ from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as qwen2_5
 from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3
 
 from featstore.encoders.assembly import assemble
+from featstore.encoders.pixels import normalize
 
 if TYPE_CHECKING:
     from featstore.encoders.video_checkpoint import VideoCheckpoint
-    from featstore.preprocessing import VideoPixelBudget
 
 _TOWERS: dict[str, Any] = {
     "qwen2_5_vl": qwen2_5.Qwen2_5_VisionTransformerPretrainedModel,
@@ -30,19 +30,10 @@ def build_tower(
     return assemble(cls, config, small, weights, device, checkpoint.files)
 
 
-def pixel_table(budget: VideoPixelBudget) -> torch.Tensor:
-    """Return (256, 3) float32, the value of each byte in each channel, as transformers' video processors round it."""
-    mean, std = (
-        torch.tensor(values) * (1.0 / budget.rescale) for values in (budget.mean, budget.std)
-    )
-    return (torch.arange(256, dtype=torch.float32)[:, None] - mean) / std
-
-
 def patches(frames: torch.Tensor, table: torch.Tensor, patch: int, merge: int) -> torch.Tensor:
     """Return the flat patches of units (B, T, H, W, 3) uint8, in the order of transformers' video processors."""
     units, pair, height, width, _ = frames.shape
-    colours = [table[:, c][frames[..., c].int()] for c in range(3)]
-    pixels = torch.stack(colours, dim=2)  # (B, T, H, W, 3) -> (B, T, 3, H, W)
+    pixels = normalize(frames, table)  # (B, T, H, W, 3) -> (B, T, 3, H, W)
     tall, wide = height // (patch * merge), width // (patch * merge)
     cells = pixels.view(units, pair, 3, tall, merge, patch, wide, merge, patch)
     # (B, T, C, h, m, p, w, m, p) -> (B, h, w, m, m, C, T, p, p)

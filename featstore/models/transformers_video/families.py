@@ -11,11 +11,14 @@ import transformers
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from featstore import defaults
 from featstore.errors import FeatstoreError, MissingExtra
+from featstore.sampling import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_BY_TIME = Sampling(defaults.NFRAME, "qwen", 2)
 OLDEST = (5, 18)  # from it on models take `mm_encoder_outputs`
 
 
@@ -28,17 +31,23 @@ class VideoFamily:
         sees: the parts of the model that make a video's features, and are not loaded.
         depth: the field of its vision config that counts the tower's layers.
         outputs: (rows, row_width) features and a plane's width -> what the model takes for a video.
+        sampling: which frames it is given unless the user says so.
     """
 
     encoder: str
     sees: tuple[str, ...]
     depth: str
     outputs: Callable[[torch.Tensor, int], Any]
+    sampling: Sampling
 
 
 def _one(features: torch.Tensor, width: int) -> Any:
     one: Any = (features,)  # a tensor a video, which transformers does not type so
     return BaseModelOutputWithPooling(pooler_output=one)
+
+
+def _whole(features: torch.Tensor, width: int) -> Any:
+    return BaseModelOutputWithPooling(pooler_output=features[None])
 
 
 def _levels(features: torch.Tensor, width: int) -> Any:
@@ -51,8 +60,15 @@ def _levels(features: torch.Tensor, width: int) -> Any:
 
 
 FAMILIES = {
-    "qwen2_5_vl": VideoFamily("qwen_vl", ("visual",), "depth", _one),
-    "qwen3_vl": VideoFamily("qwen_vl", ("visual",), "depth", _levels),
+    "llava_onevision": VideoFamily(
+        "llava_onevision",
+        ("vision_tower", "multi_modal_projector", "image_newline"),
+        "num_hidden_layers",
+        _whole,
+        Sampling(32, "llava-ov"),
+    ),
+    "qwen2_5_vl": VideoFamily("qwen_vl", ("visual",), "depth", _one, _BY_TIME),
+    "qwen3_vl": VideoFamily("qwen_vl", ("visual",), "depth", _levels, _BY_TIME),
 }
 
 

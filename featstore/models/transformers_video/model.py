@@ -68,7 +68,8 @@ class CachedVideoModel:
             checkpoint: a folder, or a name on the Hub.
             cache_dir: the store; None for the uncached model, which encodes a video for each question.
             dataset: the dataset in which videos are looked up if a question names none.
-            sampling: which frames of a video; by default as qwen-vl-utils takes 2 a second, 128 at most.
+            sampling: which frames of a video; by default of Qwen-VL as qwen-vl-utils takes 2 a second, 128 at most; of
+                LLaVA-OneVision one a second, 32 at most.
             device: a torch device; `auto` is CUDA if there is a GPU, else the CPU.
             dtype: fp16, bf16 or fp32, of features and model; by default bf16 on CUDA and fp32 elsewhere.
             attn_implementation: as transformers takes it.
@@ -104,7 +105,7 @@ class CachedVideoModel:
         )
         self.spec = FeatureSpec(
             encoder.identity,
-            sampling or Sampling(defaults.NFRAME, "qwen", 2),
+            sampling or family.sampling,
             identity_of(decoder),
             encoder.preprocessing,
         )

@@ -48,7 +48,7 @@ class Prompter:
         self._merge = getattr(vision, "spatial_merge_size", 1)
         self._pair = getattr(vision, "temporal_patch_size", 1)
         self._video_id: int = config.video_token_id
-        self._processor = _processor(files, config, tokenizer)
+        self._processor = _processor(config, tokenizer)
 
     def text(self, messages: list[dict[str, Any]]) -> str:
         """Return the conversation as the template writes it."""
@@ -98,16 +98,16 @@ class Prompter:
         return VideoPrompt(ids, int(places[-1]) + 1, facts)
 
 
-def _processor(files: Files, config: Any, tokenizer: Any) -> Any:
+def _processor(config: Any, tokenizer: Any) -> Any:
     """Return the processor's methods on what they need of it; building one would need torchvision."""
     kind = config.model_type
     module = import_module(f"transformers.models.{kind}.processing_{kind}")
     name = next(name for name in module.__all__ if name.endswith("Processor"))
     processor = object.__new__(getattr(module, name))
-    fields = read_json(files, "processor_config.json")
     size = config.vision_config
+    side = getattr(size, "image_size", 0) // size.patch_size
     vars(processor).update(
-        num_image_tokens=None if fields is None else fields.get("num_image_tokens"),
+        num_image_tokens=side**2,  # of a frame, before pooling
         video_processor=SimpleNamespace(
             merge_size=getattr(size, "spatial_merge_size", 1),
             temporal_patch_size=getattr(size, "temporal_patch_size", 1),

@@ -26,7 +26,11 @@ _PACE_SECONDS = 3.0
 
 @contextmanager
 def show_progress(
-    waiting: str = "waiting for the first video", done: str = "written", *, always: bool = True
+    waiting: str = "waiting for the first video",
+    done: str = "written",
+    *,
+    always: bool = True,
+    in_bytes: bool = False,
 ) -> Iterator[Callable[[Progress], None]]:
     """Yield a function to call with each Progress; the bar disappears at the end of the block.
 
@@ -34,9 +38,11 @@ def show_progress(
         waiting: what is shown before the first video.
         done: what happened to the bytes.
         always: also print a line where there is no terminal and all is done in less than ten seconds.
+        in_bytes: what is counted is bytes, not videos.
     """
+    texts = _byte_texts if in_bytes else _texts
     if is_quiet() or not (sys.stderr.isatty() and console().is_interactive):
-        yield _Lines(done, always=always)
+        yield _Lines(texts, done, always=always)
         return
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
@@ -47,7 +53,7 @@ def show_progress(
 
     def show(progress: Progress) -> None:
         if progress.total:
-            ended, text = progress.done + progress.failed, _texts(progress, pace(progress), done)
+            ended, text = progress.done + progress.failed, texts(progress, pace(progress), done)
             bars.update(task, completed=ended, total=progress.total, description="\n".join(text))
 
     with suppress(OSError):  # the terminal may be gone, especially at the end
@@ -82,6 +88,18 @@ def show_count(total: int | None, waiting: str, done: str = "") -> Iterator[Call
         yield count
 
 
+@contextmanager
+def show_bytes(waiting: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function to call with the bytes that are written, and all of them, which moves a bar."""
+    from featstore.pipeline.summary import Progress
+
+    started = time.monotonic()
+    with show_progress(waiting, always=False, in_bytes=True) as show:
+        yield lambda done, total: show(
+            Progress(total=total, skipped=0, done=done, seconds=time.monotonic() - started)
+        )
+
+
 def show_cursor() -> None:
     """Leave the line of a bar and show the cursor, which a bar hides, when the program ends inside its block."""
     with suppress(OSError):
@@ -92,8 +110,10 @@ def show_cursor() -> None:
 class _Lines:
     """Prints a line at most every ten seconds, and the last one; none if there is nothing to do."""
 
-    def __init__(self, done: str, *, always: bool) -> None:
-        self._done, self._always, self._pace = done, always, _Pace()
+    def __init__(
+        self, texts: Callable[[Progress, float, str], tuple[str, str]], done: str, *, always: bool
+    ) -> None:
+        self._texts, self._done, self._always, self._pace = texts, done, always, _Pace()
         self._last = 0.0 if always else time.monotonic()
         self._is_complete = False
 
@@ -105,7 +125,7 @@ class _Lines:
         self._is_complete = progress.done + progress.failed == progress.total
         if now - self._last >= _LINE_SECONDS or (self._is_complete and self._always):
             self._last = now
-            note(", ".join(filter(None, _texts(progress, rate, self._done))))
+            note(", ".join(filter(None, self._texts(progress, rate, self._done))))
 
 
 class _Pace:
@@ -136,3 +156,11 @@ def _texts(progress: Progress, rate: float, done: str) -> tuple[str, str]:
     speed = [f"{rate:.2f} videos/s"] * bool(rate)
     speed += [f"{format_bytes(progress.record_bytes)} {done}"] * bool(done)
     return ", ".join(counts), ", ".join(speed)
+
+
+def _byte_texts(progress: Progress, rate: float, done: str) -> tuple[str, str]:
+    """Return the same of bytes."""
+    counts = [f"{format_bytes(progress.done)} of {format_bytes(progress.total)} {done}"]
+    if rate and progress.done < progress.total:
+        counts.append(f"{clock((progress.total - progress.done) / rate)} left")
+    return ", ".join(counts), f"{format_bytes(int(rate))}/s" if rate else ""

@@ -6,6 +6,8 @@ import click
 
 from featstore.cli._options import cache_dir_option, dataset_option, json_option
 from featstore.cli._printing import print_json
+from featstore.cli._progress import show_bytes
+from featstore.errors import plain_line
 from featstore.system.filesystems import format_bytes
 
 
@@ -18,7 +20,8 @@ def compact(cache_dir: str, dataset: str, as_json: bool) -> None:
     from featstore.store.describe import write_cache_meta
     from featstore.store.maintenance.compact import compact_dataset
 
-    done = compact_dataset(cache_dir, dataset)
+    with show_bytes(f"compacting {plain_line(dataset)}") as show:
+        done = compact_dataset(cache_dir, dataset, on_progress=show)
     write_cache_meta(cache_dir)
     if as_json:
         sizes = {"before_bytes": done.before, "after_bytes": done.after}

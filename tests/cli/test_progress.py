@@ -8,7 +8,7 @@ import pytest
 from terminals import Terminal
 
 from featstore.cli import _progress
-from featstore.cli._progress import show_count, show_progress
+from featstore.cli._progress import show_bytes, show_count, show_progress
 from featstore.pipeline.summary import Progress
 
 AT_WORK = """
@@ -93,6 +93,15 @@ def test_a_count_that_is_soon_done_leaves_no_line_in_a_log(capsys):
         count(5)
         count(5)
     assert capsys.readouterr().err == ""
+
+
+def test_bytes_have_a_pace_and_a_time_left(monkeypatch, capsys):
+    clock = iter([0.0, 0.0, 1.0, 1.0, 12.0, 12.0, 13.0, 13.0])
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: 100 + next(clock))
+    with show_bytes("compacting demo") as show:
+        for done in (1, 12, 20):
+            show(done << 20, 20 << 20)
+    assert capsys.readouterr().err == ("12.0 MiB of 20.0 MiB written, 0:08 left, 1.0 MiB/s\n")
 
 
 def test_a_program_that_ends_at_once_leaves_the_line_and_the_cursor():

@@ -12,8 +12,10 @@ import errno
 import os
 import shutil
 import stat
+import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from featstore.errors import StoreError, StoreFull
 from featstore.store.catalog import hold_dataset
@@ -35,9 +37,15 @@ from featstore.system import libc
 from featstore.system.filesystems import DISK_FULL_ERRNOS, free_bytes
 from featstore.system.fsync import sync_dir, sync_file
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    OnProgress = Callable[[int, int], None]
+
 # Files that belong to the old data file, or that the new folder has of its own.
 _LEFT_BEHIND = {DATA_FILE, LMDB_LOCK_FILE, WRITE_LOCK_FILE, SEAL_FILE}
 _SLACK_BYTES = 1 << 20
+_LOOK_SECONDS = 0.2  # between two looks at how large the copy is
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -50,7 +58,9 @@ class Compacted:
     after: int
 
 
-def compact_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> Compacted:
+def compact_dataset(
+    cache_dir: str | os.PathLike[str], dataset: str, *, on_progress: OnProgress | None = None
+) -> Compacted:
     """Give the space of removed and replaced records back to the disk.
 
     Readers go on undisturbed; writers wait. If it raises, the dataset is as it was.
@@ -58,6 +68,7 @@ def compact_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> Compacte
     Args:
         cache_dir: The cache directory.
         dataset: The dataset's name.
+        on_progress: Called now and then, by another thread, with the bytes of the copy that are written and with all.
 
     Raises:
         StoreNotFound: There is no such dataset.
@@ -66,10 +77,12 @@ def compact_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> Compacte
         StoreError: The dataset is sealed or damaged.
     """
     with hold_dataset(cache_dir, dataset) as path:
-        return rewrite(path)
+        return rewrite(path, on_progress=on_progress)
 
 
-def rewrite(path: Path, *, unseal: bool = False) -> Compacted:
+def rewrite(
+    path: Path, *, unseal: bool = False, on_progress: OnProgress | None = None
+) -> Compacted:
     """Put a compacted copy, unsealed, in the place of the dataset in `path`, whose ingest lock the caller holds."""
     path = Path(os.path.realpath(path))  # a link is followed: its target is exchanged
     if (path / DATA_FILE).is_symlink():
@@ -85,7 +98,7 @@ def rewrite(path: Path, *, unseal: bool = False) -> Compacted:
         before = _disk_bytes(path)
         _check_room(path, source)
         try:
-            _copy(source, path, aside)
+            _copy(source, path, aside, on_progress)
             after = _disk_bytes(aside)
             exchange(path, aside)
         finally:
@@ -122,11 +135,35 @@ def _check_room(path: Path, source: StillFile) -> None:
         )
 
 
-def _copy(source: StillFile, path: Path, aside: Path) -> None:
+@contextlib.contextmanager
+def _watched(file: Path, total: int, on_progress: OnProgress | None) -> Iterator[None]:
+    """Tell how much of `file` is written while the block, one call of LMDB, writes it, and that it is whole."""
+    if on_progress is None:
+        yield
+        return
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(_LOOK_SECONDS):
+            with contextlib.suppress(FileNotFoundError):
+                on_progress(min(file.stat().st_size, total), total)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+    on_progress(total, total)
+
+
+def _copy(source: StillFile, path: Path, aside: Path, on_progress: OnProgress | None) -> None:
     try:
         os.mkdir(aside, 0o700)
         os.chmod(aside, _folder_mode(path))
-        source.copy_compacted(aside)
+        with _watched(aside / DATA_FILE, source.live_bytes, on_progress):
+            source.copy_compacted(aside)
         sync_file(aside / DATA_FILE)
         _finish(source, path, aside)
         sync_dir(aside)

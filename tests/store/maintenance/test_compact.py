@@ -66,6 +66,27 @@ def test_compacting_gives_back_what_was_removed_and_keeps_the_rest(hollow):
     assert names(hollow) == ["demo"]
 
 
+def test_progress_ends_with_all_bytes_and_never_passes_them(hollow, monkeypatch):
+    monkeypatch.setattr(compact, "_LOOK_SECONDS", 0)
+    copy, looks, looked = StillFile.copy_compacted, [], threading.Event()
+
+    def slow_copy(self, folder):
+        copy(self, folder)
+        assert looked.wait(60)
+
+    def look(*found):
+        looks.append(found)
+        looked.set()
+
+    monkeypatch.setattr(StillFile, "copy_compacted", slow_copy)
+    compact_dataset(hollow, "demo", on_progress=look)
+    [total] = {total for _, total in looks}
+    assert len(looks) > 1
+    assert all(0 <= done <= total for done, _ in looks)
+    assert looks[-1][0] == total
+    assert kept(hollow)
+
+
 def test_the_estimate_is_what_the_compacted_file_takes(hollow):
     environment = open_environment(hollow / "demo")
     estimate = StillFile(environment.lmdb, environment.path).live_bytes

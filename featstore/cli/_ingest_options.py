@@ -101,7 +101,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--sampling",
         "rule",
         default=defaults.SAMPLING,
-        help="Which frames to take: linspace (as LongVA does), midpoint, vlmevalkit, or fps:R for R per second.",
+        help="Which frames to take: linspace (as LongVA does), midpoint, vlmevalkit, fps:R for R per second, llava-ov "
+        "(as VLMEvalKit does for LLaVA-OneVision), or qwen (as qwen-vl-utils does), also as qwen:fps=2,min=4,max=768.",
     ),
     click.option(
         "--quantize",

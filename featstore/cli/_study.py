@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featstore import defaults
-from featstore.cli._options import SOME_FAILED, usage_errors
+from featstore.cli._options import SOME_FAILED, VariadicOption, usage_errors
 from featstore.cli._printing import print_json, print_table
 from featstore.cli._streams import note
 from featstore.cli._words import how_many
@@ -44,9 +44,11 @@ _OPTIONS = (
     ),
     click.option(
         "--videos",
+        cls=VariadicOption,
         multiple=True,
         type=click.Path(),
-        help="With --study: videos to encode in place of the dataset's, a folder or a file. Repeatable.",
+        metavar="PATH...",
+        help="With --study: videos to encode in place of the dataset's, folders and files.",
     ),
     click.option(
         "--features",

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from make_tiny_vision import make_tiny_vision
 
 from featstore.cli import main
+from featstore.sampling import POLICIES, Sampling
 
 
 def plan(*words):
@@ -63,3 +64,10 @@ def test_a_guess_reads_no_weights(tmp_path, monkeypatch):
     wrong = plan(*words, "--pool", "joint")
     assert wrong.exit_code == 2
     assert "has patch, cls, mean, pooler" in " ".join(wrong.output.split())
+
+
+def test_the_help_names_every_rule_of_sampling():
+    text = " ".join(CliRunner().invoke(main, ["ingest", "--help"]).output.split())
+    rules = text[text.index("Which frames to take") : text.index("--quantize")]
+    assert [name for name in POLICIES if name not in rules] == []
+    assert Sampling.parse("qwen:fps=2,min=4,max=768") == Sampling(768, "qwen", 2)

@@ -103,6 +103,7 @@ def test_an_interrupt_leaves_what_was_found(features, monkeypatch, tmp_path):
         (["--features", "f", "--videos", "v"], 2, "takes its sample from one place"),
         (["--dataset", "d"], 2, "with both --dataset and --cache-dir"),
         (["--videos", "v"], 2, "name the checkpoint with --model-path"),
+        (["--videos", "v", "w", "x"], 2, "name the checkpoint with --model-path"),
         (["--features", "f", "--generate"], 2, "leave out --model-path and --generate"),
         (["--features", "f", "--csv", "none/x.csv"], 2, "there is no folder 'none' for --csv"),
         (["--features", "f", "--storage", "int4"], 2, "use one of int8/tensor, int8/tensor lz4"),

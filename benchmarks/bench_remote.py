@@ -8,7 +8,7 @@ compares neighbours in time. Without --url a SeaweedFS of its own is started, wh
 GET:      obstore's `get_range` of exactly the record, into memory; nothing is verified, nothing kept.
 fetch:    `store["demo"][video]`, whose record is not in the local folder: fetched, its digest and checksums verified,
           written to the local disk and mapped.
-again:    the same when the record is in the local folder and the process has not read it: verified and mapped.
+again:    the same when the record is in the local folder and was not read through it: verified and mapped.
 hit:      the same once more.
 """
 
@@ -126,14 +126,15 @@ def measure(records: Records, url: str, folder: Path, rounds: int) -> dict[str, 
             )
             timed("GET", get)
             timed("fetch", partial(demo.__getitem__, video))
-        # A process that starts anew knows of no record that it is sound.
-        shutil.copytree(local, folder / "copy")
-        again = featstore.FeatureStore(folder / "copy")["demo"]
+        # In a folder of another name the process knows of no record that it is sound, as a new process.
+        copy = folder / f"copy{number}"
+        shutil.copytree(local, copy)
+        again = featstore.FeatureStore(copy)["demo"]
         for video in records.names:
             timed("again", partial(again.__getitem__, video))
             timed("hit", partial(again.__getitem__, video))
         del demo, again, snapshot
-        for used in (local, folder / "copy"):
+        for used in (local, copy):
             shutil.rmtree(used)
     return timings
 

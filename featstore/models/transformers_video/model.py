@@ -41,7 +41,7 @@ class CachedVideoModel:
     Attributes:
         spec: the feature set that it makes, and looks for.
         model_signature: its digest.
-        statistics: what the model asked of the store; the process prints their sum on stderr when it ends.
+        statistics: what the model asked of the store; the process logs their sum, at INFO, when it ends.
     """
 
     def __init__(

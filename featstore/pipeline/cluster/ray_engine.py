@@ -244,15 +244,18 @@ class _LocalCluster:
 
     def kill(self) -> None:
         """Kill its processes and all that descend from them."""
-        more = self._roots
-        if more is None:
-            more = _children({os.getpid()}) - self._before
+        roots = self._roots
+        if roots is None:
+            roots = _children({os.getpid()}) - self._before
         found: set[int] = set()
+        more = roots
         while more:
             _signal(more, signal.SIGSTOP)  # so that they start no others meanwhile
             found |= more
             more = _children(found) - found
-        _signal(found, signal.SIGKILL)
+        _signal(found - roots, signal.SIGKILL)
+        # Last: Ray ends this process as soon as its raylet is gone, and with this process the system ends the rest.
+        _signal(roots, signal.SIGKILL)
 
 
 def _signal(pids: set[int], number: signal.Signals) -> None:

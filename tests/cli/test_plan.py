@@ -52,7 +52,7 @@ def test_a_guess_is_a_table_of_storages_and_ends_with_4_if_it_does_not_fit(of_7b
         (["--hours", 3], "name both"),
         (["--videos-count", 3, "--hours", "nan"], "'nan' is not a finite number"),
         (["--videos-count", 3], "name the checkpoint with --model-path"),
-        ([], "with --videos, with --manifest or with --datasets"),
+        ([], "with --videos, with --manifest, with --datasets or with --lmms-tasks"),
     ],
 )
 def test_words_that_do_not_go_together_are_wrong_usage(words, message, tmp_path):

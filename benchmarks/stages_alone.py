@@ -170,7 +170,7 @@ def write_alone(folder: Path, spec: FeatureSpec, records: int) -> float:
                 made = SOURCE, None, STORAGE, scales, NO_ERROR
                 writer.put(PutRecord(free.popleft(), video, clip, *made))
                 put += 1
-            wait([writer.connection])
+            wait(writer.connections)
             for commit in writer.collect():
                 free += commit.slots
                 ends += [time.perf_counter()] * len(commit.stored)

@@ -11,6 +11,8 @@ from pathlib import Path
 from featstore.errors import DatasetNotFound, StoreNotFound, command_line, did_you_mean
 from featstore.store.paths import (
     DATA_FILE,
+    FLIGHT_LOCK_FILE,
+    INGEST_LOCK_FILE,
     LMDB_LOCK_FILE,
     META_FILE,
     SEAL_FILE,
@@ -22,6 +24,7 @@ from featstore.store.paths import (
 
 # Made beside a data file and never before it; an ingest that was killed early leaves other locks.
 _TRACES = (LMDB_LOCK_FILE, WRITE_LOCK_FILE, SEAL_FILE)
+_LOCKS = (INGEST_LOCK_FILE, FLIGHT_LOCK_FILE, WRITE_LOCK_FILE)
 _MAX_META_BYTES = 64 << 20
 
 
@@ -43,8 +46,9 @@ def refuse_no_cache(cache_dir: str | os.PathLike[str]) -> None:
     """Raise StoreNotFound if `cache_dir` is missing, or holds other things and no dataset, and never did."""
     if dataset_names(cache_dir) or closed_datasets(cache_dir) or lost_datasets(cache_dir):
         return
-    there = {name for name in os.listdir(cache_dir) if not name.startswith(".")}
-    if there and META_FILE not in there:  # an empty folder is an empty cache
+    there = [path for path in Path(cache_dir).iterdir() if not path.name.startswith(".")]
+    made = any(path.name == META_FILE or _has_traces(path) or _is_begun(path) for path in there)
+    if there and not made:  # an empty folder is an empty cache
         raise StoreNotFound(
             f"there is no dataset in {cache_dir}; name the folder that contains the datasets' folders, or make one "
             "with featstore ingest"
@@ -104,6 +108,15 @@ def listed_datasets(cache_dir: str | os.PathLike[str]) -> set[str]:
 
 def _has_traces(folder: Path) -> bool:
     return any(os.path.lexists(folder / name) for name in _TRACES)
+
+
+def _is_begun(folder: Path) -> bool:
+    """Return whether it has a dataset's name and nothing in it but an ingest's locks, or something for a data file."""
+    if not is_dataset_name(folder.name) or not folder.is_dir():
+        return False
+    return os.path.lexists(folder / DATA_FILE) or all(
+        name.startswith((".", DATA_FILE)) or name in _LOCKS for name in os.listdir(folder)
+    )
 
 
 def _is_closed(folder: Path) -> bool:

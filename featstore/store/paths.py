@@ -99,8 +99,11 @@ def is_sealed(path: str | os.PathLike[str]) -> bool:
 
 def is_sharded(path: str | os.PathLike[str]) -> bool:
     """Return whether the folder `path` is a dataset of sealed shards: it has a list of them."""
+    folder = os.path.join(path, SHARDS_FOLDER)
+    if not os.path.exists(folder):  # found without a descriptor, of which none may be left
+        return False
     try:
-        with os.scandir(os.path.join(path, SHARDS_FOLDER)) as entries:
+        with os.scandir(folder) as entries:
             return any(entry.name.startswith("manifest-") for entry in entries)
     except OSError as exc:
         if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):

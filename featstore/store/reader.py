@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import MissingExtra, StoreError
+from featstore.errors import DatasetNotFound, MissingExtra, StoreError
 from featstore.store.catalog import check_verify
 from featstore.store.dataset import Dataset
 from featstore.store.lost import refuse_no_cache
@@ -84,11 +84,13 @@ class FeatureStore(Mapping[str, Dataset]):
         """Return the dataset; raise DatasetNotFound, which lists those there are."""
         found = self._datasets.get(dataset)
         if found is None:  # two threads may both open it: they share what is open anyhow
-            if dataset not in self:
-                find_dataset(
-                    self.cache_dir, dataset
-                )  # one that was pushed since, or that a web server does not list
-            found = self._datasets[dataset] = Dataset(self.cache_dir, dataset, verify=self._verify)
+            try:
+                found = Dataset(self.cache_dir, dataset, verify=self._verify)
+            except DatasetNotFound:  # pushed since, perhaps, or a web server does not list it
+                if not find_dataset(self.cache_dir, dataset):
+                    raise
+                found = Dataset(self.cache_dir, dataset, verify=self._verify)
+            self._datasets[dataset] = found
         return found
 
     def __contains__(self, dataset: object) -> bool:

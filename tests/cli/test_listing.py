@@ -129,6 +129,7 @@ def test_a_damaged_failure_is_not_listed_and_its_video_is_ingested_again(cache):
 @pytest.mark.parametrize("command", ["ls", "info", "check"])
 def test_a_folder_that_is_no_cache_is_an_error(tmp_path, command):
     (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.mp4").touch()
     done = run(tmp_path, command)
     assert done.exit_code == 1
     assert f"there is no dataset in {tmp_path}" in done.stderr

@@ -58,9 +58,9 @@ def test_json_csv_and_picture_say_the_same(features, tmp_path):
     found = json.loads(done.stdout)
     with table.open(newline="") as file:
         rows = [*csv.DictReader(file)]
-    assert [row["storage"] for row in rows] == [row["storage"] for row in found["storages"]]
-    assert [float(row["token_p99"]) for row in rows] == [v["token_p99"] for v in found["videos"]]
-    assert {row["videos"] for row in found["storages"]} == {1}
+    assert [row["storage"] for row in rows] == [row["stored_as"] for row in found["table"]]
+    assert [float(row["token_p99"]) for row in rows] == [v["token_p99"] for v in found["studied"]]
+    assert {row["videos"] for row in found["table"]} == {1}
     assert picture.read_bytes().startswith(PNG)
 
 
@@ -142,8 +142,8 @@ def test_videos_and_stored_ones_are_encoded_once_and_answered_from(tiny, sample_
     listed = run("--videos", sample_clips, *words, "--generate", "--max-new-tokens", 3)
     assert listed.exit_code == 0, listed.output
     found = json.loads(listed.stdout)
-    last = found["storages"][-2]
-    assert (last["storage"], last["identical"], last["logit_kl"]) == ("fp32", 3, 0)
+    last = found["table"][-2]
+    assert (last["stored_as"], last["identical_answers"], last["logit_kl"]) == ("fp32", 3, 0)
     cache = tmp_path / "cache"
     ingested = ["ingest", "--videos", sample_clips, "--dataset", "d", "--cache-dir", cache]
     ingested += ["--model-path", tiny, "--device", "cpu", "--nframe", 2, "--min-free", "1MB"]
@@ -151,7 +151,7 @@ def test_videos_and_stored_ones_are_encoded_once_and_answered_from(tiny, sample_
     store_videos(cache, "d", {"v": toy_features(0)})  # a set of another encoder is not studied
     stored = json.loads(run("--dataset", "d", "--cache-dir", cache, *words).stdout)
     errors = [
-        [(v["video_id"], v["storage"], v["token_max"]) for v in study["videos"]]
+        [(v["video_id"], v["stored_as"], v["token_max"]) for v in study["studied"]]
         for study in (found, stored)
     ]
     assert errors[0] == errors[1]

@@ -89,7 +89,7 @@ def test_a_dry_run_plans_each_benchmark(ingest, cache):
             "MLVU_128frame takes 128 frames, --nframe",
         ),
         (["--videos", "."], "name the dataset to fill with --dataset"),
-        ([], "with --videos, with --manifest or with --datasets"),
+        ([], "with --videos, with --manifest, with --datasets or with --lmms-tasks"),
     ],
 )
 def test_ways_of_naming_videos_that_do_not_go_together_are_wrong_usage(ingest, arguments, message):

@@ -141,7 +141,7 @@ def test_the_command_prints_json_and_exits_3_where_a_file_was_replaced(stored, t
     assert report["feature_set"] == Dataset(cache, "demo").feature_set.spec.digest
     [failure] = report["failed"]
     assert (failure["video_id"], "was replaced" in failure["reason"]) == ("blink", True)
-    assert report["summary"]["videos"] == 2
+    assert report["videos"] == 2
     shown = CliRunner().invoke(main, [*words, "--samples", "1", "--max-relative-l2", "0"])
     assert shown.exit_code == 1
     first, *_ = shown.stdout.splitlines()

@@ -467,7 +467,12 @@ def test_a_set_is_stored_again_and_goes_on_after_an_interrupt(clips, cache):
     assert stored_as == ["fp32", "int8/channel_token", "int8/channel_token"]  # each says its own
     assert dataset.feature_set.storage == fp32
     rest = ingest(clips, cache, "demo", **words)  # a plain one goes on
-    assert (rest.stored, rest.skipped, rest.restored, rest.to_dict()["restored"]) == (2, 1, 2, 2)
+    assert (rest.stored, rest.skipped, rest.restored, rest.to_dict()["stored_otherwise"]) == (
+        2,
+        1,
+        2,
+        2,
+    )
     for path in clips.iterdir():
         features = dataset[path.stem]
         np.testing.assert_array_equal(features.data, toy_features(path, ToyEncoder(), SIX))

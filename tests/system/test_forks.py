@@ -125,7 +125,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         ("featstore.encoders", "ToyEncoder", "featstore.encoders.toy"),
         ("featstore.integrations.vlmevalkit", "video_id", "featstore.integrations.benchmarks"),
         ("featstore.models", "CacheStatistics", "featstore.models.statistics"),
-        ("featstore.store", "Snapshot", "featstore.store.engine.snapshot"),
+        ("featstore.store", "DatasetSnapshot", "featstore.store.shards.base"),
     ],
 )
 def test_a_child_forked_while_a_thread_imports_a_public_name_can_import_it(face, name, module):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 # What a build adds to the sdist.
-MADE = {"PKG-INFO", "featstore.egg-info"}
+MADE = {"PKG-INFO", "featstore.egg-info", "build"}
 
 
 def files_below(folder: Path) -> set[str]:
@@ -36,7 +36,8 @@ def unpacked(tmp_path_factory):
     """The folder that an sdist becomes."""
     source = files_of_git(tmp_path_factory.mktemp("source"))
     with tarfile.open(build("sdist", source, source / "dist")) as archive:
-        archive.extractall(source / "dist", filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # from Python 3.11.4 on
+        archive.extractall(source / "dist")
     return source / "dist" / f"featstore-{featstore.__version__}"
 
 

@@ -688,7 +688,7 @@ def test_what_misses_the_error_budget_is_told_of_wherever_it_matters(sample_clip
     assert {row["storage"]["values"] for row in rows} == {"fp32"}
     assert "fp32 planes" in run("ls", "--cache-dir", tmp_path).stdout
     [row] = json.loads(run("ls", "--cache-dir", tmp_path, "--json").stdout)
-    assert row["storage"] == {"values": "fp32", "granularity": "none", "codec": "zstd"}
+    assert row["storage"] == {"values": "int8", "granularity": "tensor", "codec": "raw"}
     assert sum(row["storages"].values()) == 3
     other = ingest(sample_clips, tmp_path / "other", *words, "--on-max-error", "warn")
     assert (

@@ -109,6 +109,8 @@ def _keep(line: str, level: int) -> None:
 
 
 def _show(line: str) -> None:
+    if sys.stderr is None:
+        return
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr.isatty():
             console().out(line, highlight=False)  # the terminal wraps it: copied, it is one line

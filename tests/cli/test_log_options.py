@@ -10,6 +10,7 @@ from toys import store_videos, toy_features
 
 from featstore.cli import main
 from featstore.cli._streams import keep_log, show_log
+from featstore.system.logs import tell
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +76,10 @@ def test_verbose_names_each_video(sample_clips, tmp_path):
     done = CliRunner().invoke(main, [*words, *more, "--decode-workers", "1", "-v"])
     assert done.exit_code == 0
     assert re.search(r"^stored blink, \d+ bytes$", done.stderr, re.MULTILINE)
+
+
+def test_what_is_said_without_a_stderr_costs_nothing(monkeypatch):
+    """As after a command that ran in a program of others, whose handler stays."""
+    show_log()
+    monkeypatch.setattr("sys.stderr", None)
+    tell("featstore.models", "nobody sees this")

@@ -41,7 +41,6 @@ from featstore.cli import (
     vlmeval,
 )
 from featstore.cli._interrupts import INTERRUPTED, raise_interrupts
-from featstore.cli._log_options import add_log_options
 from featstore.cli._streams import keep_log, say, show_log, standard_streams
 from featstore.errors import FeatstoreError, plain
 
@@ -122,19 +121,3 @@ for command in (
     vlmeval.vlmeval,
 ):
     main.add_command(command)
-
-for command in (
-    ingest.ingest,
-    check.check,
-    compare.compare,
-    compact.compact,
-    seal.seal,
-    merge.merge,
-    push.push,
-    pull.pull,
-    cp.cp,
-    mv.mv,
-    export.export,
-    import_files.import_files,
-):
-    add_log_options(command)

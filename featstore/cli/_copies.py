@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from featstore.cli._interrupts import INTERRUPTED, stop_on_signals
+from featstore.cli._log_options import log_options
 from featstore.cli._options import (
     SOME_FAILED,
     cache_dir_option,
     json_option,
     max_size_option,
     min_free_option,
+    option_group,
 )
 from featstore.cli._printing import print_json
 from featstore.cli._progress import show_progress
@@ -51,7 +53,7 @@ def copy_options(dataset_help: str, *, renames: bool = False) -> Callable[[FC], 
     name = click.option(
         "--as", "name", help="Name of the dataset in the cache directory.  [default: the same]"
     )
-    options: list[Callable[[FC], FC]] = [
+    return option_group(
         click.argument("source", type=folder, metavar="SOURCE_CACHE"),
         click.option("--dataset", required=True, help=dataset_help),
         cache_dir_option,
@@ -59,14 +61,8 @@ def copy_options(dataset_help: str, *, renames: bool = False) -> Callable[[FC], 
         min_free_option,
         max_size_option,
         json_option,
-    ]
-
-    def add(command: FC) -> FC:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
+        log_options,
+    )
 
 
 @contextmanager

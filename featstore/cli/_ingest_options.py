@@ -23,6 +23,7 @@ from featstore.cli._options import (
     min_free_option,
     model_option,
     nframe_option,
+    option_group,
     size,
     tower_option,
     usage_errors,
@@ -37,8 +38,6 @@ from featstore.records.storage import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from featstore.encoders.base import Encoder
     from featstore.encoders.registry import EncoderRecipe
     from featstore.pipeline.options import IngestOptions
@@ -56,7 +55,7 @@ def error_share(text: str) -> float:
 
 
 # In the order of the help. Those that are named as fields of IngestOptions become these.
-_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+ingest_options = option_group(
     click.option(
         "--videos",
         cls=VariadicOption,
@@ -203,13 +202,6 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     max_size_option,
     json_option,
 )
-
-
-def ingest_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command all of these options."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 def choose_work(options: dict[str, Any]) -> IngestOptions:

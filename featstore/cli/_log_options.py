@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import click
 
+from featstore.cli._options import option_group
 from featstore.cli._streams import keep_log, show_log
 
 _SHOWN = "featstore.shown"
@@ -26,28 +28,23 @@ def _open_file(ctx: click.Context, option: click.Parameter, value: str | None) -
             raise click.BadParameter(f"{value} cannot be written: {exc.strerror}") from exc
 
 
-def add_log_options(command: click.Command) -> None:
-    """Give a command the options; what they say is done before it starts."""
-    command.params += [
-        click.Option(
-            ["--quiet", "-q"],
-            is_flag=True,
-            expose_value=False,
-            callback=_choose_level,
-            help="Show warnings and errors on stderr, and neither progress nor notes.",
-        ),
-        click.Option(
-            ["--verbose", "-v"],
-            is_flag=True,
-            expose_value=False,
-            callback=_choose_level,
-            help="Also show details on stderr, such as a line for each video that is ingested.",
-        ),
-        click.Option(
-            ["--log-file"],
-            type=click.Path(dir_okay=False),
-            expose_value=False,
-            callback=_open_file,
-            help="Add all of this to a file, each line with its time in UTC, also if --quiet shows less.",
-        ),
-    ]
+_level_option = partial(click.option, is_flag=True, expose_value=False, callback=_choose_level)
+
+# What they say is done before the command starts.
+log_options = option_group(
+    _level_option(
+        "--quiet", "-q", help="Show warnings and errors on stderr, and neither progress nor notes."
+    ),
+    _level_option(
+        "--verbose",
+        "-v",
+        help="Also show details on stderr, such as a line for each video that is ingested.",
+    ),
+    click.option(
+        "--log-file",
+        type=click.Path(dir_okay=False),
+        expose_value=False,
+        callback=_open_file,
+        help="Add all of this to a file, each line with its time in UTC, also if --quiet shows less.",
+    ),
+)

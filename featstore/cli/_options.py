@@ -13,7 +13,9 @@ from featstore.cli._completion import complete_dataset
 from featstore.errors import FeatstoreError, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from click.decorators import FC
 
     from featstore.store.dataset import Dataset
 
@@ -30,6 +32,17 @@ def usage_errors() -> Iterator[None]:
         raise
     except ValueError as exc:
         raise click.UsageError(plain(str(exc))) from exc
+
+
+def option_group(*decorators: Callable[[Any], Any]) -> Callable[[FC], FC]:
+    """Return one decorator that gives a command all of these options, which --help lists in this order."""
+
+    def add(command: FC) -> FC:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return add
 
 
 class FiniteRange(click.FloatRange):

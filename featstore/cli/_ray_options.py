@@ -9,16 +9,14 @@ import click
 from featstore import defaults
 from featstore.cli._encoder_options import encoder_recipe
 from featstore.cli._ingest_options import choose_encoder
-from featstore.cli._options import FiniteRange
+from featstore.cli._options import FiniteRange, option_group
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from featstore.encoders.base import Encoder
     from featstore.encoders.registry import EncoderRecipe
     from featstore.pipeline.cluster.ray_engine import RayEngine
 
-_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+ray_options = option_group(
     click.option(
         "--engine",
         type=click.Choice(["local", "ray"]),
@@ -44,13 +42,6 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--decode-workers is then the decoders of a worker.  [default: 1; 0 with --device cpu or --encoder toy]",
     ),
 )
-
-
-def ray_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command all of these options."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 def choose_engine(

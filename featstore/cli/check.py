@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from featstore.cli._log_options import log_options
 from featstore.cli._options import cache_dir_option, json_option, one_dataset_option
 from featstore.cli._printing import print_json
 from featstore.cli._progress import show_count
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     "next ingest makes them again.",
 )
 @json_option
+@log_options
 def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> None:
     """Read every record, verify every checksum and report damage; exit code 1 if there is any."""
     from featstore.store.describe import write_cache_meta

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from featstore.cli._log_options import log_options
 from featstore.cli._options import cache_dir_option, dataset_option, json_option
 from featstore.cli._printing import print_json
 from featstore.cli._progress import show_bytes
@@ -15,6 +16,7 @@ from featstore.system.filesystems import format_bytes
 @cache_dir_option
 @dataset_option
 @json_option
+@log_options
 def compact(cache_dir: str, dataset: str, as_json: bool) -> None:
     """Return the space of removed and replaced features to the disk; reading goes on in the meantime."""
     from featstore.store.describe import write_cache_meta

@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from featstore import defaults
 from featstore.cli._completion import complete_dataset
+from featstore.cli._log_options import log_options
 from featstore.cli._options import (
     CACHE_DIR_VARIABLE,
     SOME_FAILED,
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
 @device_option
 @dtype_option
 @json_option
+@log_options
 def compare(**options: Any) -> None:
     """Encode a sample of the stored videos again and compare; exit code 1 if one is outside the limits.
 

@@ -6,6 +6,7 @@ import click
 
 from featstore.cli._completion import complete_video
 from featstore.cli._copies import copying, exit_unless_whole, print_copied
+from featstore.cli._log_options import log_options
 from featstore.cli._options import (
     cache_dir_option,
     dataset_option,
@@ -52,6 +53,7 @@ from featstore.system.filesystems import format_bytes
     help="Folder of the files and of index.jsonl, which says which file is which video's.",
 )
 @json_option
+@log_options
 def export(
     cache_dir: str,
     dataset: str,

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featstore.cli._copies import copying, exit_unless_whole, print_copied
+from featstore.cli._log_options import log_options
 from featstore.cli._options import (
     cache_dir_option,
     json_option,
     max_size_option,
     min_free_option,
     not_empty,
+    option_group,
 )
 from featstore.cli._words import how_many
 from featstore.errors import plain
@@ -30,13 +32,13 @@ _HELP = {
 }
 
 
-def _from_options(command: click.decorators.FC) -> click.decorators.FC:
-    for name in reversed(FEATURE_FILES):
-        folder = click.Path(exists=True, file_okay=False)
-        command = click.option(
-            f"--from-{name}", name, type=folder, metavar="DIR", help=_HELP[name]
-        )(command)
-    return command
+_FOLDER = click.Path(exists=True, file_okay=False)
+_from_options = option_group(
+    *(
+        click.option(f"--from-{name}", name, type=_FOLDER, metavar="DIR", help=_HELP[name])
+        for name in FEATURE_FILES
+    )
+)
 
 
 @click.command("import")
@@ -64,6 +66,7 @@ def _from_options(command: click.decorators.FC) -> click.decorators.FC:
 @min_free_option
 @max_size_option
 @json_option
+@log_options
 def import_files(
     dataset: str,
     cache_dir: str,

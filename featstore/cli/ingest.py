@@ -15,6 +15,7 @@ from featstore.cli._ingest_options import (
     ingest_options,
 )
 from featstore.cli._interrupts import INTERRUPTED, stop_on_signals
+from featstore.cli._log_options import log_options
 from featstore.cli._options import SOME_FAILED
 from featstore.cli._printing import clock, print_json
 from featstore.cli._progress import show_progress
@@ -54,6 +55,7 @@ _BOTTLENECK = 0.5  # share of its time that a stage works, from which on more of
     help="With --shard, a folder on a local disk for what is not sealed yet; by default it is in the cache directory.",
 )
 @ray_options
+@log_options
 def ingest(shard: str | None, shard_dir: str | None, **options: Any) -> None:
     """Compute and store the features of videos, except those that are already stored."""
     if shard_dir is not None and shard is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from featstore.cli._log_options import log_options
 from featstore.cli._options import cache_dir_option, json_option
 from featstore.cli._printing import print_json
 from featstore.cli.push import show
@@ -16,6 +17,7 @@ from featstore.cli.push import show
     "--dataset", "datasets", multiple=True, help="A dataset; may be repeated.  [default: all]"
 )
 @json_option
+@log_options
 def pull(url: str, cache_dir: str, datasets: tuple[str, ...], as_json: bool) -> None:
     """Copy datasets that were pushed into a cache directory, whole, as sealed shards.
 

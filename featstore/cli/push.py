@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from featstore.cli._log_options import log_options
 from featstore.cli._options import json_option
 from featstore.cli._printing import print_json
 from featstore.cli._words import how_many
@@ -17,6 +18,7 @@ from featstore.system.filesystems import format_bytes
     "--dataset", "datasets", multiple=True, help="A dataset; may be repeated.  [default: all]"
 )
 @json_option
+@log_options
 def push(cache: str, url: str, datasets: tuple[str, ...], as_json: bool) -> None:
     """Copy datasets of the cache directory CACHE to an object store, as s3://bucket/prefix.
 

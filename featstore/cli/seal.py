@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from featstore.cli._log_options import log_options
 from featstore.cli._options import cache_dir_option, dataset_option, json_option
 from featstore.cli._printing import print_json
 
@@ -13,6 +14,7 @@ from featstore.cli._printing import print_json
 @dataset_option
 @click.option("--undo", is_flag=True, help="Remove the seal. Copies the dataset's file.")
 @json_option
+@log_options
 def seal(cache_dir: str, dataset: str, undo: bool, as_json: bool) -> None:
     """Refuse all writes to a finished dataset, so that it is read without locks, also by users who cannot write it."""
     from featstore.store.describe import write_cache_meta

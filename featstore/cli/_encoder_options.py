@@ -84,7 +84,7 @@ def encoder_recipe(options: dict[str, Any], device: str) -> EncoderRecipe:
     name = options["encoder_name"]
     words = {option: options[option] for option in FROZEN if options[option] is not None}
     if words and name != "transformers":
-        raise _unused(f"--encoder {name}", [f"--{option}" for option in words])
+        raise _unused(f"--encoder {name} has no use for them", [f"--{option}" for option in words])
     if name == "toy":
         given = {
             "--model-path": options["model_path"],
@@ -100,7 +100,7 @@ def encoder_recipe(options: dict[str, Any], device: str) -> EncoderRecipe:
         if not options["model_path"]:
             raise click.UsageError("name the checkpoint with --model-path")
         if name == "transformers" and options["vision_tower"]:
-            raise _unused("--encoder transformers", ["--vision-tower"])
+            raise _unused("--encoder transformers has no use for them", ["--vision-tower"])
         words |= {
             "checkpoint": options["model_path"],
             **({"vision_tower": options["vision_tower"]} if name == "longva" else {}),
@@ -119,5 +119,4 @@ def encoder_recipe(options: dict[str, Any], device: str) -> EncoderRecipe:
 
 
 def _unused(why: str, names: list[str]) -> click.UsageError:
-    has = "has no use for them" if why.startswith("--encoder ") and " " not in why[10:] else ""
-    return click.UsageError(f"{why}{' ' if has else ''}{has}: leave out {' and '.join(names)}")
+    return click.UsageError(f"{why}: leave out {' and '.join(names)}")

@@ -143,7 +143,3 @@ class Records(Protocol):
     def read_ahead(self, shard: ShardRow, record: RecordPlace) -> None:
         """Start to bring a record here, without waiting; what goes wrong is met by who asks for it."""
         ...
-
-    def renew_locks(self) -> None:
-        """Forget who holds the locks, in a forked child."""
-        ...

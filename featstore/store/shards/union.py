@@ -23,8 +23,10 @@ from featstore.store.shards.places import GOOD_COPY, LocalPlace, shard_file
 from featstore.store.shards.shard_snapshot import ShardSnapshot
 from featstore.system.file_map import FixedMap, is_resident, prefault
 from featstore.system.filesystems import OVERRIDE, network_kind
+from featstore.system.forks import tell_of_forks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
     from concurrent.futures import Future
     from pathlib import Path
 
@@ -42,6 +44,7 @@ class MappedShards:
         self.folder = path / SHARDS_FOLDER
         self._maps: dict[str, FixedMap] = {}
         self._lock = threading.Lock()
+        tell_of_forks(self)
 
     def locate(self, shard: ShardRow, record: RecordPlace) -> Located:
         """Return the record in the map of its shard."""
@@ -64,8 +67,8 @@ class MappedShards:
         """Start to read a record from disk."""
         self.prefault(shard, record, 0, record.length)
 
-    def renew_locks(self) -> None:
-        """Forget who holds the locks, in a forked child."""
+    def after_fork(self) -> None:
+        """Renew the lock, which a thread of the parent may hold; the maps are a child's too."""
         self._lock = threading.Lock()
 
     def _map(self, shard: ShardRow) -> FixedMap:
@@ -116,6 +119,7 @@ class ShardReader:
         self._lock = threading.Lock()
         self._newest: ShardSnapshot | None = None
         self._list_file: tuple[int, ...] = ()
+        tell_of_forks(self)
 
     def snapshot(self) -> ShardSnapshot:
         """Return the newest commit; StoreNotFound if there is none any more."""
@@ -125,10 +129,9 @@ class ShardReader:
         with self._lock:
             return self._read()
 
-    def renew_locks(self) -> None:
-        """Forget who holds the locks, in a forked child."""
+    def after_fork(self) -> None:
+        """Renew the lock, which a thread of the parent may hold."""
         self._lock = threading.Lock()
-        self._records.renew_locks()
 
     def _is_newest(self, number: int) -> bool:
         folder = self._folder
@@ -183,28 +186,38 @@ def read_index(place: FilePlace, dataset: str, row: ShardRow, known: dict[str, I
     return found
 
 
-_readers: weakref.WeakValueDictionary[str, ShardReader] = weakref.WeakValueDictionary()
-_readers_lock = threading.Lock()
+class _Readers:
+    """The readers that a process shares, each for as long as anything refers to it; a forked child has them too."""
+
+    def __init__(self) -> None:
+        self._there: weakref.WeakValueDictionary[Hashable, ShardReader] = (
+            weakref.WeakValueDictionary()
+        )
+        self._lock = threading.Lock()
+        tell_of_forks(self)
+
+    def get(self, key: Hashable, make: Callable[[], ShardReader]) -> ShardReader:
+        with self._lock:
+            found = self._there.get(key)
+            if found is None:
+                found = self._there[key] = make()
+            return found
+
+    def after_fork(self) -> None:
+        self._lock = threading.Lock()
+
+
+_readers = _Readers()
 
 
 def shard_reader(path: Path) -> ShardReader:
     """Return this process's reader of the dataset of shards in the folder `path`."""
-    with _readers_lock:
-        found = _readers.get(str(path))
-        if found is None:
-            found = _readers[str(path)] = ShardReader(path, MappedShards(path))
-        return found
+    return shared_reader(str(path), lambda: ShardReader(path, MappedShards(path)))
 
 
-def _renew_locks() -> None:
-    # A forked child has its parent's maps, which do not change; the threads that held a lock it does not have.
-    global _readers_lock
-    _readers_lock = threading.Lock()
-    for reader in [*_readers.values()]:
-        reader.renew_locks()
-
-
-os.register_at_fork(after_in_child=_renew_locks)
+def shared_reader(key: Hashable, make: Callable[[], ShardReader]) -> ShardReader:
+    """Return this process's reader under `key`, made by `make` if there is none."""
+    return _readers.get(key, make)
 
 
 def _identify(path: str) -> tuple[int, ...]:

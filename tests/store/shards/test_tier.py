@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
-from toys import expected, store_videos, toy_features
+from toys import expected, run_python, store_videos, toy_features
 
 import featstore
 from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreMismatch
@@ -281,3 +281,40 @@ def test_sizes_are_read_as_people_write_them(text, size):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(ValueError, match=r"size|bytes"):
         parse_bytes(text)
+
+
+FORKED = """
+import os, signal, sys, threading
+from pathlib import Path
+import featstore
+from featstore.store.shards import union
+
+demo = featstore.open(sys.argv[1], local=sys.argv[2])["demo"]
+demo["v1"]
+os.utime(next(Path(sys.argv[2]).glob("demo/shards/manifest-*.json")))  # to be read again
+read_list, inside, done = union.read_list, threading.Event(), threading.Event()
+
+def wait(*args):
+    inside.set()
+    done.wait()
+    return read_list(*args)
+
+union.read_list = wait
+reading = threading.Thread(target=demo.snapshot)
+reading.start()
+inside.wait()
+child = os.fork()
+if not child:
+    signal.alarm(20)  # a lock that the thread held is never released here
+    union.read_list = read_list
+    demo["v1"], demo["v2"]
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+done.set()
+reading.join()
+"""
+
+
+def test_a_child_that_is_forked_while_a_thread_reads_the_list_reads_on(share, tmp_path):
+    done = run_python(FORKED, share, tmp_path / "local")
+    assert done.stdout == "0\n", done.stderr

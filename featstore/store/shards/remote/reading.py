@@ -9,7 +9,6 @@ import contextlib
 import os
 import threading
 import time
-import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING
@@ -22,8 +21,9 @@ from featstore.store.shards.places import shard_file
 from featstore.store.shards.remote.bucket import READ_BYTES, BucketPlace
 from featstore.store.shards.remote.connection import copy_list, place_of
 from featstore.store.shards.remote.tier import LocalTier
-from featstore.store.shards.union import ShardReader
+from featstore.store.shards.union import ShardReader, shared_reader
 from featstore.system.file_map import is_resident, prefault
+from featstore.system.forks import tell_of_forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +46,7 @@ class FetchedRecords:
         self._dataset = path.name
         self._tier = _tier(path.parent, remote.max_bytes, os.getpid())
         self._url = remote.url
+        tell_of_forks(self)
 
     def locate(self, shard: ShardRow, record: RecordPlace) -> Located:
         """Return the record in the map of its file, fetched first if it is not there."""
@@ -68,8 +69,8 @@ class FetchedRecords:
         if not self._tier.has(self._dataset, record.digest):
             _fetchers(os.getpid()).submit(self._fetch_ahead, shard, record)
 
-    def renew_locks(self) -> None:
-        """Take the tier of this process, in a forked child; its locks are the system's."""
+    def after_fork(self) -> None:
+        """Take the tier of this process, a forked child; its locks are the system's."""
         self._tier = _tier(self._tier.folder, self._tier.max_bytes, os.getpid())
 
     def _fetch_ahead(self, shard: ShardRow, record: RecordPlace) -> None:
@@ -117,34 +118,15 @@ class RemoteReader(ShardReader):
                 self._asking.release()
         return super().snapshot()
 
-    def renew_locks(self) -> None:
-        """Forget who holds the locks, in a forked child."""
-        super().renew_locks()
+    def after_fork(self) -> None:
+        """Renew the locks, which a thread of the parent may hold."""
+        super().after_fork()
         self._asking = threading.Lock()
 
 
-_readers: weakref.WeakValueDictionary[tuple[str, Remote, int], RemoteReader] = (
-    weakref.WeakValueDictionary()
-)
-_readers_lock = threading.Lock()
-
-
-def remote_reader(path: Path, remote: Remote) -> RemoteReader:
+def remote_reader(path: Path, remote: Remote) -> ShardReader:
     """Return this process's reader of the dataset in the folder `path` of a local folder."""
-    key = str(path), remote, os.getpid()
-    with _readers_lock:
-        found = _readers.get(key)
-        if found is None:
-            found = _readers[key] = RemoteReader(path, remote)
-        return found
-
-
-def _renew_lock() -> None:
-    global _readers_lock
-    _readers_lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)
+    return shared_reader((str(path), remote), lambda: RemoteReader(path, remote))
 
 
 # For one process each: threads do not survive a fork.

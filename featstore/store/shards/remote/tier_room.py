@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
 RECORDS_FOLDER = "records"
 _ROOM = "room"
-_SPARE = (
-    20  # a part of all room that is made at once, so that the files are not listed for each record
-)
+# More room than is asked for is made at once, this part of all, so that the files are not listed for each record.
+_SPARE = 20
 _COUNT_BYTES = 20  # of the count, as text
 
 
@@ -106,9 +105,8 @@ class TierRoom:
 
     def _evict(self, size: int) -> int:
         """Remove what was used longest ago until `size` bytes fit, and some more; return the bytes that are left."""
-        used = (
-            self._being_fetched()
-        )  # first: what gets its name meanwhile counts twice, and not never
+        # First: what gets its name in between counts twice, and not never.
+        used = self._being_fetched()
         files = sorted(self._files())
         used += sum(found for _, found, _ in files)
         if used + size <= self.max_bytes:

@@ -10,6 +10,7 @@ from featstore import defaults
 from featstore.cli._encoder_options import encoder_recipe
 from featstore.cli._ingest_options import choose_encoder
 from featstore.cli._options import FiniteRange, option_group
+from featstore.cli._sources import option_of
 
 if TYPE_CHECKING:
     from featstore.encoders.base import Encoder
@@ -52,7 +53,7 @@ def choose_engine(
     if options["engine"] == "local":
         given = [name for name in names if options[name] is not None]
         if given:
-            option = "--" + given[0].removeprefix("ray_").replace("_", "-")
+            option = option_of(given[0].removeprefix("ray_"))
             raise click.UsageError(f"{option} is for workers of Ray: add --engine ray")
         return choose_encoder(options), None
     from featstore.pipeline.cluster.ray_engine import RayEngine

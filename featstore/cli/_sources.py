@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Options that fill several datasets, each with the name that its benchmark has.
 BENCHMARK_WAYS = ("datasets", "lmms_tasks")
+_WAYS = ("videos", "manifest", *BENCHMARK_WAYS)
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class IngestSource:
 
 def choose_sources(options: dict[str, Any]) -> list[IngestSource]:
     """Return what the options of `featstore ingest` name; everything is listed before any video is read."""
-    ways = [name for name in ("videos", "manifest", *BENCHMARK_WAYS) if options[name]]
+    ways = given_ways(options)
     if len(ways) > 1:
-        named = " and ".join(map(_option, ways))
+        named = " and ".join(map(option_of, ways))
         raise click.UsageError(f"{named} each name the videos: leave all but one out")
     if not ways:
         raise click.UsageError(
@@ -42,7 +43,7 @@ def choose_sources(options: dict[str, Any]) -> list[IngestSource]:
     if ways[0] in BENCHMARK_WAYS:
         if options["dataset"]:
             raise click.UsageError(
-                f"{_option(ways[0])} fills the dataset of each benchmark: leave out --dataset"
+                f"{option_of(ways[0])} fills the dataset of each benchmark: leave out --dataset"
             )
         if ways == ["lmms_tasks"]:
             return _lmms_tasks(options)
@@ -57,7 +58,13 @@ def choose_sources(options: dict[str, Any]) -> list[IngestSource]:
     return [IngestSource(options["dataset"], videos, sampling)]
 
 
-def _option(name: str) -> str:
+def given_ways(options: dict[str, Any]) -> list[str]:
+    """Return which of the options that name videos are given."""
+    return [name for name in _WAYS if options[name]]
+
+
+def option_of(name: str) -> str:
+    """Return an option as it is written, of its name in Python."""
     return "--" + name.replace("_", "-")
 
 

@@ -10,7 +10,7 @@ from featstore.cli._encoder_options import FROZEN, encoder_recipe
 from featstore.cli._estimates import plan_sources, show_estimates
 from featstore.cli._ingest_options import choose_storage, ingest_options
 from featstore.cli._options import FiniteRange, usage_errors
-from featstore.cli._sources import choose_sampling
+from featstore.cli._sources import choose_sampling, given_ways, option_of
 
 if TYPE_CHECKING:
     from featstore.encoders.base import Encoder
@@ -64,9 +64,9 @@ def _guess(count: int, hours: float | None, options: dict[str, Any], *, measure:
     from featstore.pipeline.estimate import Estimate, guess_clips
     from featstore.records.storage import Storage, storage_for
 
-    named = [name for name in ("videos", "manifest", "datasets") if options[name]]
-    if named or measure:
-        more = " and ".join(f"--{name}" for name in [*named, *["measure"] * measure])
+    named = [*given_ways(options), *["measure"] * measure]
+    if named:
+        more = " and ".join(map(option_of, named))
         raise click.UsageError(f"--videos-count is a guess without files: leave out {more}")
     sampling = choose_sampling(options["rule"], options["nframe"])
     seconds = None if hours is None else hours * 3600

@@ -49,6 +49,7 @@ def test_a_guess_is_a_table_of_storages_and_ends_with_4_if_it_does_not_fit(of_7b
     [
         (["--videos-count", 3, "--measure"], "leave out --measure"),
         (["--videos-count", 3, "--videos", "."], "leave out --videos"),
+        (["--videos-count", 3, "--lmms-tasks", "mlvu_dev"], "leave out --lmms-tasks"),
         (["--hours", 3], "name both"),
         (["--videos-count", 3, "--hours", "nan"], "'nan' is not a finite number"),
         (["--videos-count", 3], "name the checkpoint with --model-path"),

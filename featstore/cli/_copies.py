@@ -21,6 +21,7 @@ from featstore.cli._options import (
 )
 from featstore.cli._printing import print_json
 from featstore.cli._progress import show_progress
+from featstore.cli._streams import say
 from featstore.cli._words import how_many
 from featstore.errors import plain, plain_line
 from featstore.system.filesystems import format_bytes
@@ -138,7 +139,7 @@ def exit_unless_whole(summary: CopySummary, full: str = "") -> None:
         full: why there was no room, which is printed; empty if there was.
     """
     if full:
-        click.echo(f"featstore: {plain(full)}", err=True)
+        say(f"featstore: {plain(full)}")
         sys.exit(1)
     if summary.interrupted:
         sys.exit(INTERRUPTED)
@@ -176,5 +177,5 @@ def run_copy(
     )
     print_copied(done, done.stored, sentence, as_json=as_json)
     if left and (done.full or done.interrupted or done.failures):
-        click.echo(f"featstore: {plain_line(left)}", err=True)
+        say(f"featstore: {plain_line(left)}")
     exit_unless_whole(done, done.full)

@@ -56,6 +56,15 @@ def test_a_log_file_has_what_is_not_shown_with_its_time(merge, tmp_path):
     assert log.read_text().startswith(before)
 
 
+def test_a_log_file_says_that_there_is_no_room(merge, tmp_path):
+    log = tmp_path / "log"
+    code, _, err = merge("--log-file", str(log), "--max-size", "1")
+    assert code == 1
+    assert err.splitlines()[-1].startswith("featstore: ")
+    said = err.splitlines()[-1].removeprefix("featstore: ")
+    assert f"ERROR {said}\n" in log.read_text()
+
+
 def test_opposites_and_files_that_cannot_be_written_are_refused(merge, tmp_path):
     assert "pass one of them" in merge("-q", "-v")[2]
     code, _, err = merge("--log-file", str(tmp_path / "no" / "log"))

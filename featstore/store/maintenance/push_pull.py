@@ -159,11 +159,11 @@ def _push_shards(here: LocalPlace, place: FilePlace, dataset: str) -> tuple[Shar
     there = place.names(shard_file(dataset))
     for row in rows:
         name, index = shard_file(dataset, row.data_name), shard_file(dataset, row.index_name)
-        read_index(here, dataset, row, {})  # which proves it
+        data, _ = read_index(here, dataset, row)
         if there.get(row.data_name) != row.file_bytes:
             place.upload(name, here.root / name)
         if there.get(row.index_name) != row.index_bytes:
-            place.put(index, here.read(index, row.index_bytes))
+            place.put(index, data)
     add_shards(place, dataset, rows)
     return rows
 
@@ -171,7 +171,7 @@ def _push_shards(here: LocalPlace, place: FilePlace, dataset: str) -> tuple[Shar
 def _pull_shard(place: FilePlace, here: LocalPlace, dataset: str, row: ShardRow) -> None:
     """Copy a shard's file and index, each proven before it has its name."""
     name, index = shard_file(dataset, row.data_name), shard_file(dataset, row.index_name)
-    read_index(place, dataset, row, {})
+    data, _ = read_index(place, dataset, row)
     target = here.root / name
     make_folder(target.parent)
     _clear_pulled(target.parent)
@@ -183,7 +183,7 @@ def _pull_shard(place: FilePlace, here: LocalPlace, dataset: str, row: ShardRow)
             )
         with _drafted(target) as fd:
             _copy_proven(place, name, row, fd, target)
-    here.put(index, place.read(index, row.index_bytes))
+    here.put(index, data)
 
 
 def _copy_proven(place: FilePlace, name: str, row: ShardRow, fd: int, target: Path) -> None:

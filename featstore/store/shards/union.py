@@ -147,43 +147,41 @@ class ShardReader:
                 f"there is no dataset in {self.path}; make it with featstore ingest"
             )
         list_file = _identify(f"{self._folder}/{list_name(shards.number)}")
-        indices = [
-            read_index(self._place, self.path.name, row, self._indices) for row in shards.shards
-        ]
+        for row in shards.shards:
+            if row.index_xxh3 not in self._indices:
+                _, self._indices[row.index_xxh3] = read_index(self._place, self.path.name, row)
+        indices = [self._indices[row.index_xxh3] for row in shards.shards]
         self._newest = ShardSnapshot(self.path, shards, indices, self._records)
         self._list_file = list_file
         return self._newest
 
 
-def read_index(place: FilePlace, dataset: str, row: ShardRow, known: dict[str, Index]) -> Index:
-    """Return the index of a shard, which is kept in `known`.
+def read_index(place: FilePlace, dataset: str, row: ShardRow) -> tuple[bytes, Index]:
+    """Return the file of a shard's index, which is verified, and what it says.
 
     Raises:
         StoreError: It cannot be had.
         StoreDamaged: It is not the one that the list names, or damaged.
         StoreMismatch: It is of another version of featstore.
     """
-    found = known.get(row.index_xxh3)
-    if found is None:
-        name = shard_file(dataset, row.index_name)
-        try:
-            data = place.read(name, min(row.index_bytes, MAX_INDEX_BYTES))
-        except FileNotFoundError as exc:
-            raise StoreDamaged(f"{place.where}/{name} is gone", remedy=GOOD_COPY) from exc
-        if xxhash.xxh3_128_hexdigest(data) != row.index_xxh3:
-            raise StoreDamaged(
-                f"{place.where}/{name} is not the index that the list of shards names",
-                remedy=GOOD_COPY,
-            )
-        found = unpack_index(memoryview(data), f"{place.where}/{name}")
-        facts = found.shard, found.file_bytes, len(found)
-        if facts != (row.shard, row.file_bytes, row.videos):
-            raise StoreDamaged(
-                f"{place.where}/{name} is of another shard than the list of shards says",
-                remedy=GOOD_COPY,
-            )
-        known[row.index_xxh3] = found
-    return found
+    name = shard_file(dataset, row.index_name)
+    try:
+        data = place.read(name, min(row.index_bytes, MAX_INDEX_BYTES))
+    except FileNotFoundError as exc:
+        raise StoreDamaged(f"{place.where}/{name} is gone", remedy=GOOD_COPY) from exc
+    if xxhash.xxh3_128_hexdigest(data) != row.index_xxh3:
+        raise StoreDamaged(
+            f"{place.where}/{name} is not the index that the list of shards names",
+            remedy=GOOD_COPY,
+        )
+    found = unpack_index(memoryview(data), f"{place.where}/{name}")
+    facts = found.shard, found.file_bytes, len(found)
+    if facts != (row.shard, row.file_bytes, row.videos):
+        raise StoreDamaged(
+            f"{place.where}/{name} is of another shard than the list of shards says",
+            remedy=GOOD_COPY,
+        )
+    return data, found
 
 
 class _Readers:

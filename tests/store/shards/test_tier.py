@@ -17,6 +17,7 @@ import featstore
 from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreMismatch
 from featstore.records.record import LMDB_VALUE_OFFSET
 from featstore.store.maintenance import push_pull
+from featstore.store.shards.places import LocalPlace
 from featstore.store.shards.remote.tier import LocalTier
 from featstore.system.filesystems import parse_bytes
 
@@ -78,6 +79,20 @@ def test_the_local_folder_is_a_cache_directory_like_any_other(share, tmp_path):
     found = featstore.get(tmp_path / "local", "demo", "v1")
     assert (found.data == expected(VIDEOS["v1"])).all()
     assert len(featstore.open(tmp_path / "local")["demo"]) == len(VIDEOS)
+
+
+def test_an_index_is_brought_once_as_it_was_verified(share, tmp_path, monkeypatch):
+    brought, read = [], LocalPlace.read
+
+    def count(place, name, most):
+        brought.extend([name] if name.endswith(".idx") and place.root == share else [])
+        return read(place, name, most)
+
+    monkeypatch.setattr(LocalPlace, "read", count)
+    featstore.open(share, local=tmp_path / "local")
+    assert len(brought) == 1
+    push_pull.pull(str(share), tmp_path / "back")
+    assert len(brought) == 2
 
 
 def test_a_payload_lies_on_a_page_and_is_not_copied(share, tmp_path):

@@ -139,9 +139,8 @@ def copy_list(place: FilePlace, dataset: str, folder: Path) -> ShardList | None:
         return found
     for row in found.shards:
         if row.index_name not in there:
-            read_index(place, dataset, row, {})  # proven before it is kept
-            index = shard_file(dataset, row.index_name)
-            here.put(index, place.read(index, row.index_bytes))
+            data, _ = read_index(place, dataset, row)
+            here.put(shard_file(dataset, row.index_name), data)
     here.create(name, place.read(name, MAX_LIST_BYTES))
     return found
 

@@ -1,12 +1,17 @@
-"""The file that a command writes its picture or page to."""
+"""The file that a command writes its picture, page or list to."""
 
 from __future__ import annotations
 
 from featstore.errors import FeatstoreError
 
 
-def write_file(out: str, data: bytes) -> None:
+def write_file(out: str, data: bytes, option: str = "--out") -> None:
     """Write `data` to the file `out`, whole or not at all; a device or a pipe is written to and not replaced.
+
+    Args:
+        out: the file.
+        data: what is written.
+        option: which names the file, for the error.
 
     Raises:
         FeatstoreError: it cannot be written.
@@ -18,4 +23,4 @@ def write_file(out: str, data: bytes) -> None:
             file.write(data)
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the name
         said = getattr(exc, "strerror", None) or exc
-        raise FeatstoreError(f"{out} cannot be written: {said}; choose another --out") from exc
+        raise FeatstoreError(f"{out} cannot be written: {said}; choose another {option}") from exc

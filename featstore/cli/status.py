@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from featstore.cli._options import cache_dir_option, json_option
+from featstore.cli._files import write_file
+from featstore.cli._options import cache_dir_option, dataset_option, json_option
 from featstore.cli._printing import clock, print_json_rows, print_table
 from featstore.cli._words import how_many
 from featstore.errors import plain_line
+from featstore.fields import time_text, to_plain
 from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
     from featstore.pipeline.cluster.heartbeat import ShareStatus
 
-_COLUMNS = (
-    "share",
-    "state",
-    "videos",
-    "stored",
-    "failed",
-    "left",
-    "videos_per_second",
-    "host",
-    "seen",
-)
-
 
 @click.command()
 @cache_dir_option
-@click.option("--dataset", required=True, help="Name of the dataset.")
+@dataset_option
 @click.option(
     "--failed",
     type=click.Path(dir_okay=False),
@@ -55,16 +45,14 @@ def status(cache_dir: str, dataset: str, failed: str | None, as_json: bool) -> N
     elif not statuses:
         click.echo(f"{dataset}: no share has been ingested into {cache_dir}")
     else:
-        rows = [tuple(_row(found, now).values()) for found in statuses]
-        print_table(list(_COLUMNS), rows, {})
+        rows = [_row(found, now) for found in statuses]
+        print_table([*rows[0]], [tuple(row.values()) for row in rows])
         _print_run(dataset, describe_run(statuses, now))
     for sentence in wrong:
         click.echo(sentence, err=True)
 
 
-def _facts(found: ShareStatus, now: float) -> dict[str, object]:
-    from featstore.fields import time_text
-
+def _facts(found: ShareStatus, now: float) -> dict[str, Any]:
     return {
         "share": found.share,
         "state": found.state,
@@ -83,7 +71,8 @@ def _facts(found: ShareStatus, now: float) -> dict[str, object]:
     }
 
 
-def _row(found: ShareStatus, now: float) -> dict[str, object]:
+def _row(found: ShareStatus, now: float) -> dict[str, Any]:
+    """Return the row of a share in the table, by the names of the columns."""
     state = f"{found.state}, silent" if found.is_old(now) else found.state
     return {
         "share": found.share,
@@ -98,30 +87,22 @@ def _row(found: ShareStatus, now: float) -> dict[str, object]:
     }
 
 
-def _print_run(dataset: str, run: dict[str, object]) -> None:
+def _print_run(dataset: str, run: dict[str, Any]) -> None:
     click.echo(
-        f"{dataset}: {run['stored']} of {how_many(int(str(run['videos'])), 'video')} stored, {run['failed']} failed, "
-        f"{format_bytes(float(str(run['record_bytes'])))} by these processes"
+        f"{dataset}: {run['stored']} of {how_many(run['videos'], 'video')} stored, {run['failed']} failed, "
+        f"{format_bytes(run['record_bytes'])} by these processes"
     )
     if run["seconds_left"] is not None:
-        rate = float(str(run["videos_per_second"]))
-        click.echo(f"  {rate:.2f} videos/s, {clock(float(str(run['seconds_left'])))} left")
-    reasons = run["reasons"]
-    assert isinstance(reasons, dict)
-    for reason, count in reasons.items():
+        click.echo(f"  {run['videos_per_second']:.2f} videos/s, {clock(run['seconds_left'])} left")
+    for reason, count in run["reasons"].items():
         click.echo(f"  failed: {count} x {plain_line(reason)}")
-    old = run["old"]
-    assert isinstance(old, list)
-    if old:
+    if run["old"]:
         click.echo(
-            f"  silent for more than a minute: {', '.join(old)}; if their processes are gone, run the same command "
-            "again, which goes on"
+            f"  silent for more than a minute: {', '.join(run['old'])}; if their processes are gone, run the same "
+            "command again, which goes on"
         )
 
 
 def _write_manifest(path: str, statuses: list[ShareStatus]) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        for found in statuses:
-            for video in found.failures:
-                row = {"video_id": video.video_id, "path": video.path, "reason": video.reason}
-                file.write(json.dumps(row) + "\n")
+    lines = [f"{json.dumps(to_plain(video))}\n" for found in statuses for video in found.failures]
+    write_file(path, "".join(lines).encode(), "--failed")

@@ -229,7 +229,7 @@ def test_kept_prefixes_change_nothing_between_questions_on_two_videos(ask, live,
                     at_once = live.logits(given)
                     assert torch.equal(found.argmax(-1), at_once.argmax(-1))
                     assert (found - at_once).abs().max() < 1e-4
-    assert len(asked.model._answerer._prefixes) == 0  # closed
+    assert len(asked.model._answerer.prefixes) == 0  # closed
 
 
 def test_the_vision_side_is_not_loaded_and_features_matter(ask, cache, family):

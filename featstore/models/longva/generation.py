@@ -6,16 +6,15 @@ An answer starts from the keys and values of a cached prefix if there is one for
 from __future__ import annotations
 
 import re
-import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from featstore.models.generating.prefix import CACHE, PrefixCache
+from featstore.models.generating.base import PromptAnswerer, generate_options
+from featstore.models.generating.prefix import CACHE
 from featstore.models.generating.restoring import configs_restored
 from featstore.models.longva.prompt import splice
-from featstore.system.forks import tell_of_forks
 from featstore.torch.forked import computing
 
 if TYPE_CHECKING:
@@ -34,12 +33,8 @@ _EXPECTED = re.compile(
 )
 
 
-class Answerer:
-    """Answers one prompt at a time; threads take turns.
-
-    Attributes:
-        prefixes: keys and values kept between prompts.
-    """
+class Answerer(PromptAnswerer):
+    """Answers one prompt at a time; see PromptAnswerer."""
 
     def __init__(
         self,
@@ -57,21 +52,9 @@ class Answerer:
             statistics: counts the seconds of generating.
             prefix_cache: number of videos whose prefixes are kept.
         """
-        self._lock = threading.RLock()
-        self.prefixes = PrefixCache(language.model, prefix_cache)
+        super().__init__(language.model, statistics, prefix_cache=prefix_cache)
         self._language = language
         self._device = device
-        self._statistics = statistics
-        tell_of_forks(self)
-
-    def after_fork(self) -> None:
-        """Let go of a lock that a thread of the parent may hold."""
-        self._lock = threading.RLock()
-
-    def close(self) -> None:
-        """Let go of the prefixes."""
-        with self._lock:
-            self.prefixes.clear()
 
     def answer(
         self,
@@ -138,16 +121,12 @@ def generate(
         cache: keys and values of the prompt's first rows, which are not computed again; the rest of the prompt and the
             answer are appended to it.
     """
-    hooks = dict(settings.hooks)
+    options = generate_options(settings, language.tokenizer)
     if cache is not None:
-        hooks[CACHE] = cache
-    if settings.config.stop_strings is not None:
-        hooks["tokenizer"] = language.tokenizer
+        options[CACHE] = cache
     _ignore_expected_warning()
     with torch.inference_mode(), configs_restored(language.model):
-        found = language.model.generate(
-            inputs_embeds=embeds, generation_config=settings.config, **hooks
-        )
+        found = language.model.generate(inputs_embeds=embeds, **options)
     ids: list[int] = found[0].tolist()
     return ids
 

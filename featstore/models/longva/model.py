@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
 from featstore import defaults
-from featstore.decoding.video_file import identity_of
 from featstore.encoders.longva.encoder import LongVAEncoder
+from featstore.models.base import CachedModel, check_options
 from featstore.models.finite import refuse_not_finite, refuse_too_large
 from featstore.models.generating.settings import read_options
 from featstore.models.longva.generation import Answerer
 from featstore.models.longva.images import Tiling, read_tiling
 from featstore.models.longva.language import check_attention, load_language
 from featstore.models.longva.prompt import build_prompt, split, tokenize
-from featstore.models.lookup import FeatureRequest, serving_set
-from featstore.models.source import FeatureSource
 from featstore.models.source_options import SourceOptions
-from featstore.models.statistics import CacheStatistics, report_at_exit
 from featstore.models.visual_input import VisualInput
-from featstore.sampling import Sampling, check_nframe
-from featstore.spec import FeatureSpec
-from featstore.store.dataset import Dataset
-from featstore.store.paths import check_video_id, dataset_path
+from featstore.sampling import Sampling
 from featstore.torch.forked import about_to_compute
 
 if TYPE_CHECKING:
@@ -38,7 +31,7 @@ if TYPE_CHECKING:
     from featstore.records.storage import Storage
 
 
-class CachedLongVA:
+class CachedLongVA(CachedModel):
     """A LongVA model whose videos come from a store; it answers one question at a time.
 
     Threads may share it: they look videos up concurrently, and take turns to encode and to answer. A forked child may
@@ -50,6 +43,9 @@ class CachedLongVA:
         model_signature: its digest, as `featstore ls` and exported `.pt` files have it.
         statistics: what the model asked of the store; the process logs their sum, at INFO, when it ends.
     """
+
+    _encoder: LongVAEncoder
+    _answerer: Answerer
 
     def __init__(
         self,
@@ -99,40 +95,24 @@ class CachedLongVA:
             FeatstoreError: the device or the attention implementation is not available.
             ValueError: an option is invalid.
         """
-        # What costs nothing to refuse comes first: a checkpoint takes minutes to read.
-        if prefix_cache < 0:
-            raise ValueError(f"prefix_cache is {prefix_cache}; it must be 0 or more")
-        if cache_dir is not None and dataset is not None:
-            dataset_path(cache_dir, dataset)
         options = SourceOptions(
             cache_dir, on_miss, decoder, decode_timeout, storage, accept_imported
         )
+        check_options(options, dataset, prefix_cache)
         check_attention(attn_implementation)
         checkpoint = os.fspath(checkpoint)
         tower = None if vision_tower is None else os.fspath(vision_tower)
         encoder = LongVAEncoder(checkpoint, vision_tower=tower, device=device, dtype=dtype)
-        self.spec = FeatureSpec(
-            encoder.identity, sampling or Sampling(), identity_of(decoder), encoder.preprocessing
+        self._open(encoder, options, sampling or Sampling(), dataset)
+        language = load_language(
+            encoder.checkpoint,
+            device=encoder.device,
+            dtype=encoder.dtype,
+            attn_implementation=attn_implementation,
         )
-        self.model_signature = self.spec.digest
-        self.statistics = CacheStatistics(decoders=frozenset({decoder}))
-        self._source = FeatureSource(
-            encoder, options, device=encoder.device, dtype=encoder.dtype, statistics=self.statistics
-        )
-        place, kind, attn = encoder.device, encoder.dtype, attn_implementation
-        found = encoder.checkpoint
-        self._language = load_language(found, device=place, dtype=kind, attn_implementation=attn)
-        self._answerer = Answerer(
-            self._language, encoder.device, self.statistics, prefix_cache=prefix_cache
-        )
-        self._encoder = encoder
-        self._cache_dir = cache_dir
-        self._decoder = decoder
-        self._dataset = dataset
-        self._accept_imported = accept_imported
+        answerer = Answerer(language, encoder.device, self.statistics, prefix_cache=prefix_cache)
+        self._start(language, answerer)
         self._tiling: Tiling | None = None
-        if self._cache_dir is not None:
-            report_at_exit(self.statistics)
 
     def generate(
         self,
@@ -171,8 +151,7 @@ class CachedLongVA:
         ids = self.generate_ids(
             prompt, video, dataset=dataset, path=path, nframe=nframe, images=images, **options
         )
-        text: str = self._language.tokenizer.decode(ids, skip_special_tokens=True)
-        return text.strip()
+        return self._text(ids)
 
     def generate_ids(
         self,
@@ -218,71 +197,6 @@ class CachedLongVA:
         refuse_too_large(features, "the features given")
         return self._answerer.answer(
             parts, [VisualInput(len(features), lambda: features)], settings
-        )
-
-    def feature_set(self, dataset: str | None = None) -> Dataset:
-        """Return the stored features that the model answers from, a Mapping of videos to features.
-
-        Args:
-            dataset: the dataset, by default the model's own.
-
-        Raises:
-            StoreNotFound: there is no such dataset.
-            StoreMismatch: it has no features that serve; the message says what differs.
-            ValueError: the model has no store, or no dataset is named.
-        """
-        name = dataset or self._dataset
-        if self._cache_dir is None or name is None:
-            raise ValueError("no store or no dataset is named; pass cache_dir= and dataset=")
-        stored = Dataset(self._cache_dir, name)
-        return serving_set(stored, self.spec, accept_imported=self._accept_imported)
-
-    def close(self) -> None:
-        """Stop the decoder and let go of the store and the prefixes; the model can still be asked."""
-        self._source.close()
-        self._answerer.close()
-
-    def __repr__(self) -> str:
-        """Return checkpoint, device, dtype, decoder and store."""
-        encoder = self._encoder
-        store = "no store" if self._cache_dir is None else repr(os.fspath(self._cache_dir))
-        about = f"{encoder.device}, {encoder.identity.dtype}, decoder {self._decoder}, {store}"
-        return f"<featstore.CachedLongVA {encoder.origin!r}: {about}>"
-
-    def __reduce__(self) -> NoReturn:
-        """Refuse to pickle: weights stay on their device."""
-        raise TypeError(
-            "a CachedLongVA is not pickled, for its weights are on a device; load it in each process, with "
-            f"CachedLongVA({self._encoder.origin!r}, ...)"
-        )
-
-    def __enter__(self) -> CachedLongVA:
-        """Return the model itself."""
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Close."""
-        self.close()
-
-    def _request(
-        self,
-        video: str,
-        dataset: str | None,
-        path: str | os.PathLike[str] | None,
-        nframe: int | None,
-    ) -> FeatureRequest:
-        dataset = dataset or self._dataset
-        if self._cache_dir is not None:
-            check_video_id(video)
-            if dataset is None:
-                raise ValueError(
-                    f"no dataset is named for video {video!r}; pass dataset=, here or to CachedLongVA"
-                )
-        spec = self.spec
-        if nframe is not None and check_nframe(nframe) != spec.sampling.nframe:
-            spec = replace(spec, sampling=replace(spec.sampling, nframe=nframe))
-        return FeatureRequest(
-            dataset or "", video, None if path is None else os.path.abspath(path), spec
         )
 
     def _cut(self, image: str | os.PathLike[str] | Image.Image) -> NDArray[np.uint8]:

@@ -6,15 +6,14 @@ the model: after a question on another video it would be that one's.
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
 
-from featstore.models.generating.prefix import CACHE, PrefixCache
+from featstore.models.generating.base import PromptAnswerer, generate_options
+from featstore.models.generating.prefix import CACHE
 from featstore.models.generating.restoring import configs_restored
-from featstore.system.forks import tell_of_forks
 from featstore.torch.forked import computing
 
 if TYPE_CHECKING:
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
     from featstore.models.visual_input import VisualInput
 
 
-class VideoAnswerer:
-    """Answers one prompt at a time; threads take turns."""
+class VideoAnswerer(PromptAnswerer):
+    """Answers one prompt at a time; see PromptAnswerer."""
 
     def __init__(
         self,
@@ -47,21 +46,9 @@ class VideoAnswerer:
             statistics: counts the seconds of generating.
             prefix_cache: number of videos whose prefixes are kept.
         """
-        self._lock = threading.RLock()
+        super().__init__(language.model, statistics, prefix_cache=prefix_cache)
         self._model, self._tokenizer = language.model, language.tokenizer
         self._family, self._width = family, width
-        self._statistics = statistics
-        self._prefixes = PrefixCache(language.model, prefix_cache)
-        tell_of_forks(self)
-
-    def after_fork(self) -> None:
-        """Let go of a lock that a thread of the parent may hold."""
-        self._lock = threading.RLock()
-
-    def close(self) -> None:
-        """Let go of the prefixes."""
-        with self._lock:
-            self._prefixes.clear()
 
     def answer(
         self, prompt: VideoPrompt, video: VisualInput, settings: GenerationSettings
@@ -74,11 +61,11 @@ class VideoAnswerer:
             positions = self._model._prepare_position_ids_for_generation(ids, {**facts})
             deltas = getattr(self._model.model, "rope_deltas", None)
             given = {"input_ids": ids, "position_ids": positions, **facts}
-            if video.identity is None or not self._prefixes.serves(settings.config):
+            if video.identity is None or not self.prefixes.serves(settings.config):
                 return self._generate(settings, given, mm_encoder_outputs=self._seen(video))
             shared = ids[:, : prompt.shared]
             key = (tuple(shared[0].tolist()), video.identity)
-            with self._prefixes.extended(
+            with self.prefixes.extended(
                 key, lambda: self._prefix(shared, positions[..., : prompt.shared], facts, video)
             ) as cache:
                 if deltas is not None:
@@ -110,12 +97,8 @@ class VideoAnswerer:
     def _generate(
         self, settings: GenerationSettings, given: dict[str, Any], **more: Any
     ) -> list[int]:
-        hooks = dict(settings.hooks)
-        if settings.config.stop_strings is not None:
-            hooks["tokenizer"] = self._tokenizer
+        options = generate_options(settings, self._tokenizer)
         with self._statistics.timed("seconds_generating"):
-            found = self._model.generate(
-                **given, **more, generation_config=settings.config, **hooks
-            )
+            found = self._model.generate(**given, **more, **options)
         ids: list[int] = found[0, given["input_ids"].shape[1] :].tolist()
         return ids

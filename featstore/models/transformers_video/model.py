@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from featstore import defaults
 from featstore.checkpoints.config_fields import read_json
 from featstore.checkpoints.files import open_files
-from featstore.decoding.video_file import identity_of
 from featstore.encoders.registry import get_encoder
 from featstore.errors import CheckpointError
+from featstore.models.base import CachedModel, check_options
 from featstore.models.generating.settings import read_options
-from featstore.models.lookup import FeatureRequest
-from featstore.models.source import FeatureSource
 from featstore.models.source_options import SourceOptions
-from featstore.models.statistics import CacheStatistics, report_at_exit
 from featstore.models.transformers_video.answering import VideoAnswerer
 from featstore.models.transformers_video.families import find_family
 from featstore.models.transformers_video.language import load_video_language
 from featstore.models.transformers_video.prompt import Prompter
-from featstore.sampling import Sampling, check_nframe
-from featstore.spec import FeatureSpec
-from featstore.store.paths import check_video_id, dataset_path
 from featstore.torch.forked import about_to_compute
 
 if TYPE_CHECKING:
     import torch
 
     from featstore.records.storage import Storage
+    from featstore.sampling import Sampling
 
 
-class CachedVideoModel:
+class CachedVideoModel(CachedModel):
     """A video model of transformers whose videos come from a store; it answers one question at a time.
 
     Threads may share it, and a forked child may use it too unless it is on a GPU. Usable in `with`; `close` stops the
@@ -43,6 +37,8 @@ class CachedVideoModel:
         model_signature: its digest.
         statistics: what the model asked of the store; the process logs their sum, at INFO, when it ends.
     """
+
+    _answerer: VideoAnswerer
 
     def __init__(
         self,
@@ -87,13 +83,10 @@ class CachedVideoModel:
             FeatstoreError: the model cannot be answered from stored features; the message says why.
             ValueError: an option is invalid.
         """
-        if prefix_cache < 0:
-            raise ValueError(f"prefix_cache is {prefix_cache}; it must be 0 or more")
-        if cache_dir is not None and dataset is not None:
-            dataset_path(cache_dir, dataset)
         options = SourceOptions(
             cache_dir, on_miss, decoder, decode_timeout, storage, accept_imported
         )
+        check_options(options, dataset, prefix_cache)
         name = os.fspath(checkpoint)
         files = open_files(name, "Qwen/Qwen2.5-VL-7B-Instruct")
         config = read_json(files, "config.json")
@@ -103,35 +96,20 @@ class CachedVideoModel:
         encoder: Any = get_encoder(
             family.encoder, checkpoint=name, device=device, dtype=dtype, **encoder_options
         )
-        self.spec = FeatureSpec(
-            encoder.identity,
-            sampling or family.sampling,
-            identity_of(decoder),
-            encoder.preprocessing,
-        )
-        self.model_signature = self.spec.digest
-        self.statistics = CacheStatistics(decoders=frozenset({decoder}))
-        self._source = FeatureSource(
-            encoder, options, device=encoder.device, dtype=encoder.dtype, statistics=self.statistics
-        )
-        self._language = load_video_language(
+        self._open(encoder, options, sampling or family.sampling, dataset)
+        language = load_video_language(
             files,
             family,
             device=encoder.device,
             dtype=encoder.dtype,
             attention=attn_implementation,
         )
-        self._prompter = Prompter(files, self._language.model.config, self._language.tokenizer)
-        self._answerer = VideoAnswerer(
-            self._language,
-            family,
-            encoder.identity.geometry.hidden_dim,
-            self.statistics,
-            prefix_cache=prefix_cache,
+        self._prompter = Prompter(files, language.model.config, language.tokenizer)
+        width = encoder.identity.geometry.hidden_dim
+        answerer = VideoAnswerer(
+            language, family, width, self.statistics, prefix_cache=prefix_cache
         )
-        self._encoder, self._cache_dir, self._dataset = encoder, cache_dir, dataset
-        if cache_dir is not None:
-            report_at_exit(self.statistics)
+        self._start(language, answerer)
 
     def generate(
         self,
@@ -161,8 +139,7 @@ class CachedVideoModel:
         ids = self.generate_ids(
             prompt, video, dataset=dataset, path=path, nframe=nframe, system=system, **options
         )
-        text: str = self._language.tokenizer.decode(ids, skip_special_tokens=True)
-        return text.strip()
+        return self._text(ids)
 
     def generate_ids(
         self,
@@ -186,45 +163,3 @@ class CachedVideoModel:
         assert visual.clip is not None
         found = self._prompter.prompt(self._prompter.text(messages), visual.clip)
         return self._answerer.answer(found, visual, settings)
-
-    def close(self) -> None:
-        """Stop the decoder and let go of the store and the prefixes; the model can still be asked."""
-        self._source.close()
-        self._answerer.close()
-
-    def __repr__(self) -> str:
-        """Return checkpoint, device, dtype and store."""
-        encoder = self._encoder
-        store = "no store" if self._cache_dir is None else repr(os.fspath(self._cache_dir))
-        about = f"{encoder.device}, {encoder.identity.dtype}, {store}"
-        return f"<featstore.CachedVideoModel {encoder.origin!r}: {about}>"
-
-    def __reduce__(self) -> NoReturn:
-        """Refuse to pickle: weights stay on their device."""
-        raise TypeError("a CachedVideoModel is not pickled; load it in each process")
-
-    def __enter__(self) -> CachedVideoModel:
-        """Return the model itself."""
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Close."""
-        self.close()
-
-    def _request(
-        self,
-        video: str,
-        dataset: str | None,
-        path: str | os.PathLike[str] | None,
-        nframe: int | None,
-    ) -> FeatureRequest:
-        dataset = dataset or self._dataset
-        if self._cache_dir is not None:
-            check_video_id(video)
-            if dataset is None:
-                raise ValueError(f"no dataset is named for video {video!r}; pass dataset=")
-        spec = self.spec
-        if nframe is not None and check_nframe(nframe) != spec.sampling.nframe:
-            spec = replace(spec, sampling=replace(spec.sampling, nframe=nframe))
-        file = None if path is None else os.path.abspath(path)
-        return FeatureRequest(dataset or "", video, file, spec)

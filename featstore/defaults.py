@@ -13,6 +13,9 @@ ON_MAX_ERROR = "lossless"  # what is stored of a video that misses it: what the 
 
 ON_CLASH = "skip"  # what becomes of a file whose id another stored one has: one must not stop all
 
+# Where it is stored.
+CACHE_DIR_VARIABLE = "FEATSTORE_CACHE_DIR"  # names the cache directory where no option does
+
 # How it is computed.
 ENCODER = "longva"
 LAYER = "-1"  # of any frozen encoder: its last hidden state

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from featstore.store.dataset import Dataset
 
-CACHE_DIR_VARIABLE = "FEATSTORE_CACHE_DIR"
 SOME_FAILED = 3  # exit code: the command is done, and some videos failed
 
 
@@ -120,7 +119,7 @@ class VariadicOption(click.Option):
 cache_dir_option = click.option(
     "--cache-dir",
     required=True,
-    envvar=CACHE_DIR_VARIABLE,
+    envvar=defaults.CACHE_DIR_VARIABLE,
     show_envvar=True,
     callback=not_empty,
     type=click.Path(file_okay=False),

@@ -12,7 +12,6 @@ from featstore import defaults
 from featstore.cli._completion import complete_dataset
 from featstore.cli._log_options import log_options
 from featstore.cli._options import (
-    CACHE_DIR_VARIABLE,
     SOME_FAILED,
     FiniteRange,
     device_option,
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 @tower_option
 @click.option(
     "--cache-dir",
-    envvar=CACHE_DIR_VARIABLE,
+    envvar=defaults.CACHE_DIR_VARIABLE,
     show_envvar=True,
     callback=not_empty,
     type=click.Path(file_okay=False),

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from featstore.cli._options import CACHE_DIR_VARIABLE, not_empty
+from featstore import defaults
+from featstore.cli._options import not_empty
 
 
 def _pair(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -26,7 +27,7 @@ def _pair(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
 )
 @click.option(
     "--cache-dir",
-    envvar=CACHE_DIR_VARIABLE,
+    envvar=defaults.CACHE_DIR_VARIABLE,
     show_envvar=True,
     callback=not_empty,
     type=click.Path(file_okay=False),

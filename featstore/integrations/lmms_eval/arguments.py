@@ -9,11 +9,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from featstore.defaults import CODEC, VALUES
+from featstore.defaults import CACHE_DIR_VARIABLE
 from featstore.errors import FeatstoreError
-from featstore.records.storage import Storage
 
-CACHE_VARIABLE = "FEATSTORE_CACHE_DIR"
 _PROMPT = "the prompt is LongVA's own"
 # Arguments of `longva` -> the values that change nothing here, and why no other is taken.
 _FOLLOWED: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -79,11 +77,11 @@ def choose_store(cache_dir: Any, *, enable_cache: bool) -> str | None:
     """
     if not enable_cache:
         return None
-    named = cache_dir if cache_dir is not None else os.environ.get(CACHE_VARIABLE)
+    named = cache_dir if cache_dir is not None else os.environ.get(CACHE_DIR_VARIABLE)
     if not named:
         raise FeatstoreError(
-            f"no store is named; pass cache_dir= in --model_args, or set {CACHE_VARIABLE}; enable_cache=False decodes "
-            "and encodes for every question"
+            f"no store is named; pass cache_dir= in --model_args, or set {CACHE_DIR_VARIABLE}; enable_cache=False "
+            "decodes and encodes for every question"
         )
     return str(named)
 
@@ -99,10 +97,3 @@ def choose_device(device: Any, device_map: Any) -> str:
     if local is None or int(os.environ.get("WORLD_SIZE", "1")) < 2 or asked[:4] != "cuda":
         return asked
     return f"cuda:{local}"
-
-
-def choose_storage(quantize: str | None, scale: str | None, codec: str | None) -> Storage | None:
-    """Return how misses are stored; None if nothing is said."""
-    if quantize is scale is codec is None:
-        return None
-    return Storage(quantize or VALUES, scale or "", codec or CODEC)

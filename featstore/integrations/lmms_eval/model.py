@@ -6,11 +6,11 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from featstore.defaults import NFRAME, SAMPLING
-from featstore.errors import CheckpointError, FeatstoreError, MissingExtra, StoreError, VideoError
+from featstore.errors import FeatstoreError, MissingExtra, VideoError
+from featstore.integrations.harness_model import LASTING_ERRORS, choose_storage, note_unanswered
 from featstore.integrations.lmms_eval.arguments import (
     check_pooling,
     choose_device,
-    choose_storage,
     choose_store,
     leave_out_stock,
 )
@@ -21,8 +21,6 @@ from featstore.system.logs import show_on_stderr, tell
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Errors that are not about this question: the next one would fail too.
-_LASTING = (CheckpointError, MissingExtra, StoreError)
 # What tasks say beside fields of transformers' GenerationConfig; `longva` leaves them out for a video, too.
 _NOT_OF_GENERATING = ("image_aspect_ratio", "until")
 _PLACEHOLDER = "<image>"
@@ -172,14 +170,12 @@ class LongVARequests:
                 images=[item for item in shown if not isinstance(item, str)],
                 **{name: options[name] for name in options if name not in _NOT_OF_GENERATING},
             )
-        except _LASTING:
+        except LASTING_ERRORS:
             raise
         except (FeatstoreError, FileNotFoundError) as exc:
             if not self._keep_going:
                 raise
-            if about not in unanswered:
-                tell(__name__, f"{exc}; left unanswered: questions about it")
-            unanswered[about] = str(exc)
+            note_unanswered(unanswered, about, exc)
             return ""
 
 

@@ -7,20 +7,14 @@ import os
 from functools import lru_cache
 from typing import Any
 
-from featstore.defaults import BENCHMARK_MAX_NEW_TOKENS, CODEC, NFRAME, SAMPLING, VALUES
-from featstore.errors import (
-    CheckpointError,
-    FeatstoreError,
-    MissingExtra,
-    StoreError,
-    VideoError,
-)
+from featstore.defaults import BENCHMARK_MAX_NEW_TOKENS, NFRAME, SAMPLING
+from featstore.errors import FeatstoreError, VideoError
 from featstore.integrations.benchmarks import canonical_dataset, video_id
+from featstore.integrations.harness_model import LASTING_ERRORS, choose_storage, note_unanswered
 from featstore.integrations.vlmevalkit.find_vlmevalkit import import_vlmevalkit
 from featstore.integrations.vlmevalkit.message import read_message
-from featstore.records.storage import Storage
 from featstore.sampling import Sampling
-from featstore.system.logs import show_on_stderr, tell
+from featstore.system.logs import show_on_stderr
 
 GENERATION = frozenset(
     (
@@ -34,8 +28,6 @@ GENERATION = frozenset(
         "top_p",
     )
 )
-# Errors that are not about this question: the next one would fail too.
-_LASTING = (CheckpointError, MissingExtra, StoreError)
 
 # Videos that the models of this process left out, as `dataset/video`, and the reasons.
 unanswerable: dict[str, str] = {}
@@ -103,7 +95,7 @@ class LongVAMixin:
             model_path,
             cache_dir if enable_cache else None,
             sampling=Sampling.parse(sampling, nframe),
-            storage=_storage(quantize, scale, codec),
+            storage=choose_storage(quantize, scale, codec),
             **options,
         )
 
@@ -111,7 +103,7 @@ class LongVAMixin:
         """Return the answer to a message; FAIL_MSG if it cannot be answered and `keep_going` is set."""
         try:
             return self._generate(message, dataset)
-        except _LASTING:
+        except LASTING_ERRORS:
             raise
         except FeatstoreError as exc:
             if not self._keep_going:
@@ -146,12 +138,6 @@ class LongVAMixin:
         )
 
 
-def _storage(quantize: str | None, scale: str | None, codec: str | None) -> Storage | None:
-    if quantize is scale is codec is None:
-        return None
-    return Storage(quantize or VALUES, scale or "", codec or CODEC)
-
-
 def _shown(message: Any) -> list[dict[str, Any]]:
     return [item for item in message if isinstance(item, dict) and item.get("type") != "text"]
 
@@ -159,9 +145,7 @@ def _shown(message: Any) -> list[dict[str, Any]]:
 def _fail(message: list[dict[str, Any]], dataset: str, error: FeatstoreError) -> str:
     """Record the reason once per video, and return what VLMEvalKit writes in place of the answer."""
     about = next((video_id(dataset, item["value"]) for item in _shown(message)), "text")
-    if f"{dataset}/{about}" not in unanswerable:
-        tell(__name__, f"{error}; left unanswered: questions about it")
-        unanswerable[f"{dataset}/{about}"] = str(error)
+    note_unanswered(unanswerable, f"{dataset}/{about}", error)
     answer: str = import_vlmevalkit("vlmeval.inference_video").FAIL_MSG
     return answer
 

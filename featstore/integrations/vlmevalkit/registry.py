@@ -6,6 +6,7 @@ import functools
 import os
 from typing import TYPE_CHECKING, Any
 
+from featstore.defaults import CACHE_DIR_VARIABLE
 from featstore.integrations.vlmevalkit.datasets import add_datasets
 from featstore.integrations.vlmevalkit.find_vlmevalkit import import_vlmevalkit
 from featstore.integrations.vlmevalkit.model import longva_cached
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     Table = MutableMapping[str, Callable[..., Any]]
 
-CACHE_VARIABLE = "FEATSTORE_CACHE_DIR"
 CACHED = "-Cached"
 # Name on VLMEvalKit's command line -> checkpoint, and the variable that may name another place of it. With the suffix
 # CACHED a model uses the store; without it, the same code decodes and encodes for every question.
@@ -56,7 +56,7 @@ def register(
         supported_video_datasets = configs.supported_video_datasets
     model = longva_cached()
     import_vlmevalkit("vlmeval.vlm").LongVA_Cached = model  # type: ignore[attr-defined]
-    cache_dir = cache_dir or os.environ.get(CACHE_VARIABLE) or None
+    cache_dir = cache_dir or os.environ.get(CACHE_DIR_VARIABLE) or None
     known = {name: os.environ.get(place) or hub for name, (hub, place) in MODELS.items()}
     known |= {name.removesuffix(CACHED): place for name, place in (checkpoints or {}).items()}
     for name, checkpoint in known.items():

@@ -48,6 +48,22 @@ def read_json(files: Files, name: str, limit: int = MAX_JSON_BYTES) -> ConfigFie
     return ConfigFields(values, origin)
 
 
+def read_config(files: Files, remedy: str = "name the folder of a checkpoint") -> ConfigFields:
+    """Return the config.json of a checkpoint.
+
+    Args:
+        files: the checkpoint.
+        remedy: what the user can do if it has none.
+
+    Raises:
+        CheckpointError: it has none, or that cannot be read.
+    """
+    config = read_json(files, "config.json")
+    if config is None:
+        raise CheckpointError(f"{files} has no config.json{files.caveat}; {remedy}")
+    return config
+
+
 class ConfigFields:
     """A JSON object from disk whose values are checked as they are taken.
 
@@ -81,6 +97,21 @@ class ConfigFields:
         if type(value) not in (int, float) or not low <= value <= high:
             raise self.wrong(name, f"a number from {low:g} to {high:g}")
         return float(value)
+
+    def triple(
+        self, name: str, low: float, default: tuple[float, float, float]
+    ) -> tuple[float, float, float]:
+        """Return three numbers in [low, 1e9], one a channel; null means the default, too."""
+        value = self.values.get(name)
+        value = default if value is None else value
+        if (
+            not isinstance(value, (list, tuple))
+            or len(value) != 3
+            or not all(type(x) in (int, float) and low <= x <= 1e9 for x in value)
+        ):
+            raise self.wrong(name, f"three numbers from {low:g} to 1e+09")
+        red, green, blue = map(float, value)
+        return red, green, blue
 
     def text(self, name: str, default: str | None = None, choices: tuple[str, ...] = ()) -> str:
         """Return a string, one of `choices` if there are any."""

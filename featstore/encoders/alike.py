@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from featstore.checkpoints.config_fields import read_json
+from featstore.checkpoints.config_fields import read_config
 from featstore.checkpoints.files import open_files
 from featstore.encoders.registry import get_encoder
-from featstore.errors import CheckpointError
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
 
@@ -77,11 +76,7 @@ def compare_sight(checkpoints: Iterable[str]) -> list[Sight]:
 def _spec(checkpoint: str) -> FeatureSpec:
     """Return the spec of a checkpoint's features, with the same frames and dtype for all."""
     files = open_files(checkpoint, "lmms-lab/LongVA-7B")
-    config = read_json(files, "config.json")
-    if config is None:
-        raise CheckpointError(
-            f"{files} has no config.json{files.caveat}; name the folder of a checkpoint"
-        )
+    config = read_config(files)
     name = ENCODER_OF.get(str(config.get("model_type")))
     if name is None:
         raise config.wrong(

@@ -6,12 +6,13 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from featstore.checkpoints.config_fields import ConfigFields, read_json
+from featstore.checkpoints.config_fields import ConfigFields, read_config, read_json
 from featstore.checkpoints.digest import DigestedWeights
 from featstore.checkpoints.files import Files, open_files
 from featstore.checkpoints.quantized import quantized_config
 from featstore.checkpoints.tensors import find_shard, list_tensors
 from featstore.errors import CheckpointError
+from featstore.preprocessing import ShortestEdgeCrop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,6 +70,16 @@ class VideoCheckpoint:
         """Return the config's model_type."""
         return str(self.config.get("model_type"))
 
+    def pixel_options(self) -> dict[str, Any]:
+        """Return how bytes become values, in the words of featstore.preprocessing; by default as CLIP's do."""
+        fields = self.processor
+        return {
+            "resample": fields.integer("resample", 0, 5, 3),
+            "rescale": fields.number("rescale_factor", 0, 1, 1 / 255),
+            "mean": _channels(fields, "image_mean", ShortestEdgeCrop.mean),
+            "std": _channels(fields, "image_std", ShortestEdgeCrop.std),
+        }
+
     def settings(self, defaults: Mapping[str, Any]) -> dict[str, Setting]:
         """Return what determines features beside weights and pixels, options of unknown meaning included.
 
@@ -119,11 +130,7 @@ def read_video_checkpoint(checkpoint: str, model_types: tuple[str, ...]) -> Vide
         CheckpointError: it is of another type, is quantized, or its processor does something featstore does not.
     """
     files = open_files(checkpoint, "Qwen/Qwen2.5-VL-7B-Instruct")
-    config = read_json(files, "config.json")
-    if config is None:
-        raise CheckpointError(
-            f"{files} has no config.json{files.caveat}; name the folder of a checkpoint"
-        )
+    config = read_config(files)
     if config.get("model_type") not in model_types:
         raise config.wrong(
             "model_type",
@@ -161,7 +168,7 @@ def _read_processor(files: Files) -> ConfigFields:
     return found
 
 
-def channels(
+def _channels(
     fields: ConfigFields, name: str, default: tuple[float, ...]
 ) -> tuple[float, float, float]:
     """Return a value for each of three channels."""

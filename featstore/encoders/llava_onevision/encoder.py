@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from featstore import defaults
 from featstore.encoders.torch_encoder import TorchEncoder
-from featstore.encoders.video_checkpoint import channels, read_video_checkpoint
+from featstore.encoders.video_checkpoint import read_video_checkpoint
 from featstore.geometry import Geometry
 from featstore.preprocessing import ExactResize
 from featstore.spec import EncoderIdentity
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from featstore.preprocessing import Preprocessing
 
 MODEL_TYPE = "llava_onevision"
-_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _SIGLIP = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "num_channels": 3}
 _OURS = {"vision_tower.vision_model.": "vision_tower."}
 _OURS |= {name: name for name in ("vision_tower.", "multi_modal_projector.", "image_newline")}
@@ -64,17 +63,10 @@ class LlavaOnevisionEncoder(TorchEncoder):
             raise found.processor.wrong(
                 "size", f"height and width = {image}, the tower's image_size"
             )
-        mean, std = (
-            channels(found.processor, name, default)
-            for name, default in (("image_mean", _CLIP_MEAN), ("image_std", _CLIP_STD))
-        )
         self._resize = ExactResize(
             height=image,
             width=image,
-            resample=found.processor.integer("resample", 0, 5, 3),
-            rescale=found.processor.number("rescale_factor", 0, 1, 1 / 255),
-            mean=mean,
-            std=std,
+            **found.pixel_options(),
         )
         self.preprocessing: Preprocessing = self._resize
         text = config.get("text_config")

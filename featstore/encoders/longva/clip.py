@@ -217,8 +217,8 @@ def _preprocessing(fields: ConfigFields, image_size: int) -> ShortestEdgeCrop:
         crop_width=width,
         resample=fields.integer("resample", 0, 5, 3),
         rescale=fields.number("rescale_factor", 1e-9, 1e9, 1 / 255),
-        mean=_triple(fields, "image_mean", ShortestEdgeCrop.mean, -1e9),
-        std=_triple(fields, "image_std", ShortestEdgeCrop.std, 1e-9),
+        mean=fields.triple("image_mean", -1e9, ShortestEdgeCrop.mean),
+        std=fields.triple("image_std", 1e-9, ShortestEdgeCrop.std),
     )
 
 
@@ -231,17 +231,3 @@ def _edge(fields: ConfigFields, name: str, edge: str) -> int:
     if type(pixels) is not int or not 1 <= pixels <= 1 << 14:
         raise fields.wrong(name, f"pixels, as 336 or {{{edge!r}: 336}}")
     return pixels
-
-
-def _triple(
-    fields: ConfigFields, name: str, default: tuple[float, float, float], low: float
-) -> tuple[float, float, float]:
-    values = default if fields.get(name) is None else fields.get(name)
-    if (
-        not isinstance(values, (list, tuple))
-        or len(values) != 3
-        or not all(type(x) in (int, float) and low <= x <= 1e9 for x in values)
-    ):
-        raise fields.wrong(name, f"three numbers from {low:g} to 1e+09")
-    red, green, blue = map(float, values)
-    return red, green, blue

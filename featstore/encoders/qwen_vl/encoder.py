@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from featstore import defaults
 from featstore.encoders.torch_encoder import TorchEncoder
-from featstore.encoders.video_checkpoint import channels, read_video_checkpoint
+from featstore.encoders.video_checkpoint import read_video_checkpoint
 from featstore.errors import CheckpointError
 from featstore.geometry import Geometry
 from featstore.preprocessing import VideoPixelBudget
@@ -45,7 +45,6 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 _TIMING = "vision.tokens_per_second"  # places a video's tokens in time, in the prompt: no feature depends on it
-_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # qwen-vl-utils' limits, in cells of a token: of a frame, and of a video's grid steps.
 MIN_CELLS, MAX_CELLS, TOTAL_CELLS = 128, 768, 128_000 * 9 // 10
 NAMES = {"model.visual.": "", "visual.": ""}  # in checkpoints of several ages, and in the tower
@@ -98,20 +97,13 @@ class QwenVLEncoder(TorchEncoder):
         )
         self._patch, self._merge = patch, merge
         cell = patch * merge
-        mean, std = (
-            channels(found.processor, name, default)
-            for name, default in (("image_mean", _CLIP_MEAN), ("image_std", _CLIP_STD))
-        )
         self._budget = VideoPixelBudget(
             multiple=cell,
             min_pixels=min_pixels or MIN_CELLS * cell**2,
             max_pixels=max_pixels or MAX_CELLS * cell**2,
             total_pixels=total_pixels or TOTAL_CELLS * cell**2,
             frames_per_unit=pair,
-            resample=found.processor.integer("resample", 0, 5, 3),
-            rescale=found.processor.number("rescale_factor", 0, 1, 1 / 255),
-            mean=mean,
-            std=std,
+            **found.pixel_options(),
         )
         self.preprocessing: Preprocessing = self._budget
         levels = len(fields.get("deepstack_visual_indexes") or ())

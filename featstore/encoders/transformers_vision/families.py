@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from featstore.checkpoints.config_fields import ConfigFields, read_json
+from featstore.checkpoints.config_fields import ConfigFields, read_config
 from featstore.checkpoints.files import Files, open_files
 from featstore.checkpoints.quantized import quantized_config
 from featstore.checkpoints.tensors import find_shard, list_tensors
@@ -195,11 +195,7 @@ def read_vision(checkpoint: str | Path) -> VisionCheckpoint:
         CheckpointError: it is none of FAMILIES, or its config cannot be followed.
     """
     files = open_files(str(checkpoint), EXAMPLE)
-    fields = read_json(files, "config.json")
-    if fields is None:
-        raise CheckpointError(
-            f"{files} has no config.json{files.caveat}; name a checkpoint of transformers, such as {EXAMPLE}"
-        )
+    fields = read_config(files, f"name a checkpoint of transformers, such as {EXAMPLE}")
     kind = fields.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         why = _REFUSED.get(str(kind), f"expected one of {', '.join(FAMILIES)}")

@@ -171,8 +171,8 @@ def _read(fields: ConfigFields) -> FrameProcessor:
         raise fields.wrong("do_resize", "true: frames of any size come out as one")
     mean, std = (
         (
-            _triple(fields, "image_mean", ours.mean, -1e9),
-            _triple(fields, "image_std", ours.std, 1e-9),
+            fields.triple("image_mean", -1e9, ours.mean),
+            fields.triple("image_std", 1e-9, ours.std),
         )
         if does["do_normalize"]
         else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -234,17 +234,3 @@ def _edge(fields: ConfigFields, pixels: Any, name: str = "size") -> int:
     if type(pixels) is not int or not 1 <= pixels <= 1 << 13:
         raise fields.wrong(name, "pixels, as 224 or {'height': 224, 'width': 224}")
     return pixels
-
-
-def _triple(
-    fields: ConfigFields, name: str, default: tuple[float, float, float], low: float
-) -> tuple[float, float, float]:
-    values = default if fields.get(name) is None else fields.get(name)
-    if (
-        not isinstance(values, (list, tuple))
-        or len(values) != 3
-        or not all(type(x) in (int, float) and low <= x <= 1e9 for x in values)
-    ):
-        raise fields.wrong(name, f"three numbers from {low:g} to 1e+09")
-    red, green, blue = map(float, values)
-    return red, green, blue

@@ -6,10 +6,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from featstore import defaults
-from featstore.checkpoints.config_fields import read_json
+from featstore.checkpoints.config_fields import read_config
 from featstore.checkpoints.files import open_files
 from featstore.encoders.registry import get_encoder
-from featstore.errors import CheckpointError
 from featstore.models.base import CachedModel, check_options
 from featstore.models.generating.settings import read_options
 from featstore.models.source_options import SourceOptions
@@ -89,10 +88,7 @@ class CachedVideoModel(CachedModel):
         check_options(options, dataset, prefix_cache)
         name = os.fspath(checkpoint)
         files = open_files(name, "Qwen/Qwen2.5-VL-7B-Instruct")
-        config = read_json(files, "config.json")
-        if config is None:
-            raise CheckpointError(f"{files} has no config.json{files.caveat}")
-        family = find_family(config.text("model_type"))
+        family = find_family(read_config(files).text("model_type"))
         encoder: Any = get_encoder(
             family.encoder, checkpoint=name, device=device, dtype=dtype, **encoder_options
         )

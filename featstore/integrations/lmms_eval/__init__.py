@@ -5,7 +5,13 @@ lmms-eval loads every entry point of its group, whatever model is asked for: so 
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from featstore.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Name on lmms-eval's command line -> the class in model.py.
 MODELS = {"longva_cached": "LongVACached"}
@@ -20,3 +26,14 @@ def manifests() -> list[Any]:
         ModelManifest(model_id=name, simple_class_path=f"{home}.{cls}")
         for name, cls in MODELS.items()
     ]
+
+
+@contextmanager
+def importing_lmms_eval() -> Iterator[None]:
+    """Raise MissingExtra, which says how to install lmms-eval, if what the block imports cannot be."""
+    try:
+        yield
+    except ImportError as exc:
+        raise MissingExtra(
+            f"lmms-eval cannot be loaded ({exc}); pip install 'featstore[lmms-eval]'"
+        ) from exc

@@ -6,7 +6,8 @@ import functools
 import sys
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import FeatstoreError, MissingExtra
+from featstore.errors import FeatstoreError
+from featstore.integrations.lmms_eval import importing_lmms_eval
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,13 +25,9 @@ def run_lmms_eval(arguments: Sequence[str]) -> None:
         MissingExtra: it cannot be loaded.
         FeatstoreError: an evaluation ended in an error, or a question of any process has no answer.
     """
-    try:
+    with importing_lmms_eval():
         import lmms_eval.__main__ as program
         from lmms_eval.cli.dispatch import main
-    except ImportError as exc:
-        raise MissingExtra(
-            f"lmms-eval cannot be loaded ({exc}); pip install 'featstore[lmms-eval]'"
-        ) from exc
     from featstore.integrations.lmms_eval.model import unanswered
 
     errors: list[str] = []

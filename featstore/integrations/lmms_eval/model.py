@@ -6,8 +6,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from featstore.defaults import NFRAME, SAMPLING
-from featstore.errors import FeatstoreError, MissingExtra, VideoError
+from featstore.errors import FeatstoreError, VideoError
 from featstore.integrations.harness_model import LASTING_ERRORS, choose_storage, note_unanswered
+from featstore.integrations.lmms_eval import importing_lmms_eval
 from featstore.integrations.lmms_eval.arguments import (
     check_pooling,
     choose_device,
@@ -200,12 +201,8 @@ def _prompt(context: str, visuals: int) -> str:
 @lru_cache(maxsize=1)
 def longva_cached() -> Any:
     """Return LongVACached, with lmms-eval's base class; MissingExtra without lmms-eval."""
-    try:
+    with importing_lmms_eval():
         from lmms_eval.api.model import lmms
-    except ImportError as exc:
-        raise MissingExtra(
-            f"lmms-eval cannot be loaded ({exc}); pip install 'featstore[lmms-eval]'"
-        ) from exc
     return type("LongVACached", (LongVARequests, lmms), {"__module__": __name__})
 
 

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featstore.decoding.video_file import Video
-from featstore.errors import ListingError, MissingExtra
-from featstore.integrations.lmms_eval import MODELS
+from featstore.errors import ListingError
+from featstore.integrations.lmms_eval import MODELS, importing_lmms_eval
 from featstore.integrations.lmms_eval.names import locate, visuals_of
 from featstore.pipeline.listing import Listing, check_listing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-INSTALL = "pip install 'featstore[lmms-eval]'"
 
 
 @dataclass(frozen=True)
@@ -70,12 +68,10 @@ def _load(names: Sequence[str]) -> dict[str, Any]:
     """Return the tasks by name; groups are taken apart."""
     if "HF_HOME" not in os.environ:  # several tasks end in a KeyError, or look in a folder called ~
         raise ListingError("HF_HOME is not set; name the folder that lmms-eval's videos are in")
-    try:
+    with importing_lmms_eval():
         from lmms_eval.evaluator_utils import get_task_list
         from lmms_eval.tasks import TaskManager, get_task_dict
         from loguru import logger
-    except ImportError as exc:
-        raise MissingExtra(f"lmms-eval cannot be loaded ({exc}); {INSTALL}") from exc
     logger.disable("lmms_eval")  # what it says of each task file
     # As an evaluation of a model from here does: a task may have prompts, or videos, of its own for a model.
     manager = TaskManager(model_name=next(iter(MODELS)))

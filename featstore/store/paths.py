@@ -18,6 +18,7 @@ from featstore.errors import (
 )
 from featstore.records.storage import MAX_ID_BYTES
 from featstore.system.file_map import MORE_FILES
+from featstore.system.filesystems import DISK_FULL_ERRNOS
 from featstore.system.fsync import make_durable_folder, sync_dir
 
 if TYPE_CHECKING:
@@ -69,13 +70,28 @@ def because(exc: OSError, remedy: str = "") -> str:
     return f"{said}; {remedy}" if remedy else said
 
 
+def refusal(exc: OSError) -> type[StoreError]:
+    """Return the kind of error that says that the system refused something: StoreFull if there is no room for it."""
+    return StoreFull if exc.errno in DISK_FULL_ERRNOS else StoreError
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Raise what the system refuses in the block as an error of ours: `what`, and what the system said."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as exc:
+        raise refusal(exc)(f"{what}: {because(exc)}") from exc
+
+
 def make_folder(path: Path) -> None:
     """Make the folder `path` and those above it; raise StoreError if that cannot be."""
     try:
         make_durable_folder(path)
     except OSError as exc:
-        full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise (StoreFull if full else StoreError)(
+        raise refusal(exc)(
             f"the folder {path} cannot be made: {because(exc, 'choose another --cache-dir')}"
         ) from exc
 

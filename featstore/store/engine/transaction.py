@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import lmdb
 
-from featstore.errors import StoreError, StoreFull, StoreLocked, command_line
+from featstore.errors import StoreError, StoreLocked, command_line
 from featstore.store.engine.environment import open_environment, with_room
 from featstore.store.engine.handles import INODES, SEALED, open_liblmdb
 from featstore.store.engine.lmdb_errors import store_error, translated
@@ -37,9 +37,10 @@ from featstore.store.paths import (
     identify,
     is_sealed,
     lmdb_name,
+    refusal,
     refuse_shards,
 )
-from featstore.system.filesystems import DISK_FULL_ERRNOS, refuse_network
+from featstore.system.filesystems import refuse_network
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -245,7 +246,7 @@ def _make_file(path: Path, key: bytes, value: bytes) -> None:
     except OSError as exc:
         if isinstance(exc, StoreError):
             raise
-        raise (StoreFull if exc.errno in DISK_FULL_ERRNOS else StoreError)(
+        raise refusal(exc)(
             f"no dataset can be made in {path}: {because(exc, 'choose another --cache-dir')}"
         ) from exc
 

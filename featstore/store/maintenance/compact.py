@@ -32,9 +32,10 @@ from featstore.store.paths import (
     WRITE_LOCK_FILE,
     because,
     compacting_path,
+    refusal,
 )
 from featstore.system import libc
-from featstore.system.filesystems import DISK_FULL_ERRNOS, free_bytes
+from featstore.system.filesystems import free_bytes
 from featstore.system.fsync import sync_dir, sync_file
 
 if TYPE_CHECKING:
@@ -170,10 +171,7 @@ def _copy(source: StillFile, path: Path, aside: Path, on_progress: OnProgress | 
     except OSError as exc:
         if isinstance(exc, StoreError):
             raise
-        full = exc.errno in DISK_FULL_ERRNOS
-        raise (StoreFull if full else StoreError)(
-            f"{path} cannot be compacted: {because(exc)}; it is as it was"
-        ) from exc
+        raise refusal(exc)(f"{path} cannot be compacted: {because(exc)}; it is as it was") from exc
 
 
 def _finish(source: StillFile, path: Path, aside: Path) -> None:

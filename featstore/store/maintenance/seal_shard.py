@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgpack
 import xxhash
 
-from featstore.errors import RecordError, StoreDamaged, StoreError
+from featstore.errors import RecordError, StoreDamaged
 from featstore.fields import to_plain
 from featstore.records.record import parse
 from featstore.store.catalog import hold_dataset, read_manifest
@@ -24,7 +24,7 @@ from featstore.store.engine.pages import refuse_damaged_pages
 from featstore.store.engine.snapshot import TABLES
 from featstore.store.engine.still_file import hold_still
 from featstore.store.manifest import MANIFEST_KEY
-from featstore.store.paths import DATA_FILE, SEAL_FILE, because, compacting_path, is_sealed
+from featstore.store.paths import DATA_FILE, SEAL_FILE, compacting_path, explained, is_sealed
 from featstore.store.rows import video_key
 from featstore.store.shards.index import IndexedRecord, RecordPlace, pack_index
 from featstore.store.shards.manifest_list import ShardRow, add_shards
@@ -62,7 +62,10 @@ def seal_shard(
         StoreDamaged: A record or a page of it is damaged.
         StoreError: A disk is full, or cannot be written.
     """
-    with hold_dataset(cache_dir, dataset) as path:
+    with (
+        hold_dataset(cache_dir, dataset) as path,
+        explained(f"{path} cannot be sealed as a shard"),
+    ):
         counts = read_manifest(open_snapshot(path), dataset).sets.values()
         if not any(found.videos or found.failures for found in counts):
             return None
@@ -76,10 +79,6 @@ def seal_shard(
             (aside / SEAL_FILE).touch()  # read as it is: nobody else knows of it
             refuse_damaged_pages(aside)
             return put_shard(aside, dataset, place, rows)
-        except OSError as exc:
-            if isinstance(exc, StoreError):
-                raise
-            raise StoreError(f"{path} cannot be sealed as a shard: {because(exc)}") from exc
         finally:
             _clear(aside)
 

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from featstore.defaults import LOCAL_BYTES
 from featstore.errors import StoreDamaged, StoreError, StoreMismatch, StoreNotFound
-from featstore.store.paths import absolute, because, dataset_names, is_dataset_name, make_folder
+from featstore.store.paths import (
+    absolute,
+    because,
+    dataset_names,
+    explained,
+    is_dataset_name,
+    make_folder,
+)
 from featstore.store.shards.manifest_list import MAX_LIST_BYTES, list_name, read_list
 from featstore.store.shards.places import LocalPlace, shard_file
 from featstore.store.shards.remote.bucket import BucketPlace, is_url
@@ -158,11 +165,8 @@ def _is_cache(folder: Path) -> bool:
 
 
 def _write(path: Path, text: str) -> None:
-    try:
-        with write_atomically(path) as file:
-            file.write(text.encode())
-    except OSError as exc:
-        raise StoreError(f"{path} cannot be written: {because(exc)}") from exc
+    with explained(f"{path} cannot be written"), write_atomically(path) as file:
+        file.write(text.encode())
 
 
 def place_of(url: str) -> FilePlace:

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from featstore.errors import StoreDamaged, StoreError, StoreFull
+from featstore.errors import StoreDamaged, StoreError
 from featstore.records.record import LMDB_VALUE_OFFSET
-from featstore.store.paths import because, make_folder
+from featstore.store.paths import because, explained, make_folder
 from featstore.store.shards.remote.tier_room import RECORDS_FOLDER, TierRoom
 from featstore.system.file_map import FixedMap
-from featstore.system.filesystems import DISK_FULL_ERRNOS, format_bytes
+from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,12 +160,8 @@ class LocalTier:
                 )
             make_folder(path.parent)
             self._proven[digest] = time.time()
-            os.rename(draft, path)
-        except OSError as exc:
-            self._room.give_back(draft, size)
-            if isinstance(exc, StoreError):
-                raise
-            raise StoreError(f"{path} cannot be written: {because(exc)}") from exc
+            with explained(f"{path} cannot be written"):
+                os.rename(draft, path)
         except BaseException:
             self._room.give_back(draft, size)
             raise
@@ -179,13 +175,8 @@ def _digest(memory: FixedMap, length: int) -> bytes:
 
 
 def _write(fd: int, piece: memoryview, at: int, path: Path) -> int:
-    try:
-        done = 0
+    done = 0
+    with explained(f"{path} cannot be written"):
         while done < len(piece):
             done += os.pwrite(fd, piece[done:], at + done)
-    except OSError as exc:
-        full = exc.errno in DISK_FULL_ERRNOS
-        raise (StoreFull if full else StoreError)(
-            f"{path} cannot be written: {because(exc)}"
-        ) from exc
     return done

@@ -15,8 +15,8 @@ import os
 from typing import TYPE_CHECKING
 
 from featstore.errors import StoreError, StoreFull
-from featstore.store.paths import because, make_folder
-from featstore.system.filesystems import DISK_FULL_ERRNOS, format_bytes
+from featstore.store.paths import because, make_folder, refusal
+from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,8 +73,7 @@ class TierRoom:
                     raise
             except OSError as exc:
                 _write_count(count, used)
-                full = exc.errno in DISK_FULL_ERRNOS
-                raise (StoreFull if full else StoreError)(
+                raise refusal(exc)(
                     f"a record of {format_bytes(size)} cannot be written to {self.folder}: {because(exc)}",
                     remedy="free room on its disk, or allow less (max_size=), which has records removed sooner",
                 ) from exc

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+DRAFT = ".writing-"  # how the name of a file begins that is being written
 # The answers of file systems that cannot sync a folder, and of a folder that may be entered but not read.
 _CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)
 
@@ -42,7 +43,9 @@ def make_durable_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def write_atomically(target: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+def write_atomically(
+    target: str | os.PathLike[str], *, draft: str = DRAFT, replace: bool = True
+) -> Iterator[IO[bytes]]:
     """Yield a file that takes the place of `target` when the block ends, and leaves nothing if it raises.
 
     Others see the old file or the new one, whole, also after a power loss. The umask decides who may read it, unlike
@@ -50,23 +53,26 @@ def write_atomically(target: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
     Args:
         target: The file to write, in a folder that exists.
+        draft: How the name begins that the file has until then, beside `target`.
+        replace: Take the place of a file that is there. Without, it is a link that is made, which two cannot both make.
 
     Raises:
+        FileExistsError: There is a file, which is not to be replaced.
         OSError: The file cannot be written.
     """
     folder = Path(target).absolute().parent
-    draft = folder / f".writing-{secrets.token_hex(8)}"
-    fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    written = folder / f"{draft}{secrets.token_hex(8)}"
+    fd = os.open(written, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with open(fd, "wb") as file:
             yield file
             file.flush()
             os.fsync(fd)
-        os.replace(draft, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(draft)
-        raise
+            # Before it is closed: the one that writes it may hold a lock on it.
+            (os.replace if replace else os.link)(written, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # it has its name
+            os.unlink(written)
     sync_dir(folder)
 
 

@@ -8,40 +8,38 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
-import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import xxhash
 
-from featstore.errors import StoreDamaged, StoreError, StoreMismatch, StoreNotFound
+from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreMismatch, StoreNotFound
 from featstore.store.catalog import open_dataset, read_manifest
 from featstore.store.maintenance.seal_shard import seal_shard
 from featstore.store.paths import (
     absolute,
-    because,
     dataset_names,
     dataset_path,
+    explained,
     has_data,
     is_dataset_name,
     make_folder,
 )
 from featstore.store.shards.manifest_list import add_shards, read_list
-from featstore.store.shards.places import GOOD_COPY, LocalPlace, shard_file
+from featstore.store.shards.places import GOOD_COPY, PIECE_BYTES, LocalPlace, shard_file
 from featstore.store.shards.remote.connection import open_place, read_remote
 from featstore.store.shards.union import read_index
 from featstore.system.filesystems import format_bytes, free_bytes
-from featstore.system.fsync import sync_dir
+from featstore.system.fsync import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    import os
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from featstore.store.shards.manifest_list import ShardRow
     from featstore.store.shards.places import FilePlace
 
-_PIECE_BYTES = 8 << 20
 _PULLING = ".pulling-"
 
 
@@ -177,52 +175,32 @@ def _pull_shard(place: FilePlace, here: LocalPlace, dataset: str, row: ShardRow)
     _clear_pulled(target.parent)
     if here.names(shard_file(dataset)).get(row.data_name) != row.file_bytes:
         if free_bytes(target.parent) < row.file_bytes:
-            raise StoreError(
+            raise StoreFull(
                 f"{target.parent} has no room for a shard of {format_bytes(row.file_bytes)}",
                 remedy="free some, or pull into a --cache-dir on another disk",
             )
-        with _drafted(target) as fd:
-            _copy_proven(place, name, row, fd, target)
+        with (
+            explained(f"{target} cannot be written"),
+            write_atomically(target, draft=_PULLING) as file,
+        ):
+            fcntl.flock(file, fcntl.LOCK_EX)
+            _copy_verified(place, name, row, file)
     here.put(index, data)
 
 
-def _copy_proven(place: FilePlace, name: str, row: ShardRow, fd: int, target: Path) -> None:
+def _copy_verified(place: FilePlace, name: str, row: ShardRow, file: IO[bytes]) -> None:
     hasher = xxhash.xxh3_128()
-    buffer = memoryview(bytearray(min(_PIECE_BYTES, row.file_bytes)))
-    for at in range(0, row.file_bytes, _PIECE_BYTES):
-        piece = buffer[: min(_PIECE_BYTES, row.file_bytes - at)]
+    buffer = memoryview(bytearray(min(PIECE_BYTES, row.file_bytes)))
+    for at in range(0, row.file_bytes, PIECE_BYTES):
+        piece = buffer[: min(PIECE_BYTES, row.file_bytes - at)]
         place.read_into(name, at, piece)
         hasher.update(piece)
-        done = 0
-        while done < len(piece):
-            done += os.write(fd, piece[done:])
+        file.write(piece)
     if hasher.hexdigest() != row.shard:
         raise StoreDamaged(
             f"{place.where}/{name} is not what its name says: its xxh3-128 is {hasher.hexdigest()}",
             remedy=GOOD_COPY,
         )
-    os.fsync(fd)
-
-
-@contextlib.contextmanager
-def _drafted(target: Path) -> Iterator[int]:
-    """Give a locked file to write to, which becomes `target` at the end of the block."""
-    draft = target.with_name(f"{_PULLING}{secrets.token_hex(8)}")
-    try:
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield fd
-            os.replace(draft, target)
-            sync_dir(target.parent)
-        finally:
-            os.close(fd)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(draft)
-    except OSError as exc:
-        if isinstance(exc, StoreError):
-            raise
-        raise StoreError(f"{target} cannot be written: {because(exc)}") from exc
 
 
 def _clear_pulled(folder: Path) -> None:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import xxhash
 
-from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreNotFound
-from featstore.store.paths import SHARDS_FOLDER, because, make_folder
-from featstore.system.filesystems import DISK_FULL_ERRNOS
-from featstore.system.fsync import sync_dir
+from featstore.errors import StoreDamaged, StoreError, StoreNotFound
+from featstore.store.paths import SHARDS_FOLDER, because, explained, make_folder
+from featstore.system.fsync import DRAFT, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STATUS_FOLDER = "status"
 PIECE_BYTES = 8 << 20
-DRAFT = ".writing-"
 OLD_SECONDS = 24 * 3600.0  # a copy that is at work writes all the time
 MOST_AT_ONCE = 1 << 30  # bytes; the system reads less than 2 GiB
 GOOD_COPY = "put a good copy of the file in its place"
@@ -120,37 +117,26 @@ class LocalPlace:
             self._fill(fd, name, offset, buffer)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Make a small file if there is none: by a link, which two cannot both make."""
-        with self._draft(name) as draft:
-            _write(draft, data)
+        """Make a small file if there is none."""
+        with self._target(name) as target:
             try:
-                os.link(draft, self.root / name)
+                with write_atomically(target, replace=False) as file:
+                    file.write(data)
             except FileExistsError:
                 return False
         return True
 
     def put(self, name: str, data: bytes) -> None:
         """Put a small file in place of any of its name."""
-        with self._draft(name) as draft:
-            _write(draft, data)
-            os.replace(draft, self.root / name)
+        with self._target(name) as target, write_atomically(target) as file:
+            file.write(data)
 
     def upload(self, name: str, path: Path) -> None:
-        """Copy a file under a temporary name, prove what was read of it, and give it its own."""
+        """Copy a file under a temporary name, verify what was read of it, and give it its own."""
         self._clear_drafts((self.root / name).parent)
-        hasher = xxhash.xxh3_128()
-        with self._draft(name) as draft, open(path, "rb") as file, open(draft, "xb") as copy:
-            while piece := file.read(PIECE_BYTES):
-                hasher.update(piece)
+        with self._target(name) as target, write_atomically(target) as copy:
+            for piece in verified_pieces(path, name):
                 copy.write(piece)
-            copy.flush()
-            os.fsync(copy.fileno())
-            if not name.endswith(f"{hasher.hexdigest()}.mdb"):
-                raise StoreDamaged(
-                    f"what was read of {path} is not what its name {name} says: it changed, or a disk is damaged",
-                    remedy="run the command again",
-                )
-            os.replace(draft, self.root / name)
 
     def _clear_drafts(self, folder: Path) -> None:
         """Remove what killed copies left in a folder: drafts that nobody has written to for a day."""
@@ -160,24 +146,12 @@ class LocalPlace:
                     draft.unlink()
 
     @contextlib.contextmanager
-    def _draft(self, name: str) -> Iterator[Path]:
-        """Give a name to write to, gone when the block ends; the names in the folder are durable then."""
+    def _target(self, name: str) -> Iterator[Path]:
+        """Give the path of a file that is written in the block, its folder made."""
         target = self.root / name
         make_folder(target.parent)
-        draft = target.with_name(f"{DRAFT}{secrets.token_hex(8)}")
-        try:
-            yield draft
-            sync_dir(target.parent)
-        except OSError as exc:
-            if isinstance(exc, StoreError):
-                raise
-            full = exc.errno in DISK_FULL_ERRNOS
-            raise (StoreFull if full else StoreError)(
-                f"{target} cannot be written: {because(exc)}"
-            ) from exc
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(draft)
+        with explained(f"{target} cannot be written"):
+            yield target
 
     @contextlib.contextmanager
     def _opened(self, name: str) -> Iterator[int]:
@@ -189,11 +163,8 @@ class LocalPlace:
         except OSError as exc:
             raise StoreError(f"{path} cannot be opened: {because(exc)}") from exc
         try:
-            yield fd
-        except OSError as exc:
-            if isinstance(exc, StoreError):
-                raise
-            raise StoreError(f"{path} cannot be read: {because(exc)}") from exc
+            with explained(f"{path} cannot be read"):
+                yield fd
         finally:
             os.close(fd)
 
@@ -209,11 +180,18 @@ class LocalPlace:
             at += count
 
 
-def _write(draft: Path, data: bytes) -> None:
-    with open(draft, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def verified_pieces(path: Path, name: str) -> Iterator[bytes]:
+    """Yield the pieces of a file; StoreDamaged at its end if they are not what `name`, `<xxh3-128>.mdb`, says."""
+    hasher = xxhash.xxh3_128()
+    with explained(f"{path} cannot be read"), open(path, "rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            hasher.update(piece)
+            yield piece
+    if not name.endswith(f"{hasher.hexdigest()}.mdb"):
+        raise StoreDamaged(
+            f"what was read of {path} is not what its name {name} says: it changed, or a disk is damaged",
+            remedy="run the command again",
+        )
 
 
 def shard_file(dataset: str, name: str = "") -> str:

@@ -95,6 +95,21 @@ def test_an_index_is_brought_once_as_it_was_verified(share, tmp_path, monkeypatc
     assert len(brought) == 2
 
 
+def test_what_is_pulled_needs_room_before_it_is_brought(share, tmp_path, monkeypatch):
+    monkeypatch.setattr(push_pull, "free_bytes", lambda path: 100)
+    with pytest.raises(StoreFull, match=r"no room for a shard of [0-9.]+ KiB; free some"):
+        push_pull.pull(str(share), tmp_path / "back")
+    assert not list((tmp_path / "back").rglob("*.mdb"))
+
+
+def test_a_file_that_is_made_by_another_stays_and_no_draft_is_left(tmp_path):
+    place = LocalPlace(tmp_path)
+    assert place.create("demo/shards/manifest-1.json", b"one")
+    assert not place.create("demo/shards/manifest-1.json", b"two")
+    assert place.names("demo/shards") == {"manifest-1.json": 3}
+    assert place.read("demo/shards/manifest-1.json", 10) == b"one"
+
+
 def test_a_payload_lies_on_a_page_and_is_not_copied(share, tmp_path):
     features = featstore.open(share, local=tmp_path / "local")["demo"]["v1"]
     assert features.data.__array_interface__["data"][0] % 4096 == 0

@@ -12,12 +12,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import xxhash
-
 from featstore.defaults import REMOTE_CONNECT_TIMEOUT, REMOTE_RETRIES, REMOTE_TIMEOUT
 from featstore.errors import MissingExtra, StoreDamaged, StoreError, StoreNotFound
 from featstore.store.shards.manifest_list import list_name
-from featstore.store.shards.places import GOOD_COPY
+from featstore.store.shards.places import GOOD_COPY, verified_pieces
 from featstore.store.shards.remote.obstore_words import explain, refuse_forked, short
 
 if TYPE_CHECKING:
@@ -28,7 +26,6 @@ PART_BYTES = 64 << 20  # 10,000 parts are the most of an object: 625 GiB
 PARTS_AT_ONCE = 4
 READ_BYTES = 1 << 20  # of a stream at once
 UPLOAD_TIMEOUT = 600.0  # seconds for a part, whose upload cannot be taken up in its middle
-_PIECE_BYTES = 8 << 20
 _NAME = "name the dataset"
 
 
@@ -146,7 +143,7 @@ class BucketPlace:
             obstore.put(open_store(self.where, UPLOAD_TIMEOUT), name, data, chunk_size=PART_BYTES)
 
     def upload(self, name: str, path: Path) -> None:
-        """Copy a file in parts; the object appears when all are there and what was read is proven."""
+        """Copy a file in parts; the object appears when all are there and what was read is verified."""
         import obstore
 
         self._refuse_writing()
@@ -156,7 +153,7 @@ class BucketPlace:
                 obstore.put(
                     open_store(self.where, UPLOAD_TIMEOUT),
                     name,
-                    _proven(path, name, wrong),
+                    _noted(verified_pieces(path, name), wrong),
                     use_multipart=True,
                     chunk_size=PART_BYTES,
                     max_concurrency=PARTS_AT_ONCE,
@@ -232,25 +229,13 @@ class BucketPlace:
             raise StoreError(f"{self.where} {what} ({short(said)})", remedy=remedy) from exc
 
 
-def _proven(path: Path, name: str, wrong: list[StoreError]) -> Iterator[bytes]:
-    """Yield the pieces of a file; raise, and keep in `wrong` why, if they were not what its name says."""
-    hasher = xxhash.xxh3_128()
+def _noted(pieces: Iterator[bytes], wrong: list[StoreError]) -> Iterator[bytes]:
+    """Yield the pieces, and keep in `wrong` why there are no more of them."""
     try:
-        with open(path, "rb") as file:
-            while piece := file.read(_PIECE_BYTES):
-                hasher.update(piece)
-                yield piece
-    except OSError as exc:
-        wrong.append(StoreError(f"{path} cannot be read: {exc.strerror}"))
-        raise wrong[0] from exc
-    if not name.endswith(f"{hasher.hexdigest()}.mdb"):
-        wrong.append(
-            StoreDamaged(
-                f"what was read of {path} is not what its name {name} says: it changed, or a disk is damaged",
-                remedy="run the command again",
-            )
-        )
-        raise wrong[0]
+        yield from pieces
+    except StoreError as exc:
+        wrong.append(exc)
+        raise
 
 
 def open_store(url: str, timeout: float, headers: dict[str, str] | None = None) -> Any:

@@ -37,6 +37,14 @@ class _Normalization:
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
 
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Return (height, width) of a frame after resizing."""
+        raise NotImplementedError
+
+    def size_in_video(self, height: int, width: int, frames: int) -> tuple[int, int]:
+        """Return what `size_of` does, in a video of which `frames` are taken; their number may count."""
+        return self.size_of(height, width)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShortestEdgeCrop(_Normalization):
@@ -241,10 +249,7 @@ def prepare_frame(
 
     if isinstance(pre, UnknownPreprocessing):
         raise ValueError("no frame can be prepared in a way that is unknown")
-    if isinstance(pre, VideoPixelBudget):
-        height, width = pre.size_in_video(frame.shape[0], frame.shape[1], frames)
-    else:
-        height, width = pre.size_of(*frame.shape[:2])
+    height, width = pre.size_in_video(frame.shape[0], frame.shape[1], frames)
     if not isinstance(pre, ShortestEdgeCrop) or pre.shortest_edge:
         image = Image.fromarray(frame).resize(
             (width, height), resample=Image.Resampling(pre.resample)

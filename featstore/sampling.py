@@ -123,9 +123,7 @@ class Sampling:
             return [int(i * step) for i in range(1, k + 1)]
         if self.policy == "llava-ov":
             if not math.isfinite(fps) or round(fps) < 1:
-                raise ValueError(
-                    f"the clip states {fps} frames a second; sampling by time needs a rate"
-                )
+                raise _no_rate(fps)
             ticks = range(0, n, round(fps))
             return list(ticks) if len(ticks) <= k else _linspace(n, k)
         if self.policy == "qwen":
@@ -139,9 +137,7 @@ class Sampling:
         elif fps > 0 and math.isfinite(n / fps * self.rate):
             wanted = min(max(n / fps * self.rate, _QWEN_LEAST), min(self.nframe, n))
         else:
-            raise ValueError(
-                f"the clip states {fps} frames a second; sampling by time needs a rate"
-            )
+            raise _no_rate(fps)
         count = math.floor(wanted / _QWEN_FRAMES) * _QWEN_FRAMES
         if count < _QWEN_FRAMES:
             raise ValueError(f"the clip has {n} frames; Qwen-VL takes {_QWEN_FRAMES} or more")
@@ -150,9 +146,7 @@ class Sampling:
     def _by_rate(self, n: int, fps: float) -> list[int]:
         count = n / fps * self.rate if self.rate is not None and fps > 0 else math.inf
         if self.rate is None or not (math.isfinite(count) and math.isfinite(fps)):
-            raise ValueError(
-                f"the clip states {fps} frames a second; sampling by time needs a rate"
-            )
+            raise _no_rate(fps)
         step = fps / self.rate
         wanted = max(1, int(count))
         ticks = range(wanted) if wanted <= self.nframe else _linspace(wanted, self.nframe)
@@ -173,6 +167,10 @@ class Sampling:
         return f"{how_many(self.nframe, 'frame')}, {self.rule}"
 
 
+def _no_rate(fps: float) -> ValueError:
+    return ValueError(f"the clip states {fps} frames a second; sampling by time needs a rate")
+
+
 def _linspace(n: int, k: int) -> list[int]:
     # numpy's own steps (arange * step, the last one set to stop), so that rounding is the same.
     if k == 1:
@@ -183,7 +181,7 @@ def _linspace(n: int, k: int) -> list[int]:
 
 def _qwen_options(text: str, nframe: int) -> tuple[int, str, float]:
     """Return number of frames, policy and rate of `fps=2,min=4,max=768`, of which `fps` is needed."""
-    given = {part.partition("=")[0]: part.partition("=")[2] for part in text.split(",")}
+    given = {name: value for name, _, value in (part.partition("=") for part in text.split(","))}
     unknown = given.keys() - {"fps", "min", "max"}
     if unknown or not given.get("fps"):
         raise ValueError("write qwen, or qwen:fps=2,min=4,max=768")

@@ -76,24 +76,20 @@ def refusal(exc: OSError) -> type[StoreError]:
 
 
 @contextlib.contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Raise what the system refuses in the block as an error of ours: `what`, and what the system said."""
+def explained(what: str, remedy: str = "") -> Iterator[None]:
+    """Raise what the system refuses in the block as an error of ours: `what`, what the system said and the remedy."""
     try:
         yield
     except StoreError:
         raise
     except OSError as exc:
-        raise refusal(exc)(f"{what}: {because(exc)}") from exc
+        raise refusal(exc)(f"{what}: {because(exc, remedy)}") from exc
 
 
 def make_folder(path: Path) -> None:
     """Make the folder `path` and those above it; raise StoreError if that cannot be."""
-    try:
+    with explained(f"the folder {path} cannot be made", "choose another --cache-dir"):
         make_durable_folder(path)
-    except OSError as exc:
-        raise refusal(exc)(
-            f"the folder {path} cannot be made: {because(exc, 'choose another --cache-dir')}"
-        ) from exc
 
 
 def identify(path: str | os.PathLike[str]) -> tuple[int, int] | None:

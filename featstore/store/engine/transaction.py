@@ -34,10 +34,10 @@ from featstore.store.paths import (
     LMDB_LOCK_FILE,
     SEAL_FILE,
     because,
+    explained,
     identify,
     is_sealed,
     lmdb_name,
-    refusal,
     refuse_shards,
 )
 from featstore.system.filesystems import refuse_network
@@ -233,22 +233,19 @@ def make_file(path: Path, table: str, key: bytes, value: bytes) -> None:
 
 
 def _make_file(path: Path, key: bytes, value: bytes) -> None:
-    try:
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=path) as aside, translated(path):
-            allocate_table(Path(aside))
-            with lmdb_name(Path(aside)) as name:
-                draft = open_liblmdb(name, readonly=False)
-            with draft.begin(write=True) as txn:
-                txn.put(key, value)
-            draft.close()
-            with contextlib.suppress(FileExistsError):
-                os.link(os.path.join(aside, DATA_FILE), path / DATA_FILE)
-    except OSError as exc:
-        if isinstance(exc, StoreError):
-            raise
-        raise refusal(exc)(
-            f"no dataset can be made in {path}: {because(exc, 'choose another --cache-dir')}"
-        ) from exc
+    with (
+        explained(f"no dataset can be made in {path}", "choose another --cache-dir"),
+        tempfile.TemporaryDirectory(prefix=".making-", dir=path) as aside,
+        translated(path),
+    ):
+        allocate_table(Path(aside))
+        with lmdb_name(Path(aside)) as name:
+            draft = open_liblmdb(name, readonly=False)
+        with draft.begin(write=True) as txn:
+            txn.put(key, value)
+        draft.close()
+        with contextlib.suppress(FileExistsError):
+            os.link(os.path.join(aside, DATA_FILE), path / DATA_FILE)
 
 
 def leave_note(lock: LockFile, environment: Environment) -> None:

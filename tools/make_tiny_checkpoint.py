@@ -195,15 +195,11 @@ def make_tiny_checkpoint(
 
     The same arguments give the same bytes. Raises FileExistsError if `out_dir` holds anything.
     """
-    out = Path(out_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    if any(out.iterdir()):  # never mix with, or overwrite, weights that took longer to make
-        raise FileExistsError(f"{out} is not empty; name a new folder or remove this one")
-
-    _write_json(out / "config.json", LANGUAGE | MULTIMODAL | {"model_type": model_type})
-    _write_json(out / "generation_config.json", GENERATION)
-    _write_json(out / CLIP_NAME / "config.json", CLIP)
-    _write_json(out / CLIP_NAME / "preprocessor_config.json", PREPROCESSOR)
+    out = new_folder(out_dir)
+    write_json(out / "config.json", LANGUAGE | MULTIMODAL | {"model_type": model_type})
+    write_json(out / "generation_config.json", GENERATION)
+    write_json(out / CLIP_NAME / "config.json", CLIP)
+    write_json(out / CLIP_NAME / "preprocessor_config.json", PREPROCESSOR)
     write_tokenizer(out)
 
     language = draw(language_layout(), seed if language_seed is None else language_seed)
@@ -303,7 +299,7 @@ def write_weights(out: Path, tensors: dict[str, torch.Tensor], *, shards: int) -
         "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
         "weight_map": weight_map,
     }
-    _write_json(out / "model.safetensors.index.json", index)
+    write_json(out / "model.safetensors.index.json", index)
 
 
 def write_tokenizer(out: Path) -> None:
@@ -318,9 +314,9 @@ def write_tokenizer(out: Path) -> None:
         "eos_token": "<|im_end|>",
         "pad_token": "<|endoftext|>",
     }
-    _write_json(out / "special_tokens_map.json", names)
-    _write_json(out / "added_tokens.json", SPECIAL_TOKENS)
-    _write_json(
+    write_json(out / "special_tokens_map.json", names)
+    write_json(out / "added_tokens.json", SPECIAL_TOKENS)
+    write_json(
         out / "tokenizer_config.json",
         {
             "added_tokens_decoder": {
@@ -374,7 +370,17 @@ def _norm(name: str, dim: int, *, bias: bool = True) -> dict[str, Normal]:
     return weight | {f"{name}.bias": Normal((dim,), 0.1)} if bias else weight
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def new_folder(out_dir: Path | str) -> Path:
+    """Return the folder, made if it is missing; raise FileExistsError if it holds anything."""
+    out = Path(out_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):  # never mix with, or overwrite, weights that took longer to make
+        raise FileExistsError(f"{out} is not empty; name a new folder or remove this one")
+    return out
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file of a checkpoint, in a folder that is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from make_tiny_checkpoint import SPECIAL_TOKENS, train_tokenizer
+from make_tiny_checkpoint import (
+    PREPROCESSOR,
+    SPECIAL_TOKENS,
+    new_folder,
+    train_tokenizer,
+    write_json,
+)
 
 FAMILIES = ("qwen2_5_vl", "qwen3_vl", "llava_onevision")
 VISION_TOKENS = (
@@ -44,10 +49,7 @@ _TEXT = {
     "pad_token_id": SPECIAL_TOKENS["<|endoftext|>"],
     "tie_word_embeddings": False,
 }
-_IMAGES = {
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-}
+_IMAGES = {name: PREPROCESSOR[name] for name in ("image_mean", "image_std")}
 
 
 @click.command()
@@ -70,10 +72,7 @@ def make_tiny_video_model(
     out_dir: Path | str, family: str, *, seed: int = 0, language_seed: int | None = None
 ) -> Path:
     """Write a checkpoint of random float32 weights to `out_dir` and return its path."""
-    out = Path(out_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    if any(out.iterdir()):
-        raise FileExistsError(f"{out} is not empty; name a new folder or remove this one")
+    out = new_folder(out_dir)
     ids = write_video_tokenizer(
         out, LLAVA_TEMPLATE if family == "llava_onevision" else QWEN_TEMPLATE
     )
@@ -82,10 +81,10 @@ def make_tiny_video_model(
         sees = re.search(r"visual\.|vision_tower\.|multi_modal_projector\.|image_newline", name)
         _draw(name, tensor, seed if sees or language_seed is None else language_seed)
     model.save_pretrained(out)
-    _write(out / "generation_config.json", {"eos_token_id": [SPECIAL_TOKENS["<|im_end|>"]]})
-    _write(out / "preprocessor_config.json", processor(family))
+    write_json(out / "generation_config.json", {"eos_token_id": [SPECIAL_TOKENS["<|im_end|>"]]})
+    write_json(out / "preprocessor_config.json", processor(family))
     if family == "llava_onevision":
-        _write(
+        write_json(
             out / "processor_config.json",
             {"num_image_tokens": 25, "vision_feature_select_strategy": "full"},
         )
@@ -178,7 +177,7 @@ def write_video_tokenizer(out: Path, template: str) -> dict[str, int]:
         "pad_token": "<|endoftext|>",
         "tokenizer_class": "Qwen2Tokenizer",
     }
-    _write(out / "tokenizer_config.json", {**names, "chat_template": template})
+    write_json(out / "tokenizer_config.json", {**names, "chat_template": template})
     return {token: tokenizer.token_to_id(token) for token in VISION_TOKENS}
 
 
@@ -196,10 +195,6 @@ def _draw(name: str, tensor: torch.Tensor, seed: int) -> None:
             0.5 if "embed" in name and "proj" not in name else gain / tensor[0].numel() ** 0.5
         )
     tensor.copy_(drawn)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

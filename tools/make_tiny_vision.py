@@ -119,9 +119,8 @@ def make_tiny_vision(folder: Path, kind: str, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = cls(cls.config_class(**values))
-        for (
-            parameter
-        ) in model.parameters():  # biases and norms that begin as 0 and 1 would hide a mistake
+        # Biases and norms that begin as 0 and 1 would hide a mistake.
+        for parameter in model.parameters():
             parameter.data += 0.05 * torch.randn(parameter.shape)
     model.save_pretrained(folder)
     video = processor.endswith("VideoProcessor")

@@ -18,7 +18,6 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +28,7 @@ from measure import (
     RESULTS,
     ROOT,
     Summary,
+    Timings,
     describe,
     machine,
     no_collection,
@@ -101,15 +101,12 @@ def measure(records: Records, url: str, folder: Path, rounds: int) -> dict[str, 
     write_store(folder / "made", "demo", records, "raw")
     push_pull.push(folder / "made", url)
     shutil.rmtree(folder / "made")
-    timings: dict[str, list[float]] = {"GET": [], "fetch": [], "again": [], "hit": []}
+    timings = {name: Timings([]) for name in ("GET", "fetch", "again", "hit")}
     bucket: Any = place_of(url)
 
     def timed(name: str, call: Callable[[], object]) -> None:
         with no_collection():
-            start = time.perf_counter()
-            found = call()
-            timings[name].append(time.perf_counter() - start)
-            del found
+            timings[name].time(call)
 
     for number in range(rounds):
         local = folder / f"local{number}"
@@ -136,7 +133,7 @@ def measure(records: Records, url: str, folder: Path, rounds: int) -> dict[str, 
         del demo, again, snapshot
         for used in (local, copy):
             shutil.rmtree(used)
-    return timings
+    return {name: each.seconds for name, each in timings.items()}
 
 
 def show(

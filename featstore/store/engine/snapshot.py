@@ -121,11 +121,11 @@ class Snapshot:
         """Return the bytes at `place`, where this commit has a value, as a read-only view that keeps this snapshot."""
         if place.offset + place.length > self.mapping.file_bytes():
             raise damaged(self.path, f"{place.length} bytes at {place.offset} are gone")
-        return _View(self, place).memory()
+        return MappedView(self, self.mapping.address + place.offset, place.length).view()
 
     def place(self, view: memoryview) -> Place:
         """Return the place of a view, or of a part of one, that `get` or `view` gave."""
-        return Place(_address(view) - self.mapping.address, len(view))
+        return Place(address_of(view) - self.mapping.address, len(view))
 
     def memory(self, view: memoryview) -> FileMap:
         """Return the map that a view of this snapshot is in."""
@@ -137,7 +137,7 @@ class Snapshot:
 
     def prefault(self, value: memoryview) -> list[Future[None]]:
         """Start to read the pages of `value`, which `get` gave, from disk; nothing if they are in memory."""
-        if is_resident(_address(value), len(value)):
+        if is_resident(address_of(value), len(value)):
             return []
         return prefault(self.path / DATA_FILE, *self.place(value))
 
@@ -190,22 +190,25 @@ class Snapshot:
         return self.mapping.read(*place)
 
 
-class _View:
-    """Memory inside the map, as numpy's array interface describes it: read-only, and it holds its snapshot."""
+class MappedView:
+    """Mapped memory, as numpy's array interface describes it: read-only, and it holds the snapshot it is of."""
 
-    def __init__(self, snapshot: Snapshot, place: Place) -> None:
-        self._snapshot = snapshot
+    def __init__(self, snapshot: object, address: int, length: int) -> None:
+        """Describe `length` bytes from `address` on, mapped for as long as `snapshot` lives."""
+        self._snapshot = snapshot  # held, never asked
         self.__array_interface__: dict[str, Any] = {
-            "data": (snapshot.mapping.address + place.offset, True),
-            "shape": (place.length,),
+            "data": (address, True),
+            "shape": (length,),
             "typestr": "|u1",
             "version": 3,
         }
 
-    def memory(self) -> memoryview:
+    def view(self) -> memoryview:
+        """Return the memory, which holds this."""
         return np.asarray(self).data
 
 
-def _address(memory: memoryview) -> int:
+def address_of(memory: memoryview) -> int:
+    """Return the address of a view's first byte."""
     address: int = np.frombuffer(memory, dtype=np.uint8).__array_interface__["data"][0]
     return address

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from featstore.store.engine.pages import damaged
-from featstore.store.engine.snapshot import Cache
+from featstore.store.engine.snapshot import Cache, MappedView, address_of
 from featstore.store.manifest import MANIFEST_KEY
 from featstore.store.rows import pack_row, unpack_entry
 from featstore.store.shards.table import (
@@ -102,7 +100,7 @@ class ShardSnapshot:
     def place(self, view: memoryview) -> PartPlace:
         """Return where a view is, or a part of one, that `get` or `view` gave."""
         part = _part_of(view)
-        at = _address(view) - part.address
+        at = address_of(view) - part.address
         return PartPlace(part.place.owner, part.place.record, part.place.start + at, len(view))
 
     def view(self, place: Any) -> memoryview:
@@ -194,25 +192,16 @@ class ShardSnapshot:
         return _Part(self, memory, memory.address + start, place).view()
 
 
-class _Part:
-    """Memory of a record, as numpy's array interface describes it: read-only, and it holds its map and its snapshot."""
+class _Part(MappedView):
+    """Memory of a record, which also holds its map."""
 
     def __init__(
         self, snapshot: ShardSnapshot, memory: MappedBytes, address: int, place: PartPlace
     ) -> None:
-        self._snapshot = snapshot  # held, never asked
+        super().__init__(snapshot, address, place.length)
         self.memory = memory
         self.address = address
         self.place = place
-        self.__array_interface__: dict[str, Any] = {
-            "data": (address, True),
-            "shape": (place.length,),
-            "typestr": "|u1",
-            "version": 3,
-        }
-
-    def view(self) -> memoryview:
-        return np.asarray(self).data
 
 
 def _part_of(view: memoryview) -> _Part:
@@ -221,8 +210,3 @@ def _part_of(view: memoryview) -> _Part:
     while not isinstance(array, _Part):
         array = array.base
     return array
-
-
-def _address(memory: memoryview) -> int:
-    address: int = np.frombuffer(memory, dtype=np.uint8).__array_interface__["data"][0]
-    return address

@@ -6,7 +6,6 @@ Weights are random, of the published shape: answers mean nothing, times do. A ch
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -18,6 +17,7 @@ import torch
 import transformers
 from make_sample_clips import make_sample_clips
 from make_tiny_video_model import QWEN_TEMPLATE, processor, tiny_model, write_video_tokenizer
+from measure import describe, machine, show_ratio, show_time, table, write_results
 
 from featstore.models import CachedVideoModel
 from featstore.sampling import Sampling
@@ -41,9 +41,7 @@ ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]
     type=click.Path(exists=True, path_type=Path),
     help="A file; by default a short clip.",
 )
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here."
-)
+@click.option("--out", type=click.Path(path_type=Path), help="Write text and JSON here.")
 def main(
     tiny: bool,
     device: str,
@@ -51,11 +49,12 @@ def main(
     max_pixels: int,
     tokens: int,
     video: Path | None,
-    json_file: Path | None,
+    out: Path | None,
 ) -> None:
-    """Print seconds a question, median and all, of the three ways."""
+    """Print seconds a question, median and range, of the three ways."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
+        facts = machine(("featstore", "torch", "transformers"), work)
         checkpoint = write_checkpoint(work / "model", device, tiny=tiny)
         if video is None:
             make_sample_clips(work)
@@ -67,15 +66,30 @@ def main(
             "max_pixels": max_pixels,
             "min_pixels": max_pixels // 4,
         }
-        figures: dict[str, Any] = {}
+        seconds: dict[str, list[float]] = {}
         for way, more in {
             "live": {"cache_dir": None, "prefix_cache": 0},
             "stored": {"cache_dir": work / "cache", "prefix_cache": 0},
             "prefix kept": {"cache_dir": work / "cache", "prefix_cache": 1},
         }.items():
             with CachedVideoModel(checkpoint, **options, **more) as model:
-                figures[way] = times(model, str(video), tokens)
-        report(figures, device, nframe, json_file)
+                seconds[way] = times(model, str(video), tokens)
+    on_gpu = device.startswith("cuda")
+    gpu = torch.cuda.get_device_name(device) if on_gpu else "no GPU"
+    live = statistics.median(seconds["live"])
+    rows = []
+    for way, found in seconds.items():
+        middle = statistics.median(found)
+        shown = map(show_time, (middle, min(found), max(found)))
+        rows.append([way, *shown, show_ratio(live / middle)])
+    text = (
+        f"{describe(facts)}\n{gpu}, {nframe} frames at most\n\n"
+        f"{table(('a question', 'median', 'min', 'max', 'times live'), rows)}\n"
+    )
+    click.echo(text, nl=False)
+    if out is not None:
+        data = {"machine": facts, "gpu": gpu, "nframe": nframe, "seconds": seconds}
+        write_results(out, "bench_video_model", text, data)
 
 
 def write_checkpoint(out: Path, device: str, *, tiny: bool) -> Path:
@@ -108,23 +122,6 @@ def times(model: CachedVideoModel, video: str, tokens: int) -> list[float]:
         )
         seconds.append(time.perf_counter() - start)
     return seconds[1:]
-
-
-def report(
-    figures: dict[str, list[float]], device: str, nframe: int, json_file: Path | None
-) -> None:
-    """Print the figures, and write them to a file."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor()
-    about = f"{name}, torch {torch.__version__}, transformers {transformers.__version__}, {nframe} frames at most"
-    click.echo(about)
-    live = statistics.median(figures["live"])
-    for way, seconds in figures.items():
-        middle = statistics.median(seconds)
-        click.echo(
-            f"{way:12} {middle:8.3f} s a question, {live / middle:5.1f} x live ({min(seconds):.3f}-{max(seconds):.3f})"
-        )
-    if json_file is not None:
-        json_file.write_text(json.dumps({"about": about, "seconds": figures}, indent=2))
 
 
 if __name__ == "__main__":

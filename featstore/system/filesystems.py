@@ -100,8 +100,8 @@ def parse_bytes(size: int | str, least: int = 1) -> int:
 
 def refuse_network(path: str | os.PathLike[str]) -> None:
     """Raise StoreError if `path`, which need not exist, is on a network file system."""
-    kind = _network_kind(os.path.realpath(path), MOUNTS)
-    if kind is not None and os.environ.get(OVERRIDE) != "1":
+    kind = unreliable_kind(path)
+    if kind is not None:
         raise StoreError(
             f"{path} is on a network file system ({kind}), where LMDB's locks and maps cannot be relied upon, so "
             "nothing is written there; choose a --cache-dir on a local disk, or copy from one with featstore merge. If "
@@ -111,10 +111,16 @@ def refuse_network(path: str | os.PathLike[str]) -> None:
 
 def warn_of_network(path: str | os.PathLike[str]) -> None:
     """Warn, once per process and path, if `path` is on a network file system."""
-    real = os.path.realpath(path)
-    kind = _network_kind(real, MOUNTS)
-    if kind is not None and os.environ.get(OVERRIDE) != "1":
-        _warn(real, kind)
+    kind = unreliable_kind(path)
+    if kind is not None:
+        _warn(os.path.realpath(path), kind)
+
+
+def unreliable_kind(path: str | os.PathLike[str]) -> str | None:
+    """Return the kind of network file system that holds `path`; None also if the user relies on it, see OVERRIDE."""
+    if os.environ.get(OVERRIDE) == "1":
+        return None
+    return _network_kind(os.path.realpath(path), MOUNTS)
 
 
 def network_kind(path: str | os.PathLike[str], mounts: Path | None = None) -> str | None:

@@ -18,16 +18,16 @@ import xxhash
 from featstore import defaults
 from featstore.errors import StoreError, StoreNotFound
 from featstore.pipeline.cluster.heartbeat import Heartbeat
-from featstore.pipeline.ingest import check_target, ingest
+from featstore.pipeline.ingest import ingest
 from featstore.pipeline.listing import Listing, list_videos
 from featstore.pipeline.options import IngestOptions
 from featstore.store import open_snapshot
 from featstore.store.describe import write_cache_meta
 from featstore.store.maintenance.remove import remove_dataset
 from featstore.store.maintenance.seal_shard import seal_shard
-from featstore.store.paths import META_FILE, absolute, has_data, is_sharded
+from featstore.store.paths import META_FILE, absolute, dataset_path, has_data, is_sharded
 from featstore.store.shards.places import LocalPlace
-from featstore.system.filesystems import OVERRIDE, network_kind
+from featstore.system.filesystems import unreliable_kind
 
 if TYPE_CHECKING:
     import threading
@@ -147,7 +147,7 @@ def ingest_share(
         StoreMismatch: The dataset is one file; or a video was sealed from another file, or in another way, than now.
     """
     cache_dir, options = absolute(cache_dir), options or IngestOptions()
-    path = check_target(cache_dir, dataset, replace(options, dry_run=True))
+    path = dataset_path(cache_dir, dataset)
     _refuse_one_file(path)
     work = work_folder(cache_dir, dataset, share, shard_dir)
     place = LocalPlace(cache_dir)
@@ -204,8 +204,8 @@ def work_folder(
     """Return the cache directory of what a share has not sealed; StoreError if it is on a network file system."""
     of = xxhash.xxh3_64_hexdigest(os.fsencode(os.path.realpath(cache_dir)))[:8]
     root = cache_dir if shard_dir is None else absolute(shard_dir)
-    kind = network_kind(root)
-    if kind is not None and os.environ.get(OVERRIDE) != "1":
+    kind = unreliable_kind(root)
+    if kind is not None:
         raise StoreError(
             f"{root} is on a network file system ({kind}), where no LMDB file can be written",
             remedy="name a folder on a local disk with --shard-dir; the sealed shards are copied from there",

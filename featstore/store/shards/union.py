@@ -22,7 +22,7 @@ from featstore.store.shards.manifest_list import list_name, read_list
 from featstore.store.shards.places import GOOD_COPY, LocalPlace, shard_file
 from featstore.store.shards.shard_snapshot import ShardSnapshot
 from featstore.system.file_map import FixedMap, is_resident, prefault
-from featstore.system.filesystems import OVERRIDE, network_kind
+from featstore.system.filesystems import unreliable_kind
 from featstore.system.forks import tell_of_forks
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class MappedShards:
 
     def _map(self, shard: ShardRow) -> FixedMap:
         path = self.folder / shard.data_name
-        kind = network_kind(path)
-        if kind is not None and os.environ.get(OVERRIDE) != "1":
+        kind = unreliable_kind(path)
+        if kind is not None:
             raise StoreError(
                 f"{path} is on a network file system ({kind}), where a map of it cannot be relied upon",
                 remedy="have records copied to a local disk as they are read: featstore.open(CACHE_DIR, local=FOLDER), "

@@ -147,7 +147,7 @@ def test_a_dataset_that_is_one_file_gets_no_shards(cache):
 
 
 def test_a_share_is_not_written_on_a_network_file_system(cache, monkeypatch):
-    monkeypatch.setattr("featstore.pipeline.cluster.shard.network_kind", lambda path: "lustre")
+    monkeypatch.setattr("featstore.pipeline.cluster.shard.unreliable_kind", lambda path: "lustre")
     with pytest.raises(StoreError, match="--shard-dir"):
         work_folder(cache, "demo", Share(0, 1))
 

@@ -164,7 +164,7 @@ def test_a_url_needs_a_local_folder():
 
 
 def test_a_network_file_system_is_read_through_a_local_folder_only(share, tmp_path, monkeypatch):
-    monkeypatch.setattr("featstore.store.shards.union.network_kind", lambda path: "nfs4")
+    monkeypatch.setattr("featstore.store.shards.union.unreliable_kind", lambda path: "nfs4")
     with pytest.raises(StoreError, match=r"nfs4.*local=FOLDER"):
         featstore.open(share)["demo"]["v1"]
     found = featstore.open(share, local=tmp_path / "local")["demo"]["v1"]

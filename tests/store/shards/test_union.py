@@ -213,7 +213,7 @@ def test_the_store_is_described_as_sealed(served):
 
 
 def test_a_shard_on_a_network_file_system_is_not_mapped(served, monkeypatch):
-    monkeypatch.setattr("featstore.store.shards.union.network_kind", lambda path: "nfs4")
+    monkeypatch.setattr("featstore.store.shards.union.unreliable_kind", lambda path: "nfs4")
     demo = FeatureStore(served)["demo"]
     assert len(demo) == len(VIDEOS) + 1
     with pytest.raises(StoreError, match="local="):

@@ -96,7 +96,6 @@ class Heartbeat:
         self.state = "starting"
         self._place, self._name = place, shard_file(dataset, f"{STATUS_FOLDER}/{share}.json")
         self._share, self._videos, self._started = share, videos, time.time()
-        self._before = {"stored": 0, "failed": 0}
         self._rounds: list[IngestSummary] = []
         self._on = on
         self._ended = threading.Event()
@@ -104,9 +103,6 @@ class Heartbeat:
 
     def watch(self, summary: IngestSummary) -> None:
         """Follow a round of the ingest from its plan on."""
-        if not self._rounds:
-            known = len(summary.failed_before) + len(summary.clashes)
-            self._before = {"stored": summary.skipped, "failed": known}
         self._rounds.append(summary)
         self.state = "running"
         self._write()
@@ -148,15 +144,17 @@ class Heartbeat:
 
     def _status(self) -> ShareStatus:
         rounds = [*self._rounds]
+        first = rounds[:1]  # whose plan says what was there before
         failures = [row for summary in rounds for row in [*summary.failures]]
         new = sum(summary.stored for summary in rounds)
         return ShareStatus(
             share=self._share,
             state=self.state,
             videos=self._videos,
-            stored=self._before["stored"] + new,
+            stored=sum(summary.skipped for summary in first) + new,
             new=new,
-            failed=self._before["failed"] + len(failures),
+            failed=sum(len(found.failed_before) + len(found.clashes) for found in first)
+            + len(failures),
             record_bytes=sum(summary.record_bytes for summary in rounds),
             started=self._started,
             time=time.time(),

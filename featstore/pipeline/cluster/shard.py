@@ -144,7 +144,8 @@ def ingest_share(
         What was stored and what failed, of all shards that were written.
 
     Raises:
-        StoreMismatch: The dataset is one file; or a video was sealed from another file, or in another way, than now.
+        StoreMismatch: A video was sealed from another file, or in another way, than now.
+        StoreError: The dataset is one file, or what is not sealed yet would be on a network file system.
     """
     cache_dir, options = absolute(cache_dir), options or IngestOptions()
     path = dataset_path(cache_dir, dataset)

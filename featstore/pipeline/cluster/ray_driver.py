@@ -222,7 +222,7 @@ class RayDriver:
         self._losses = 0
 
     def _store(self, video: Video, record: memoryview) -> None:
-        """Copy a record to the writer's slot, prove it there, and have it stored; RecordError if it is not sound."""
+        """Copy a record to the writer's slot, verify it there, and have it stored; RecordError if it is not sound."""
         if len(record) > self._slots.slot_bytes:
             raise RecordError(f"a record of {len(record)} bytes came, of more than there can be")
         slot = self._free[0]

@@ -250,7 +250,7 @@ class _LocalCluster:
         found: set[int] = set()
         more = roots
         while more:
-            _signal(more, signal.SIGSTOP)  # so that they start no others meanwhile
+            _signal(more, signal.SIGSTOP)  # so that they start no others in the meantime
             found |= more
             more = _children(found) - found
         _signal(found - roots, signal.SIGKILL)

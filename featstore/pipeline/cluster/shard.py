@@ -2,7 +2,7 @@
 
 Which videos a process takes follows from their ids alone, so that nobody coordinates, and a listing that grows moves
 none from one process to another. It writes an environment of its own, on a local disk, and seals it when it is done, or
-whenever it is as large as a shard is to be; what sealed shards hold is left out by whoever comes next.
+whenever it is as large as a shard is to be; what sealed shards hold is left out by all that come after.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ def _push_shards(here: LocalPlace, place: FilePlace, dataset: str) -> tuple[Shar
 
 
 def _pull_shard(place: FilePlace, here: LocalPlace, dataset: str, row: ShardRow) -> None:
-    """Copy a shard's file and index, each proven before it has its name."""
+    """Copy a shard's file and index, each verified before it has its name."""
     name, index = shard_file(dataset, row.data_name), shard_file(dataset, row.index_name)
     data, _ = read_index(place, dataset, row)
     target = here.root / name

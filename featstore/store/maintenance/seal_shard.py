@@ -1,4 +1,4 @@
-"""Seal a dataset's file as a shard: compacted, proven, indexed, and put where the dataset's other shards are.
+"""Seal a dataset's file as a shard: compacted, verified, indexed, and put where the dataset's other shards are.
 
 A kill at any moment leaves the dataset that is sealed as it was, and where the shards are files that no list names; the
 same call goes on. Files are named by content, so that a second copy of one takes its place.

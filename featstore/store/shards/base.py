@@ -122,7 +122,7 @@ class Located(NamedTuple):
 class Records(Protocol):
     """Where the bytes of a dataset's sealed records are on this machine: maps of the shard files, or files fetched.
 
-    What it gives is proven by whoever reads it: the record has checksums of its own, and its key is computed from it.
+    Readers verify what it gives: the record has checksums of its own, and its key is computed from it.
     """
 
     def locate(self, shard: ShardRow, record: RecordPlace) -> Located:

@@ -70,7 +70,7 @@ class Index:
         offsets: of each record in the file.
         lengths: of each record.
         digests: xxh3-128 of each record, as void of 16 bytes.
-        contents: xxh3-128 of what each record says of its video, whoever made it when; see `content_digest`.
+        contents: xxh3-128 of what each record says of its video, not of who made it when; see `content_digest`.
         ends: where each row of the catalog ends in `packed`.
         packed: those rows, one after the other.
     """

@@ -2,7 +2,7 @@
 
 A file is 16 bytes and the record, so that its payload lies on a page of a map, as in LMDB. It is written under a
 temporary name and gets its own when its digest is right; of processes that want the same record one fetches it. The
-files used longest ago go first; whoever holds a view of one keeps it.
+files used longest ago go first; a view of one stays valid.
 
     LOCAL/DATASET/records/aa/<xxh3-128>.rec     a record
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 USED_EVERY = 60.0  # seconds between notes that a file was used
 _SUFFIX = ".rec"
-_MOST_PROVEN = 100_000  # digests that a process keeps, 100 bytes each
+_MOST_VERIFIED = 100_000  # digests that a process keeps, 100 bytes each
 
 
 class LocalTier:
@@ -49,7 +49,7 @@ class LocalTier:
         self._room = TierRoom(folder, max_bytes)
         self._maps: weakref.WeakValueDictionary[bytes, FixedMap] = weakref.WeakValueDictionary()
         # Digests of files that this process has read, and when it noted last that they are used.
-        self._proven: dict[bytes, float] = {}
+        self._verified: dict[bytes, float] = {}
 
     def get(
         self,
@@ -79,7 +79,7 @@ class LocalTier:
         found = self._open(path, digest, length)
         if found is None:
             with self._room.locked(digest.hex()[:2]):
-                found = self._open(path, digest, length)  # another may have fetched it meanwhile
+                found = self._open(path, digest, length)  # another may have fetched it by now
                 if found is None:
                     self._fetch(path, digest, length, fetch)
                     found = self._open(path, digest, length)
@@ -113,7 +113,7 @@ class LocalTier:
             return None
         except OSError as exc:
             raise StoreError(f"{path} cannot be opened: {because(exc)}") from exc
-        if digest not in self._proven:
+        if digest not in self._verified:
             right = found.length == LMDB_VALUE_OFFSET + length
             if not right or _digest(found, length) != digest:
                 with contextlib.suppress(FileNotFoundError):
@@ -125,10 +125,10 @@ class LocalTier:
     def _note(self, path: Path, digest: bytes) -> None:
         """Note that a file was used, now and then."""
         now = time.time()
-        if now - self._proven.get(digest, 0.0) > USED_EVERY:
-            if len(self._proven) >= _MOST_PROVEN:
-                self._proven.clear()
-            self._proven[digest] = now
+        if now - self._verified.get(digest, 0.0) > USED_EVERY:
+            if len(self._verified) >= _MOST_VERIFIED:
+                self._verified.clear()
+            self._verified[digest] = now
             with contextlib.suppress(OSError):  # it may be gone
                 os.utime(path)
 
@@ -159,7 +159,7 @@ class LocalTier:
                     remedy="read it again; if it stays so, the shard is damaged where it came from: push it again",
                 )
             make_folder(path.parent)
-            self._proven[digest] = time.time()
+            self._verified[digest] = time.time()
             with explained(f"{path} cannot be written"):
                 os.rename(draft, path)
         except BaseException:

@@ -87,7 +87,7 @@ def copying(
                 Progress(
                     total=summary.total,  # what is skipped is known one by one
                     skipped=summary.skipped,
-                    done=summary.skipped + getattr(summary, "newer", 0) + videos,
+                    done=_left_alone(summary) + videos,
                     failed=len(summary.failures),
                     record_bytes=size,
                     seconds=time.monotonic() - started,
@@ -122,13 +122,17 @@ def print_copied(
         print_json(facts | {"failed": failed})
         return
     click.echo(sentence)
-    ended = summary.skipped + getattr(summary, "newer", 0) + done + len(summary.failures)
-    left = summary.total - ended
+    left = summary.total - _left_alone(summary) - done - len(summary.failures)
     if left > 0:
         why = "interrupted" if summary.interrupted else "stopped"
         click.echo(f"  {why}: {how_many(left, 'video')} left; the same command goes on")
     for name, reason in summary.failures:
         click.echo(f"  failed: {plain_line(f'{name}: {reason}')}")
+
+
+def _left_alone(summary: CopySummary) -> int:
+    """Return how many videos are there already: the same, or, at an import, newer ones."""
+    return summary.skipped + getattr(summary, "newer", 0)
 
 
 def exit_unless_whole(summary: CopySummary, full: str = "") -> None:

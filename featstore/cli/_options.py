@@ -131,6 +131,9 @@ dataset_option = click.option(
 one_dataset_option = click.option(
     "--dataset", shell_complete=complete_dataset, help="Only this dataset."
 )
+datasets_option = click.option(
+    "--dataset", "datasets", multiple=True, help="A dataset; may be repeated.  [default: all]"
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 model_option = click.option(
     "--model-path",

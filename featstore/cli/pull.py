@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from featstore.cli._log_options import log_options
-from featstore.cli._options import cache_dir_option, json_option
+from featstore.cli._options import cache_dir_option, datasets_option, json_option
 from featstore.cli._printing import print_json
 from featstore.cli.push import show
 
@@ -13,9 +13,7 @@ from featstore.cli.push import show
 @click.command()
 @click.argument("url", metavar="URL")
 @cache_dir_option
-@click.option(
-    "--dataset", "datasets", multiple=True, help="A dataset; may be repeated.  [default: all]"
-)
+@datasets_option
 @json_option
 @log_options
 def pull(url: str, cache_dir: str, datasets: tuple[str, ...], as_json: bool) -> None:

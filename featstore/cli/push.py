@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from featstore.cli._log_options import log_options
-from featstore.cli._options import json_option
+from featstore.cli._options import datasets_option, json_option
 from featstore.cli._printing import print_json
 from featstore.cli._words import how_many
 from featstore.system.filesystems import format_bytes
@@ -14,9 +14,7 @@ from featstore.system.filesystems import format_bytes
 @click.command()
 @click.argument("cache", type=click.Path(exists=True, file_okay=False), metavar="CACHE")
 @click.argument("url", metavar="URL")
-@click.option(
-    "--dataset", "datasets", multiple=True, help="A dataset; may be repeated.  [default: all]"
-)
+@datasets_option
 @json_option
 @log_options
 def push(cache: str, url: str, datasets: tuple[str, ...], as_json: bool) -> None:

@@ -74,17 +74,13 @@ def simulate(setting: Setting) -> dict[str, float | int | str]:
     slowest = min(bounds, key=lambda name: bounds[name])
     share, more = divmod(setting.videos, setting.processes)
     rng, failures, again, longest = random.Random(setting.seed), 0, 0, 0.0
-    for number in range(setting.processes):
-        seconds, failed, redone = _one_process(
-            setting, share + (number < more), bounds[slowest], rng
-        )
+    counts = [share + (number < more) for number in range(setting.processes)]
+    for videos in counts:
+        seconds, failed, redone = _one_process(setting, videos, bounds[slowest], rng)
         failures, again, longest = failures + failed, again + redone, max(longest, seconds)
     total = setting.videos * setting.record_mb * 1e6
     a_shard = setting.shard_gib * 2**30
-    shards = sum(
-        math.ceil((share + (number < more)) * setting.record_mb * 1e6 / a_shard)
-        for number in range(setting.processes)
-    )
+    shards = sum(math.ceil(videos * setting.record_mb * 1e6 / a_shard) for videos in counts)
     read = setting.readers * setting.read_rate * setting.record_mb
     return {
         "bytes_tb": total / 1e12,

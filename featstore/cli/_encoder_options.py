@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from featstore import defaults
+from featstore.cli._options import json_or_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,10 +25,7 @@ def _setting(ctx: click.Context, option: click.Parameter, pairs: tuple[str, ...]
         name, equals, text = pair.partition("=")
         if not equals or not name.isidentifier() or name in found:
             raise click.BadParameter(f"{pair!r} is no NAME=VALUE with a name of its own")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
+        value = json_or_text(text)
         found[name] = text if isinstance(value, (list, dict)) else value
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,29 @@ def not_empty(ctx: click.Context, option: click.Parameter, value: str | None) ->
     if value == "":
         raise click.BadParameter("it is empty; name a folder")
     return value
+
+
+def named_values(form: str) -> Callable[..., dict[str, str]]:
+    """Return a callback for an option whose values are written as NAME=VALUE, which the error calls `form`."""
+
+    def read(
+        ctx: click.Context, option: click.Parameter, values: tuple[str, ...]
+    ) -> dict[str, str]:
+        pairs = [value.partition("=") for value in values]
+        for name, sign, value in pairs:
+            if not (name and sign and value):
+                raise click.BadParameter(f"{name}{sign}{value} is not {form}")
+        return {name: value for name, _, value in pairs}
+
+    return read
+
+
+def json_or_text(text: str) -> Any:
+    """Return the value that a text is in JSON, as of a number or true; otherwise the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def digest_prefix(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:

@@ -10,7 +10,7 @@ import click
 
 from featstore import __version__, defaults
 from featstore.cli._files import write_file
-from featstore.cli._options import cache_dir_option, json_option
+from featstore.cli._options import cache_dir_option, json_option, named_values
 from featstore.cli._printing import print_json
 from featstore.cli._streams import say
 from featstore.cli._words import how_many
@@ -26,14 +26,6 @@ if TYPE_CHECKING:
 
 _STAGES = ("reading_seconds", "encoding_seconds", "generating_seconds")
 _LINE_SECONDS = 10.0  # between lines of progress
-
-
-def _lists(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    pairs = [value.partition("=") for value in values]
-    for name, sign, value in pairs:
-        if not (name and sign and value):
-            raise click.BadParameter(f"{name}{sign}{value} is not DATASET=FILE")
-    return {name: value for name, _, value in pairs}
 
 
 @click.command()
@@ -58,7 +50,7 @@ def _lists(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     "lists",
     multiple=True,
     metavar="DATASET=FILE",
-    callback=_lists,
+    callback=named_values("DATASET=FILE"),
     help="All videos that a dataset should have, to report which are missing: a manifest as for featstore ingest. "
     "Repeatable.",
 )

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import click
 
 from featstore import defaults
-from featstore.cli._options import not_empty
-
-
-def _pair(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    pairs = [value.partition("=") for value in values]
-    for name, sign, value in pairs:
-        if not (name and sign and value):
-            raise click.BadParameter(f"{name}{sign}{value} is not NAME=VALUE")
-    return {name: value for name, _, value in pairs}
+from featstore.cli._options import json_or_text, named_values, not_empty
 
 
 @click.command()
@@ -43,7 +32,7 @@ def _pair(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     "checkpoints",
     multiple=True,
     metavar="NAME=CHECKPOINT",
-    callback=_pair,
+    callback=named_values("NAME=VALUE"),
     help="Checkpoint of a model, as in LongVA-7B=/models/LongVA-7B-DPO; the same for NAME and NAME-Cached. A new name "
     "adds these two models. Repeatable.",
 )
@@ -58,7 +47,7 @@ def _pair(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     "model_options",
     multiple=True,
     metavar="NAME=VALUE",
-    callback=_pair,
+    callback=named_values("NAME=VALUE"),
     help="An option of LongVA_Cached, as in dtype=fp16, on_miss=error or max_new_tokens=64. Repeatable.",
 )
 @click.option(
@@ -90,7 +79,7 @@ def vlmeval(
 
     if cache_dir is None and not no_cache:
         raise click.UsageError("name the store with --cache-dir, or pass --no-cache")
-    options = {name: _value(text) for name, text in model_options.items()}
+    options = {name: json_or_text(text) for name, text in model_options.items()}
     if decoder:
         options["decoder"] = decoder
     if keep_going:
@@ -103,10 +92,3 @@ def vlmeval(
         checkpoints=checkpoints,
         **options,
     )
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

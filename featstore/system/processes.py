@@ -218,10 +218,25 @@ def _answer(
         started.set_exception(exc)
 
 
-def send(connection: Connection, message: object) -> None:
-    """Send one message, a dataclass of plain values: as its name and its fields."""
+def pack_message(message: object) -> bytes:
+    """Return the bytes of a message, a dataclass of plain values: its name and its fields."""
     plain = [type(message).__name__, to_plain(message)]
-    connection.send_bytes(msgpack.packb(plain, unicode_errors="surrogatepass"))
+    packed: bytes = msgpack.packb(plain, unicode_errors="surrogatepass")
+    return packed
+
+
+def unpack_message(data: bytes, *kinds: type) -> Any:
+    """Return the message that `pack_message` packed; ValueError if it is not of one of `kinds`."""
+    name, plain = msgpack.unpackb(data, unicode_errors="surrogatepass")
+    for kind in kinds:
+        if kind.__name__ == name:
+            return build(kind, plain)
+    raise ValueError(f"a message {name!r:.80} came; expected {[kind.__name__ for kind in kinds]}")
+
+
+def send(connection: Connection, message: object) -> None:
+    """Send one message."""
+    connection.send_bytes(pack_message(message))
 
 
 def receive(connection: Connection, *kinds: type) -> Any:
@@ -235,12 +250,7 @@ def receive(connection: Connection, *kinds: type) -> Any:
         EOFError: if the other side is gone.
         ValueError: if the message is of another kind.
     """
-    data = connection.recv_bytes(MAX_MESSAGE_BYTES)
-    name, plain = msgpack.unpackb(data, unicode_errors="surrogatepass")
-    for kind in kinds:
-        if kind.__name__ == name:
-            return build(kind, plain)
-    raise ValueError(f"a message {name!r:.80} came; expected {[kind.__name__ for kind in kinds]}")
+    return unpack_message(connection.recv_bytes(MAX_MESSAGE_BYTES), *kinds)
 
 
 def join_parent(setup: type[Message], *, die_with_parent: bool) -> tuple[Connection, Message]:

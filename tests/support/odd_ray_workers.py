@@ -8,7 +8,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import featstore.pipeline.cluster.ray_worker as home
-from featstore.pipeline.cluster.ray_worker import RayVideos, RayWorker, unpack_message
+from featstore.pipeline.cluster.ray_worker import RayVideos, RayWorker
+from featstore.system.processes import unpack_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +21,7 @@ class SlowWorker(RayWorker):
     """Takes its time for each video, and dies of the one that is called `poison`."""
 
     def work(self, videos: bytes, keep: int) -> Iterator[tuple[bytes, Any]]:
-        if any(v.video_id == "poison" for v in unpack_message(RayVideos, videos).videos):
+        if any(v.video_id == "poison" for v in unpack_message(videos, RayVideos).videos):
             os.kill(os.getpid(), signal.SIGKILL)
         for answer in super().work(videos, keep):
             time.sleep(SECONDS_A_VIDEO)

@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING, Any
 import featstore
 from featstore.errors import FeatstoreError, RecordError, StoreFull, StoreMismatch, how_many
 from featstore.pipeline.cluster.ray_worker import RayAnswer, RayJoin, RayVideos
-from featstore.pipeline.cluster.ray_worker import pack_message as pack
-from featstore.pipeline.cluster.ray_worker import unpack_message as unpack
 from featstore.pipeline.summary import Tally
 from featstore.records.record import parse
 from featstore.store import report_waiting
-from featstore.system.processes import ErrorMessage
+from featstore.system.processes import ErrorMessage, pack_message, unpack_message
 
 if TYPE_CHECKING:
     import threading
@@ -143,7 +141,7 @@ class RayDriver:
                 call = worker.actor.work.options(
                     num_returns="streaming", _generator_backpressure_num_objects=2
                 )
-                worker.stream = call.remote(pack(RayVideos(tuple(videos))), keep)
+                worker.stream = call.remote(pack_message(RayVideos(tuple(videos))), keep)
 
     def _receive(self) -> None:
         """Wait a moment for answers, and take those there are; none while the writer has no room for a record."""
@@ -175,20 +173,20 @@ class RayDriver:
 
         try:
             if worker.stream is None:
-                self._check(worker, *ray.get(worker.joining))
+                self._check(worker, ray.get(worker.joining))
                 return
             answer, record = ray.get(next(worker.stream), timeout=_FETCH_SECONDS)
-            self._take(worker, unpack(RayAnswer, answer), record)
+            self._take(worker, unpack_message(answer, RayAnswer), record)
         except StopIteration:
             worker.stream = None
         except (RayError, RecordError) as exc:
             self._lose(worker, exc)
 
-    def _check(self, worker: _Worker, kind: str, data: bytes) -> None:
+    def _check(self, worker: _Worker, data: bytes) -> None:
         """Let a worker join that makes the same features, and refuse any other."""
-        if kind == ErrorMessage.__name__:
-            raise unpack(ErrorMessage, data).exception("a worker could not start: ")
-        joined, spec = unpack(RayJoin, data), self._summary.spec
+        joined, spec = unpack_message(data, RayJoin, ErrorMessage), self._summary.spec
+        if isinstance(joined, ErrorMessage):
+            raise joined.exception("a worker could not start: ")
         theirs = dataclasses.replace(
             spec,
             encoder=joined.encoder,

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from featstore.decoding.video_file import identity_of
 from featstore.errors import FeatstoreError, MissingExtra
 from featstore.pipeline.cluster.ray_driver import RayDriver
-from featstore.pipeline.cluster.ray_worker import RayWork, RayWorker, pack_message
+from featstore.pipeline.cluster.ray_worker import RayWork, RayWorker
 from featstore.pipeline.shared_memory import Memory
 from featstore.pipeline.write.writer_client import start_writer
+from featstore.system.processes import pack_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

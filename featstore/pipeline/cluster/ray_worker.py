@@ -13,16 +13,14 @@ import threading
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import msgpack
 import numpy as np
 
 import featstore
 from featstore.decoding.video_file import Video, identity_of
 from featstore.encoders.registry import EncoderRecipe
 from featstore.errors import FeatstoreError
-from featstore.fields import build, to_plain
 from featstore.pipeline.make_record import record_room
 from featstore.pipeline.options import IngestOptions
 from featstore.pipeline.scheduler import Scheduler
@@ -32,14 +30,12 @@ from featstore.preprocessing import Preprocessing
 from featstore.records.budget import ErrorBudget
 from featstore.records.storage import Storage
 from featstore.spec import EncoderIdentity, FeatureSpec
-from featstore.system.processes import ErrorMessage
+from featstore.system.processes import ErrorMessage, pack_message, unpack_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from featstore.encoders.base import Encoder
-
-Message = TypeVar("Message")
 
 
 @dataclass(frozen=True)
@@ -88,17 +84,6 @@ class RayAnswer:
     encode: float
 
 
-def pack_message(message: object) -> bytes:
-    """Return the bytes of a message: plain values, never pickled."""
-    packed: bytes = msgpack.packb(to_plain(message), unicode_errors="surrogatepass")
-    return packed
-
-
-def unpack_message(kind: type[Message], data: bytes) -> Message:
-    """Return the message of class `kind` that `pack_message` made."""
-    return build(kind, msgpack.unpackb(data, unicode_errors="surrogatepass"))
-
-
 class RayWorker:
     """The class of the actors; `stop` is called while `work` goes on, all else one after the other."""
 
@@ -109,23 +94,23 @@ class RayWorker:
         self._scheduler: Scheduler | None = None
         self._held = 0
 
-    def join(self, work: bytes) -> tuple[str, bytes]:
-        """Build the encoder of a RayWork; return the name and the bytes of a RayJoin, or of an ErrorMessage."""
+    def join(self, work: bytes) -> bytes:
+        """Build the encoder of a RayWork; return a RayJoin, or an ErrorMessage. Messages are bytes, never pickled."""
         try:
-            self._work = unpack_message(RayWork, work)
+            self._work: RayWork = unpack_message(work, RayWork)
             self._encoder: Encoder = self._work.recipe.build()
             about = self._encoder.identity, self._encoder.preprocessing
             decoder = identity_of(self._work.decoder)
             joined = RayJoin(featstore.__version__, platform.node(), *about, decoder)
         except FeatstoreError as exc:
-            return ErrorMessage.__name__, pack_message(ErrorMessage.of(exc))
-        return RayJoin.__name__, pack_message(joined)
+            return pack_message(ErrorMessage.of(exc))
+        return pack_message(joined)
 
     def work(self, videos: bytes, keep: int) -> Iterator[tuple[bytes, Any]]:
         """Take videos, and yield what became of any, a RayAnswer and a record, until at most `keep` are left here."""
         if self._scheduler is None:
             self._scheduler = self._start()
-        found = unpack_message(RayVideos, videos).videos
+        found = unpack_message(videos, RayVideos).videos
         self._held += len(found)
         self._scheduler.add(list(found))
         while True:

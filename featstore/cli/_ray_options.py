@@ -9,7 +9,7 @@ import click
 from featstore import defaults
 from featstore.cli._encoder_options import encoder_recipe
 from featstore.cli._ingest_options import choose_encoder
-from featstore.cli._options import FiniteRange, option_group
+from featstore.cli._options import FiniteRange, option_group, usage_errors
 from featstore.cli._sources import option_of
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def choose_engine(
             option = option_of(given[0].removeprefix("ray_"))
             raise click.UsageError(f"{option} is for workers of Ray: add --engine ray")
         return choose_encoder(options), None
+    from featstore.encoders.registry import encoder_class
     from featstore.pipeline.cluster.ray_engine import RayEngine
 
     device, gpus = options["devices"], options["gpus_per_worker"]
@@ -69,7 +70,10 @@ def choose_engine(
     if gpus and device == "cpu":
         raise click.UsageError("--device cpu leaves GPUs idle: take --gpus-per-worker 0")
     # This machine may have no GPU, and must expect what the workers make on theirs.
-    dtype = "fp16" if gpus and options["dtype"] == "auto" else options["dtype"]
+    dtype = options["dtype"]
+    if gpus and dtype == "auto":
+        with usage_errors():
+            dtype = getattr(encoder_class(options["encoder_name"]), "cuda_dtype", "auto")
     options = {**options, "dtype": dtype, "devices": "cpu"}
     recipe = encoder_recipe(options, "cuda" if gpus else "cpu")
     engine = RayEngine(recipe, options["address"], options["ray_workers"], gpus)

@@ -37,11 +37,7 @@ def get_encoder(name: str, **options: Any) -> Encoder:
         ValueError: there is no encoder of that name, or it has no such options.
         FeatstoreError: an encoder of another package cannot be imported, or calls its family by another name.
     """
-    if name in ENCODERS:
-        module, _, attribute = ENCODERS[name].partition(":")
-        cls = import_attribute(module, attribute)
-    else:
-        cls = _import_added(name)
+    cls = encoder_class(name)
     try:
         inspect.signature(cls).bind(**options)
     except TypeError as exc:
@@ -53,6 +49,14 @@ def get_encoder(name: str, **options: Any) -> Encoder:
             f"kept apart by it, so its package must call both {name!r}"
         )
     return encoder
+
+
+def encoder_class(name: str) -> Any:
+    """Return the class of an encoder by its name; raise as `get_encoder` if it cannot be imported."""
+    if name not in ENCODERS:
+        return _import_added(name)
+    module, _, attribute = ENCODERS[name].partition(":")
+    return import_attribute(module, attribute)
 
 
 def _import_added(name: str) -> Any:

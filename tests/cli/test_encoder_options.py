@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 from make_tiny_vision import make_tiny_vision
 
-from featstore.cli import main
+from featstore.cli import _ray_options, main
+from featstore.cli._ray_options import choose_engine
 from featstore.sampling import POLICIES, Sampling
 
 
@@ -71,3 +72,16 @@ def test_the_help_names_every_rule_of_sampling():
     rules = text[text.index("Which frames to take") : text.index("--quantize")]
     assert [name for name in POLICIES if name not in rules] == []
     assert Sampling.parse("qwen:fps=2,min=4,max=768") == Sampling(768, "qwen", 2)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "dtype"), [("longva", "fp16"), ("transformers", "bf16"), ("qwen_vl", "bf16")]
+)
+def test_workers_with_gpus_compute_in_what_a_gpu_of_this_machine_would(monkeypatch, encoder, dtype):
+    seen = []
+    monkeypatch.setattr(_ray_options, "choose_encoder", seen.append)
+    monkeypatch.setattr(_ray_options, "encoder_recipe", lambda options, device: None)
+    options = {"engine": "ray", "encoder_name": encoder, "devices": "auto", "dtype": "auto"}
+    options |= dict.fromkeys(("address", "ray_workers", "gpus_per_worker"))
+    choose_engine(options)
+    assert [found["dtype"] for found in seen] == [dtype]

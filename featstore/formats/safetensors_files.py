@@ -34,12 +34,12 @@ def write_safetensors(features: Features, file: IO[bytes]) -> list[NDArray[Any]]
 def read_safetensors(path: Path) -> FileContent:
     """Return the tensors of a file, mapped; raise ValueError or OSError if it cannot be read."""
     from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
 
     size = path.stat().st_size
     try:
-        with safe_open(path, "pt") as file:
-            names = list(file.keys())
-            found = {name: from_tensor(file.get_tensor(name), size) for name in names}
+        found = {name: from_tensor(tensor, size) for name, tensor in load_file(path).items()}
+        with safe_open(path, "numpy") as file:
             facts = read_metadata((file.metadata() or {}).get("featstore"))
     except SafetensorError as exc:
         raise ValueError(f"it is not a whole safetensors file: {exc}") from exc

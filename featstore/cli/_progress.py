@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, otherwise a plain line from time to time."""
+"""Progress on stderr: a bar on a terminal, otherwise, and in a notebook, a plain line from time to time."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _LINE_SECONDS = 10.0
 _BAR_WIDTH = 14  # with its text it fits 60 columns: a terminal that is made narrower would break a longer line in two
+_NOTEBOOK = "JPY_PARENT_PID"  # of what a Jupyter kernel starts: its terminal cannot move up to draw a bar again
 _PACE_VIDEOS = 3
 _PACE_SECONDS = 3.0
 
@@ -41,7 +42,11 @@ def show_progress(
         in_bytes: what is counted is bytes, not videos.
     """
     texts = _byte_texts if in_bytes else _texts
-    if is_quiet() or not (sys.stderr.isatty() and console().is_interactive):
+    if (
+        is_quiet()
+        or _NOTEBOOK in os.environ
+        or not (sys.stderr.isatty() and console().is_interactive)
+    ):
         yield _Lines(texts, done, always=always)
         return
     from rich.progress import BarColumn, TextColumn

@@ -111,3 +111,10 @@ def test_a_program_that_ends_at_once_leaves_the_line_and_the_cursor():
         terminal.send("show_cursor(); os.write(2, b'$ '); os._exit(130)")
         assert terminal.end()[-1] == "$"
         assert not terminal.screen.cursor.hidden
+
+
+def test_in_a_notebook_there_are_lines_in_place_of_a_bar(monkeypatch):
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    with Terminal(80, "-c", AT_WORK) as terminal:
+        terminal.send("show(Progress(3, 0, done=3, seconds=1.0))")
+        assert terminal.end() == ["3/3 videos, 0 B written"]

@@ -39,9 +39,9 @@ PAGE = 4096
 PASSES = 5
 
 
-def write_shards(single: Path, cache: Path, count: int) -> None:
+def write_shards(single: Path, cache: Path, count: int, dataset: str = DATASET) -> None:
     """Divide the records of `single` among `count` files with their indices; nobody reads other pages of a shard."""
-    snapshot, place = open_snapshot(single / DATASET), LocalPlace(cache)
+    snapshot, place = open_snapshot(single / dataset), LocalPlace(cache)
     keys = [*snapshot.keys("catalog")]
     random.Random(0).shuffle(keys)
     sets, manifest = dict(snapshot.rows("specs")), snapshot.read("manifest", MANIFEST_KEY) or b""
@@ -49,7 +49,7 @@ def write_shards(single: Path, cache: Path, count: int) -> None:
     for number in range(count):
         data, records = bytearray(), []
         for key in keys[number::count]:
-            record = snapshot.read("records", key) or b""
+            record = snapshot.get("records", key) or b""
             at = RecordPlace(len(data) + 16, len(record), xxhash.xxh3_128_digest(record))
             content = content_digest(parse(memoryview(record)))
             row = snapshot.read("catalog", key) or b""
@@ -59,12 +59,12 @@ def write_shards(single: Path, cache: Path, count: int) -> None:
         shard = xxhash.xxh3_128_hexdigest(data)
         index = pack_index(shard, len(data), manifest, sets, {}, records)
         row = ShardRow(shard, len(data), xxhash.xxh3_128_hexdigest(index), len(index), len(records))
-        folder = cache / shard_file(DATASET)
+        folder = cache / shard_file(dataset)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / row.data_name).write_bytes(data)
         (folder / row.index_name).write_bytes(index)
         rows.append(row)
-    add_shards(place, DATASET, rows)
+    add_shards(place, dataset, rows)
 
 
 def measure(cache: Path, videos: list[str]) -> dict[str, float]:

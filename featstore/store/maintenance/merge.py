@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import Counter
+from collections import deque
 from concurrent.futures import wait
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -20,31 +20,30 @@ from featstore.errors import (
     StoreError,
     StoreFull,
     StoreMismatch,
-    how_many,
 )
 from featstore.records.record import pack_prefix, parse
 from featstore.store.catalog import (
     open_dataset,
     read_entry,
     read_failures,
-    read_manifest,
-    read_whole_sets,
-    unpack_whole_sets,
 )
 from featstore.store.engine.locks import ingest_lock
 from featstore.store.engine.pages import SALVAGE
 from featstore.store.maintenance.check import name_other
+from featstore.store.maintenance.merge_source import MergeSource
 from featstore.store.paths import dataset_path, make_folder
-from featstore.store.rows import DIGEST_DIGITS, Entry, set_key, video_key
+from featstore.store.rows import Entry, video_key
 from featstore.store.writer import FeatureWriter
 from featstore.system.filesystems import refuse_network
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from featstore.store.rows import FeatureSet
-    from featstore.store.shards.base import DatasetSnapshot
+
+AHEAD_BYTES = 256 << 20  # of records that are read from disk while others are written and synced
+AHEAD_VIDEOS = 1_000
 
 
 @dataclass
@@ -116,7 +115,7 @@ def merge_dataset(
     """
     named = source_dataset or dataset
     there, here = dataset_path(source, named), dataset_path(cache_dir, dataset)
-    readable = _Source(open_dataset(source, named), named)  # raises before anything is made
+    readable = MergeSource(open_dataset(source, named), named)  # raises before anything is made
     refuse_network(here)
     make_folder(here)
     if os.path.samefile(there, here):
@@ -136,67 +135,10 @@ def merge_dataset(
     return merge.summary
 
 
-class _Source:
-    """What can be read of the dataset that is copied from, pages that are damaged left out.
-
-    Attributes:
-        snapshot: Of the dataset.
-        dataset: The dataset's name.
-        sets: Its feature sets, the default one first, then the oldest.
-        total: How many videos it has.
-        wrong: What cannot be read, and why.
-    """
-
-    def __init__(self, snapshot: DatasetSnapshot, dataset: str) -> None:
-        """Raise StoreDamaged if no feature set can be read, StoreMismatch if it is another dataset."""
-        self.snapshot = snapshot
-        self.dataset = dataset
-        self.wrong: list[tuple[str, str]] = []
-        default = ""
-        with contextlib.suppress(StoreDamaged):  # the records say whose they are
-            default = read_manifest(snapshot, dataset).default
-        try:
-            self.total = snapshot.count("catalog")
-            self._salvaged: list[bytes] | None = None
-            sets, damaged = read_whole_sets(snapshot)
-        except StoreDamaged:
-            sets, damaged = self._salvage()
-        self.wrong += [(f"feature set {digest}", exc.found) for digest, exc in damaged.items()]
-        if self.wrong and not sets:
-            raise StoreDamaged(
-                f"nothing of {snapshot.path} can be copied: {self.wrong[0][1]}",
-                remedy="put a good copy of the file in its place, or ingest its videos again",
-            )
-        self.sets = sorted(sets.values(), key=lambda row: row.spec.digest != default)
-
-    def keys(self, digest: str) -> list[bytes]:
-        """Return the keys of the videos of a feature set."""
-        if self._salvaged is None:
-            return list(self.snapshot.keys("catalog", set_key(digest)))
-        return [key for key in self._salvaged if key.startswith(set_key(digest))]
-
-    def _salvage(self) -> tuple[dict[str, FeatureSet], dict[str, StoreDamaged]]:
-        """Find the keys on the pages that can be read: a video's row or its record will do."""
-        found = {table: self.snapshot.salvage(table) for table in ("catalog", "records", "specs")}
-        pages = found["specs"][1]
-        self.wrong += [("what was on a damaged page", exc.found) for exc in pages]
-        self._salvaged = sorted({*found["catalog"][0], *found["records"][0]})
-        self.total = len(self._salvaged)
-        sets, damaged = unpack_whole_sets(
-            found["specs"][0], lambda key: self.snapshot.read("specs", key) or b""
-        )
-        lost = Counter(key[:DIGEST_DIGITS].decode(errors="replace") for key in self._salvaged)
-        for digest in lost.keys() - sets.keys() - damaged.keys():
-            damaged[digest] = StoreDamaged(
-                f"its row is lost, and so what its {how_many(lost[digest], 'video')} held"
-            )
-        return sets, damaged
-
-
 class _Merge:
     def __init__(
         self,
-        source: _Source,
+        source: MergeSource,
         writer: FeatureWriter,
         summary: MergeSummary,
         on_progress: Callable[[MergeSummary], None],
@@ -214,7 +156,7 @@ class _Merge:
             if self._is_stopped(stop):  # or the set would be made and stay empty
                 break
             add_set_of(self._writer, row)
-            for key in self._source.keys(row.spec.digest):
+            for key in self._read_ahead(row.spec.digest):
                 if self._is_stopped(stop):
                     break
                 self._take(key, row.spec.digest)
@@ -236,6 +178,25 @@ class _Merge:
     def _is_stopped(self, stop: threading.Event | None) -> bool:
         self.summary.interrupted = stop is not None and stop.is_set()
         return self.summary.interrupted
+
+    def _read_ahead(self, digest: str) -> Iterator[bytes]:
+        """Yield the keys of a feature set, while the records of those that follow are read from disk."""
+        waiting: deque[tuple[bytes, int]] = deque()
+        size = 0
+        for key in self._source.keys(digest):
+            found = 0
+            with contextlib.suppress(FeatstoreError):  # met again when the video is copied
+                entry = read_entry(self._snapshot, key)
+                if entry is not None and not self._writer.has(digest, entry.video_id):
+                    found = entry.record_bytes
+                    self._snapshot.read_ahead(key)
+            waiting.append((key, found))
+            size += found
+            while size > AHEAD_BYTES or len(waiting) > AHEAD_VIDEOS:
+                key, found = waiting.popleft()
+                size -= found
+                yield key
+        yield from (key for key, _ in waiting)
 
     def _take(self, key: bytes, digest: str) -> None:
         name, entry = key.decode(errors="replace"), None

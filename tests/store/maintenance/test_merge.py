@@ -24,7 +24,7 @@ from featstore.records.storage import Storage
 from featstore.store.default_set import set_default
 from featstore.store.engine.environment import open_environment
 from featstore.store.engine.locks import ingest_lock
-from featstore.store.engine.snapshot import TABLES
+from featstore.store.engine.snapshot import TABLES, Snapshot
 from featstore.store.maintenance import merge
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.merge import merge_dataset
@@ -174,6 +174,25 @@ def test_a_dataset_without_videos_is_merged_and_not_interrupted(tmp_path, cache)
     FeatureWriter(tmp_path / "empty", "demo", min_free=0)
     done = run(tmp_path / "empty", cache)
     assert (done.total, done.stored, done.interrupted) == (0, 0, False)
+
+
+def test_records_are_read_ahead_of_those_that_are_written_unless_they_are_there(
+    source, cache, monkeypatch
+):
+    store_videos(cache, "demo", {"0": X["0"]})
+    done = []
+    put, read_ahead = FeatureWriter.put, Snapshot.read_ahead
+    monkeypatch.setattr(FeatureWriter, "put", lambda *given: done.append("put") or put(*given))
+    monkeypatch.setattr(
+        Snapshot, "read_ahead", lambda *given: done.append("read") or read_ahead(*given)
+    )
+    remove_set(source, "demo", WIDE)
+    run(source, cache)
+    assert done == ["read"] * 4 + ["put"] * 4
+    monkeypatch.setattr(merge, "AHEAD_BYTES", 0)
+    done.clear()
+    run(source, cache.parent / "other")
+    assert done == ["read", "put"] * 5
 
 
 def test_a_merge_waits_for_an_ingest_as_long_as_it_is_told_to(source, cache, monkeypatch):

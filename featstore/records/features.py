@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +16,14 @@ from featstore.records.storage import STORED_DTYPES
 from featstore.system.forks import cached_property
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from featstore.records.header import Header
     from featstore.records.quantization import Scales
+
+_AT_ONCE = 1 << 20  # values of small records that are dequantized at once
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -66,11 +72,7 @@ class Features:
     @cached_property
     def scales(self) -> Scales:
         """The float32 scales, whose product is that of a value: (rows, 1), (1, width) or both, (1, 1), or none."""
-        values, scales = np.frombuffer(bytes(self._record.scales), dtype="<f4"), []
-        for shape in self.header.storage.scale_shapes(*self.shape):
-            part, values = np.split(values, [shape[0] * shape[1]])
-            scales.append(part.reshape(shape))
-        return tuple(scales)
+        return tuple(scale[0] for scale in _scales([self._record]))
 
     def dequantize(self, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Return the features as float32.
@@ -111,6 +113,43 @@ class Features:
         """Pickle header, scales and payload by value."""
         record = self._record
         return _unpickle, (self.header, bytes(record.scales), bytes(record.payload))
+
+
+def dequantize_many(
+    records: Sequence[Record],
+) -> NDArray[np.float32] | list[NDArray[np.float32]]:
+    """Return records' features as a new float32 array (records, rows, width), a list of arrays if shapes differ."""
+    shapes = {record.header.shape for record in records}
+    if len(shapes) > 1:
+        return [Features(record.header, record).numpy() for record in records]
+    shape = shapes.pop() if shapes else (0, 0)
+    out, start = np.empty((len(records), *shape), dtype=np.float32), 0
+    step = max(1, _AT_ONCE // max(1, math.prod(shape)))
+    for storage, group in groupby(records, lambda record: record.header.storage):
+        alike, raw_bytes = list(group), storage.payload_bytes(shape)
+        for at in range(0, len(alike), step):
+            some = alike[at : at + step]
+            stop = start + len(some)
+            if len(some) == 1:
+                Features(some[0].header, some[0]).dequantize(out[start])
+            else:
+                stored = b"".join([decompress(r.payload, raw_bytes, storage) for r in some])
+                values = np.frombuffer(stored, STORED_DTYPES[storage.values])
+                values = values.reshape(len(some), *shape)
+                dequantize(values, _scales(some), storage.values, out[start:stop])
+            start = stop
+    return out
+
+
+def _scales(records: Sequence[Record]) -> Scales:
+    """Return the scales of records of one shape and storage, each (records, ...)."""
+    header, scales, at = records[0].header, [], 0
+    table = np.frombuffer(b"".join([record.scales for record in records]), dtype="<f4")
+    table = table.reshape(len(records), -1)
+    for rows, width in header.storage.scale_shapes(*header.shape):
+        scales.append(table[:, at : at + rows * width].reshape(-1, rows, width))
+        at += rows * width
+    return tuple(scales)
 
 
 def _unpickle(header: Header, scales: bytes, payload: bytes) -> Features:

@@ -38,6 +38,12 @@ class Record:
     scales: memoryview
     payload: memoryview
 
+    def parts(self, record_bytes: int) -> tuple[slice, slice]:
+        """Return where scales and payload are in the `record_bytes` that were parsed."""
+        start = record_bytes - len(self.payload)
+        end = start - len(_BIN32) - 4
+        return slice(end - len(self.scales), end), slice(start, record_bytes)
+
     def verify(self) -> None:
         """Raise RecordError unless the stored payload has the checksum its header names."""
         found = xxhash.xxh3_64_intdigest(self.payload)

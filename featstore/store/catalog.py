@@ -29,7 +29,7 @@ from featstore.store.shards.opening import open_snapshot
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from featstore.store.shards.base import DatasetSnapshot
@@ -186,8 +186,15 @@ def find_record(snapshot: DatasetSnapshot, dataset: str, digest: str, video: str
         StoreDamaged: The row of the feature set, or a page, cannot be read.
         RecordError: The record is damaged before its payload, missing beside its row, or another video's.
     """
+    found = _find_record(snapshot, dataset, digest, video)
+    return None if found is None else found[1]
+
+
+def _find_record(
+    snapshot: DatasetSnapshot, dataset: str, digest: str, video: str
+) -> tuple[memoryview, Record] | None:
     key = video_key(digest, video)
-    row, value = read_set(snapshot, digest), snapshot.get("records", key)
+    row, value = read_sets(snapshot, digest).get(digest), snapshot.get("records", key)
     if row is None or value is None:
         if row is not None and has_entry(snapshot, key):
             raise RecordError(
@@ -207,7 +214,7 @@ def find_record(snapshot: DatasetSnapshot, dataset: str, digest: str, video: str
         raise RecordError(
             f"the record of {video!r} in {snapshot.path} is of another: {wrong}; the store is damaged"
         )
-    return record
+    return value, record
 
 
 def check_verify(verify: str) -> None:
@@ -217,42 +224,55 @@ def check_verify(verify: str) -> None:
 
 
 def find_verified(
-    snapshot: DatasetSnapshot, dataset: str, digest: str, video: str, verify: str
-) -> Record | None:
-    """Return the record as `find_record` does, its payload verified if it is due; what is known is not parsed again.
+    snapshot: DatasetSnapshot, dataset: str, digest: str, videos: Sequence[str], verify: str
+) -> list[Record]:
+    """Return the records of `videos` up to the first that is not there, as `find_record` does, verified if that is due.
+
+    What is known of a record is not parsed again.
 
     Args:
         snapshot: Of the dataset.
         dataset: Its name.
         digest: The feature set's.
-        video: The video's id.
+        videos: The videos' ids.
         verify: One of VERIFY, see `FeatureStore`.
 
     Raises:
         StoreDamaged: As `find_record`.
-        RecordError: As `find_record`, or the payload is damaged.
+        RecordError: As `find_record`, or a payload is damaged.
     """
-    key = video_key(digest, video)
-    cached, always = snapshot.cache.get(key), verify == "always"
-    if cached is not None and cached.txn_id == snapshot.txn_id and not always:
-        # Nothing of it is read again, so its scales are not verified again.
-        scales, payload = snapshot.view(cached.scales), snapshot.view(cached.payload)
-        record = Record(cached.header, scales, payload)
-    else:
-        found = find_record(snapshot, dataset, digest, video)
-        if found is None:
-            return None
-        record = found
-        places = snapshot.place(record.scales), snapshot.place(record.payload)
-        verified = cached is not None and (
-            cached.verified
-            and cached.payload == places[1]
-            and cached.header.payload_xxh3 == record.header.payload_xxh3
-        )
-        cached = CachedRecord(snapshot.txn_id, record.header, *places, verified)
-        snapshot.cache.put(key, cached)
-    if always or (verify == "first" and not cached.verified):
-        wait(snapshot.prefault(record.payload))  # faults read a cold disk at half its speed
+    cache, txn_id, always = snapshot.cache, snapshot.txn_id, verify == "always"
+    keys = [video_key(digest, video) for video in videos]
+    known = [cache.get(key) for key in keys]
+    if len(keys) > 1:  # the disk or the server is asked for all, before the first is waited for
+        for key, cached in zip(keys, known, strict=True):
+            if cached is None or cached.txn_id != txn_id:
+                snapshot.read_ahead(key)
+    records: list[Record] = []
+    due = []
+    for video, key, cached in zip(videos, keys, known, strict=True):
+        if cached is not None and cached.txn_id == txn_id and not always:
+            # Nothing of it is read again, so its scales are not verified again.
+            value = snapshot.view(cached.place)
+            record = Record(cached.header, value[cached.scales], value[cached.payload])
+        else:
+            found = _find_record(snapshot, dataset, digest, video)
+            if found is None:
+                return records
+            value, record = found
+            place, parts = snapshot.place(value), record.parts(len(value))
+            verified = cached is not None and (
+                cached.verified
+                and (cached.place, cached.payload) == (place, parts[1])
+                and cached.header.payload_xxh3 == record.header.payload_xxh3
+            )
+            cached = CachedRecord(txn_id, record.header, place, *parts, verified)
+            cache.put(key, cached)
+        records.append(record)
+        if always or (verify == "first" and not cached.verified):
+            due.append((key, cached, record, snapshot.prefault(record.payload)))
+    for key, cached, record, pieces in due:
+        wait(pieces)  # faults read a cold disk at half its speed
         record.verify()
-        snapshot.cache.put(key, cached._replace(verified=True))
-    return record
+        cache.put(key, cached._replace(verified=True))
+    return records

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, ValuesView
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import FeatstoreError, StoreNotFound, how_many, plain_line
-from featstore.records.features import Features
+from featstore.records.features import Features, dequantize_many
 from featstore.store.catalog import (
     check_verify,
     find_verified,
@@ -31,6 +31,10 @@ from featstore.store.shards.opening import CommitsKeeper
 if TYPE_CHECKING:
     import os
 
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from featstore.records.record import Record
     from featstore.spec import FeatureSpec
     from featstore.store.rows import Entry, Failure, FeatureSet
     from featstore.store.shards.base import Commits, DatasetSnapshot
@@ -160,38 +164,24 @@ class Dataset(Mapping[str, Features]):
         return self.load(snapshot, video, self._set_of(snapshot, nframe, spec))
 
     def load(self, snapshot: DatasetSnapshot, video: str, digest: str) -> Features:
-        """Return the stored features of a video as of a snapshot, whatever is committed afterwards.
-
-        Args:
-            snapshot: What `snapshot()` returned.
-            video: The video's id.
-            digest: The whole digest of the feature set, which need not be this one.
-
-        Returns:
-            The features, as `lookup` does.
-
-        Raises:
-            FeatureNotFound: The set has no such video, or is not there.
-            RecordError: The record is damaged.
-        """
-        record = find_verified(snapshot, self.name, digest, video, self._verify)
-        if record is None:
-            raise explain_missing(snapshot, self.name, digest, video)
+        """Return a video's features in the set `digest` as of a snapshot, whatever is committed afterwards."""
+        [record] = self._find(snapshot, digest, [video])
         return Features(record.header, record, snapshot.memory(record.payload))
+
+    def get_many(self, videos: Iterable[str]) -> NDArray[np.float32] | list[NDArray[np.float32]]:
+        """Return the features of videos as of one commit, in their order: a new float32 array (videos, rows, width).
+
+        Its bits are those of `self[video].numpy()`, and `torch.from_numpy` makes a tensor of it without a copy. If
+        shapes differ, it is a list of arrays (rows, width). Much faster than lookups if records are small. Raises as
+        `lookup` does; FeatureNotFound of the first that is missing, whatever else is there.
+        """
+        snapshot = self.snapshot()
+        return dequantize_many(self._find(snapshot, self._set_of(snapshot), list(videos)))
 
     def read_ahead(
         self, video: str, *, nframe: int | None = None, spec: FeatureSpec | str | None = None
     ) -> None:
-        """Have the system read a record into memory, without waiting for it; nothing happens if it is not stored.
-
-        Args:
-            video: The video's id.
-            nframe: Frames per video of the feature set, as for `lookup`.
-            spec: The set's FeatureSpec, or first digits of its digest, as for `lookup`.
-
-        Raises:
-            StoreMismatch: No feature set fits, or several do.
-        """
+        """Have the system read a record that `lookup` would return, without waiting; nothing if it is not stored."""
         snapshot = self.snapshot()
         snapshot.read_ahead(video_key(self._set_of(snapshot, nframe, spec), video))
 
@@ -249,6 +239,12 @@ class Dataset(Mapping[str, Features]):
         snapshot = self.snapshot()
         digest = self._set_of(snapshot)
         return read_failures(snapshot, digest) if digest else iter(())
+
+    def _find(self, snapshot: DatasetSnapshot, digest: str, videos: list[str]) -> list[Record]:
+        found = find_verified(snapshot, self.name, digest, videos, self._verify)
+        if len(found) < len(videos):
+            raise explain_missing(snapshot, self.name, digest, videos[len(found)])
+        return found
 
     def _set_of(
         self,

@@ -74,6 +74,21 @@ class ShardContract:
         with pytest.raises(StoreMismatch, match="no feature set"):
             demo.lookup("v/0", nframe=99)
 
+    def test_many_videos_are_one_array_in_their_order(self, served):
+        demo = FeatureStore(served)["demo"]
+        videos = ["v/5", "v/1", "zeros", "v/0", "v/1"]
+        for _ in range(2):  # records that are new to this process, and known ones
+            found = demo.get_many(iter(videos))
+            assert (found.dtype, found.shape) == (np.float32, (5, *VIDEOS["v/0"].shape))
+            np.testing.assert_array_equal(found, np.stack([demo[v].numpy() for v in videos]))
+        found[:] = 0  # it is the caller's
+        np.testing.assert_array_equal(demo["v/5"].data, expected(VIDEOS["v/5"]))
+        assert demo.get_many([]).shape == (0, 0, 0)
+        wide = demo.sets[WIDE.digest]
+        np.testing.assert_array_equal(wide.get_many(["v/0"])[0], wide["v/0"].numpy())
+        with pytest.raises(FeatureNotFound, match=r"'v/7'.*list what is"):
+            demo.get_many(["v/0", "v/7", FAILED])
+
     def test_counts_and_failures_are_those_of_all_parts(self, served):
         described = describe_dataset(served, "demo")
         assert (described["videos"], described["failures"]) == (len(VIDEOS) + 2, 1)

@@ -22,6 +22,7 @@ from featstore.errors import (
     StoreMismatch,
     StoreNotFound,
 )
+from featstore.records import features
 from featstore.records.quantization import dequantize, quantize
 from featstore.records.record import parse
 from featstore.records.storage import GRANULARITIES, Storage
@@ -546,6 +547,33 @@ def test_a_manifest_is_unpacked_once_a_commit(cache, monkeypatch):
     for _ in range(3):
         assert (set(dataset), len(dataset)) == ({"a", "b"}, 2)
     assert len(unpacked) <= 1
+
+
+@pytest.mark.parametrize("at_once", [1, 2 * A.size])  # values, so records of 128 each
+def test_many_videos_have_the_bits_of_each_whatever_it_is_stored_as(cache, monkeypatch, at_once):
+    monkeypatch.setattr(features, "_AT_ONCE", at_once)
+    storages = [Storage("int8", granularity) for granularity in GRANULARITIES]
+    storages += [*map(Storage, ("bf16", "fp16", "fp32")), Storage("int8", codec="lz4")]
+    spec = store_videos(cache, "demo", {})
+    with FeatureWriter(cache, "demo", min_free=0) as writer:
+        for storage in storages:
+            for seed in range(
+                3
+            ):  # runs of equal ones, of which two at a time are dequantized at once
+                x = toy_features(seed) * (storage.codec == "raw")
+                put_video(writer, spec, f"{storage} {seed}", x, storage)
+    dataset = FeatureStore(cache)["demo"]
+    videos = sorted(dataset)
+    wanted = [dataset[video].numpy() for video in videos]
+    np.testing.assert_array_equal(dataset.get_many(videos), np.stack(wanted))
+
+
+def test_many_videos_of_differing_shapes_are_a_list(cache):
+    store_videos(cache, "demo", {"long": A, "short": A[:8], "again": B})
+    dataset = FeatureStore(cache)["demo"]
+    for x, video in zip(dataset.get_many(["long", "short"]), ("long", "short"), strict=True):
+        np.testing.assert_array_equal(x, dataset[video].numpy())
+    assert dataset.get_many(["long", "again"]).shape == (2, *A.shape)
 
 
 def test_the_record_of_the_set_that_is_meant_is_read_ahead(cache, monkeypatch):

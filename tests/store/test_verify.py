@@ -30,6 +30,8 @@ def test_damaged_features_are_refused_at_every_lookup(damaged, verify):
     for _ in range(3):
         with pytest.raises(RecordError, match="is damaged"):
             dataset["a"]
+        with pytest.raises(RecordError, match="'a' is damaged"):
+            dataset.get_many(["a"])
 
 
 def test_they_are_served_only_to_who_verifies_nothing(damaged):
@@ -42,11 +44,12 @@ def test_features_that_were_verified_are_not_verified_again(cache, monkeypatch):
     verified = []
     real = Record.verify
     monkeypatch.setattr(Record, "verify", lambda self: (verified.append(1), real(self)))
-    for verify, expected in (("never", 0), ("first", 1), ("always", 3)):
+    for verify, expected in (("never", 0), ("first", 1), ("always", 4)):
         verified.clear()
         dataset = FeatureStore(cache, verify=verify)["demo"]
         for _ in range(3):
             dataset["a"]
+        assert dataset.get_many(["a"]).shape == (1, 16, 8)
         assert len(verified) == expected
     first = FeatureStore(cache)["demo"]
     held = first["a"]

@@ -38,12 +38,13 @@ TABLES = {
 
 
 class CachedRecord(NamedTuple):
-    """What a process knows of a record: its parsed header, where its parts are, whether its payload was verified."""
+    """What a process knows of a record: its header, where it and its parts are, whether its payload was verified."""
 
     txn_id: int
     header: Header
-    scales: Place
-    payload: Place
+    place: Place
+    scales: slice
+    payload: slice
     verified: bool
 
 

@@ -1,4 +1,4 @@
-"""What LongVA as a model of a harness has in common: how misses are stored, and questions that are left unanswered."""
+"""What models in harnesses have in common: how misses are stored, and questions that are left unanswered."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -10,12 +11,16 @@ import pytest
 from featstore.errors import FeatstoreError, MissingExtra
 from featstore.integrations.benchmarks import canonical_dataset, video_id
 from featstore.integrations.lmms_eval.arguments import (
+    LONGVA,
+    VIDEO,
     check_pooling,
     choose_device,
     choose_store,
     leave_out_stock,
 )
 from featstore.integrations.lmms_eval.names import locate, visuals_of
+from featstore.integrations.lmms_eval.video_families import choose_options
+from featstore.sampling import Sampling
 
 VLMEVALKIT = {
     "Video-MME": "/hub/datasets--lmms-lab--Video-MME/snapshots/1/video/a.mp4",
@@ -81,7 +86,7 @@ def test_what_longva_is_told_and_this_model_does_anyway_is_taken():
         "video_decode_backend": "decord",
         "on_miss": "error",
     }
-    assert leave_out_stock(given) == {"on_miss": "error"}
+    assert leave_out_stock(given, LONGVA) == {"on_miss": "error"}
     for name, value, why in (
         ("batch_size", 8, "one by one"),
         ("video_decode_backend", "pyav", "shorter than max_frames_num"),
@@ -90,7 +95,51 @@ def test_what_longva_is_told_and_this_model_does_anyway_is_taken():
         ("truncate_context", 0, "LongVA's own"),
     ):
         with pytest.raises(FeatstoreError, match=why):
-            leave_out_stock({name: value})
+            leave_out_stock({name: value}, LONGVA)
+
+
+def test_what_other_video_models_are_told_is_followed_or_refused():
+    assert leave_out_stock({"interleave_visuals": False, "use_cache": True}, VIDEO) == {}
+    with pytest.raises(FeatstoreError, match="interleave_visuals=True cannot be followed"):
+        leave_out_stock({"interleave_visuals": True}, VIDEO)
+
+
+SMALLEST = 256 * 28 * 28
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "expected"),
+    [
+        ("qwen2_5_vl", {}, (Sampling(32, "qwen"), SMALLEST, 768 * 28**2)),
+        ("qwen2_5_vl", {"max_num_frames": 35}, (Sampling(34, "qwen"), SMALLEST, 768 * 28**2)),
+        ("qwen2_5_vl", {"fps": 1}, (Sampling(768, "qwen", 1), SMALLEST, 768 * 28**2)),
+        ("qwen3_vl", {}, (Sampling(32, "qwen"), SMALLEST, 768 * 32**2)),
+        ("qwen3_vl", {"fps": 1}, (Sampling(32, "qwen", 1), SMALLEST, 768 * 32**2)),
+        ("qwen3_vl", {"total_pixels": 10**6}, (Sampling(32, "qwen", 2), SMALLEST, 768 * 32**2)),
+        ("qwen3_vl", {"max_pixels": 300_000}, (Sampling(32, "qwen"), SMALLEST, 300_000)),
+        ("llava_onevision", {}, (Sampling(32), None, None)),
+        ("llava_onevision", {"max_frames_num": 8}, (Sampling(8), None, None)),
+        ("qwen3_vl", {"sampling": "fps:1"}, (Sampling(32, "fps", 1), SMALLEST, 768 * 32**2)),
+    ],
+)
+def test_frames_and_pixels_are_those_of_lmms_eval_s_own_class(tmp_path, family, given, expected):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    manner, options = choose_options(str(tmp_path), given)
+    assert (options["sampling"], options.get("min_pixels"), options.get("max_pixels")) == expected
+    assert manner.system == (
+        None if family == "llava_onevision" else "You are a helpful assistant."
+    )
+
+
+def test_a_temperature_above_zero_is_what_samples_and_until_is_not_followed(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava_onevision"}))
+    manner, _ = choose_options(str(tmp_path), {})
+    greedy = {"max_new_tokens": 1024, "num_beams": 1, "do_sample": False}
+    asked = {"until": ["\n"], "do_sample": True, "temperature": 0, "top_p": 1.0}
+    assert manner.generating(asked) == greedy
+    warm = {"temperature": 0.7, "top_k": 3, "max_new_tokens": 8}
+    assert manner.generating({**warm, "top_p": None}) == {**greedy, **warm, "do_sample": True}
+    assert manner.prompt("<image>\nWhy?") == "\nWhy?"
 
 
 def test_pooling_is_the_checkpoint_s():
@@ -123,9 +172,9 @@ def test_without_lmms_eval_the_remedy_is_named(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "lmms_eval", None)
     monkeypatch.setenv("HF_HOME", "/hf")
-    model.longva_cached.cache_clear()
+    model.lmms_class.cache_clear()
     with pytest.raises(MissingExtra, match=r"pip install 'featstore\[lmms-eval\]'"):
-        model.longva_cached()
+        _ = model.FeatstoreVideo
     with pytest.raises(MissingExtra, match=r"pip install 'featstore\[lmms-eval\]'"):
         tasks.list_task_videos(["videomme"])
 

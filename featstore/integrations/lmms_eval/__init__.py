@@ -13,8 +13,8 @@ from featstore.errors import MissingExtra
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Name on lmms-eval's command line -> the class in model.py.
-MODELS = {"longva_cached": "LongVACached"}
+# Name on lmms-eval's command line -> the class that model.py makes.
+MODELS = {"longva_cached": "LongVACached", "featstore_video": "FeatstoreVideo"}
 
 
 def manifests() -> list[Any]:

@@ -1,7 +1,7 @@
-"""What lmms-eval's --model_args mean for longva_cached: those of its own `longva`, and featstore's.
+"""What lmms-eval's --model_args mean here: those of its own model classes, and featstore's.
 
-Of the arguments of `longva`, values that this model follows by itself are taken, others are refused: they would be
-other answers than those that were asked for.
+Of theirs, values that a model here follows by itself are taken, others are refused: they would be other answers than
+those that were asked for.
 """
 
 from __future__ import annotations
@@ -12,37 +12,51 @@ from typing import Any
 from featstore.defaults import CACHE_DIR_VARIABLE
 from featstore.errors import FeatstoreError
 
+# Argument -> the values that change nothing here, and why no other is taken.
+Followed = dict[str, tuple[tuple[Any, ...], str]]
+
 _PROMPT = "the prompt is LongVA's own"
-# Arguments of `longva` -> the values that change nothing here, and why no other is taken.
-_FOLLOWED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "batch_size": ((1,), "questions are answered one by one, as LongVA does"),
+_COMMON: Followed = {
+    "batch_size": ((1,), "questions are answered one by one"),
+    "use_cache": ((True,), "answers are made with keys and values kept"),
+}
+LONGVA: Followed = {
+    **_COMMON,
     "conv_template": (("qwen_1_5",), _PROMPT),
     "customized_config": ((None,), "the checkpoint's own config.json is followed"),
     "token_strategy": (("single",), _PROMPT),
     "truncate_context": ((False,), _PROMPT),
     "truncation": ((True,), _PROMPT),
-    "use_cache": ((True,), "answers are made with keys and values kept"),
     "video_decode_backend": (
         ("decord",),
         "frames are LongVA's own, as decord gives them: pyav takes fewer of a clip that is shorter than "
         "max_frames_num, and all of an MKV or WebM",
     ),
 }
+VIDEO: Followed = {
+    **_COMMON,
+    "chat_template": ((None,), "the checkpoint's own is followed"),
+    "enable_thinking": ((None,), "the chat template is followed as it is"),
+    "interleave_visuals": ((False,), "the video comes before the question"),
+    "reasoning_prompt": ((None,), "the question is asked as the task states it"),
+    "revision": (("main",), "a folder, or the newest on the Hub, is read"),
+    "trust_remote_code": ((False,), "no code of the Hub's is run"),
+}
 # That change nothing, whatever they are: a name that picks code in LongVA's own, and a limit of other models.
 _UNUSED = ("max_batch_size", "model_name")
 _POOLING = ("mm_spatial_pool_mode", "mm_spatial_pool_stride")
 
 
-def leave_out_stock(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments without those of `longva`'s that are followed anyway.
+def leave_out_stock(given: dict[str, Any], followed: Followed) -> dict[str, Any]:
+    """Return the arguments without those of lmms-eval's own class that are followed anyway.
 
     Raises:
         FeatstoreError: for a value that is not followed.
     """
     kept = {name: value for name, value in given.items() if name not in _UNUSED}
-    for name in kept.keys() & _FOLLOWED.keys():
+    for name in kept.keys() & followed.keys():
         value = kept.pop(name)
-        taken, why = _FOLLOWED[name]
+        taken, why = followed[name]
         if name == "batch_size" and str(value) == "1":  # a word if it is given on the command line
             continue
         if value not in taken or isinstance(value, bool) != isinstance(taken[0], bool):

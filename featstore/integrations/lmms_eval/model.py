@@ -1,21 +1,25 @@
-"""longva_cached: LongVA as a model of lmms-eval, answering from stored features."""
+"""longva_cached and featstore_video: models of lmms-eval that answer from stored features."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from featstore.defaults import NFRAME, SAMPLING
 from featstore.errors import FeatstoreError, VideoError
 from featstore.integrations.harness_model import LASTING_ERRORS, choose_storage, note_unanswered
 from featstore.integrations.lmms_eval import importing_lmms_eval
 from featstore.integrations.lmms_eval.arguments import (
+    LONGVA,
+    VIDEO,
+    Followed,
     check_pooling,
     choose_device,
     choose_store,
     leave_out_stock,
 )
 from featstore.integrations.lmms_eval.names import locate, visuals_of
+from featstore.integrations.lmms_eval.video_families import choose_options
 from featstore.sampling import Sampling
 from featstore.system.logs import show_on_stderr, tell
 
@@ -30,20 +34,19 @@ _PLACEHOLDER = "<image>"
 unanswered: dict[str, str] = {}
 
 
-class LongVARequests:
-    """LongVACached without lmms-eval's base class."""
+class CachedRequests:
+    """A model without lmms-eval's base class; a subclass says what it loads, and how it is asked."""
 
     is_simple = True
     task_dict: dict[str, Any]
+    _followed: ClassVar[Followed]
 
     def __init__(
         self,
-        pretrained: str = "lmms-lab/LongVA-7B",
+        pretrained: str,
         cache_dir: str | None = None,
         *,
         enable_cache: bool = True,
-        max_frames_num: int = NFRAME,
-        sampling: str = SAMPLING,
         device: str | None = None,
         device_map: str | None = None,
         quantize: str | None = None,
@@ -58,39 +61,36 @@ class LongVARequests:
             pretrained: Folder of the checkpoint, or its id on the Hub.
             cache_dir: The cache directory; by default that of the variable FEATSTORE_CACHE_DIR.
             enable_cache: False for the uncached model in the same code.
-            max_frames_num: Number of frames per video.
-            sampling: Which frames, as for `featstore ingest --sampling`.
             device: A torch device; of several processes each takes the GPU of its own number.
-            device_map: The same, as `longva` calls it.
+            device_map: The same, as lmms-eval's own classes call it.
             quantize: How features are stored if a miss makes their feature set; with `scale` and `codec` as for
                 `featstore ingest`.
             scale: Granularity of int8's scales.
             codec: How the payload is compressed.
             keep_going: Whether a question whose video cannot be read has the answer "", which lmms-eval's response
                 cache does not keep; otherwise it ends the run.
-            **options: Those of `longva` that are followed anyway, and those of featstore.models.CachedLongVA.
+            **options: Those of lmms-eval's own class that are followed anyway, and those of the cached model.
         """
         super().__init__()
         show_on_stderr()
-        options = leave_out_stock(options)
+        options = leave_out_stock(options, self._followed)
         store = choose_store(cache_dir, enable_cache=enable_cache)
-        pooling = {name: options.pop(name) for name in list(options) if "spatial_pool" in name}
         import torch
 
-        from featstore.models import CachedLongVA
-
         place = choose_device(device, device_map)
-        self.model = CachedLongVA(
-            str(pretrained),  # lmms-eval reads a name of digits as a number
-            store,
-            sampling=Sampling.parse(str(sampling), max_frames_num),
-            device=place,
-            storage=choose_storage(quantize, scale, codec),
-            **options,
-        )
-        check_pooling(pooling, str(self.model.spec.encoder.settings["pooling"]))
+        options |= {"device": place, "storage": choose_storage(quantize, scale, codec)}
+        self.model = self._load(str(pretrained), store, options)  # a name of digits is a number
         self._device = torch.device(place)
         self._keep_going = keep_going
+
+    def _load(self, checkpoint: str, store: str | None, options: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+    def _ask(
+        self, context: str, shown: Sequence[Any], about: dict[str, Any], generating: dict[str, Any]
+    ) -> str:
+        """Return the answer; about: the id of the video, its dataset and path."""
+        raise NotImplementedError
 
     @property
     def device(self) -> Any:
@@ -114,13 +114,13 @@ class LongVARequests:
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Refuse: a round may show what the one before asked for."""
         raise FeatstoreError(
-            "longva_cached answers one question at a time, and a task asks in rounds; leave it out"
+            "a task asks in rounds, and questions are answered one at a time; leave it out"
         )
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Refuse: answers are generated."""
         raise FeatstoreError(
-            "longva_cached generates answers, and a task asks how likely given ones are; leave it out"
+            "a task asks how likely given answers are, and answers are generated; leave it out"
         )
 
     def clean(self) -> None:
@@ -163,14 +163,9 @@ class LongVARequests:
             dataset, video = locate(task, doc, videos[0]) if videos else (None, None)
             about = f"{dataset}/{video}" if videos else about
             _check_shown(shown, videos, dataset or task)
-            return self.model.generate(
-                _prompt(context, len(shown)),
-                video,
-                dataset=dataset,
-                path=videos[0] if videos else None,
-                images=[item for item in shown if not isinstance(item, str)],
-                **{name: options[name] for name in options if name not in _NOT_OF_GENERATING},
-            )
+            path = videos[0] if videos else None
+            where = {"video": video, "dataset": dataset, "path": path}
+            return self._ask(context, shown, where, options)
         except LASTING_ERRORS:
             raise
         except (FeatstoreError, FileNotFoundError) as exc:
@@ -180,16 +175,69 @@ class LongVARequests:
             return ""
 
 
+class LongVARequests(CachedRequests):
+    """LongVA, asked as lmms-eval's `longva` asks it."""
+
+    _followed = LONGVA
+
+    def __init__(self, pretrained: str = "lmms-lab/LongVA-7B", *args: Any, **options: Any) -> None:
+        """Take `longva`'s checkpoint by default."""
+        super().__init__(pretrained, *args, **options)
+
+    def _load(self, checkpoint: str, store: str | None, options: dict[str, Any]) -> Any:
+        from featstore.models import CachedLongVA
+
+        rule = str(options.pop("sampling", SAMPLING)), options.pop("max_frames_num", NFRAME)
+        pooling = {name: options.pop(name) for name in list(options) if "spatial_pool" in name}
+        model = CachedLongVA(checkpoint, store, sampling=Sampling.parse(*rule), **options)
+        check_pooling(pooling, str(model.spec.encoder.settings["pooling"]))
+        return model
+
+    def _ask(
+        self, context: str, shown: Sequence[Any], about: dict[str, Any], generating: dict[str, Any]
+    ) -> str:
+        images = [item for item in shown if not isinstance(item, str)]
+        kept = {name: generating[name] for name in generating if name not in _NOT_OF_GENERATING}
+        answer: str = self.model.generate(
+            _prompt(context, len(shown)), images=images, **about, **kept
+        )
+        return answer
+
+
+class VideoRequests(CachedRequests):
+    """A video model of transformers, asked as lmms-eval's own class for its family asks it."""
+
+    _followed = VIDEO
+
+    def _load(self, checkpoint: str, store: str | None, options: dict[str, Any]) -> Any:
+        from featstore.models import CachedVideoModel
+
+        self._manner, options = choose_options(checkpoint, options)
+        return CachedVideoModel(checkpoint, store, **options)
+
+    def _ask(
+        self, context: str, shown: Sequence[Any], about: dict[str, Any], generating: dict[str, Any]
+    ) -> str:
+        if about["video"] is None or len(shown) > 1:
+            raise FeatstoreError("a question is not about one video, and nothing else is answered")
+        answer: str = self.model.generate(
+            self._manner.prompt(context),
+            system=self._manner.system,
+            **about,
+            **self._manner.generating(generating),
+        )
+        return answer
+
+
 def _check_shown(shown: Sequence[Any], videos: Sequence[str], about: str) -> None:
     if len(videos) > 1:
         raise VideoError(
-            f"a question shows {len(videos)} videos; LongVA answers about one", videos[1]
+            f"a question shows {len(videos)} videos, and those about one are answered", videos[1]
         )
     if not shown and about.startswith("video_holmes"):  # which goes on without it
         raise FeatstoreError("its video is missing; download the benchmark again")
-    others = [item for item in shown if isinstance(item, dict)]
-    if others:
-        raise FeatstoreError("a question has sound; LongVA takes text, one video and pictures")
+    if any(isinstance(item, dict) for item in shown):
+        raise FeatstoreError("a question has sound; text, one video and pictures are taken")
 
 
 def _prompt(context: str, visuals: int) -> str:
@@ -198,15 +246,18 @@ def _prompt(context: str, visuals: int) -> str:
     return context if found in (0, visuals) else context.replace(_PLACEHOLDER, "<image >")
 
 
-@lru_cache(maxsize=1)
-def longva_cached() -> Any:
-    """Return LongVACached, with lmms-eval's base class; MissingExtra without lmms-eval."""
+_CLASSES = {"LongVACached": LongVARequests, "FeatstoreVideo": VideoRequests}
+
+
+@lru_cache
+def lmms_class(name: str) -> Any:
+    """Return a class of _CLASSES with lmms-eval's base class; MissingExtra without lmms-eval."""
     with importing_lmms_eval():
         from lmms_eval.api.model import lmms
-    return type("LongVACached", (LongVARequests, lmms), {"__module__": __name__})
+    return type(name, (_CLASSES[name], lmms), {"__module__": __name__})
 
 
 def __getattr__(name: str) -> Any:
-    if name == "LongVACached":  # where lmms-eval looks for it
-        return longva_cached()
+    if name in _CLASSES:  # where lmms-eval looks for it
+        return lmms_class(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -79,18 +79,20 @@ def push(
     for dataset in [*datasets] or dataset_names(cache_dir):
         path = dataset_path(cache_dir, dataset)
         read_manifest(open_dataset(cache_dir, dataset), dataset)
+        if isinstance(place, LocalPlace):
+            _refuse_target(place.root, dataset)
         if read_remote(path.parent) is not None:
             raise StoreError(
                 f"{path} is read from elsewhere and has no shards of its own",
                 remedy="push from the cache directory that has them",
             )
-        before = {row.shard for row in read_list(place, dataset).shards}
         if has_data(path):
+            before = read_list(place, dataset).shards
             added = seal_shard(cache_dir, dataset, place)
-            rows: tuple[ShardRow, ...] = () if added is None else (added,)
+            copied = [] if added is None or added in before else [added]
         else:
-            rows = _push_shards(LocalPlace(path.parent), place, dataset)
-        done.append(_summary(place, dataset, rows, before))
+            copied = _push_shards(LocalPlace(path.parent), place, dataset)
+        done.append(_summary(place, dataset, copied))
         report(done[-1])
     return done
 
@@ -127,53 +129,64 @@ def pull(
             raise StoreNotFound(
                 f"there is no dataset {dataset!r} in {place.where}", remedy="correct its name"
             )
-        if has_data(path):
-            raise StoreMismatch(
-                f"{path} holds the dataset as one file, beside which no shards can be",
-                remedy="pull into another --cache-dir; featstore merge then joins the two",
-            )
-        before = {row.shard for row in read_list(here, dataset).shards}
-        for row in rows:
-            if row.shard not in before:
-                _pull_shard(place, here, dataset, row)
+        _refuse_target(path.parent, dataset)
+        copied = [row for row in rows if _pull_shard(place, here, dataset, row)]
         add_shards(here, dataset, rows)
-        done.append(_summary(here, dataset, rows, before))
+        done.append(_summary(here, dataset, copied))
         report(done[-1])
     if not done:
         raise StoreNotFound(f"there is no dataset in {place.where}", remedy="correct its name")
     return done
 
 
-def _summary(
-    place: FilePlace, dataset: str, rows: Iterable[ShardRow], before: set[str]
-) -> Transferred:
-    copied = [row.file_bytes for row in rows if row.shard not in before]
+def _refuse_target(folder: Path, dataset: str) -> None:
+    """Raise StoreMismatch if the cache directory `folder` can hold no shards of the dataset."""
+    if has_data(folder / dataset):
+        raise StoreMismatch(
+            f"{folder / dataset} holds the dataset as one file, beside which no shards can be",
+            remedy="take another cache directory; featstore merge then joins the two",
+        )
+    remote = read_remote(folder)
+    if remote is not None:
+        raise StoreMismatch(
+            f"{folder} has single records of {remote.url}, and no shards",
+            remedy="take another cache directory",
+        )
+
+
+def _summary(place: FilePlace, dataset: str, copied: list[ShardRow]) -> Transferred:
     shards = len(read_list(place, dataset).shards)
-    return Transferred(dataset, len(copied), sum(copied), shards)
+    return Transferred(dataset, len(copied), sum(row.file_bytes for row in copied), shards)
 
 
-def _push_shards(here: LocalPlace, place: FilePlace, dataset: str) -> tuple[ShardRow, ...]:
-    rows = read_list(here, dataset).shards
+def _push_shards(here: LocalPlace, place: FilePlace, dataset: str) -> list[ShardRow]:
+    """Copy what is missing there of the shards here; return those whose files were."""
+    rows, copied = read_list(here, dataset).shards, []
     there = place.names(shard_file(dataset))
     for row in rows:
         name, index = shard_file(dataset, row.data_name), shard_file(dataset, row.index_name)
         data, _ = read_index(here, dataset, row)
         if there.get(row.data_name) != row.file_bytes:
             place.upload(name, here.root / name)
+            copied.append(row)
         if there.get(row.index_name) != row.index_bytes:
             place.put(index, data)
     add_shards(place, dataset, rows)
-    return rows
+    return copied
 
 
-def _pull_shard(place: FilePlace, here: LocalPlace, dataset: str, row: ShardRow) -> None:
-    """Copy a shard's file and index, each verified before it has its name."""
+def _pull_shard(place: FilePlace, here: LocalPlace, dataset: str, row: ShardRow) -> bool:
+    """Copy a shard's file and index, each verified before it has its name; return whether the file was missing."""
+    there = here.names(shard_file(dataset))
+    missing = there.get(row.data_name) != row.file_bytes
+    if not missing and there.get(row.index_name) == row.index_bytes:
+        return False
     name, index = shard_file(dataset, row.data_name), shard_file(dataset, row.index_name)
     data, _ = read_index(place, dataset, row)
     target = here.root / name
     make_folder(target.parent)
     _clear_pulled(target.parent)
-    if here.names(shard_file(dataset)).get(row.data_name) != row.file_bytes:
+    if missing:
         if free_bytes(target.parent) < row.file_bytes:
             raise StoreFull(
                 f"{target.parent} has no room for a shard of {format_bytes(row.file_bytes)}",
@@ -186,6 +199,7 @@ def _pull_shard(place: FilePlace, here: LocalPlace, dataset: str, row: ShardRow)
             fcntl.flock(file, fcntl.LOCK_EX)
             _copy_verified(place, name, row, file)
     here.put(index, data)
+    return missing
 
 
 def _copy_verified(place: FilePlace, name: str, row: ShardRow, file: IO[bytes]) -> None:

@@ -14,9 +14,10 @@ import xxhash
 from toys import expected, run_python, store_videos, toy_features
 
 import featstore
-from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreMismatch
+from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreMismatch, StoreNotFound
 from featstore.records.record import LMDB_VALUE_OFFSET
 from featstore.store.maintenance import push_pull
+from featstore.store.maintenance.check import check_dataset
 from featstore.store.shards.places import LocalPlace
 from featstore.store.shards.remote.tier import LocalTier
 from featstore.system.filesystems import parse_bytes
@@ -146,6 +147,62 @@ def test_a_damaged_file_of_the_folder_is_fetched_again(share, tmp_path):
     tier.path("demo", digest(1)).write_bytes(bytes(1016))
     assert bytes_at(server.get(LocalTier(tmp_path / "tier", 10_000), 1)) == content(1)
     assert server.fetched == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["manifest-1.json", "*.idx"])
+@pytest.mark.parametrize("damage", ["flip", "gone"])
+def test_a_list_or_an_index_of_the_folder_that_was_damaged_is_fetched_again(
+    share, tmp_path, name, damage
+):
+    featstore.open(share, local=tmp_path / "local")
+    [path] = (tmp_path / "local" / "demo" / "shards").glob(name)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data) if damage == "flip" else path.unlink()
+    demo = featstore.open(share, local=tmp_path / "local")["demo"]
+    np.testing.assert_array_equal(demo["v1"].data, expected(VIDEOS["v1"]))
+
+
+def test_a_folder_of_which_the_first_opening_was_killed_is_opened_again(
+    share, tmp_path, monkeypatch
+):
+    def die(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalPlace, "put", die)
+        with pytest.raises(KeyboardInterrupt):
+            featstore.open(share, local=tmp_path / "local")
+    assert len(featstore.open(share, local=tmp_path / "local")["demo"]) == len(VIDEOS)
+
+
+def test_a_place_without_a_store_leaves_the_folder_free_for_another(share, tmp_path):
+    with pytest.raises(StoreNotFound):
+        featstore.open(tmp_path / "nothing", local=tmp_path / "local")
+    assert "demo" in featstore.open(share, local=tmp_path / "local")
+
+
+def test_no_shards_are_put_beside_one_file_or_into_a_local_folder(share, tmp_path):
+    made, local = tmp_path / "made", tmp_path / "local"
+    featstore.open(share, local=local)
+    for target in (made, local):
+        for copy in (push_pull.push, push_pull.pull):
+            source = made if copy is push_pull.push else share
+            with pytest.raises(StoreMismatch, match="take another cache directory"):
+                copy(str(source), str(target))
+    assert len(featstore.open(made)["demo"]) == len(VIDEOS)
+
+
+@pytest.mark.parametrize("name", ["*.mdb", "*.idx"])
+def test_a_file_that_was_removed_is_copied_again(share, tmp_path, name):
+    other = tmp_path / "other"
+    push_pull.push(share, str(other))
+    for copy in (push_pull.push, push_pull.pull):
+        [path] = (other / "demo" / "shards").glob(name)
+        path.unlink()
+        [done] = copy(str(share), str(other))
+        assert done.copied == (name == "*.mdb")
+        assert check_dataset(other, "demo").problems == []
 
 
 def test_a_folder_has_records_of_one_place(share, tmp_path):

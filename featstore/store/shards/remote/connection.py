@@ -7,6 +7,7 @@ directory reads it by its path.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import warnings
@@ -34,7 +35,7 @@ from featstore.system.fsync import write_atomically
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from featstore.store.shards.manifest_list import ShardList
+    from featstore.store.shards.manifest_list import ShardList, ShardRow
     from featstore.store.shards.places import FilePlace
 
 REMOTE_FILE = "remote.json"
@@ -82,15 +83,23 @@ def connect(
         )
     refuse_network(folder)
     place = open_place(where)
-    if before is None and _is_cache(folder):
+    # Another process may have made it in the meantime.
+    if before is None and _is_cache(folder) and read_remote(folder) is None:
         raise StoreMismatch(
             f"{folder} is a cache directory of its own", remedy="take an empty folder for local="
         )
     if max_bytes is None:
         max_bytes = before.max_bytes if before else LOCAL_BYTES
+    if before != Remote(
+        where, max_bytes
+    ):  # before any list, which is of a cache of its own without it
+        make_folder(folder)
+        _write(folder / REMOTE_FILE, json.dumps({"url": where, "max_bytes": max_bytes}) + "\n")
     try:
         _copy_lists(place, folder)
     except StoreError as exc:
+        if before is None and not _is_cache(folder):
+            (folder / REMOTE_FILE).unlink(missing_ok=True)
         if before is None or isinstance(exc, (StoreNotFound, StoreDamaged)):
             raise
         if "credentials" in exc.found:
@@ -100,9 +109,6 @@ def connect(
             RuntimeWarning,
             stacklevel=3,
         )
-    if before != Remote(where, max_bytes):
-        make_folder(folder)
-        _write(folder / REMOTE_FILE, json.dumps({"url": where, "max_bytes": max_bytes}) + "\n")
     return folder
 
 
@@ -135,21 +141,37 @@ def _copy_lists(place: FilePlace, folder: Path) -> None:
         copy_list(place, name, folder)
 
 
-def copy_list(place: FilePlace, dataset: str, folder: Path) -> ShardList | None:
-    """Copy the newest list of a dataset and its indices to the local folder, the list last; None if there is none."""
+def copy_list(
+    place: FilePlace, dataset: str, folder: Path, *, mend: bool = False
+) -> ShardList | None:
+    """Copy the newest list of a dataset and its indices to the local folder, the list last; None if there is none.
+
+    Args:
+        place: Where from.
+        dataset: The dataset's name.
+        folder: The local folder.
+        mend: Also copy what is there and damaged.
+    """
     found = read_list(place, dataset)
     if not found.number:
         return None
     here, name = LocalPlace(folder), shard_file(dataset, list_name(found.number))
     there = here.names(shard_file(dataset))
-    if list_name(found.number) in there:
+    if list_name(found.number) in there and not mend:
         return found
     for row in found.shards:
-        if row.index_name not in there:
+        if row.index_name not in there or (mend and not _is_whole(here, dataset, row)):
             data, _ = read_index(place, dataset, row)
             here.put(shard_file(dataset, row.index_name), data)
-    here.create(name, place.read(name, MAX_LIST_BYTES))
+    here.put(name, place.read(name, MAX_LIST_BYTES))
     return found
+
+
+def _is_whole(here: LocalPlace, dataset: str, row: ShardRow) -> bool:
+    with contextlib.suppress(StoreDamaged):
+        read_index(here, dataset, row)
+        return True
+    return False
 
 
 def find_dataset(folder: Path, dataset: str) -> bool:

@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from featstore.defaults import REMOTE_REFRESH
-from featstore.errors import FeatstoreError, StoreError
+from featstore.errors import FeatstoreError, StoreDamaged, StoreError
 from featstore.records.record import LMDB_VALUE_OFFSET
 from featstore.store.shards.base import Located
 from featstore.store.shards.places import shard_file
@@ -117,6 +117,13 @@ class RemoteReader(ShardReader):
                 self._asked = time.monotonic()
                 self._asking.release()
         return super().snapshot()
+
+    def _read(self) -> ShardSnapshot:
+        try:
+            return super()._read()
+        except StoreDamaged:  # a list or an index in the folder
+            copy_list(place_of(self._url), self.path.name, self.path.parent, mend=True)
+            return super()._read()
 
     def after_fork(self) -> None:
         """Renew the locks, which a thread of the parent may hold."""

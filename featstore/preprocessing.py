@@ -1,7 +1,7 @@
 """What happens to a decoded frame before an encoder sees it: one dataclass a family of image processors.
 
-Resizing and cropping work on bytes, with Pillow, and run in the decode worker. Normalising is a look-up in a table of
-256 values per channel, which the encoder does on its own device.
+Resizing and cropping give bytes and run in the decode worker. Normalising is a look-up in a table of 256 values per
+channel, which the encoder does on its own device.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from featstore.resizing import resize
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +24,7 @@ _EDGES = ("shortest_edge", "crop_height", "crop_width", "height", "width")
 class _Normalization:
     """From bytes to the encoder's numbers: `(byte * rescale - mean) / std`, with a mean and a std per RGB channel."""
 
-    resample: int = 3  # Pillow's number of the filter; 3 is bicubic
+    resample: int | str = 3  # see resizing.py
     rescale: float = 1 / 255
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
@@ -54,7 +56,7 @@ class ShortestEdgeCrop(_Normalization):
         shortest_edge: pixels of the shorter side, MAX_EDGE at most; 0 does not resize.
         crop_height: rows kept around the centre.
         crop_width: columns kept around the centre.
-        resample: Pillow's number of the filter; 3 is bicubic.
+        resample: Pillow's number of the filter, 3 is bicubic; or a name of torchvision's, see featstore.resizing.
         rescale: factor from bytes to floats.
         mean: one value per channel, in RGB order.
         std: likewise.
@@ -244,17 +246,11 @@ def prepare_frame(
     Raises:
         ValueError: the frame is too small to be cropped, or too long.
     """
-    import numpy as np
-    from PIL import Image
-
     if isinstance(pre, UnknownPreprocessing):
         raise ValueError("no frame can be prepared in a way that is unknown")
     height, width = pre.size_in_video(frame.shape[0], frame.shape[1], frames)
     if not isinstance(pre, ShortestEdgeCrop) or pre.shortest_edge:
-        image = Image.fromarray(frame).resize(
-            (width, height), resample=Image.Resampling(pre.resample)
-        )
-        frame = np.asarray(image)
+        frame = resize(frame, height, width, pre.resample)
     if not isinstance(pre, ShortestEdgeCrop):
         return frame
     top, left = (height - pre.crop_height) // 2, (width - pre.crop_width) // 2
@@ -263,6 +259,11 @@ def prepare_frame(
             f"a frame of {width} x {height} pixels cannot be cropped to {pre.crop_width} x {pre.crop_height}"
         )
     return frame[top : top + pre.crop_height, left : left + pre.crop_width]
+
+
+def needs_torch(pre: Preprocessing) -> bool:
+    """Return whether preparing frames loads torch."""
+    return isinstance(getattr(pre, "resample", None), str)
 
 
 def normalization_table(pre: Preprocessing) -> NDArray[np.float32]:

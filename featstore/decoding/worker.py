@@ -16,7 +16,7 @@ import numpy as np
 from featstore.decoding.frame_selection import Clip
 from featstore.decoding.video_file import check_is_file, check_is_unchanged, decode, fingerprint
 from featstore.errors import VideoError
-from featstore.preprocessing import Preprocessing, frame_bytes
+from featstore.preprocessing import Preprocessing, frame_bytes, needs_torch
 from featstore.records.header import SourceFingerprint
 from featstore.sampling import Sampling
 from featstore.system.processes import Slots, join_parent, receive, send
@@ -65,6 +65,11 @@ def main() -> None:
     connection, setup = join_parent(DecodeSetup, die_with_parent=True)
     # Before memory is limited: the next video is not to blame for a library that can no longer be mapped.
     import featstore.decoding.av_decoder  # noqa: F401
+
+    if needs_torch(setup.preprocessing):
+        import torch
+
+        torch.set_num_threads(1)  # each core has a worker
 
     _limit_memory(setup.memory_limit)
     while True:

@@ -1,4 +1,4 @@
-"""Bytes of frames to the values that transformers' video processors make of them."""
+"""Bytes of frames to the values that transformers' processors on torchvision make of them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from featstore.preprocessing import ExactResize, VideoPixelBudget
+    from featstore.preprocessing import ExactResize, ShortestEdgeCrop, VideoPixelBudget
 
 
-def pixel_table(pre: ExactResize | VideoPixelBudget) -> torch.Tensor:
-    """Return (256, 3) float32, the value of each byte in each channel, as transformers' video processors round it."""
+def pixel_table(pre: ExactResize | ShortestEdgeCrop | VideoPixelBudget) -> torch.Tensor:
+    """Return (256, 3) float32, the value of each byte in each channel, as transformers rounds it on torchvision."""
     import torch
 
     mean, std = (torch.tensor(values) * (1.0 / pre.rescale) for values in (pre.mean, pre.std))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from featstore.spec import Setting
 
+    Channels = tuple[float, float, float]
+
 # Fields of a vision config that change no feature.
 _NO_FEATURE = {
     "torch_dtype",
@@ -70,14 +72,20 @@ class VideoCheckpoint:
         """Return the config's model_type."""
         return str(self.config.get("model_type"))
 
-    def pixel_options(self) -> dict[str, Any]:
-        """Return how bytes become values, in the words of featstore.preprocessing; by default as CLIP's do."""
+    def pixel_options(
+        self, mean: Channels = ShortestEdgeCrop.mean, std: Channels = ShortestEdgeCrop.std
+    ) -> dict[str, Any]:
+        """Return how bytes become values, in the words of featstore.preprocessing.
+
+        Args:
+            mean: what it is if the processor does not say; by default CLIP's.
+            std: likewise.
+        """
         fields = self.processor
         return {
-            "resample": fields.integer("resample", 0, 5, 3),
-            "rescale": fields.number("rescale_factor", 0, 1, 1 / 255),
-            "mean": _channels(fields, "image_mean", ShortestEdgeCrop.mean),
-            "std": _channels(fields, "image_std", ShortestEdgeCrop.std),
+            "rescale": fields.number("rescale_factor", 1e-9, 1, 1 / 255),
+            "mean": fields.triple("image_mean", -1e9, mean),
+            "std": fields.triple("image_std", 1e-9, std),
         }
 
     def settings(self, defaults: Mapping[str, Any]) -> dict[str, Setting]:
@@ -166,21 +174,6 @@ def _read_processor(files: Files) -> ConfigFields:
             "video_processor, which say how frames are prepared; fetch one of them"
         )
     return found
-
-
-def _channels(
-    fields: ConfigFields, name: str, default: tuple[float, ...]
-) -> tuple[float, float, float]:
-    """Return a value for each of three channels."""
-    value = fields.values.get(name, list(default))
-    if not (
-        isinstance(value, list)
-        and len(value) == 3
-        and all(type(v) in (int, float) and abs(v) < 1e3 for v in value)
-    ):
-        raise fields.wrong(name, "three numbers")
-    red, green, blue = map(float, value)
-    return red, green, blue
 
 
 def _plain(value: Any) -> Setting:

@@ -10,6 +10,7 @@ from featstore.encoders.torch_encoder import TorchEncoder
 from featstore.encoders.video_checkpoint import read_video_checkpoint
 from featstore.geometry import Geometry
 from featstore.preprocessing import ExactResize
+from featstore.resizing import torchvision_name
 from featstore.spec import EncoderIdentity
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class LlavaOnevisionEncoder(TorchEncoder):
         self._resize = ExactResize(
             height=image,
             width=image,
+            resample=torchvision_name(found.processor.integer("resample", 2, 3, 3), "bytes"),
             **found.pixel_options(),
         )
         self.preprocessing: Preprocessing = self._resize

@@ -10,6 +10,7 @@ from featstore.encoders.video_checkpoint import read_video_checkpoint
 from featstore.errors import CheckpointError
 from featstore.geometry import Geometry
 from featstore.preprocessing import VideoPixelBudget
+from featstore.resizing import torchvision_name
 from featstore.spec import EncoderIdentity
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ MODELS: dict[str, dict[str, Any]] = {
         "patch_size": 16,
     },
 }
+_HALVES = (
+    (0.5, 0.5, 0.5),
+    (0.5, 0.5, 0.5),
+)  # Qwen3-VL's mean and std, unless its processor says so
 _TIMING = "vision.tokens_per_second"  # places a video's tokens in time, in the prompt: no feature depends on it
 # qwen-vl-utils' limits, in cells of a token: of a frame, and of a video's grid steps.
 MIN_CELLS, MAX_CELLS, TOTAL_CELLS = 128, 768, 128_000 * 9 // 10
@@ -103,7 +108,8 @@ class QwenVLEncoder(TorchEncoder):
             max_pixels=max_pixels or MAX_CELLS * cell**2,
             total_pixels=total_pixels or TOTAL_CELLS * cell**2,
             frames_per_unit=pair,
-            **found.pixel_options(),
+            resample=torchvision_name(3, "floats"),  # as qwen-vl-utils, whatever the processor says
+            **found.pixel_options(*(_HALVES if found.model_type == "qwen3_vl" else ())),
         )
         self.preprocessing: Preprocessing = self._budget
         levels = len(fields.get("deepstack_visual_indexes") or ())

@@ -1,18 +1,20 @@
-"""The image processor of a checkpoint as featstore's preprocessing: bit for bit what its Pillow class makes of a frame.
+"""The image processor of a checkpoint as featstore's preprocessing: bit for bit what its class makes of a frame.
 
-DINOv3's and V-JEPA 2's processors exist for torchvision only, which interpolates between floats; Pillow rounds to bytes
-after each axis, so that frames differ by about one of 256 levels. Their settings say `resize: pillow`.
+That is the class on Pillow, unless the checkpoint names one that ends in `Fast`, or there is none: V-JEPA 2's and
+DINOv3's exist for torchvision only. DINOv3's resizes floats and keeps them; featstore rounds to bytes, half a level of
+256 off at most, and its settings say `resize: rounded`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from featstore.checkpoints.config_fields import ConfigFields, read_json
 from featstore.encoders.transformers_vision.families import flat_settings
 from featstore.errors import CheckpointError
 from featstore.preprocessing import ExactResize, ShortestEdgeCrop, normalization_table
+from featstore.resizing import torchvision_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +34,8 @@ class _Defaults:
     """What an image processor does if its file does not say so.
 
     size: of the shortest edge if it crops, else of both. square: whether one number is height and width.
-    offset: whether 1 is taken off after rescaling. pillow: whether it has a class that resizes by Pillow.
+    offset: whether 1 is taken off after rescaling. torchvision: what its only class resizes with torchvision, `bytes`
+    or `floats`; None if it has a class on Pillow.
     """
 
     size: int = 224
@@ -43,7 +46,7 @@ class _Defaults:
     rescale: float = 1 / 255
     square: bool = False
     offset: bool = False
-    pillow: bool = True
+    torchvision: Literal["bytes", "floats"] | None = None
 
 
 _KINDS = {
@@ -55,11 +58,15 @@ _KINDS = {
         mean=_IMAGENET[0],
         std=_IMAGENET[1],
         square=True,
-        pillow=False,
+        torchvision="floats",
     ),
     "SiglipImageProcessor": _Defaults(crop=None),
     "VJEPA2VideoProcessor": _Defaults(
-        crop=256, resample=_BILINEAR, mean=_IMAGENET[0], std=_IMAGENET[1], pillow=False
+        crop=256,
+        resample=_BILINEAR,
+        mean=_IMAGENET[0],
+        std=_IMAGENET[1],
+        torchvision="bytes",
     ),
     "ViTImageProcessor": _Defaults(crop=None, resample=_BILINEAR, square=True),
     "VideoMAEImageProcessor": _Defaults(resample=_BILINEAR),
@@ -95,11 +102,13 @@ class FrameProcessor:
     Attributes:
         preprocessing: what decode workers do.
         offset: whether 1 is taken off a pixel before it is normalized.
+        fused: whether rescaling and normalizing are one step, as on torchvision, which rounds otherwise.
         settings: whatever else may change a feature.
     """
 
     preprocessing: ShortestEdgeCrop | ExactResize
     offset: bool
+    fused: bool
     settings: dict[str, Setting]
 
     def table(self) -> NDArray[np.float32]:
@@ -107,6 +116,11 @@ class FrameProcessor:
         import numpy as np
 
         pre = self.preprocessing
+        if self.fused:
+            from featstore.encoders.pixels import pixel_table
+
+            fused: NDArray[np.float32] = pixel_table(pre).numpy()
+            return fused
         if not self.offset:
             return normalization_table(pre)
         scaled = (np.arange(256) * pre.rescale).astype(np.float32)[:, None] - np.float32(1)
@@ -145,10 +159,12 @@ def read_processor(files: Files) -> FrameProcessor:
 def _read(fields: ConfigFields) -> FrameProcessor:
     named = next((name for name in _NAMES if fields.get(name)), _NAMES[0])
     kind = str(fields.get(named)).replace("FeatureExtractor", "ImageProcessor")
+    fast = kind.endswith("Fast")
     kind = kind.removesuffix("Fast").removesuffix("Pil")
     if kind not in _KINDS:
         raise fields.wrong(named, f"one of {', '.join(_KINDS)}; no other is followed here")
     ours = _KINDS[kind]
+    torchvision = ours.torchvision or ("bytes" if fast else None)
     for step in ("do_pad", "do_reduce_labels"):
         if fields.get(step):
             raise fields.wrong(step, "false")
@@ -169,6 +185,8 @@ def _read(fields: ConfigFields) -> FrameProcessor:
             raise fields.wrong(step, "true or false")
     if not does["do_resize"]:
         raise fields.wrong("do_resize", "true: frames of any size come out as one")
+    if torchvision and not (does["do_rescale"] and does["do_normalize"]):
+        raise fields.wrong("do_normalize", f"true, and so do_rescale: {kind} on torchvision")
     mean, std = (
         (
             fields.triple("image_mean", -1e9, ours.mean),
@@ -178,7 +196,9 @@ def _read(fields: ConfigFields) -> FrameProcessor:
         else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     )
     numbers: dict[str, Any] = {
-        "resample": fields.integer("resample", 0, 5, ours.resample),
+        "resample": torchvision_name(fields.integer("resample", 2, 3, ours.resample), torchvision)
+        if torchvision
+        else fields.integer("resample", 0, 5, ours.resample),
         "rescale": fields.number("rescale_factor", 1e-9, 1e9, ours.rescale)
         if does["do_rescale"]
         else 1.0,
@@ -187,10 +207,11 @@ def _read(fields: ConfigFields) -> FrameProcessor:
     }
     others = {k: v for k, v in fields.values.items() if k not in _FOLLOWED}
     settings = flat_settings("processor", others)
-    if not ours.pillow:
-        settings["resize"] = "pillow"
+    if torchvision == "floats":
+        settings["resize"] = "rounded"
     pre = _geometry(fields, kind, ours, numbers, crops=bool(does["do_center_crop"]))
-    return FrameProcessor(pre, bool(does["offset"] and does["do_rescale"]), settings)
+    offset = bool(does["offset"] and does["do_rescale"])
+    return FrameProcessor(pre, offset, torchvision == "bytes", settings)
 
 
 def _geometry(

@@ -27,9 +27,9 @@ def run_cells(page: dict[str, Any]) -> None:
         body = ast.parse("".join(cell["source"])).body
         last = body.pop() if isinstance(body[-1], ast.Expr) else None
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            exec(compile(ast.Module(body, []), f"cell {number}", "exec"), names)  # nosec B102
+            exec(compile(ast.Module(body, []), f"cell {number}", "exec"), names)  # nosec
             value = last and compile(ast.Expression(last.value), f"cell {number}", "eval")
-            value = value and eval(value, names)  # nosec B307
+            value = value and eval(value, names)  # nosec
         # As a notebook shows it: what follows \r takes the place of what is before it in its line.
         text = "\n".join(line.rpartition("\r")[2] for line in printed.getvalue().split("\n"))
         if text:

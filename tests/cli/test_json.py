@@ -133,6 +133,8 @@ def test_commands_of_videos(run, clips):
     done = run(f"ingest {what}", exits=(3,))
     assert done["planned"] == planned["datasets"][0]["planned"] + 1  # a plan reads the heads
     assert run("ls --failed --cache-dir {}/cache --dataset demo", "ls --failed") == done["failed"]
+    [said] = run("status --cache-dir {}/cache")
+    assert (said["state"], said["stored"], said["failures"], said["left"]) == ("done", 3, 1, 0)
 
 
 def test_a_comparison_and_a_study(stored):
@@ -155,4 +157,4 @@ def test_what_is_no_date_or_no_number_is_null():
 
 def test_what_a_share_says_of_itself():
     said = ShareStatus("0-of-2", "running", 3, stored=1, new=1, started=1.7e9, time=1.7e9 + 1)
-    fits([_facts(said, 1.7e9 + 2)], "status")
+    fits([_facts("demo", said, 1.7e9 + 2)], "status")

@@ -8,7 +8,18 @@ import pytest
 from click.testing import CliRunner
 
 from featstore.cli import main
-from featstore.pipeline.cluster.heartbeat import FailedVideo, ShareStatus, pack_status
+from featstore.encoders.toy import ToyEncoder
+from featstore.pipeline.cluster.heartbeat import (
+    FailedVideo,
+    Heartbeat,
+    ShareStatus,
+    pack_status,
+    read_statuses,
+)
+from featstore.pipeline.summary import IngestSummary
+from featstore.records.storage import Storage
+from featstore.sampling import Sampling
+from featstore.spec import FeatureSpec
 from featstore.store.shards.places import LocalPlace
 
 
@@ -23,9 +34,11 @@ def status(tmp_path):
     ):
         place.put(f"demo/shards/status/{said.share}.json", pack_status(said))
 
-    def run(*more):
-        words = ["status", "--cache-dir", str(tmp_path / "cache"), "--dataset", "demo"]
-        return CliRunner().invoke(main, [*words, *map(str, more)])
+    def run(*more, dataset="demo"):
+        words = ["status", "--cache-dir", place.where, *(["--dataset", dataset] if dataset else [])]
+        done = CliRunner().invoke(main, [*words, *map(str, more)])
+        done.cache = place.where
+        return done
 
     return run
 
@@ -34,13 +47,47 @@ def test_each_share_has_a_row_and_all_of_them_a_sentence(status):
     done = status()
     assert done.exit_code == 0, done.output
     head, *rows = done.stdout.splitlines()
-    names = ["share", "state", "videos", "stored", "failed", "left", "videos_per_second"]
+    names = ["share", "state", "videos", "stored", "failed", "left", "videos/s"]
     assert head.split() == [*names, "host", "seen"]
     assert rows[0].split()[:8] == ["0-of-2", "done", "100", "99", "1", "0", "9.10", "node-1"]
     assert rows[1].split()[:3] == ["1-of-2", "running,", "silent"]
     assert rows[2] == "demo: 109 of 150 videos stored, 1 failed, 10 B by these processes"
     assert "  failed: 1 x no frame" in rows
-    assert rows[-1].startswith("  silent for more than a minute: 1-of-2; ")
+    assert rows[-2].startswith("  silent for more than a minute: 1-of-2; ")
+    assert rows[-1].endswith(f" free in {done.cache}")
+
+
+def test_without_a_name_all_datasets_are_shown_and_with_watch_again_and_again(status, monkeypatch):
+    looks = iter([None])
+
+    def sleep(seconds):
+        if next(looks, seconds):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("featstore.cli.status.time.sleep", sleep)
+    done = status("--watch", dataset=None)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("demo: 109 of 150 videos stored") == 2
+
+
+def test_a_cache_without_an_ingest_says_so(status):
+    done = status(dataset="other")
+    assert (done.exit_code, done.stdout) == (0, f"no ingest of other is known in {done.cache}\n")
+    assert json.loads(status("--json", dataset="other").stdout) == []
+
+
+def test_an_ingest_says_nothing_before_it_may_write(tmp_path):
+    """Another one may be at work, and what it says stays."""
+    spec = FeatureSpec(ToyEncoder().identity, Sampling(4), "auto", ToyEncoder().preprocessing)
+    summary = IngestSummary("demo", spec, Storage(), 3, 2, 0, 0, [], 0)
+    place = LocalPlace(tmp_path)
+    with Heartbeat(place, "demo") as heartbeat:
+        heartbeat.watch(summary)
+        assert not [*tmp_path.iterdir()]
+        summary.busy["decode"], summary.stored = 1.0, 3
+        heartbeat.finish(summary)
+    [said], _ = read_statuses(place, "demo")
+    assert (said.state, said.videos, said.stored, said.new, said.left) == ("done", 5, 5, 3, 0)
 
 
 def test_what_failed_is_written_as_a_manifest_or_the_command_says_why_not(status, tmp_path):

@@ -1,4 +1,4 @@
-"""What a run of shares is at: a small file of each, written now and then, and what all of them say together."""
+"""What an ingest, or a run of shares, is at: a small file of each, written now and then, and what all say together."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from featstore.store.shards.places import FilePlace
 
 EVERY_SECONDS = 10.0
+EVERY_SECONDS_ALONE = 2.0
+ALONE = "0-of-1"  # the share of an ingest that takes all videos, into one file
 OLD_SECONDS = 60.0
 MAX_FAILURES = 10_000
 MAX_STATUS_BYTES = 64 << 20
@@ -91,8 +93,16 @@ class Heartbeat:
     A status that cannot be written stops no ingest.
     """
 
-    def __init__(self, place: FilePlace, dataset: str, share: str, videos: int, *, on: bool = True):
-        """Begin, unless it is not `on`."""
+    def __init__(
+        self,
+        place: FilePlace,
+        dataset: str,
+        share: str = ALONE,
+        videos: int | None = None,
+        *,
+        on: bool = True,
+    ):
+        """Begin, unless it is not `on`; without a number of videos, when the first was decoded: all are in its plan."""
         self.state = "starting"
         self._place, self._name = place, shard_file(dataset, f"{STATUS_FOLDER}/{share}.json")
         self._share, self._videos, self._started = share, videos, time.time()
@@ -134,11 +144,14 @@ class Heartbeat:
         self._write()
 
     def _beat(self) -> None:
-        while not self._ended.wait(EVERY_SECONDS):
+        every = EVERY_SECONDS_ALONE if self._videos is None else EVERY_SECONDS
+        while not self._ended.wait(every):
             self._write()
 
     def _write(self) -> None:
-        if self._on:
+        # Another ingest may be at work on the one file: before a video was decoded this one may not hold its lock.
+        begun = self._videos is not None or any(any(s.busy.values()) for s in self._rounds)
+        if self._on and begun:
             with contextlib.suppress(StoreError):
                 self._place.put(self._name, pack_status(self._status()))
 
@@ -147,14 +160,16 @@ class Heartbeat:
         first = rounds[:1]  # whose plan says what was there before
         failures = [row for summary in rounds for row in [*summary.failures]]
         new = sum(summary.stored for summary in rounds)
+        before = sum(len(found.failed_before) + len(found.clashes) for found in first)
+        stored = sum(summary.skipped for summary in first)
+        planned = sum(summary.planned for summary in first) + stored + before
         return ShareStatus(
             share=self._share,
             state=self.state,
-            videos=self._videos,
-            stored=sum(summary.skipped for summary in first) + new,
+            videos=planned if self._videos is None else self._videos,
+            stored=stored + new,
             new=new,
-            failed=sum(len(found.failed_before) + len(found.clashes) for found in first)
-            + len(failures),
+            failed=before + len(failures),
             record_bytes=sum(summary.record_bytes for summary in rounds),
             started=self._started,
             time=time.time(),

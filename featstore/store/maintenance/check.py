@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from featstore.errors import FeatstoreError, StoreDamaged, StoreError
@@ -12,6 +12,7 @@ from featstore.store.catalog import open_dataset, read_manifest
 from featstore.store.changes import count_rows, is_manifest_lost, rebuild_manifest
 from featstore.store.engine.pages import SALVAGE
 from featstore.store.manifest import MANIFEST_KEY
+from featstore.store.paths import is_sharded
 from featstore.store.rows import (
     DIGEST_DIGITS,
     Entry,
@@ -20,6 +21,7 @@ from featstore.store.rows import (
     unpack_set,
     video_key,
 )
+from featstore.store.shards.places import GOOD_COPY
 
 if TYPE_CHECKING:
     import os
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from featstore.store.shards.base import DatasetSnapshot
 
 REPAIR = "run featstore check --repair"
+MEND_SHARD = f"{GOOD_COPY}; or copy what can be read to another cache with featstore merge and ingest the rest there"
 INGEST_AGAIN = f"{REPAIR}, then ingest it again"
 
 
@@ -78,7 +81,10 @@ def check_dataset(
     except StoreDamaged as exc:
         report.problems.append(f"{exc.found}; nothing was checked; {SALVAGE}")
     else:
-        report.problems += [found.sentence for found in find_problems(snapshot, report, on_video)]
+        for found in find_problems(snapshot, report, on_video):
+            if is_sharded(snapshot.path) and found.remedy.startswith(REPAIR):
+                found = replace(found, remedy=MEND_SHARD)
+            report.problems.append(found.sentence)
     return report
 
 

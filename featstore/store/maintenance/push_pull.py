@@ -27,6 +27,7 @@ from featstore.store.paths import (
 )
 from featstore.store.shards.manifest_list import add_shards, read_list
 from featstore.store.shards.places import GOOD_COPY, PIECE_BYTES, LocalPlace, shard_file
+from featstore.store.shards.remote.bucket import BucketPlace
 from featstore.store.shards.remote.connection import open_place, read_remote
 from featstore.store.shards.union import read_index
 from featstore.system.filesystems import format_bytes, free_bytes
@@ -81,6 +82,8 @@ def push(
         read_manifest(open_dataset(cache_dir, dataset), dataset)
         if isinstance(place, LocalPlace):
             _refuse_target(place.root, dataset)
+        elif isinstance(place, BucketPlace):
+            place.refuse_writing()
         if read_remote(path.parent) is not None:
             raise StoreError(
                 f"{path} is read from elsewhere and has no shards of its own",
@@ -94,6 +97,8 @@ def push(
             copied = _push_shards(LocalPlace(path.parent), place, dataset)
         done.append(_summary(place, dataset, copied))
         report(done[-1])
+    if not done:
+        raise StoreNotFound(f"there is no dataset in {cache_dir}", remedy="correct its name")
     return done
 
 

@@ -21,7 +21,7 @@ STATUS_FOLDER = "status"
 PIECE_BYTES = 8 << 20
 OLD_SECONDS = 24 * 3600.0  # a copy that is at work writes all the time
 MOST_AT_ONCE = 1 << 30  # bytes; the system reads less than 2 GiB
-GOOD_COPY = "put a good copy of the file in its place; where featstore push or pull brought it, remove it and run that again"
+GOOD_COPY = "put a good copy of the file in its place: what a push or pull brought, remove it and run that again"
 
 
 class FilePlace(Protocol):

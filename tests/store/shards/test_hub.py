@@ -1,9 +1,9 @@
-"""A dataset pulled from a server that answers as the Hugging Face Hub does; the Hub itself is not asked."""
+"""Datasets pulled from a server that answers as the Hugging Face Hub does, and from odd ones; the Hub is not asked."""
 
 import functools
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -96,5 +96,39 @@ def test_a_dataset_is_pulled_from_the_hub(share, tmp_path, monkeypatch):
             push_pull.push(tmp_path / "made", "hf://datasets/me/videos")
         server.shutdown()
     assert len(featstore.open(tmp_path / "back")["demo"]) == len(VIDEOS)
+    with pytest.raises(StoreError, match="does not answer"):  # the server is gone
+        push_pull.pull("hf://datasets/me/videos", tmp_path / "back")
     with pytest.raises(StoreError, match="names no dataset repository"):
         push_pull.pull("hf://me/videos", tmp_path / "back")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("HEAD", "answers to every name"), ("GET", "without ranges of bytes")]
+)
+def test_a_web_server_that_is_no_place_of_datasets_is_named(share, tmp_path, name, said):
+    """One that answers to every name, and Python's own, which knows no ranges."""
+    pytest.importorskip("obstore")
+
+    class Handler(SimpleHTTPRequestHandler):
+        def do_HEAD(self):
+            if name == "GET":
+                return super().do_HEAD()
+            self.send_response(200)
+            self.send_header("Content-Length", "5")
+            return self.end_headers()
+
+        def log_message(self, *words):
+            pass
+
+    handler = functools.partial(Handler, directory=share)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(StoreError, match=said):
+            push_pull.pull(f"http://127.0.0.1:{server.server_port}", tmp_path / "back", ["demo"])
+        server.shutdown()
+
+
+@pytest.mark.parametrize("url", ["", "s3://", "gs:///x"])
+def test_what_names_no_place_is_refused(url, tmp_path):
+    with pytest.raises(StoreError, match="names no place"):
+        push_pull.pull(url, tmp_path / "back")

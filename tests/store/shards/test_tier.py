@@ -1,8 +1,10 @@
 """Records fetched from a folder of shards, as on a network file system, into a bounded folder on a local disk."""
 
 import contextlib
+import errno
 import fcntl
 import os
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -304,6 +306,25 @@ def test_what_is_being_fetched_keeps_its_room(tmp_path):
         with pytest.raises(StoreFull, match="being fetched"):
             Server().get(tier, 1)
     Server().get(tier, 1)
+
+
+def test_folders_that_were_removed_are_made_again(tmp_path):
+    tier, server = LocalTier(tmp_path, 1 << 20), Server()
+    server.get(tier, 1)
+    for name in (".fetching", ".locks"):
+        shutil.rmtree(tmp_path / name)
+    assert bytes_at(server.get(tier, 2)) == content(2)
+
+
+def test_what_the_system_refuses_is_an_error_of_ours(tmp_path, monkeypatch):
+    tier = LocalTier(tmp_path, 1500)
+
+    def refuse(*given):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(StoreError, match="cannot be looked into: Too many open files"):
+        Server().get(tier, 1)
 
 
 def test_a_fetch_that_fails_gives_its_room_back(tmp_path):

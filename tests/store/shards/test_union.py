@@ -149,6 +149,18 @@ def test_a_bit_that_flips_in_a_shard_or_an_index_is_found(served):
         FeatureStore(served)["demo"]
 
 
+def test_what_is_said_of_a_damaged_shard_can_be_done(served):
+    path = served / "demo" / "shards" / shard_of(served, 0).data_name
+    data = bytearray(path.read_bytes())
+    for at in range(8192, len(data), 512):
+        data[at] ^= 1
+    path.write_bytes(data)
+    problems = check_dataset(served, "demo").problems
+    assert problems
+    assert not any("--repair" in problem for problem in problems)
+    assert "featstore merge" in problems[0]
+
+
 def test_a_shard_that_is_cut_short_under_its_map_ends_no_process(served):
     demo = FeatureStore(served)["demo"]
     demo["v/1"]

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from featstore.defaults import REMOTE_CONNECT_TIMEOUT, REMOTE_RETRIES, REMOTE_TIMEOUT
 from featstore.errors import MissingExtra, StoreDamaged, StoreError, StoreNotFound
-from featstore.store.shards.manifest_list import list_name
+from featstore.store.shards.manifest_list import MAX_NUMBER, list_name
 from featstore.store.shards.places import GOOD_COPY, verified_pieces
 from featstore.store.shards.remote.obstore_words import explain, refuse_forked, short
 
@@ -126,7 +126,7 @@ class BucketPlace:
         import obstore
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        self._refuse_writing()
+        self.refuse_writing()
         with self._told(name):
             try:
                 obstore.put(self._store, name, data, mode="create", use_multipart=False)
@@ -138,7 +138,7 @@ class BucketPlace:
         """Put a small object in place of any of its name."""
         import obstore
 
-        self._refuse_writing()
+        self.refuse_writing()
         with self._told(name):
             obstore.put(open_store(self.where, UPLOAD_TIMEOUT), name, data, chunk_size=PART_BYTES)
 
@@ -146,7 +146,7 @@ class BucketPlace:
         """Copy a file in parts; the object appears when all are there and what was read is verified."""
         import obstore
 
-        self._refuse_writing()
+        self.refuse_writing()
         wrong: list[StoreError] = []
         try:
             with self._told(name):
@@ -175,6 +175,11 @@ class BucketPlace:
         there, beyond = 0, 1
         while self._has(f"{folder}/{list_name(beyond)}"):
             there, beyond = beyond, 2 * beyond
+            if beyond > MAX_NUMBER:
+                raise StoreError(
+                    f"{self.where} answers to every name, so it is no place of datasets",
+                    remedy="correct the URL",
+                )
         while beyond - there > 1:
             middle = (there + beyond) // 2
             if self._has(f"{folder}/{list_name(middle)}"):
@@ -193,7 +198,8 @@ class BucketPlace:
             return False
         return True
 
-    def _refuse_writing(self) -> None:
+    def refuse_writing(self) -> None:
+        """Raise StoreError if nothing can be written here."""
         if self.is_web:
             raise StoreError(
                 f"{self.where} is read as a web server, to which nothing is written",
@@ -225,7 +231,7 @@ class BucketPlace:
                     f"{self.where}/{name} has no {length} bytes at {offset}: it was cut short",
                     remedy=GOOD_COPY,
                 ) from exc
-            what, remedy = explain(said)
+            what, remedy = explain(said, self.where)
             raise StoreError(f"{self.where} {what} ({short(said)})", remedy=remedy) from exc
 
 

@@ -13,6 +13,7 @@ import os
 import warnings
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
 
 from featstore.defaults import LOCAL_BYTES
 from featstore.errors import StoreDamaged, StoreError, StoreMismatch, StoreNotFound
@@ -51,6 +52,10 @@ class Remote(NamedTuple):
 
 def open_place(url: str | os.PathLike[str]) -> FilePlace:
     """Return the place that a URL or a folder names; raise as BucketPlace does."""
+    if not str(url) or (is_url(url) and not urlsplit(str(url)).netloc):
+        raise StoreError(
+            f"{str(url)!r} names no place", remedy="write s3://BUCKET/PREFIX, or a folder"
+        )
     if str(url).startswith("hf://"):
         return HubPlace(str(url))
     return BucketPlace(str(url)) if is_url(url) else LocalPlace(absolute(url))

@@ -6,7 +6,7 @@ import os
 
 from featstore.errors import StoreError
 
-_CREDENTIALS = (
+_AWS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN too, if there is one), or "
     "AWS_SKIP_SIGNATURE=true for a bucket that anyone may read"
 )
@@ -26,12 +26,19 @@ def refuse_forked(where: str) -> None:
         )
 
 
-def explain(said: str) -> tuple[str, str]:
-    """Return what is the matter with a place of which obstore said `said`, and the remedy."""
+def explain(said: str, where: str) -> tuple[str, str]:
+    """Return what is the matter with the place `where` of which obstore said `said`, and the remedy."""
+    others = "set the environment variables by which obstore is told its credentials"
+    credentials = _AWS if where.startswith("s3") else others
     if any(words in said for words in _REFUSED) or "necessary privileges" in said:
-        return "refuses these credentials", _CREDENTIALS
+        return "refuses these credentials", credentials
     if "169.254." in said or "nable to load credentials" in said or "ssing credentials" in said:
-        return "cannot be asked without credentials", _CREDENTIALS
+        return "cannot be asked without credentials", credentials
+    if "Range request not supported" in said:
+        return (
+            "answers without ranges of bytes, by which records are read",
+            "have a web server that knows ranges serve the files (python -m http.server does not)",
+        )
     return "does not answer", "see whether its server is up and reached from here, then try again"
 
 

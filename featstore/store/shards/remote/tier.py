@@ -156,8 +156,8 @@ class LocalTier:
                 raise StoreDamaged(
                     f"a record of {length} bytes came as {at - LMDB_VALUE_OFFSET} with xxh3-128 {hasher.hexdigest()}, "
                     f"the index of its shard says {digest.hex()}; what came is not kept",
-                    remedy="read it again; if it stays so, the shard is damaged where it came from: remove its file there "
-                    "and push it again",
+                    remedy="read it again; if it stays so, its shard is damaged where it came from: remove that file "
+                    "there, and push it again",
                 )
             make_folder(path.parent)
             self._verified[digest] = time.time()

@@ -15,7 +15,7 @@ import os
 from typing import TYPE_CHECKING
 
 from featstore.errors import StoreError, StoreFull
-from featstore.store.paths import because, make_folder, refusal
+from featstore.store.paths import because, explained, make_folder, refusal
 from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ class TierRoom:
         """Make the folders that it needs; raise StoreError if that cannot be."""
         self.folder, self.max_bytes = folder, max_bytes
         self.fetching, self._locks = folder / ".fetching", folder / ".locks"
+        self._make_folders()
+
+    def _make_folders(self) -> None:
         for made in (self._locks, self.fetching):
             make_folder(made)
 
@@ -92,6 +95,7 @@ class TierRoom:
     def locked(self, name: str) -> Iterator[int]:
         """Hold a lock, between processes and threads; it goes with its process."""
         path = self._locks / name
+        self._make_folders()  # if they were removed since
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as exc:
@@ -138,14 +142,15 @@ class TierRoom:
     def _being_fetched(self) -> int:
         """Return the bytes of files that are being fetched; those that a killed process left are removed."""
         total = 0
-        for entry in [*os.scandir(self.fetching)]:
-            with contextlib.suppress(FileNotFoundError), open(entry.path, "rb") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    total += os.fstat(file.fileno()).st_size
-                else:
-                    os.unlink(entry.path)
+        with explained(f"{self.fetching} cannot be looked into"):
+            for entry in [*os.scandir(self.fetching)]:
+                with contextlib.suppress(FileNotFoundError), open(entry.path, "rb") as file:
+                    try:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        total += os.fstat(file.fileno()).st_size
+                    else:
+                        os.unlink(entry.path)
         return total
 
 

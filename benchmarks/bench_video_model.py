@@ -15,7 +15,7 @@ from typing import Any
 import click
 import torch
 import transformers
-from make_sample_clips import make_sample_clips
+from make_sample_clips import draw_bouncing_ball, make_clip
 from make_tiny_video_model import QWEN_TEMPLATE, processor, tiny_model, write_video_tokenizer
 from measure import describe, machine, show_ratio, show_time, table, write_results
 
@@ -39,7 +39,7 @@ ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]
 @click.option(
     "--video",
     type=click.Path(exists=True, path_type=Path),
-    help="A file; by default a short clip.",
+    help="A file; by default one of half a second for each frame.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Write text and JSON here.")
 def main(
@@ -57,8 +57,9 @@ def main(
         facts = machine(("featstore", "torch", "transformers"), work)
         checkpoint = write_checkpoint(work / "model", device, tiny=tiny)
         if video is None:
-            make_sample_clips(work)
-            video = sorted(work.glob("*.mp4"))[0]
+            video = work / "ball.mp4"
+            size = {"width": 640, "height": 360}
+            make_clip(video, fps=4, frames=2 * nframe, draw=draw_bouncing_ball, **size)
         options: dict[str, Any] = {
             "device": device,
             "sampling": Sampling(nframe, "qwen"),

@@ -5,11 +5,12 @@ compares neighbours in time. For records of LongVA-7B's size and for many small 
 
     python benchmarks/bench_get.py
 
-It takes some ten minutes and 3 GB of a real disk.
+It takes some fifteen minutes and 3 GB of a real disk.
 
 open:    to a reader that can be asked, in a process that has imported everything.
 lookup:  from a video's id to its arrays, ready to compute with.
 read:    from a video's id to all its bytes in a buffer that was there before.
+many:    from 64 ids to their finished features, one float32 array.
 hot:     all files in the page cache and, but for first lookups, read before through the same reader.
 cold:    all files evicted before each call.
 """
@@ -49,7 +50,16 @@ from measure import (
     table,
     write_results,
 )
-from peers import OTHERS, Featstore, FeatstoreFirst, FeatstoreNever, Peer, Videos, as_bytes
+from peers import (
+    OTHERS,
+    Featstore,
+    FeatstoreFirst,
+    FeatstoreNever,
+    FeatstoreSingly,
+    Peer,
+    Videos,
+    as_bytes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,6 +83,7 @@ FILE_BYTES = (
 )  # what a small record takes at most beside its own bytes, as a file or with its header
 MAX_RESIDENT_SHARE = 0.01  # above it a file was not evicted
 SMALL_PICKS = 2000
+BATCH = 64  # videos of a call of `many`
 
 # What ours is compared by: hot, a lookup of a record that this process has proved; cold, the first of a new process.
 BASES: dict[str, type[Featstore]] = {"hot": Featstore, "cold": FeatstoreFirst}
@@ -157,7 +168,7 @@ class Comparison:
         """Measure everything."""
         ours = Featstore(self._place("featstore"), self.kind.videos)
         self._prepare(ours)
-        for variant in (FeatstoreFirst, FeatstoreNever):
+        for variant in (FeatstoreSingly, FeatstoreFirst, FeatstoreNever):
             self._measure(variant(ours.folder, self.kind.videos), ours.folder)
         for cls in OTHERS:
             missing = [module for module in cls.needs if not installed(module)]
@@ -169,7 +180,8 @@ class Comparison:
             self._measure(peer, ours.folder)
             shutil.rmtree(peer.folder)
         for (operation, cache), timings in self.ours.items():
-            name = "featstore" if operation == "open" else BASES[cache].name
+            names = {"open": "featstore", "many": "featstore, get_many"}
+            name = names.get(operation, BASES[cache].name)
             self._add(operation, cache, name, timings, 1.0)
         if ("read", "hot") in self.kind.stages:
             self._measure_memory()
@@ -210,12 +222,23 @@ class Comparison:
             digest.update(got.data)
         return digest.hexdigest()
 
+    def _prove_many(self, *peers: Peer) -> None:
+        """End the run where two give other features of many videos; bf16 ones are rounded."""
+        ids = self.kind.order(seed=0)[:BATCH]
+        one, other = (peer.many(peer.open(), ids) for peer in peers)
+        if not np.allclose(one, other, rtol=2**-8 if peers[1].dtype == "bf16" else 0, atol=0):
+            raise click.ClickException(f"{peers[1].name} returned other features than featstore")
+
     def _measure(self, peer: Peer, ours: Path) -> None:
         spare_the_living()
         for operation, cache in self.kind.stages:
             base = BASES[cache](ours, self.kind.videos)
             if type(base) is type(peer) or (operation == "open" and not self._opens(peer)):
                 continue
+            if isinstance(peer, FeatstoreSingly) and operation != "many":
+                continue
+            if operation == "many":
+                self._prove_many(base, peer)
             if cache == "cold" and not (self._evictable(base) and self._evictable(peer)):
                 continue
             mine, theirs = Timings([]), Timings([])
@@ -249,15 +272,19 @@ class Comparison:
             evict(peer.folder)
             self.report.resident = max(self.report.resident, resident_share(peer.folder))
         reader = None if operation == "open" else peer.open()
-        call = peer.get if operation == "lookup" else partial(peer.read, out=self._buffer(peer))
+        asked: Sequence[Any] = ids
+        if operation == "many":
+            asked = [ids[i : i + BATCH] for i in range(0, len(ids), BATCH)]
+        calls = {"lookup": peer.get, "many": peer.many}
+        call = calls.get(operation) or partial(peer.read, out=self._buffer(peer))
         if cache == "hot" and peer.warm and operation != "open":
-            for video in ids:
-                call(reader, video)
+            for what in asked:
+                call(reader, what)
         with no_collection():
-            for video in ids:
+            for what in asked:
                 if cache == "cold":
                     evict(peer.folder)
-                timings.time(peer.open if operation == "open" else partial(call, reader, video))
+                timings.time(peer.open if operation == "open" else partial(call, reader, what))
         return timings
 
     def _buffer(self, peer: Peer) -> NDArray[np.uint8]:
@@ -300,6 +327,7 @@ TITLES = {
     ): "lookup, cold: see the column disk for who has read by then and who will have to",
     ("read", "hot"): "read, hot: from an id to all bytes in a buffer that was there before",
     ("read", "cold"): "read, cold",
+    ("many", "hot"): f"many, hot: from {BATCH} ids to their features, one float32 array",
 }
 
 NOTES = """\
@@ -372,9 +400,11 @@ def plot(path: Path, kinds: Sequence[Kind], report: Report) -> str:
 def plan(videos: int, frames: int, small: int, repeats: int) -> list[Kind]:
     """Return what is to be measured."""
     every = tuple((op, cache) for op in ("open", "lookup", "read") for cache in ("hot", "cold"))
-    hot = (("lookup", "hot"), ("read", "hot"))
+    hot = (("lookup", "hot"), ("read", "hot"), ("many", "hot"))
     kinds = [Kind("large", Videos(videos, frames, 144, 3584, "channel"), repeats, every, videos)]
     if small:
+        clips = Videos(max(1, small // 20), 1, 144, 1024, "token")
+        kinds.append(Kind("clips'", clips, 1, hot, 4 * BATCH))
         kinds.append(Kind("small", Videos(small, 1, 1, 1024, "token"), 1, hot, SMALL_PICKS))
     return kinds
 

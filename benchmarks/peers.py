@@ -90,6 +90,11 @@ def as_bytes(part: Any) -> NDArray[np.uint8]:
     return flat
 
 
+def _stack(parts: Sequence[Any]) -> torch.Tensor:
+    is_torch = isinstance(parts[0], torch.Tensor)
+    return torch.stack(parts) if is_torch else torch.from_numpy(np.stack(parts))
+
+
 class Peer:
     """One way to keep features.
 
@@ -128,6 +133,12 @@ class Peer:
             out[start : start + len(data)] = data
             start += len(data)
 
+    def many(self, reader: Any, videos: Sequence[str]) -> NDArray[np.float32]:
+        """Return the features of `videos` as one array (videos, rows, width)."""
+        parts = zip(*[self.get(reader, video) for video in videos], strict=True)
+        values, *scales = map(_stack, parts)
+        return (values.float().mul_(scales[0]) if scales else values.float()).numpy()
+
 
 # --- ours ----------------------------------------------------------------------------------------------------------
 
@@ -164,6 +175,18 @@ class Featstore(Peer):
     def get(self, reader: FeatureStore, video: str) -> Sequence[Any]:
         features = reader[DATASET][video]
         return features.data, *features.scales
+
+    def many(self, reader: FeatureStore, videos: Sequence[str]) -> NDArray[np.float32]:
+        found = reader[DATASET].get_many(videos)
+        assert not isinstance(found, list)
+        return found
+
+
+class FeatstoreSingly(Featstore):
+    name = "featstore, a lookup each"
+
+    def many(self, reader: FeatureStore, videos: Sequence[str]) -> NDArray[np.float32]:
+        return np.stack([reader[DATASET][video].numpy() for video in videos])
 
 
 class FeatstoreFirst(Featstore):
@@ -400,6 +423,35 @@ class LmdbPickle(Peer):
             return tuple(pickle.loads(txn.get(video.encode(), b"")).values())
 
 
+class LmdbBytes(LmdbPickle):
+    """LMDB's own get of the bare bytes, for who knows all shapes beforehand; copied, since a view outlives nothing."""
+
+    name = "LMDB, get of bytes"
+
+    def write(self) -> None:
+        with lmdb.open(str(self.folder), map_size=1 << 36, sync=False) as env:
+            for video in self.videos.ids:
+                parts = [as_bytes(part).tobytes() for part in self.videos.parts(video).values()]
+                with env.begin(write=True) as txn:
+                    txn.put(video.encode(), b"".join(parts))
+            env.sync(True)
+
+    def get(self, reader: lmdb.Environment, video: str) -> Sequence[Any]:
+        with reader.begin() as txn:
+            return self._cut(txn.get(video.encode(), b""))
+
+    def many(self, reader: lmdb.Environment, videos: Sequence[str]) -> NDArray[np.float32]:
+        with reader.begin() as txn:
+            parts = [self._cut(txn.get(video.encode(), b"")) for video in videos]
+        values, scales = (np.stack(part) for part in zip(*parts, strict=True))
+        return np.multiply(values, scales, dtype=np.float32)
+
+    def _cut(self, data: bytes) -> Sequence[Any]:
+        at = self.videos.shape[0] * self.videos.shape[1]
+        values, scale = np.frombuffer(data, np.int8, at), np.frombuffer(data, np.float32, -1, at)
+        return values.reshape(self.videos.shape), scale.reshape(self.videos.scale_shape)
+
+
 OTHERS: tuple[type[Peer], ...] = (
     TorchSave,
     TorchSaveBf16,
@@ -412,4 +464,5 @@ OTHERS: tuple[type[Peer], ...] = (
     HuggingFaceArrow,
     H5py,
     LmdbPickle,
+    LmdbBytes,
 )

@@ -23,6 +23,7 @@ ALWAYS = {
     ".npy, np.load(mmap_mode='r')",
     "plain file, readinto",
     "LMDB + pickle",
+    "LMDB, get of bytes",
 }
 OPTIONAL = {
     "HF datasets": "datasets",
@@ -75,6 +76,15 @@ def test_bench_get_measures_every_peer_that_is_installed(get, peers, records, op
     assert {row["peer"] for row in rows} - {"(memcpy alone)"} == peers | ours
     assert all(row["peer"] in text for row in rows)
     assert all(row["summary"]["count"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("records", ["clips'", "small"])
+def test_bench_get_measures_many_at_once_beside_a_lookup_each(get, peers, records):
+    rows = [
+        row for row in get[0]["rows"] if (row["records"], row["operation"]) == (records, "many")
+    ]
+    ours = {"get_many", "a lookup each", "first lookup", "verify=never"}
+    assert {row["peer"] for row in rows} == peers | {f"featstore, {name}" for name in ours}
 
 
 @pytest.mark.parametrize("records", ["large", "small"])

@@ -26,8 +26,18 @@ class Ran(NamedTuple):
     asked: list[list[str]]
 
 
+@pytest.fixture(scope="module")
+def ranks():
+    """The process that the ranks are forks of."""
+    words = [sys.executable, HERE / "standin_rank.py"]
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+
+
 @pytest.fixture
-def run(kit, tmp_path):
+def run(kit, ranks, tmp_path):
     """Run MLVU, then Video-MME; give rank 0's code and complaints, and what each rank was asked."""
     count = iter(range(1, 10))
 
@@ -35,35 +45,33 @@ def run(kit, tmp_path):
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = str(found.getsockname()[1])
-        command = [sys.executable, HERE / "standin_rank.py", "--model", MODEL, "--data", *data]
-        ranks = [
-            subprocess.Popen(
-                [*command, "--work-dir", tmp_path / "outputs", *arguments],
-                env={
-                    **os.environ,
-                    "RANK": str(rank),
-                    "WORLD_SIZE": str(world),
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": port,
-                    "STANDIN_RUN": str(number),
-                    "CUDA_VISIBLE_DEVICES": "",
-                    **more,
-                },
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for number in [next(count)]
+        words = ["--model", MODEL, "--data", *data, "--work-dir", str(tmp_path / "outputs")]
+        environ = {
+            **os.environ,
+            "WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "STANDIN_RUN": str(next(count)),
+            "CUDA_VISIBLE_DEVICES": "",
+            **more,
+        }
+        outs, errs = (
+            [tmp_path / f"{name}{rank}" for rank in range(world)] for name in ("out", "err")
+        )
+        asked_for = [
+            {
+                "environ": {**environ, "RANK": str(rank)},
+                "arguments": [*words, *arguments],
+                "out": str(outs[rank]),
+                "err": str(errs[rank]),
+            }
             for rank in range(world)
         ]
-        try:
-            ended = [rank.communicate(timeout=120) for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-        asked = [out.partition("asked:")[2].split() for out, _ in ended]
-        lines = [line for line in ended[0][1].splitlines() if line.startswith("  ")]
-        return Ran(ranks[0].returncode, lines, asked)
+        print(json.dumps(asked_for), file=ranks.stdin, flush=True)
+        codes = json.loads(ranks.stdout.readline())
+        asked = [out.read_text().partition("asked:")[2].split() for out in outs]
+        lines = [line for line in errs[0].read_text().splitlines() if line.startswith("  ")]
+        return Ran(codes[0], lines, asked)
 
     return run
 

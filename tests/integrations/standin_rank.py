@@ -1,7 +1,7 @@
 """Ranks of runs of the stand-in, forks of this process, which imports torch once for all of them.
 
-A line of stdin is a run: for each rank its `environ`, the `arguments` of run.py, and the files `out` and `err`. The answer
-is a line with the exit codes.
+A line of stdin is a run: for each rank its `environ`, the `arguments` of run.py, and the files `out` and `err`.
+The answer is a line with the exit codes.
 
 A model as conftest's notes takes CachedLongVA's place. STANDIN_RANK_FAILS says what fails in which rank, as `build:1`,
 `model:1` or `reuse:0`.

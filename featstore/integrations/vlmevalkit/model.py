@@ -1,4 +1,4 @@
-"""CachedLongVA as a model of VLMEvalKit."""
+"""CachedLongVA as a model of VLMEvalKit, and what its models of other families share with it."""
 
 from __future__ import annotations
 
@@ -33,15 +33,45 @@ GENERATION = frozenset(
 unanswerable: dict[str, str] = {}
 
 
-class LongVAMixin:
+class AnsweringMixin:
+    """A video model whose questions may fail one by one, if `keep_going` is set."""
+
+    VIDEO_LLM = True
+    INTERLEAVE = False
+    _keep_going = False
+
+    def generate(self, message: list[dict[str, Any]], dataset: str | None = None) -> str:
+        """Return the answer to a message; FAIL_MSG if it cannot be answered and `keep_going` is set."""
+        try:
+            return self._generate(message, dataset)
+        except LASTING_ERRORS:
+            raise
+        except FeatstoreError as exc:
+            if not self._keep_going:
+                raise
+            return _fail(message, canonical_dataset(dataset or ""), exc)
+
+    def _generate(self, message: list[dict[str, Any]], dataset: str | None) -> str:
+        try:
+            answer: str = super().generate(message, dataset)  # type: ignore[misc]
+            return answer
+        except AssertionError as exc:  # VLMEvalKit's, without a message, if a file is missing
+            for item in _shown(message):
+                if not os.path.isfile(item["value"]):
+                    path = item["value"]
+                    raise VideoError(
+                        f"{path} is missing or is not a file; put it back", path
+                    ) from exc
+            raise
+
+
+class LongVAMixin(AnsweringMixin):
     """LongVA_Cached without VLMEvalKit's BaseModel.
 
     Attributes:
         nframe: Number of frames. VLMEvalKit sets it to the dataset's before a question, if it is above 0.
     """
 
-    VIDEO_LLM = True
-    INTERLEAVE = False
     nframe: int
 
     def __init__(
@@ -76,12 +106,7 @@ class LongVAMixin:
                 featstore.models.CachedLongVA.
         """
         super().__init__()
-        show_on_stderr()
-        if enable_cache and cache_dir is None:
-            raise FeatstoreError(
-                "LongVA_Cached has cache_dir=None; name the cache directory, or pass enable_cache=False to "
-                "decode and encode for every question"
-            )
+        store = choose_store("LongVA_Cached", cache_dir, enable_cache)
         from featstore.models.longva.model import CachedLongVA
 
         self.nframe = nframe
@@ -89,39 +114,13 @@ class LongVAMixin:
         self._generation = {"max_new_tokens": BENCHMARK_MAX_NEW_TOKENS} | {
             name: options.pop(name) for name in GENERATION & options.keys()
         }
-        # After a failed dataset VLMEvalKit builds the model again; a traceback may still refer to the first one.
-        gc.collect()
         self.model = CachedLongVA(
             model_path,
-            cache_dir if enable_cache else None,
+            store,
             sampling=Sampling.parse(sampling, nframe),
             storage=choose_storage(quantize, scale, codec),
             **options,
         )
-
-    def generate(self, message: list[dict[str, Any]], dataset: str | None = None) -> str:
-        """Return the answer to a message; FAIL_MSG if it cannot be answered and `keep_going` is set."""
-        try:
-            return self._generate(message, dataset)
-        except LASTING_ERRORS:
-            raise
-        except FeatstoreError as exc:
-            if not self._keep_going:
-                raise
-            return _fail(message, canonical_dataset(dataset or ""), exc)
-
-    def _generate(self, message: list[dict[str, Any]], dataset: str | None) -> str:
-        try:
-            answer: str = super().generate(message, dataset)  # type: ignore[misc]
-            return answer
-        except AssertionError as exc:  # VLMEvalKit's, without a message, if a file is missing
-            for item in _shown(message):
-                if not os.path.isfile(item["value"]):
-                    path = item["value"]
-                    raise VideoError(
-                        f"{path} is missing or is not a file; put it back", path
-                    ) from exc
-            raise
 
     def generate_inner(self, message: list[dict[str, Any]], dataset: str | None = None) -> str:
         """Return the answer to a message about at most one video."""
@@ -136,6 +135,21 @@ class LongVAMixin:
             images=question.images,
             **self._generation,
         )
+
+
+def choose_store(
+    name: str, cache_dir: str | os.PathLike[str] | None, enable_cache: bool
+) -> str | os.PathLike[str] | None:
+    """Return the cache directory of a model called `name` that is about to be loaded, None for no store."""
+    show_on_stderr()
+    if enable_cache and cache_dir is None:
+        raise FeatstoreError(
+            f"{name} has cache_dir=None; name the cache directory, or pass enable_cache=False to "
+            "decode and encode for every question"
+        )
+    # After a failed dataset VLMEvalKit builds the model again; a traceback may still refer to the first one.
+    gc.collect()
+    return cache_dir if enable_cache else None
 
 
 def _shown(message: Any) -> list[dict[str, Any]]:

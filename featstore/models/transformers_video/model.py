@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from featstore import defaults
@@ -19,10 +20,15 @@ from featstore.models.transformers_video.prompt import Prompter
 from featstore.torch.forked import about_to_compute
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
+    from featstore.models.visual_input import SampledClip
     from featstore.records.storage import Storage
     from featstore.sampling import Sampling
+
+    Content = Callable[[SampledClip], list[dict[str, Any]]]
 
 
 class CachedVideoModel(CachedModel):
@@ -109,53 +115,64 @@ class CachedVideoModel(CachedModel):
 
     def generate(
         self,
-        prompt: str,
+        prompt: str | Content,
         video: str,
         *,
         dataset: str | None = None,
         path: str | os.PathLike[str] | None = None,
         nframe: int | None = None,
+        sampling: Sampling | None = None,
+        sampled_fps: float | None = None,
         system: str | None = None,
         **options: Any,
     ) -> str:
         """Return the answer to a question about a video.
 
         Args:
-            prompt: the question; the video comes before it.
+            prompt: the question; the video comes before it. Or a function that makes a user's message of what is known
+                of the video: parts as chat templates take them, texts and one `{"type": "video"}`.
             video: the video's id in the store.
             dataset: the dataset to look in, in place of the model's own.
             path: the video's file, needed on a miss.
             nframe: number of frames, in place of the model's own.
+            sampling: which frames, in place of the model's own.
+            sampled_fps: frames per second by which Qwen2.5-VL places frames in time; by default of those taken.
             system: the system's part of the conversation, in place of the chat template's own.
             options: fields of transformers' GenerationConfig; by default greedy, at most 1024 new tokens.
 
         Raises:
             as CachedLongVA.generate.
         """
-        ids = self.generate_ids(
-            prompt, video, dataset=dataset, path=path, nframe=nframe, system=system, **options
-        )
-        return self._text(ids)
+        named: dict[str, Any] = {"dataset": dataset, "path": path, "nframe": nframe}
+        named |= {"sampling": sampling, "sampled_fps": sampled_fps, "system": system}
+        return self._text(self.generate_ids(prompt, video, **named, **options))
 
     def generate_ids(
         self,
-        prompt: str,
+        prompt: str | Content,
         video: str,
         *,
         dataset: str | None = None,
         path: str | os.PathLike[str] | None = None,
         nframe: int | None = None,
+        sampling: Sampling | None = None,
+        sampled_fps: float | None = None,
         system: str | None = None,
         **options: Any,
     ) -> list[int]:
         """Return the token ids of the answer; arguments and errors are those of `generate`."""
         about_to_compute(self._encoder.device)
         settings = read_options(self._language.generation, options)
-        content = [{"type": "video"}, {"type": "text", "text": prompt}]
+        request = self._request(video, dataset, path, nframe)
+        if sampling is not None:
+            request = replace(request, spec=replace(self.spec, sampling=sampling))
+        visual = self._source.get(request)
+        assert visual.clip is not None
+        content: Any = [{"type": "video"}, {"type": "text", "text": prompt}]
+        if not isinstance(prompt, str):
+            content = prompt(visual.clip)
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
-        visual = self._source.get(self._request(video, dataset, path, nframe))
-        assert visual.clip is not None
-        found = self._prompter.prompt(self._prompter.text(messages), visual.clip)
+        found = self._prompter.prompt(self._prompter.text(messages), visual.clip, sampled_fps)
         return self._answerer.answer(found, visual, settings)

@@ -57,12 +57,13 @@ class Prompter:
         )
         return written
 
-    def prompt(self, text: str, clip: SampledClip) -> VideoPrompt:
+    def prompt(self, text: str, clip: SampledClip, sampled_fps: float | None = None) -> VideoPrompt:
         """Return the prompt of a conversation with one video.
 
         Args:
             text: as `text` returns it.
             clip: what is known of the video.
+            sampled_fps: the rate by which Qwen2.5-VL places frames in time; by default that of those taken.
 
         Raises:
             CheckpointError: the template has no place for a video.
@@ -86,7 +87,7 @@ class Prompter:
             )
         facts = {"attention_mask": torch.ones_like(ids)}
         if clip.grid is not None and hasattr(self._config.vision_config, "temporal_patch_size"):
-            rate = len(clip.frames) / clip.total_frames * clip.fps
+            rate = sampled_fps or len(clip.frames) / clip.total_frames * clip.fps
             facts |= {
                 "mm_token_type_ids": 2 * (ids == self._video_id).int(),
                 "video_grid_thw": torch.from_numpy(grid),

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 EVERY_SECONDS = 10.0
 EVERY_SECONDS_ALONE = 2.0
-ALONE = "0-of-1"  # the share of an ingest that takes all videos, into one file
+ALONE = "0-of-1"  # the share of an ingest that takes all videos, into one file; what it says lies beside that
+ALONE_FILE = "status.json"
 OLD_SECONDS = 60.0
 MAX_FAILURES = 10_000
 MAX_STATUS_BYTES = 64 << 20
@@ -104,7 +105,11 @@ class Heartbeat:
     ):
         """Begin, unless it is not `on`; without a number of videos, when the first was decoded: all are in its plan."""
         self.state = "starting"
-        self._place, self._name = place, shard_file(dataset, f"{STATUS_FOLDER}/{share}.json")
+        of_share = shard_file(dataset, f"{STATUS_FOLDER}/{share}.json")
+        self._place, self._name = (
+            place,
+            of_share if videos is not None else f"{dataset}/{ALONE_FILE}",
+        )
         self._share, self._videos, self._started = share, videos, time.time()
         self._rounds: list[IngestSummary] = []
         self._on = on
@@ -190,15 +195,16 @@ def pack_status(status: ShareStatus) -> bytes:
 def read_statuses(place: FilePlace, dataset: str) -> tuple[list[ShareStatus], list[str]]:
     """Return what each share of `dataset` said last, and what is wrong with those that cannot be read."""
     folder = shard_file(dataset, STATUS_FOLDER)
+    shares = filter(re.compile(r"[0-9]+-of-[0-9]+\.json").fullmatch, place.names(folder))
+    files = [f"{folder}/{name}" for name in sorted(shares, key=_share_order)]
+    files += [f"{dataset}/{ALONE_FILE}"] * (ALONE_FILE in place.names(dataset))
     found, wrong = [], []
-    for name in sorted(place.names(folder), key=_share_order):
-        if not re.fullmatch(r"[0-9]+-of-[0-9]+\.json", name):
-            continue
+    for name in files:
         try:
-            plain = json.loads(place.read(f"{folder}/{name}", MAX_STATUS_BYTES))
+            plain = json.loads(place.read(name, MAX_STATUS_BYTES))
             found.append(build(ShareStatus, plain))
         except (StoreError, ValueError, RecursionError) as exc:
-            wrong.append(f"{place.where}/{folder}/{name} cannot be read: {plain_line(str(exc))}")
+            wrong.append(f"{place.where}/{name} cannot be read: {plain_line(str(exc))}")
     return found, wrong
 
 

@@ -13,7 +13,7 @@ from featstore.cli._interrupts import INTERRUPTED, stop_on_signals
 from featstore.cli._printing import clock, print_json, print_table
 from featstore.cli._progress import show_count, show_progress
 from featstore.cli._sources import choose_sources
-from featstore.cli._streams import say
+from featstore.cli._streams import note, say
 from featstore.cli._words import how_many
 from featstore.errors import plain_line
 from featstore.system.filesystems import format_bytes
@@ -165,7 +165,7 @@ def show_estimates(
         from featstore.cli._plan_chart import draw_plan
 
         draw_plan(estimates, room, picture)
-        say(f"written to {plain_line(picture)}")
+        note(f"written to {plain_line(picture)}")
     if reasons:
         sys.exit(DOES_NOT_FIT)
 

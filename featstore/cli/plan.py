@@ -9,6 +9,7 @@ import click
 from featstore.cli._encoder_options import FROZEN, encoder_recipe
 from featstore.cli._estimates import plan_sources, show_estimates
 from featstore.cli._ingest_options import choose_storage, ingest_options
+from featstore.cli._log_options import log_options
 from featstore.cli._options import FiniteRange, usage_errors
 from featstore.cli._sources import choose_sampling, given_ways, option_of
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     type=click.Path(dir_okay=False),
     help="Draw the bytes of each storage, by dataset, into this .png file; needs featstore[report].",
 )
+@log_options
 def plan(
     videos_count: int | None, hours: float | None, measure: bool, out: str | None, **options: Any
 ) -> None:

@@ -10,9 +10,10 @@ import click
 
 from featstore import __version__, defaults
 from featstore.cli._files import write_file
+from featstore.cli._log_options import log_options
 from featstore.cli._options import cache_dir_option, json_option, named_values
 from featstore.cli._printing import print_json
-from featstore.cli._streams import say
+from featstore.cli._streams import note, say
 from featstore.cli._words import how_many
 from featstore.errors import plain_line
 from featstore.fields import all_finite, time_text
@@ -55,6 +56,7 @@ _LINE_SECONDS = 10.0  # between lines of progress
     "Repeatable.",
 )
 @json_option
+@log_options
 def report(
     cache_dir: str, out: str, statistics: tuple[str, ...], lists: dict[str, str], as_json: bool
 ) -> None:
@@ -112,7 +114,7 @@ def _line_from_time_to_time() -> Callable[[int], None]:
         nonlocal last
         if time.monotonic() - last >= _LINE_SECONDS:
             last = time.monotonic()
-            say(f"{rows:,} rows read")
+            note(f"{rows:,} rows read")
 
     return on_rows
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from featstore.cli._completion import complete_video
+from featstore.cli._log_options import log_options
 from featstore.cli._options import (
     SOME_FAILED,
     cache_dir_option,
@@ -55,6 +56,7 @@ _WILD = "*?["  # an id with one of these may be a pattern
 )
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @json_option
+@log_options
 def rm(
     cache_dir: str,
     dataset: str,

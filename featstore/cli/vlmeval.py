@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from featstore import defaults
+from featstore.cli._log_options import log_options
 from featstore.cli._options import json_or_text, named_values, not_empty
 
 
@@ -57,6 +58,7 @@ from featstore.cli._options import json_or_text, named_values, not_empty
     "listed at the end, the exit code is 1, and run.py's --reuse asks the questions again. Without this option such a "
     "video ends its dataset.",
 )
+@log_options
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def vlmeval(
     run_py: str | None,

@@ -100,8 +100,12 @@ def test_commands_of_a_store(run, tmp_path):
     run("merge {}/new --cache-dir {}/merged --dataset demo")
     run("cp {}/cache --cache-dir {}/merged --dataset demo --as again")
     run("mv {}/merged --cache-dir {}/merged --dataset again --as moved")
+    run("show --cache-dir {}/cache --dataset demo a -o {}/a.png")
     run("compact --cache-dir {}/merged --dataset demo")
     assert run("seal --cache-dir {}/merged --dataset demo")["sealed"]
+    assert run("push {}/merged {}/bucket --dataset demo") == run(
+        "pull {}/bucket --cache-dir {}/here"
+    )
     run("rm --cache-dir {}/cache --dataset demo --video a --video c --yes", exits=(3,))
     run("rm --cache-dir {}/cache --dataset demo --yes")
 

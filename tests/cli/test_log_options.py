@@ -92,3 +92,13 @@ def test_what_is_said_without_a_stderr_costs_nothing(monkeypatch):
     show_log()
     monkeypatch.setattr("sys.stderr", None)
     tell("featstore.models", "nobody sees this")
+
+
+def test_every_command_that_takes_long_has_them():
+    quick = {"default", "get", "info", "ls", "shape", "show", "status"}
+    having = {
+        name
+        for name, command in main.commands.items()
+        if any("--log-file" in option.opts for option in command.params)
+    }
+    assert having == {*main.commands} - quick - {"lmms-eval"}, "lmms-eval has its own"

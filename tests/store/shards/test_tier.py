@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import shutil
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from featstore.records.record import LMDB_VALUE_OFFSET
 from featstore.store.maintenance import push_pull
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.shards.places import LocalPlace
+from featstore.store.shards.remote.obstore_words import ask
 from featstore.store.shards.remote.tier import LocalTier
 from featstore.system.filesystems import parse_bytes
 
@@ -248,8 +250,68 @@ def test_a_newer_list_is_read_when_it_is_time(share, tmp_path, monkeypatch):
         push_pull.push(more, str(share))
     assert "new1" not in store["demo"]
     monkeypatch.setattr(reading, "REMOTE_REFRESH", 0)
-    assert "new0" in store["demo"]
+    deadline = time.monotonic() + 60
+    while "new0" not in store["demo"] and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert "new1" in store["demo"]
+
+
+def test_a_server_that_does_not_answer_holds_up_no_lookup_of_what_is_there(
+    share, tmp_path, monkeypatch
+):
+    from featstore.store.shards.remote import reading
+
+    demo = featstore.open(share, local=tmp_path / "local")["demo"]
+    demo["v1"]
+    silent = threading.Event()
+    monkeypatch.setattr(reading, "REMOTE_REFRESH", 0)
+    monkeypatch.setattr(reading, "copy_list", lambda *given: silent.wait(60) and None)
+    demo["v1"]
+    silent.set()
+
+
+def test_a_signal_interrupts_who_waits_for_a_store():
+    answered = threading.Event()
+
+    def answer():
+        os.kill(os.getpid(), signal.SIGINT)
+        answered.wait(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        ask(answer)
+    answered.set()
+    assert [ask(len, "ab"), ask(next, iter(()), None)] == [2, None]
+    with pytest.raises(ZeroDivisionError):
+        ask(divmod, 1, 0)
+
+
+def test_a_dataset_that_is_one_file_is_not_called_missing(share, tmp_path):
+    store_videos(tmp_path / "share", "file", VIDEOS)
+    with pytest.raises(StoreMismatch, match="is one file"):
+        featstore.open(share, local=tmp_path / "local")["file"]
+    with pytest.raises(StoreMismatch, match="has single records of"):
+        featstore.open(tmp_path / "local", local=tmp_path / "other")
+
+
+def test_a_lock_goes_with_its_fetch_also_if_a_child_was_forked_meanwhile(tmp_path):
+    tier = LocalTier(tmp_path, 1 << 20)
+    children = []
+
+    def fetch(take):
+        children.append(os.fork())
+        if not children[0]:
+            time.sleep(60)
+            os._exit(0)
+        take(memoryview(content(1)))
+
+    tier.get("demo", digest(1), 1000, fetch)
+    try:
+        for path in (tmp_path / ".locks").iterdir():
+            with open(path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.kill(children[0], signal.SIGKILL)
+        os.waitpid(children[0], 0)
 
 
 def test_no_more_bytes_are_kept_than_allowed_and_the_oldest_go(tmp_path):

@@ -16,7 +16,7 @@ from featstore.defaults import REMOTE_CONNECT_TIMEOUT, REMOTE_RETRIES, REMOTE_TI
 from featstore.errors import MissingExtra, StoreDamaged, StoreError, StoreNotFound
 from featstore.store.shards.manifest_list import MAX_NUMBER, list_name
 from featstore.store.shards.places import GOOD_COPY, verified_pieces
-from featstore.store.shards.remote.obstore_words import explain, refuse_forked, short
+from featstore.store.shards.remote.obstore_words import ask, explain, refuse_forked, short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,7 +54,7 @@ class BucketPlace:
         if self.is_web:
             return self._lists(folder)
         with self._told(folder):
-            found = obstore.list_with_delimiter(self._store, f"{folder}/")
+            found = ask(obstore.list_with_delimiter, self._store, f"{folder}/")
         return {each["path"].rpartition("/")[2]: each["size"] for each in found["objects"]}
 
     def folders(self) -> list[str]:
@@ -64,7 +64,7 @@ class BucketPlace:
         if self.is_web:
             raise StoreError(f"{self.where} is a web server, which lists no folders", remedy=_NAME)
         with self._told(""):
-            found = obstore.list_with_delimiter(self._store)
+            found = ask(obstore.list_with_delimiter, self._store)
         return sorted(each.rstrip("/").rpartition("/")[2] for each in found["common_prefixes"])
 
     def read(self, name: str, most: int) -> bytes:
@@ -72,7 +72,7 @@ class BucketPlace:
         import obstore
 
         with self._told(name):
-            size = obstore.head(self._store, name)["size"]
+            size = ask(obstore.head, self._store, name)["size"]
         if size > most:
             raise StoreDamaged(
                 f"{self.where}/{name} has {size} bytes, more than such a file can have",
@@ -104,8 +104,9 @@ class BucketPlace:
             try:
                 with self._told(name, offset, length):
                     options: Any = {"range": (offset + done, offset + length)}
-                    answer = obstore.get(self._store, name, options=options)
-                    for chunk in answer.stream(min_chunk_size=READ_BYTES):
+                    answer = ask(obstore.get, self._store, name, options=options)
+                    stream = iter(answer.stream(min_chunk_size=READ_BYTES))
+                    while (chunk := ask(next, stream, None)) is not None:
                         piece = memoryview(chunk)[: length - done]
                         take(piece)
                         done += len(piece)
@@ -129,7 +130,7 @@ class BucketPlace:
         self.refuse_writing()
         with self._told(name):
             try:
-                obstore.put(self._store, name, data, mode="create", use_multipart=False)
+                ask(obstore.put, self._store, name, data, mode="create", use_multipart=False)
             except (AlreadyExistsError, PreconditionError):
                 return False
         return True
@@ -140,7 +141,8 @@ class BucketPlace:
 
         self.refuse_writing()
         with self._told(name):
-            obstore.put(open_store(self.where, UPLOAD_TIMEOUT), name, data, chunk_size=PART_BYTES)
+            store = open_store(self.where, UPLOAD_TIMEOUT)
+            ask(obstore.put, store, name, data, chunk_size=PART_BYTES)
 
     def upload(self, name: str, path: Path) -> None:
         """Copy a file in parts; the object appears when all are there and what was read is verified."""
@@ -150,7 +152,8 @@ class BucketPlace:
         wrong: list[StoreError] = []
         try:
             with self._told(name):
-                obstore.put(
+                ask(
+                    obstore.put,
                     open_store(self.where, UPLOAD_TIMEOUT),
                     name,
                     _noted(verified_pieces(path, name), wrong),
@@ -163,7 +166,7 @@ class BucketPlace:
                 raise wrong[0] from exc
             raise
         with self._told(name):
-            size = obstore.head(self._store, name)["size"]
+            size = ask(obstore.head, self._store, name)["size"]
         if size != path.stat().st_size:
             raise StoreDamaged(
                 f"{self.where}/{name} has {size} bytes after the upload of {path.stat().st_size}",
@@ -193,7 +196,7 @@ class BucketPlace:
 
         try:
             with self._told(name):
-                obstore.head(self._store, name)
+                ask(obstore.head, self._store, name)
         except StoreNotFound:
             return False
         return True
@@ -261,8 +264,10 @@ def open_store(url: str, timeout: float, headers: dict[str, str] | None = None) 
         "allow_http": endpoint.startswith("http://"),
         "default_headers": headers or {},
     }
-    # A try that brings nothing is counted in `stream`; these are for single requests.
-    retries: Any = {"max_retries": REMOTE_RETRIES, "retry_timeout": timedelta(seconds=4 * timeout)}
+    # A try that brings nothing is counted in `stream`; these are for single requests. One that gets no answer at all,
+    # which takes the whole timeout, is tried once more.
+    limit = timedelta(seconds=1.5 * timeout)
+    retries: Any = {"max_retries": REMOTE_RETRIES, "retry_timeout": limit}
     try:
         return from_url(url, client_options=options, retry_config=retries)
     except Exception as exc:  # obstore raises several unrelated types for what it does not know

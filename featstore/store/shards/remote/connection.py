@@ -22,6 +22,7 @@ from featstore.store.paths import (
     because,
     dataset_names,
     explained,
+    has_data,
     is_dataset_name,
     make_folder,
 )
@@ -88,6 +89,9 @@ def connect(
         )
     refuse_network(folder)
     place = open_place(where)
+    there = read_remote(place.root) if isinstance(place, LocalPlace) else None
+    if there is not None:
+        raise StoreMismatch(f"{where} has single records of {there.url}", remedy="open that")
     # Another process may have made it in the meantime.
     if before is None and _is_cache(folder) and read_remote(folder) is None:
         raise StoreMismatch(
@@ -184,7 +188,13 @@ def find_dataset(folder: Path, dataset: str) -> bool:
     remote = read_remote(folder)
     if remote is None or not is_dataset_name(dataset):
         return False
-    return copy_list(place_of(remote.url), dataset, folder) is not None
+    place = place_of(remote.url)
+    if isinstance(place, LocalPlace) and has_data(place.root / dataset):
+        raise StoreMismatch(
+            f"{place.where}/{dataset} is one file, of which no single records are read from elsewhere",
+            remedy="make shards of it by featstore push CACHE FOLDER, and open that; or copy it with featstore merge",
+        )
+    return copy_list(place, dataset, folder) is not None
 
 
 def _is_cache(folder: Path) -> bool:

@@ -1,10 +1,20 @@
-"""What obstore says when something fails, in our words; and that it does not work in a forked process."""
+"""What obstore says when something fails, in our words; how it is called, which signals do not reach, nor forks."""
 
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from featstore.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Answer = TypeVar("Answer")
 
 _AWS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN too, if there is one), or "
@@ -24,6 +34,39 @@ def refuse_forked(where: str) -> None:
             remedy="start processes by spawn (a DataLoader with multiprocessing_context='spawn'), or fork before the "
             "store is first opened; what was fetched before is served all the same",
         )
+
+
+class _Caller:
+    """A thread that calls what it is given, one after the other."""
+
+    def __init__(self) -> None:
+        self.asked: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        threading.Thread(target=self._run, name="featstore-ask", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            future, call = self.asked.get()
+            try:
+                future.set_result(call())
+            except BaseException as exc:  # of whom it concerns: who waits for the answer
+                future.set_exception(exc)
+
+
+_callers: list[_Caller] = []  # those that wait for a call
+
+
+def ask(call: Callable[..., Answer], *arguments: Any, **options: Any) -> Answer:
+    """Return what a function of obstore does. A signal interrupts who waits for it, but not obstore, which goes on."""
+    if threading.current_thread() is not threading.main_thread():  # others get no signals
+        return call(*arguments, **options)
+    caller = _callers.pop() if _callers else _Caller()
+    future: Future[Answer] = Future()
+    caller.asked.put((future, partial(call, *arguments, **options)))
+    try:
+        return future.result()
+    finally:
+        if future.done():
+            _callers.append(caller)
 
 
 def explain(said: str, where: str) -> tuple[str, str]:

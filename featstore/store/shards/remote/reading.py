@@ -14,7 +14,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from featstore.defaults import REMOTE_REFRESH
-from featstore.errors import FeatstoreError, StoreDamaged, StoreError
+from featstore.errors import FeatstoreError, StoreDamaged
 from featstore.records.record import LMDB_VALUE_OFFSET
 from featstore.store.shards.base import Located
 from featstore.store.shards.places import shard_file
@@ -103,20 +103,22 @@ class RemoteReader(ShardReader):
         self._asking = threading.Lock()
 
     def snapshot(self) -> ShardSnapshot:
-        """Return the newest commit that is known; if the server does not answer, the one of before."""
+        """Return the newest commit that is known; the server is asked beside, however long it takes to answer."""
         due = time.monotonic() - self._asked > REMOTE_REFRESH
         if due and self._asking.acquire(blocking=False):
-            try:
-                with contextlib.suppress(StoreError):
-                    place = place_of(self._url)
-                    found = copy_list(place, self.path.name, self.path.parent)
-                    if found is not None and self._newest is not None:
-                        # Not all lists are copied, so the one after this one may never come.
-                        self._newest = self._newest if self._newest.txn_id == found.number else None
-            finally:
-                self._asked = time.monotonic()
-                self._asking.release()
+            threading.Thread(target=self._ask, name="featstore-list", daemon=True).start()
         return super().snapshot()
+
+    def _ask(self) -> None:
+        try:
+            with contextlib.suppress(FeatstoreError):
+                found = copy_list(place_of(self._url), self.path.name, self.path.parent)
+                if found is not None and self._newest is not None:
+                    # Not all lists are copied, so the one after this one may never come.
+                    self._newest = self._newest if self._newest.txn_id == found.number else None
+        finally:
+            self._asked = time.monotonic()
+            self._asking.release()
 
     def _read(self) -> ShardSnapshot:
         try:

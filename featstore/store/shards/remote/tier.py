@@ -22,7 +22,7 @@ import xxhash
 from featstore.errors import StoreDamaged, StoreError
 from featstore.records.record import LMDB_VALUE_OFFSET
 from featstore.store.paths import because, explained, make_folder
-from featstore.store.shards.remote.tier_room import RECORDS_FOLDER, TierRoom
+from featstore.store.shards.remote.tier_room import RECORDS_FOLDER, TierRoom, unlock
 from featstore.system.file_map import FixedMap
 from featstore.system.filesystems import format_bytes
 
@@ -167,7 +167,7 @@ class LocalTier:
             self._room.give_back(draft, size)
             raise
         finally:
-            os.close(fd)
+            unlock(fd)
 
 
 def _digest(memory: FixedMap, length: int) -> bytes:

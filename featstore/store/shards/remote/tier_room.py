@@ -104,7 +104,7 @@ class TierRoom:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield fd
         finally:
-            os.close(fd)
+            unlock(fd)
 
     def _evict(self, size: int) -> int:
         """Remove what was used longest ago until `size` bytes fit, and some more; return the bytes that are left."""
@@ -152,6 +152,14 @@ class TierRoom:
                     else:
                         os.unlink(entry.path)
         return total
+
+
+def unlock(fd: int) -> None:
+    """Close a file that is locked; its lock goes also if a child was forked meanwhile, which has the file open too."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    finally:
+        os.close(fd)
 
 
 def _folders(path: Path | str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections import Counter
 from operator import itemgetter
 from pathlib import Path
@@ -104,20 +105,20 @@ def describe_store(
 
 
 def write_cache_meta(cache_dir: str | os.PathLike[str], *, forget: str | None = None) -> None:
-    """Rewrite cache_meta.json at once, so that no reader sees half of it.
+    """Rewrite cache_meta.json at once, so that no reader sees half of it; `written` in it says when it was true.
 
     It is for people and scripts; featstore itself reads from it only which datasets were lost, so a disk too full for
     it costs nothing else. So it does not list what never could be read: a folder that was renamed is no dataset of that
     name, and its end no loss. forget: a dataset that is to be removed.
     """
-    target = Path(cache_dir) / META_FILE
+    target, now = Path(cache_dir) / META_FILE, time_text(time.time())
     described, listed = describe_store(cache_dir), listed_datasets(cache_dir) - {forget}
     described["datasets"] = {
         name: found
         for name, found in described["datasets"].items()
         if name != forget and (name in listed or "problems" not in found)
     }
-    text = json.dumps(described, indent=2) + "\n"
+    text = json.dumps({"written": now, **described}, indent=2) + "\n"
     with contextlib.suppress(OSError), write_atomically(target) as file:
         file.write(text.encode())
 

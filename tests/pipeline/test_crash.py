@@ -1,5 +1,6 @@
 """Kill real ingests at random moments: no committed video is lost, no half video visible, the next run completes."""
 
+import json
 import os
 import random
 import shutil
@@ -118,6 +119,7 @@ def test_an_interrupt_ends_with_130_and_the_same_command_goes_on(videos, cache, 
     assert process.returncode == 130
     assert "demo:" in out
     first = stored(cache)
+    assert json.loads((cache / "cache_meta.json").read_text())["videos"] == len(first)
     assert subprocess.run(command(videos, cache), check=False, capture_output=True).returncode == 0
     assert first.items() <= stored(cache).items()
     assert len(stored(cache)) == VIDEOS

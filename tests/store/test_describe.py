@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+from datetime import datetime
+from unittest.mock import ANY
 
 import pytest
 from damage import put_raw
@@ -108,7 +110,7 @@ def test_a_store_is_listed_without_a_row_of_a_video(two, monkeypatch):
     assert (found["videos"], found["record_bytes"]) == (2, 2 * (4080 + 128))
     assert not {"error", "decoders", "doubts"} & {*found["datasets"]["demo"]["feature_sets"][0]}
     write_cache_meta(two)
-    assert json.loads((two / "cache_meta.json").read_text()) == found
+    assert json.loads((two / "cache_meta.json").read_text()) == found | {"written": ANY}
     with pytest.raises(AssertionError, match="rows of catalog are read"):
         describe_store(two, rows=True)
 
@@ -150,6 +152,22 @@ def test_what_a_merge_brought_in_another_storage_is_told_and_is_no_work(two, tmp
     four, eight = describe_dataset(two, "demo")["feature_sets"]
     assert four["storages"] == {"int8/channel_token": 2, "bf16": 1, "int8/channel lz4": 1}
     assert (four["stored_otherwise"], eight["storages"]) == (0, {})
+
+
+def test_the_file_says_until_when_it_is_true(two):
+    """Whoever is killed after a commit leaves it without what came later."""
+    write_cache_meta(two)
+    before = json.loads((two / "cache_meta.json").read_text())
+    with FeatureWriter(two, "demo", min_free=0) as writer:
+        writer.add_set(FOUR)
+        writer.fail(Failure("late", "/late.mp4", FOUR.digest, "no frames", 0.0))
+    written = datetime.fromisoformat(before["written"])
+    assert written.timestamp() <= os.stat(two / "demo" / "data.mdb").st_mtime
+    assert before["datasets"]["demo"]["failures"] == 1
+    write_cache_meta(two)
+    after = json.loads((two / "cache_meta.json").read_text())
+    assert after["datasets"]["demo"]["failures"] == 2
+    assert datetime.fromisoformat(after["written"]) >= written
 
 
 def test_a_disk_too_full_for_the_description_costs_nothing_else(two, monkeypatch):

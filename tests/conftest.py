@@ -3,10 +3,16 @@
 import os
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Before torch is loaded, here and in what the tests start: two threads on a core that others use wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import make_sample_clips as tool
 from checkpoints import (  # fixtures
     altered,  # noqa: F401
     bf16_attention,  # noqa: F401
@@ -16,10 +22,10 @@ from checkpoints import (  # fixtures
     reference,  # noqa: F401
     tiny,  # noqa: F401
 )
-from make_sample_clips import make_sample_clips
-from quick import load_profile
+from quick import load_profile, weight
 
 from featstore.checkpoints import files
+from featstore.pipeline import ingest
 from featstore.store import reader
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.paths import dataset_names
@@ -32,6 +38,24 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 def pytest_configure(config: pytest.Config) -> None:
     load_profile(config.option.markexpr)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the files that take long, so that no worker is left with one at the end.
+
+    Coverage is measured of the first case of each test, and not of properties: it doubles the time of what it measures.
+    """
+    weights: Counter[Path] = Counter()
+    for item in items:
+        weights[item.path] += weight(item)
+    items.sort(key=lambda item: -weights[item.path])
+    if config.pluginmanager.hasplugin("_cov"):
+        seen = set()
+        for item in items:
+            test = item.nodeid.partition("[")[0]
+            if test in seen or getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+                item.add_marker(pytest.mark.no_cover)
+            seen.add(test)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,10 +72,25 @@ def no_request_to_the_hub() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_decoder_by_default() -> Iterator[None]:
+    """An ingest in a test's own process decodes in one other, unless it is told in how many: each costs its start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ingest, "default_workers", lambda: 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def sample_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The clips of tools/make_sample_clips.py, of as many frames and a tenth of the pixels: most tests decode them."""
     folder = tmp_path_factory.mktemp("clips")
-    make_sample_clips(folder)
+    for name, width, height, fps, frames, draw in (
+        ("bouncing_ball", 192, 108, 20, 160, tool.draw_bouncing_ball),
+        ("color_bars", 144, 256, 30, 90, tool.draw_color_bars),
+        ("blink", 176, 132, 10, 5, tool.draw_blink),
+    ):
+        path = folder / f"{name}.mp4"
+        tool.make_clip(path, width=width, height=height, fps=fps, frames=frames, draw=draw)
     return folder
 
 

@@ -19,8 +19,8 @@ for check in "${checks[@]}"; do
         types) mypy ;;
         imports) lint-imports --no-cache ;;
         docs) python tools/make_cli_docs.py --check ;;
-        # Every test, those too that a plain `pytest` leaves out; the tests of one file on one core.
-        tests) python -m pytest --quiet -m "" --numprocesses logical --maxprocesses 8 --dist loadfile "$@" ;;
+        # Every test, those too that a plain `pytest` leaves out.
+        tests) python -m pytest --quiet -m "" --numprocesses logical --maxprocesses 8 "$@" ;;
         *) echo "there is no check $check; there are lint, types, imports, docs and tests" >&2 && exit 2 ;;
     esac
 done

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 FULL, QUICK = 100, 8  # examples of a property
+# About how much longer than others tests with a marker take.
+WEIGHTS = {"slow": 10, "race": 20, "ray": 20, "benchmark": 100, "crash": 100, "drill": 200}
 
 
 def load_profile(marks: str) -> None:
@@ -19,6 +21,11 @@ def load_profile(marks: str) -> None:
     # An example that takes long on a busy machine is no failure.
     settings.register_profile("featstore", deadline=None, max_examples=examples)
     settings.load_profile("featstore")
+
+
+def weight(item: pytest.Item) -> int:
+    """Return about how long a test takes, in the time of one without a marker."""
+    return max((WEIGHTS.get(mark.name, 1) for mark in item.iter_markers()), default=1)
 
 
 def examples(number: int, **options: Any) -> settings:

@@ -122,9 +122,8 @@ def played(monkeypatch):
     monkeypatch.setattr("featstore.torch.upload.pinned.PageLock", lambda memory, device: lock)
 
 
-@pytest.mark.parametrize("batch", [2, 6, 32])
 @pytest.mark.parametrize(
-    "storage", [Storage("int8", "channel_token"), Storage(), Storage("bf16")], ids=str
+    ("batch", "storage"), [(2, Storage()), (6, Storage("bf16")), (32, Storage())], ids=str
 )
 def test_a_queue_stores_what_the_host_does(clips, tmp_path, played, batch, storage):
     for i in range(4):

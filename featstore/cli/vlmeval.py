@@ -49,7 +49,7 @@ from featstore.cli._options import json_or_text, named_values, not_empty
     multiple=True,
     metavar="NAME=VALUE",
     callback=named_values("NAME=VALUE"),
-    help="An option of LongVA_Cached, as in dtype=fp16, on_miss=error or max_new_tokens=64. Repeatable.",
+    help="An option of the model, as in dtype=fp16, on_miss=error or max_new_tokens=64. Repeatable.",
 )
 @click.option(
     "--keep-going",
@@ -70,12 +70,13 @@ def vlmeval(
     keep_going: bool,
     arguments: tuple[str, ...],
 ) -> None:
-    """Run VLMEvalKit on LongVA models that answer from stored features.
+    """Run VLMEvalKit on models that answer from stored features.
 
     ARGUMENTS are those of run.py, after two dashes: featstore vlmeval --cache-dir vision_cache -- --model
-    LongVA-7B-Cached --data Video-MME_128frame. The models are LongVA-7B-Cached, LongVA-Temporal-v1-Cached and
-    LongVA-Temporal-v2-Cached, and without -Cached the same models without a store. On several GPUs: torchrun
-    --nproc-per-node 8 -m featstore vlmeval ... The exit code is 0 if every question has an answer.
+    LongVA-7B-Cached --data Video-MME_128frame. The models are LongVA-7B-Cached, LongVA-Temporal-v1-Cached,
+    LongVA-Temporal-v2-Cached, Qwen2_5-VL-7B-Cached, Qwen3_VL-8B-Cached and llava-onevision-qwen2-7b-Cached, and
+    without -Cached the same models without a store. On several GPUs: torchrun --nproc-per-node 8 -m featstore vlmeval
+    ... The exit code is 0 if every question has an answer.
     """
     from featstore.integrations.vlmevalkit.launch import run_vlmevalkit
 

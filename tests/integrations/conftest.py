@@ -15,6 +15,7 @@ from featstore.errors import VideoError
 from featstore.integrations import vlmevalkit
 from featstore.integrations.vlmevalkit.launch import run_vlmevalkit
 from featstore.integrations.vlmevalkit.model import longva_cached
+from featstore.integrations.vlmevalkit.video_models import video_classes
 
 HERE = Path(__file__).parent
 STANDIN = HERE / "standin"
@@ -98,4 +99,5 @@ def _forget() -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] in ("vlmeval", "run")]:
         del sys.modules[name]
     longva_cached.cache_clear()
+    video_classes.cache_clear()
     vars(vlmevalkit).pop("LongVA_Cached", None)

@@ -10,6 +10,7 @@ import pytest
 from featstore.errors import ListingError
 from featstore.integrations import vlmevalkit
 from featstore.integrations.vlmevalkit.datasets import list_videos
+from featstore.integrations.vlmevalkit.registry import VIDEO_MODELS
 
 pytestmark = pytest.mark.slow
 
@@ -48,8 +49,9 @@ def test_registering_adds_models_and_benchmarks_in_place(tables):
     models, datasets = tables
     there = {*models, *datasets}
     vlmevalkit.register(cache_dir="cache")
-    cached = {f"{name}-Cached" for name in MODELS}
-    assert {*models, *datasets} == there | {*MODELS, *cached, *CONFIGS}
+    names = {*MODELS, *VIDEO_MODELS}
+    cached = {f"{name}-Cached" for name in names}
+    assert {*models, *datasets} == there | {*names, *cached, *CONFIGS}
     for name, checkpoint in MODELS.items():
         for build, cache_dir in ((models[name], None), (models[f"{name}-Cached"], "cache")):
             assert isinstance(build, functools.partial)

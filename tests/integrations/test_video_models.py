@@ -52,12 +52,10 @@ def models(kit, noted, monkeypatch):
     module = types.ModuleType("featstore.models.transformers_video.model")
     module.CachedVideoModel = NotedModel
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    video_models.video_classes.cache_clear()
     for _, place, _, _ in VIDEO_MODELS.values():
         monkeypatch.delenv(place, raising=False)
     vlmevalkit.register(cache_dir="cache")
-    yield importlib.import_module("vlmeval.config").supported_VLM
-    video_models.video_classes.cache_clear()
+    return importlib.import_module("vlmeval.config").supported_VLM
 
 
 def message(path, *texts):
@@ -229,7 +227,6 @@ def test_answers_are_those_of_vlmevalkits_own_class(
     )  # before names are replaced
     checkpoint = make_tiny_video_model(tmp_path / "model", family)
     options = {} if family == "llava_onevision" else SIZES
-    video_models.video_classes.cache_clear()
     cls = video_models.video_classes()[VIDEO_MODELS[NAMES[family]][2]]
     own = Own(family, checkpoint, monkeypatch).model
     answers = []

@@ -17,6 +17,7 @@ from featstore.decoding.av_file import (
     MATROSKA,
     MOV,
     check_length,
+    indexed_keys,
     open_file,
     reason,
     reorder_depth,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from featstore.decoding.frame_selection import Clip, FrameSelection
 
 # Major versions of FFmpeg's libavcodec and libswscale whose frames were compared with decord's, on x86-64.
-VALIDATED_FFMPEG = ((62, 9), (63, 10))
+VALIDATED_FFMPEG = ((61, 8), (62, 9), (63, 10))
 # Their standards fix every bit of a frame; those of MPEG-4 and before leave the decoder some rounding.
 CODECS = ("h264", "hevc", "vp9")
 # What decord has no decoder for: there is nothing to be identical to.
@@ -100,8 +101,9 @@ class AvReader:
         if container.format.name != MATROSKA:  # its index has the times at which frames are shown
             check_close_keys(table)
         # After what makes decord's own frames doubtful, which any PyAV tells.
-        check_depth(table, reorder_depth(stream))
-        entries = _entries(container, stream, table)
+        depth = reorder_depth(self._path, stream)
+        check_depth(table, depth)
+        entries = _entries(self._path, container, stream, table)
         check_length(self._path, container, stream, table)
         if not stream.average_rate:
             raise NotValidated("it states no frames a second", "no frame rate")
@@ -113,7 +115,8 @@ class AvReader:
         clip = selection.choose(self.frames, float(stream.average_rate or 0), "pyav")
         size = stream.codec_context.width, stream.codec_context.height
         to_rgb, look = ToRgb(stream), None
-        for index, frame in seek_frames(container, stream, table, entries, selection.wanted):
+        wanted = selection.wanted
+        for index, frame in seek_frames(container, stream, table, entries, wanted, depth):
             if look is None and exact:
                 check_look(frame, size, turns_too=container.format.name == MOV)
             if look not in (None, look_of(frame)):
@@ -148,7 +151,7 @@ def _check_container(
 
 
 def _entries(
-    container: av.container.InputContainer, stream: av.VideoStream, table: PacketTable
+    path: str, container: av.container.InputContainer, stream: av.VideoStream, table: PacketTable
 ) -> NDArray[np.int64]:
     """Return the places of the key frames; NotValidated if decord takes other frames for key frames.
 
@@ -161,8 +164,7 @@ def _entries(
         return keys
     entries = table.having(Use.ENTRY) if codec in ("h264", "hevc") else keys
     if container.format.name == MOV:
-        indexed = [entry.timestamp for entry in stream.index_entries if entry.is_keyframe]
-        if not np.array_equal(indexed, table.dts[entries]):
+        if not np.array_equal(indexed_keys(path, stream), table.dts[entries]):
             raise NotValidated("its index lists other key frames than it has", "false key frames")
     elif len(keys) > len(entries):
         raise NotValidated("decoding cannot begin with all its key frames", "false key frames")

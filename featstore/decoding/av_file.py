@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import av
 
-from featstore.decoding.frame_selection import MISSING, NotValidated
+from featstore.decoding.frame_selection import DAMAGE, MISSING, NotValidated
 from featstore.decoding.frame_units import Units
 from featstore.errors import VideoError
 
@@ -149,14 +149,40 @@ def reason(exc: BaseException) -> str:
     return text[:1].lower() + text[1:]
 
 
-def reorder_depth(stream: av.VideoStream) -> int:
-    """Return how many frames the decoder holds back to show all in order; NotValidated if PyAV does not tell."""
+def reorder_depth(path: str, stream: av.VideoStream) -> int:
+    """Return how many frames the decoder holds back to show all in order; NotValidated if the first are damaged."""
     depth: int | None = getattr(stream.codec_context, "reorder_depth", None)
-    if depth is None:
+    if depth is not None:
+        return depth
+    if not stream.codec_context.has_b_frames:
+        return 0
+    # Before PyAV 17: what another decoder takes before its first frame comes out, those that are not shown included.
+    with open_file(path, ignore_editlist="1") as container:
+        same = video_stream(path, container, conceal=False)
+        taken = 0
+        try:
+            for packet in container.demux(same):
+                if packet.size == 0 or same.codec_context.decode(packet):
+                    break
+                taken += 1
+        except (av.FFmpegError, EOFError) as exc:
+            raise NotValidated("a frame is damaged", DAMAGE) from exc
+    return taken
+
+
+def indexed_keys(path: str, stream: av.VideoStream) -> list[int]:
+    """Return when those frames are decoded that an MP4's index calls key frames; NotValidated if PyAV cannot tell."""
+    entries = getattr(stream, "index_entries", None)
+    if entries is not None:
+        return [entry.timestamp for entry in entries if entry.is_keyframe]
+    # Before PyAV 17: where no parser looks into packets, their flags are the index's.
+    if not stream.frames:  # then nothing tells whether all that it lists is there
         raise NotValidated(
-            f"PyAV {av.__version__} does not tell how far frames are out of order, as 17 does"
+            f"it states no number of frames, and PyAV {av.__version__} does not show its index"
         )
-    return depth
+    with open_file(path, fflags="noparse+nofillin") as container:
+        packets = container.demux(container.streams[stream.index])
+        return [packet.dts for packet in packets if packet.size and packet.is_keyframe]
 
 
 def units_of(stream: av.VideoStream) -> Units:

@@ -26,6 +26,7 @@ def seek_frames(
     table: PacketTable,
     entries: NDArray[np.int64],
     wanted: list[int],
+    depth: int,
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield the wanted frames with their indices.
 
@@ -35,6 +36,7 @@ def seek_frames(
         table: its packets.
         entries: places of the packets that decoding may begin with, ascending, the first one 0.
         wanted: indices of frames, ascending.
+        depth: how many frames the decoder holds back.
 
     Raises:
         NotValidated: if a packet does not give its frame in turn.
@@ -44,7 +46,6 @@ def seek_frames(
         groups.setdefault(_entry_before(table, entries, index), []).append(index)
     for entry, frames in groups.items():
         aims = _aims(table, entry, int(1 / stream.time_base) if stream.time_base else 0)
-        depth = stream.codec_context.reorder_depth
         yield from _Group(table, entry, frames, depth).decode(container, stream, aims)
 
 

@@ -88,13 +88,14 @@ class ExactReader:
             known = units.intra_only or units.codec in _CODECS
             if container.format.name not in _CONTAINERS or not known:
                 raise NotValidated("where its frames are is not known from its packets")
-            check_seekable(table, reorder_depth(stream))
+            depth = reorder_depth(self._path, stream)
+            check_seekable(table, depth)
             clip = selection.choose(self._count, self._rate, "pyav")
             to_rgb = ToRgb(stream)
             entries = table.having(Use.ENTRY)
             try:
                 for index, frame in seek_frames(
-                    container, stream, table, entries, selection.wanted
+                    container, stream, table, entries, selection.wanted, depth
                 ):
                     if frame.interlaced_frame:
                         raise NotValidated("its packets may hold half a frame")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import av
 import compare_decoders as compare
 import make_decoder_corpus as corpus
 import numpy as np
@@ -10,6 +11,7 @@ from decoder_corpus import CASES, write_case
 
 import featstore
 from featstore.decoding import av_decoder, av_file
+from featstore.decoding.frame_selection import NotValidated
 from featstore.decoding.video_file import decode
 from featstore.encoders.toy import ToyEncoder
 from featstore.errors import VideoError
@@ -118,16 +120,42 @@ def test_features_are_the_same_whichever_decoder_an_ingest_takes(folder, tmp_pat
         assert np.array_equal(kept["auto"][name].data, kept["decord"][name].data)
 
 
-@pytest.mark.parametrize("name", ["h264.mp4", "vp9.webm"])
-def test_a_pyav_that_does_not_tell_the_order_of_frames_leaves_them_to_decord(
-    folder, monkeypatch, name
-):
-    """PyAV 15 and 16: what makes decord's frames doubtful is found all the same."""
+def test_pyav_before_17_finds_by_a_second_look_what_17_tells(folder, monkeypatch):
+    """How far frames are out of order, and which of them an MP4's index calls key frames."""
+
+    def told():
+        found = {}
+        for name in sorted(CASES):
+            try:
+                with av_file.open_file(str(folder / name)) as container:
+                    stream = av_file.video_stream(name, container, conceal=False)
+                    depth = av_file.reorder_depth(str(folder / name), stream)
+                    found[name] = depth, None
+                    if container.format.name == av_file.MOV and stream.frames:
+                        complete = len(list(container.demux(stream))) == stream.frames + 1
+                        keys = av_file.indexed_keys(str(folder / name), stream)
+                        found[name] = depth, keys if complete else None
+            except (av.FFmpegError, VideoError, NotValidated):
+                continue
+        return found
+
+    new = told()
+    monkeypatch.setattr(av_file, "getattr", lambda *_: None, raising=False)
+    old = told()
+    assert len(old) > 50
+    assert {name for name in new.keys() - old.keys()} <= {"h264_flipped.mp4"}  # its first frame
+    alone = "h264_one_frame.mp4"  # none can be out of order
+    assert old.pop(alone)[1] == new[alone][1]
+    assert old == {name: new[name] for name in old}
+
+
+@pytest.mark.parametrize(
+    ("name", "decoder"),
+    [("h264.mp4", "pyav"), ("vp9.webm", "pyav"), ("h264_fragments.mp4", "decord")],
+)
+def test_pyav_before_17_gives_decord_s_frames(folder, monkeypatch, name, decoder):
     monkeypatch.setattr(av_file, "getattr", lambda *_: None, raising=False)
     clip, frames = frames_of(folder / name, "auto")
-    assert (clip.decoder, clip.doubt) == ("decord", "")
-    assert "does not tell how far frames are out of order" in clip.fallback
+    assert (clip.decoder, clip.doubt) == (decoder, "")
     assert np.array_equal(frames, frames_of(folder / name, "decord")[1])
     assert np.array_equal(frames_of(folder / name, "exact")[1], frames)
-    with pytest.raises(VideoError, match="decord gives other frames"):
-        frames_of(folder / "h264_no_b.avi", "auto")

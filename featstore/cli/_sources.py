@@ -84,7 +84,10 @@ def _benchmark(config: str, options: dict[str, Any]) -> IngestSource:
 
     # VLMEvalKit reports on stdout, which is for results.
     with contextlib.redirect_stdout(sys.stderr):
-        found = list_videos(config)
+        rule = choose_sampling(options["rule"], options["nframe"])
+        found = list_videos(config, rule.rate if rule.policy == "qwen" else None)
+    if found.nframe < 1:
+        return IngestSource(found.dataset, found.videos, rule, found.questions)
     given = click.get_current_context().get_parameter_source("nframe")
     if given != ParameterSource.DEFAULT and options["nframe"] != found.nframe:
         raise click.UsageError(

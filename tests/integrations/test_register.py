@@ -192,5 +192,12 @@ def test_a_benchmark_nobody_knows_is_refused_with_those_there_are(tables):
 
 
 def test_a_benchmark_sampled_by_time_is_refused(tables):
-    with pytest.raises(ListingError, match=r"samples 1\.0 frames a second.*fixed number"):
-        list_videos("Video-MME_1fps")
+    for rate in (None, 2.0):
+        with pytest.raises(ListingError, match=r"samples 1\.0 frames a second.*qwen:fps=1,min=4"):
+            list_videos("Video-MME_1fps", rate)
+
+
+def test_a_benchmark_sampled_by_time_is_listed_for_a_rule_at_its_rate(tables):
+    listed = list_videos("Video-MME_1fps", 1.0)
+    assert listed.nframe < 1
+    assert listed.videos == list_videos("Video-MME_128frame").videos

@@ -43,7 +43,7 @@ _MARK = "left_out_by_featstore"
 class BenchmarkVideos:
     """The videos of a dataset config; `dataset` is its name in the store, `nframe` its number of frames per video.
 
-    `questions` is how many are asked about them.
+    It is below 1 for a config by time. `questions` is how many are asked about them.
     """
 
     dataset: str
@@ -52,16 +52,17 @@ class BenchmarkVideos:
     questions: int
 
 
-def list_videos(config: str) -> BenchmarkVideos:
+def list_videos(config: str, rate: float | None = None) -> BenchmarkVideos:
     """Return the videos of a dataset config of VLMEvalKit, each once, as its own class names them in prompts.
 
     The class may download the benchmark first.
 
     Args:
         config: Name of the config on VLMEvalKit's command line.
+        rate: Frames per second by which videos are sampled; None for a number of frames.
 
     Raises:
-        ListingError: If there is no such config, or it does not take a fixed number of frames.
+        ListingError: If there is no such config, or it samples by time, at another rate.
         MissingExtra: If VLMEvalKit is not available.
     """
     supported = import_vlmevalkit("vlmeval.dataset.video_dataset_config").supported_video_datasets
@@ -72,10 +73,11 @@ def list_videos(config: str) -> BenchmarkVideos:
             f"{' '.join(CONFIGS)}"
         )
     dataset = supported[config]()
-    if not dataset.nframe > 0:
+    if not dataset.nframe > 0 and dataset.fps != rate:
         raise ListingError(
             f"{config} samples {dataset.fps} frames a second; the LongVA models take a fixed number of frames: "
-            "name a config with a number of frames"
+            "name a config with a number of frames, or Qwen-VL's rule at this rate, as --sampling "
+            f"qwen:fps={dataset.fps:g},min=4,max=768"
         )
     dataset.use_subtitle = False  # listing paths does not need to open the files
     name = canonical_dataset(dataset.dataset_name)

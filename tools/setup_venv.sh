@@ -18,6 +18,11 @@ version_of() {
     exit 1
 }
 
+# pip compiles what it installs on one core.
+install() {
+    .venv/bin/pip install --quiet --no-compile "$@"
+}
+
 # has_cpu_build PIP_OPTIONS...: whether pip finds the pinned torch without CUDA.
 has_cpu_build() {
     .venv/bin/pip index versions torch --timeout 10 --retries 1 "$@" 2>/dev/null | grep -qwF "$pinned+cpu"
@@ -37,7 +42,7 @@ install_torch() {
         fi
     fi
     echo "downloading $build${index:+ from $index} ($why), and some 150 MB of other packages" >&2
-    .venv/bin/pip install --quiet ${index:+--extra-index-url "$index"} "$build"
+    install ${index:+--extra-index-url "$index"} "$build"
 }
 
 if [[ -n ${PYTHON:-} && -x .venv/bin/python ]]; then
@@ -64,5 +69,8 @@ if [[ -n ${TORCH:-}${TORCH_INDEX:-} ]] || ! .venv/bin/python -c "import torch" 2
     install_torch
 fi
 echo "installing featstore[$extra] in .venv, which takes a minute or two" >&2
-.venv/bin/pip install --quiet --editable ".[$extra]"
-printf '%s' "$wanted" >"$stamp"
+install --editable ".[$extra]"
+.venv/bin/python -m compileall -qq -j 0 .venv/lib || true # packages have templates that are no Python
+for extra in "$extra" tools; do # which is a part of test
+    printf '%s' "$wanted" >".venv/featstore-$extra.stamp"
+done

@@ -48,9 +48,9 @@ class Folder:
         (self.folder / name).write_text(program)
         (self.folder / name).chmod(0o755)
 
-    def run(self, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(self, extra: str = "tools", **env: str) -> subprocess.CompletedProcess[str]:
         plain = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        words = [str(self.folder / "tools/setup_venv.sh"), "tools"]
+        words = [str(self.folder / "tools/setup_venv.sh"), extra]
         return subprocess.run(words, env=plain | env, capture_output=True, text=True, check=False)
 
     def installed(self) -> list[str]:
@@ -61,7 +61,8 @@ class Folder:
 without_gpu = pytest.mark.skipif(
     Path("/proc/driver/nvidia/version").exists(), reason="a build with CUDA is right here"
 )
-FEATSTORE = "install --quiet --editable .[tools]"
+INSTALL = "install --quiet --no-compile"
+FEATSTORE = f"{INSTALL} --editable .[tools]"
 
 
 def test_another_python_than_that_of_the_venv_is_refused(tmp_path):
@@ -85,6 +86,16 @@ def test_a_venv_that_is_up_to_date_is_left_alone(tmp_path):
     assert (done.returncode, done.stderr, folder.installed()) == (0, "", [FEATSTORE])
 
 
+def test_what_the_tests_need_is_all_that_the_tools_need(tmp_path):
+    folder = Folder(tmp_path, torch=True)
+    folder.run("test")
+    assert folder.installed() == [FEATSTORE.replace("tools", "test")]
+    folder.run("tools")
+    assert len(folder.installed()) == 1
+    folder.run("test")
+    assert len(folder.installed()) == 1
+
+
 @without_gpu
 @pytest.mark.parametrize(
     ("cpu_build", "build"),
@@ -99,7 +110,7 @@ def test_without_a_gpu_torch_comes_without_cuda_if_there_is_such_a_build(
 ):
     folder = Folder(tmp_path, cpu_build=cpu_build)
     done = folder.run()
-    assert folder.installed() == [f"install --quiet {build}", FEATSTORE]
+    assert folder.installed() == [f"{INSTALL} {build}", FEATSTORE]
     assert ("3 GB" in done.stderr) == (cpu_build == "nowhere")
     assert ("there is no NVIDIA driver" in done.stderr) == (cpu_build != "nowhere")
 
@@ -109,4 +120,4 @@ def test_a_build_of_torch_that_is_asked_for_is_installed_beside_one_that_is_ther
     folder.run()
     folder.run(TORCH="torch==2.9.1", TORCH_INDEX="https://example.org/cu126")
     url = "--extra-index-url https://example.org/cu126"
-    assert folder.installed()[1:] == [f"install --quiet {url} torch==2.9.1", FEATSTORE]
+    assert folder.installed()[1:] == [f"{INSTALL} {url} torch==2.9.1", FEATSTORE]

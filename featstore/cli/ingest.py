@@ -194,7 +194,7 @@ def _print_summary(summary: IngestSummary) -> None:
     if summary.clashes:
         click.echo(
             "  give each file its own id in a manifest (--manifest), or take another --dataset; --on-clash error lists "
-            "the command that removes what is stored"
+            "the command that removes what is stored in one file"
         )
 
 

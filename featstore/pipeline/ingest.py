@@ -16,6 +16,7 @@ from featstore.pipeline.listing import Listing, list_videos
 from featstore.pipeline.make_record import record_room
 from featstore.pipeline.options import IngestOptions
 from featstore.pipeline.plan import decode_order, make_plan, plan_ingest
+from featstore.pipeline.room import first_of
 from featstore.pipeline.scheduler import Scheduler
 from featstore.pipeline.summary import IngestSummary
 from featstore.pipeline.write.writer_client import start_writer
@@ -30,6 +31,7 @@ from featstore.store.paths import (
     make_folder,
     stored_bytes,
 )
+from featstore.store.rows import Failure
 from featstore.system.cpus import default_workers
 from featstore.system.filesystems import format_bytes, free_bytes, refuse_network
 from featstore.system.processes import enough_descriptors
@@ -142,13 +144,14 @@ def ingest(
         options = replace(options, max_error=math.inf if budget is None else budget)
     plan = plan_ingest(listing, cache_dir, dataset, spec, options, storage)
     if most_bytes is not None:
-        plan = _first_of(plan, spec, most_bytes - _taken_bytes(cache_dir))
+        plan = first_of(plan, spec, cache_dir, most_bytes)
     if before is not None:
         plan = replace(
             plan,
             stored=before.stored + plan.stored,
             failed_before=before.failed_before + plan.failed_before,
             clashes=before.clashes + plan.clashes,
+            lossless=before.lossless + plan.lossless,
         )
     record_room(spec, plan.storage)
     summary = IngestSummary(
@@ -228,33 +231,33 @@ def _plan_beside(
     options: IngestOptions,
     storage: Storage | str | None,
 ) -> Plan:
-    """Return the work that is left beside sealed shards, whatever the limit; StoreMismatch if they are to change."""
+    """Return the work that is left beside sealed shards, whatever the limit; StoreMismatch if they are to change.
+
+    A video whose file was replaced since is a clash: with a second record in another shard, neither would be served.
+    """
     plan = make_plan(listing, sealed, spec, replace(options, limit=None), storage)
+    merge = "merge it into another cache (featstore merge) and ingest there without --shard"
     found = "" if options.resume else "all videos are asked to be made again"
     if plan.restored or plan.replaces_storage:
         found = "the feature set is asked to be stored in another way"
-    for video in sorted(plan.replaced)[:1]:
-        found = f"{len(plan.replaced)} of the videos were sealed from other files than there are now, as {video!r}"
+    if plan.replaces_budget:
+        found = "the feature set is asked to have another error budget"
     if found:
         raise StoreMismatch(
             f"{sealed.path}: {found}, and a sealed shard is never changed",
-            remedy="copy the dataset into another cache with featstore merge and ingest there without --shard, or take "
-            "another --dataset",
+            remedy=f"{merge}, or take another --dataset",
         )
-    return plan
-
-
-def _taken_bytes(cache_dir: Path) -> int:
-    return stored_bytes(cache_dir) if cache_dir.is_dir() else 0
-
-
-def _first_of(plan: Plan, spec: FeatureSpec, room: int) -> Plan:
-    """Return the plan for as many of its videos as there is room for; for at least one if nothing is stored yet."""
-    if not plan.todo:
-        return plan
-    fits = max(0, room) * len(plan.todo) // max(1, plan.needed_bytes(spec))
-    first = plan.todo[: max(fits, 0 if plan.stored else 1)]
-    return replace(plan, todo=first, beyond_limit=plan.beyond_limit + len(plan.todo) - len(first))
+    reason = "{} is left out: another file was sealed under this id, and a sealed shard is never changed; {}"
+    changed = tuple(
+        Failure(v.video_id, v.path, spec.digest, reason.format(v.path, merge), time.time())
+        for v in plan.todo
+        if v.video_id in plan.replaced
+    )
+    return replace(
+        plan,
+        todo=tuple(video for video in plan.todo if video.video_id not in plan.replaced),
+        clashes=plan.clashes + changed,
+    )
 
 
 def check_target(cache_dir: str | os.PathLike[str], dataset: str, options: IngestOptions) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from featstore.pipeline.estimate import Estimate
     from featstore.pipeline.options import IngestOptions
+    from featstore.pipeline.plan import Plan
+    from featstore.spec import FeatureSpec
 
 
 @dataclass(frozen=True)
@@ -101,3 +103,13 @@ def why_not(estimates: Sequence[Estimate], room: Room, *, sharded: bool = False)
                 "or take fewer bytes a value with --quantize"
             )
     return found
+
+
+def first_of(plan: Plan, spec: FeatureSpec, cache_dir: Path, most_bytes: int) -> Plan:
+    """Return the plan for those of its videos with which `cache_dir` takes `most_bytes`; one, if it has none yet."""
+    if not plan.todo:
+        return plan
+    room = most_bytes - (stored_bytes(cache_dir) if cache_dir.is_dir() else 0)
+    fits = max(0, room) * len(plan.todo) // max(1, plan.needed_bytes(spec))
+    first = plan.todo[: max(fits, 0 if plan.stored else 1)]
+    return replace(plan, todo=first, beyond_limit=plan.beyond_limit + len(plan.todo) - len(first))

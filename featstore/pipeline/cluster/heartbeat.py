@@ -91,7 +91,7 @@ class ShareStatus:
 class Heartbeat:
     """Writes the status of a share when it begins, every ten seconds, and when it ends; usable in `with`.
 
-    A status that cannot be written stops no ingest.
+    A status that cannot be written stops no ingest; of a share only the first, for its shards could not be, either.
     """
 
     def __init__(
@@ -134,7 +134,8 @@ class Heartbeat:
     def __enter__(self) -> Heartbeat:
         """Write the first status."""
         if self._on:
-            self._write()
+            if self._videos is not None:
+                self._place.put(self._name, pack_status(self._status()))
             self._thread.start()
         return self
 
@@ -202,7 +203,11 @@ def read_statuses(place: FilePlace, dataset: str) -> tuple[list[ShareStatus], li
     for name in files:
         try:
             plain = json.loads(place.read(name, MAX_STATUS_BYTES))
-            found.append(build(ShareStatus, plain))
+            status = build(ShareStatus, plain)
+            numbers = (status.videos, status.stored, status.new, status.failed, status.record_bytes)
+            if not all(0 <= number < 1 << 63 for number in numbers):
+                raise ValueError(f"its numbers cannot be, as {numbers!r:.80}")
+            found.append(status)
         except (StoreError, ValueError, RecursionError) as exc:
             wrong.append(f"{place.where}/{name} cannot be read: {plain_line(str(exc))}")
     return found, wrong
@@ -222,7 +227,12 @@ def reasons(statuses: list[ShareStatus]) -> dict[str, int]:
 
 
 def describe_run(statuses: list[ShareStatus], now: float) -> dict[str, Any]:
-    """Return what all shares come to, as plain values: counts, rate, seconds left, who is silent."""
+    """Return what the shares come to, as plain values: counts, rate, seconds left, who is silent.
+
+    Of runs with different numbers of shares, which divide the same videos, that is the one that was heard of last.
+    """
+    newest = max(statuses, key=lambda status: status.time).share.partition("-of-")[2]
+    statuses = [status for status in statuses if status.share.partition("-of-")[2] == newest]
     at_work = [status for status in statuses if status.state in RUNNING and not status.is_old(now)]
     left = [status.left / status.rate for status in at_work if status.rate and status.left]
     return {

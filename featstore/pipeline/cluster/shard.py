@@ -62,7 +62,9 @@ class Share:
 
     def __post_init__(self) -> None:
         """Refuse a share that there is not."""
-        if not 0 <= self.number < self.count <= MAX_SHARDS:
+        if not 1 <= self.count <= MAX_SHARDS:
+            raise ValueError(f"there can be 1 to {MAX_SHARDS} shares, not {self.count}")
+        if not 0 <= self.number < self.count:
             raise ValueError(
                 f"there is no share {self.number} of {self.count}; they are numbered from 0/{self.count} to "
                 f"{self.count - 1}/{self.count}"

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from concurrent.futures import Future
     from pathlib import Path
 
     from featstore.errors import StoreDamaged
@@ -25,6 +24,7 @@ class MappedBytes(Protocol):
 
     address: int
     length: int
+    read_ahead_bytes: int
 
     def file_bytes(self) -> int:
         """Return the bytes that may be touched."""
@@ -67,7 +67,7 @@ class DatasetSnapshot(Protocol):
         """Return the map that a view of `get` or `view` is in."""
         ...
 
-    def prefault(self, value: memoryview) -> list[Future[None]]:
+    def prefault(self, value: memoryview) -> None:
         """Start to read the pages of a view from disk; nothing if they are in memory."""
         ...
 
@@ -132,12 +132,6 @@ class Records(Protocol):
             StoreError: It cannot be had now: the file is gone, the server does not answer, no address space is left.
             StoreDamaged: What is there is not what the index says.
         """
-        ...
-
-    def prefault(
-        self, shard: ShardRow, record: RecordPlace, start: int, length: int
-    ) -> list[Future[None]]:
-        """Start to read a part of a record into memory; nothing if it is there."""
         ...
 
     def read_ahead(self, shard: ShardRow, record: RecordPlace) -> None:

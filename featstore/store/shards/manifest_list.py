@@ -149,16 +149,17 @@ def unpack_list(data: bytes, dataset: str, number: int, name: str) -> ShardList:
     try:
         plain = json.loads(data)
         fits = isinstance(plain, dict)
+        stated = plain.pop("xxh3", None) if fits else None
+        whole = fits and stated == _checksum(plain)
     except (ValueError, RecursionError):
-        fits = False
+        fits = whole = False
     if fits and plain.get("format") != LIST_FORMAT:
         raise StoreMismatch(
             f"{name} has format {plain.get('format')!r:.40}, this featstore reads format {LIST_FORMAT}",
             remedy="update featstore",
         )
-    stated = plain.pop("xxh3", None) if fits else None
     rows = [_row(row) for row in plain.get("shards", ())] if fits and _is_list(plain) else []
-    if not fits or stated != _checksum(plain) or plain.get("number") != number or None in rows:
+    if not whole or plain.get("number") != number or None in rows:
         raise StoreDamaged(
             f"the list of shards {name} cannot be read, it is damaged",
             remedy="put a good copy of the file in its place; without it, the list before it is the dataset",

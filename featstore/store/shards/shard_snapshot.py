@@ -16,10 +16,10 @@ from featstore.store.shards.table import (
     merge_manifests,
     merge_sets,
 )
+from featstore.system.file_map import prefault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from concurrent.futures import Future
     from pathlib import Path
 
     from featstore.errors import StoreDamaged
@@ -111,11 +111,9 @@ class ShardSnapshot:
         """Return the map that a view is in."""
         return _part_of(view).memory
 
-    def prefault(self, value: memoryview) -> list[Future[None]]:
+    def prefault(self, value: memoryview) -> None:
         """Start to read a view's pages from disk; nothing if they are in memory."""
-        place = self.place(value)
-        shard = self.shards.shards[place.owner.shard]
-        return self._records.prefault(shard, place.record, place.start, place.length)
+        prefault(self.memory(value), address_of(value), len(value))
 
     def read_ahead(self, key: bytes) -> None:
         """Start to bring the record of `key` into memory, without waiting; nothing if there is none."""
@@ -127,7 +125,7 @@ class ShardSnapshot:
     def read(self, table: str, key: bytes) -> bytes | None:
         """Return a copy of the row of `key`, or None."""
         if table == "catalog":
-            owner = self._find(key)
+            owner = self._table.find(key)  # whose shards differ is known by name, too
             return None if owner is None else self._table.row(owner)
         if table == "records":
             value = self.get(table, key)
@@ -161,10 +159,6 @@ class ShardSnapshot:
     def strays(self) -> Iterator[bytes]:
         """Yield nothing: an index has no keys but those of its tables."""
         return iter(())
-
-    def problems(self) -> Iterator[StoreDamaged]:
-        """Yield what is wrong between the shards: videos of which they hold different records."""
-        return map(self._differing, self._table.differing)
 
     def _find(self, key: bytes) -> Owner | None:
         if key in self._table.differing:

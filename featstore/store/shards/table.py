@@ -156,7 +156,7 @@ def explain_differing(video: str, shards: Sequence[str], path: Path) -> StoreDam
     """Return the error that says that two shards hold different records of one video."""
     return StoreDamaged(
         f"video {video!r} of {path} is in {' and '.join(shards)}, and the records differ, so neither is served",
-        remedy="find out which is right, and make a dataset of the shards without the other one",
+        remedy="copy all other videos into another cache with featstore merge, and ingest this one there",
     )
 
 

@@ -21,13 +21,12 @@ from featstore.store.shards.index import MAX_INDEX_BYTES, unpack_index
 from featstore.store.shards.manifest_list import list_name, read_list
 from featstore.store.shards.places import GOOD_COPY, LocalPlace, shard_file
 from featstore.store.shards.shard_snapshot import ShardSnapshot
-from featstore.system.file_map import FixedMap, is_resident, prefault
+from featstore.system.file_map import FixedMap, prefault
 from featstore.system.filesystems import unreliable_kind
 from featstore.system.forks import tell_of_forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
-    from concurrent.futures import Future
     from pathlib import Path
 
     from featstore.store.shards.base import Records
@@ -54,18 +53,10 @@ class MappedShards:
                 found = self._maps.get(shard.shard) or self._map(shard)
         return Located(found, record.offset)
 
-    def prefault(
-        self, shard: ShardRow, record: RecordPlace, start: int, length: int
-    ) -> list[Future[None]]:
-        """Start to read a part of a record from disk; nothing if it is in memory."""
-        memory, offset = self.locate(shard, record)
-        if is_resident(memory.address + offset + start, length):
-            return []
-        return prefault(self.folder / shard.data_name, offset + start, length)
-
     def read_ahead(self, shard: ShardRow, record: RecordPlace) -> None:
         """Start to read a record from disk."""
-        self.prefault(shard, record, 0, record.length)
+        memory, offset = self.locate(shard, record)
+        prefault(memory, memory.address + offset, record.length)
 
     def after_fork(self) -> None:
         """Renew the lock, which a thread of the parent may hold; the maps are a child's too."""

@@ -3,6 +3,7 @@ import os
 import re
 import shlex
 import shutil
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -128,11 +129,31 @@ def test_what_a_killed_share_left_is_sealed_once(clips, cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sealed_video_whose_file_changed_is_refused_and_nothing_is_added(clips, cache):
+def test_a_sealed_video_whose_file_changed_is_left_out_alone(clips, cache):
     run(clips, cache)
     shutil.copy(clips / "color_bars.mp4", clips / "blink.mp4")
-    with pytest.raises(StoreMismatch, match=r"sealed from other files .* 'blink'"):
-        run(clips, cache)
+    shutil.copy(clips / "color_bars.mp4", clips / "new.mp4")
+    done = run(clips, cache)
+    assert (done.stored, done.skipped, done.failures) == (1, 2, [])
+    [left] = done.clashes
+    assert left.video_id == "blink"
+    assert "featstore merge" in left.reason
+    assert len(FeatureStore(cache)["demo"]) == 4
+    again = run(clips, cache)
+    assert (again.planned, again.skipped, len(again.clashes)) == (0, 3, 1)
+    assert len(shards(cache)) == 2
+
+
+@pytest.mark.slow
+def test_what_is_sealed_losslessly_is_counted_and_its_budget_stays(clips, cache):
+    strict = replace(OPTIONS, max_error=1e-9)
+    sealed = run(clips, cache, options=strict).lossless
+    assert sealed
+    shutil.copy(clips / "color_bars.mp4", clips / "new.mp4")
+    done = run(clips, cache, options=replace(strict, dry_run=True))
+    assert done.lossless_before == sealed
+    with pytest.raises(StoreMismatch, match="another error budget"):
+        run(clips, cache, options=replace(OPTIONS, max_error=0.5))
     with pytest.raises(StoreError, match="sealed shards"):
         ingest(clips, cache, "demo", encoder=ToyEncoder(), sampling=Sampling(4), options=OPTIONS)
     assert len(shards(cache)) == 1
@@ -143,6 +164,15 @@ def test_a_dataset_that_is_one_file_gets_no_shards(cache):
     (cache / "demo/data.mdb").write_bytes(b"")
     with pytest.raises(StoreError, match="without --shard"):
         run(cache, cache)
+    shutil.rmtree(cache)
+
+
+def test_what_cannot_be_written_is_said_before_the_first_video(clips, cache, tmp_path):
+    cache.mkdir()
+    (cache / "demo").write_bytes(b"")
+    with pytest.raises(StoreError, match="cannot be made"):
+        run(clips, cache, shard_dir=tmp_path / "scratch")
+    assert not (tmp_path / "scratch").exists()
     shutil.rmtree(cache)
 
 
@@ -157,12 +187,14 @@ def test_a_run_is_told_with_its_rate_its_reasons_and_who_is_silent(tmp_path):
     failed = [FailedVideo("b", "/v/b.mp4", "/v/b.mp4: no frame")]
     running = ShareStatus("0-of-2", "running", 100, 20, 18, 1, 5, 0.0, 10.0, failures=failed)
     silent = ShareStatus("1-of-2", "running", 50, 10, 10, 0, 5, 0.0, 10.0 - OLD_SECONDS)
-    for status in (running, silent):
+    before = replace(running, share="0-of-3", time=5.0)  # another run, of the same videos
+    for status in (before, running, silent):
         place.put(f"demo/shards/status/{status.share}.json", pack_status(status))
     place.put("demo/shards/status/2-of-2.json", json.dumps({"share": 5}).encode())
+    place.put("demo/shards/status/3-of-4.json", pack_status(replace(running, new=10**400)))
     statuses, wrong = read_statuses(place, "demo")
-    assert statuses == [running, silent]
-    assert len(wrong) == 1
+    assert statuses == [running, silent, before]
+    assert len(wrong) == 2
     run = describe_run(statuses, 11.0)
     assert (run["stored"], run["failed"], run["old"]) == (30, 1, ["1-of-2"])
     assert run["reasons"] == {"no frame": 1}

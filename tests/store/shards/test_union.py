@@ -14,13 +14,14 @@ from featstore.store.default_set import set_default
 from featstore.store.describe import describe_store
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.compact import compact_dataset
+from featstore.store.maintenance.merge import merge_dataset
 from featstore.store.maintenance.remove import remove_dataset, remove_videos
 from featstore.store.maintenance.repair import repair_dataset
 from featstore.store.maintenance.seal import seal_dataset
 from featstore.store.maintenance.seal_shard import seal_shard
 from featstore.store.reader import FeatureStore, get
 from featstore.store.shards.index import unpack_index
-from featstore.store.shards.manifest_list import ShardRow, add_shards, read_list
+from featstore.store.shards.manifest_list import ShardRow, add_shards, read_list, unpack_list
 from featstore.store.shards.places import LocalPlace
 from featstore.store.writer import FeatureWriter
 
@@ -79,7 +80,11 @@ def test_a_video_of_which_two_shards_differ_is_refused_and_both_are_named(served
     assert row.data_name in str(found.value)
     assert shard_of(served, 0).data_name in str(found.value)
     np.testing.assert_array_equal(demo["v/1"].data, expected(VIDEOS["v/1"]))
-    assert any(row.data_name in problem for problem in check_dataset(served, "demo").problems)
+    [problem] = check_dataset(served, "demo").problems
+    assert row.data_name in problem
+    done = merge_dataset(served, served.parent / "merged", "demo", min_free=0)
+    assert [name for name, _ in done.failures] == ["v/0"]
+    assert done.stored == done.total - 1
 
 
 def test_a_failure_is_forgotten_once_a_later_shard_has_the_video(served):
@@ -99,6 +104,15 @@ def test_shards_of_other_datasets_are_refused(served):
     add_shards(place, "demo", [row])
     with pytest.raises(StoreMismatch, match="is of the dataset 'other'"):
         FeatureStore(served)["demo"]
+
+
+def test_a_list_that_is_nested_without_end_is_damaged(served):
+    """At some depth json reads what it does not write again."""
+    for depth in range(900, 1000, 5):
+        nested = "[" * depth + "]" * depth
+        text = f'{{"format":1,"dataset":"demo","number":9,"shards":{nested},"xxh3":"0"}}'
+        with pytest.raises(StoreDamaged):
+            unpack_list(text.encode(), "demo", 9, "list")
 
 
 def test_of_two_that_add_shards_at_the_same_time_none_loses_any(tmp_path):

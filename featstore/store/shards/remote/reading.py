@@ -22,12 +22,10 @@ from featstore.store.shards.remote.bucket import READ_BYTES, BucketPlace
 from featstore.store.shards.remote.connection import copy_list, place_of
 from featstore.store.shards.remote.tier import LocalTier
 from featstore.store.shards.union import ShardReader, shared_reader
-from featstore.system.file_map import is_resident, prefault
 from featstore.system.forks import tell_of_forks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
     from pathlib import Path
 
     from featstore.store.shards.index import RecordPlace
@@ -53,16 +51,6 @@ class FetchedRecords:
         fetch = partial(self._fetch, shard, record)
         found = self._tier.get(self._dataset, record.digest, record.length, fetch)
         return Located(found, LMDB_VALUE_OFFSET)
-
-    def prefault(
-        self, shard: ShardRow, record: RecordPlace, start: int, length: int
-    ) -> list[Future[None]]:
-        """Start to read a part of a record into memory; nothing if it is there."""
-        memory, offset = self.locate(shard, record)
-        if is_resident(memory.address + offset + start, length):
-            return []
-        path = self._tier.path(self._dataset, record.digest)
-        return prefault(path, offset + start, length)
 
     def read_ahead(self, shard: ShardRow, record: RecordPlace) -> None:
         """Start to fetch a record in another thread; what goes wrong there is met by who asks for it."""

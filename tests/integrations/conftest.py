@@ -100,4 +100,5 @@ def _forget() -> None:
         del sys.modules[name]
     longva_cached.cache_clear()
     video_classes.cache_clear()
-    vars(vlmevalkit).pop("LongVA_Cached", None)
+    for name in ("LongVA_Cached", "QwenVL_Cached", "LLaVA_OneVision_Cached"):
+        vars(vlmevalkit).pop(name, None)

@@ -82,6 +82,7 @@ def test_each_model_is_registered_with_and_without_the_store(models):
     import vlmeval.vlm
 
     assert isinstance(model, vlmeval.vlm.LLaVA_OneVision_Cached)
+    assert vlmeval.vlm.QwenVL_Cached is vlmevalkit.QwenVL_Cached
 
 
 def test_qwen_sees_the_message_in_its_order_at_the_datasets_frames(models, clip):

@@ -1,6 +1,6 @@
-"""featstore inside VLMEvalKit: LongVA models that answer from stored features, and benchmarks at 128 frames.
+"""featstore inside VLMEvalKit: models that answer from stored features, and benchmarks at 128 frames.
 
-VLMEvalKit itself is loaded only when LongVA_Cached or `register` is used, so its own files can import this folder.
+VLMEvalKit itself is loaded only when a model's class or `register` is used, so its own files can import this folder.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from featstore.integrations.vlmevalkit.registry import register
 
 __all__ = [
+    "LLaVA_OneVision_Cached",
     "LongVAMixin",
     "LongVA_Cached",
+    "QwenVL_Cached",
     "canonical_dataset",
     "leave_out_frames",
     "register",
@@ -36,6 +38,11 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name == "LongVA_Cached":
         value = import_attribute("featstore.integrations.vlmevalkit.model", "longva_cached")()
+    elif name in ("LLaVA_OneVision_Cached", "QwenVL_Cached"):
+        classes = import_attribute(
+            "featstore.integrations.vlmevalkit.video_models", "video_classes"
+        )
+        value = classes()[name]
     elif name in _HOMES:
         value = import_attribute(_HOMES[name], name)
     else:

@@ -1,4 +1,4 @@
-"""Runs VLMEvalKit's own run.py with LongVA's models and benchmarks registered; none of its files is edited."""
+"""Runs VLMEvalKit's own run.py with the cached models and benchmarks registered; none of its files is edited."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ from featstore.store.maintenance.remove import remove_dataset
 from featstore.store.maintenance.seal_shard import seal_shard
 from featstore.store.paths import META_FILE, absolute, dataset_path, has_data, is_sharded
 from featstore.store.shards.places import LocalPlace
+from featstore.store.shards.remote.connection import read_remote
 from featstore.system.filesystems import unreliable_kind
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def ingest_share(
     """
     cache_dir, options = absolute(cache_dir), options or IngestOptions()
     path = dataset_path(cache_dir, dataset)
-    _refuse_one_file(path)
+    _refuse_others(path)
     work = work_folder(cache_dir, dataset, share, shard_dir)
     place = LocalPlace(cache_dir)
     listed = videos if isinstance(videos, Listing) else list_videos(_places(videos))
@@ -222,7 +223,13 @@ def _places(
     return [videos] if isinstance(videos, (str, os.PathLike)) else videos
 
 
-def _refuse_one_file(path: Path) -> None:
+def _refuse_others(path: Path) -> None:
+    remote = read_remote(path.parent)
+    if remote is not None:
+        raise StoreError(
+            f"{path.parent} has single records of {remote.url}, and no shards",
+            remedy="ingest into another --cache-dir, and push from there",
+        )
     if has_data(path):
         raise StoreError(
             f"{path} is one file, and no dataset is both that and shards",

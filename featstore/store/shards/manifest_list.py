@@ -89,7 +89,7 @@ def list_name(number: int) -> str:
 def list_number(name: str) -> int:
     """Return the number of the list in the file `name`, 0 if it is no list's."""
     found = _NAME.fullmatch(name)
-    return int(found[1]) if found else 0
+    return number if found and (number := int(found[1])) <= MAX_NUMBER else 0
 
 
 def read_list(place: FilePlace, dataset: str) -> ShardList:

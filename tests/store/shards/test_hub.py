@@ -103,17 +103,22 @@ def test_a_dataset_is_pulled_from_the_hub(share, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("HEAD", "answers to every name"), ("GET", "without ranges of bytes")]
+    ("name", "said"),
+    [
+        ("HEAD", "answers to every name"),
+        ("GET", "without ranges of bytes"),
+        ("403", "without ranges of bytes"),
+    ],
 )
 def test_a_web_server_that_is_no_place_of_datasets_is_named(share, tmp_path, name, said):
-    """One that answers to every name, and Python's own, which knows no ranges."""
+    """One that answers to every name; and Python's own, which knows no ranges, also if it refuses as S3 does."""
     pytest.importorskip("obstore")
 
     class Handler(SimpleHTTPRequestHandler):
         def do_HEAD(self):
-            if name == "GET":
+            if name == "GET" or (name == "403" and "manifest-1." in self.path):
                 return super().do_HEAD()
-            self.send_response(200)
+            self.send_response(403 if name == "403" else 200)
             self.send_header("Content-Length", "5")
             return self.end_headers()
 

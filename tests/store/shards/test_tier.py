@@ -17,7 +17,9 @@ import xxhash
 from toys import expected, run_python, store_videos, toy_features
 
 import featstore
+from featstore.encoders.toy import ToyEncoder
 from featstore.errors import StoreDamaged, StoreError, StoreFull, StoreMismatch, StoreNotFound
+from featstore.pipeline.cluster.shard import Share, ingest_share
 from featstore.records.record import LMDB_VALUE_OFFSET
 from featstore.store.maintenance import push_pull
 from featstore.store.maintenance.check import check_dataset
@@ -254,6 +256,39 @@ def test_a_newer_list_is_read_when_it_is_time(share, tmp_path, monkeypatch):
     while "new0" not in store["demo"] and time.monotonic() < deadline:
         time.sleep(0.01)
     assert "new1" in store["demo"]
+
+
+@pytest.mark.parametrize("lists", [1, 2])
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_dataset_that_was_made_anew_there_is_read_anew(
+    share, tmp_path, monkeypatch, lists, is_open
+):
+    """Its lists have numbers that the folder has already."""
+    from featstore.store.shards.remote import reading
+
+    if lists == 2:
+        store_videos(tmp_path / "more", "demo", {"more": toy_features(20)})
+        push_pull.push(tmp_path / "more", str(share))
+    store = featstore.open(share, local=tmp_path / "local")
+    np.testing.assert_array_equal(store["demo"]["v1"].data, expected(VIDEOS["v1"]))
+    shutil.rmtree(share / "demo")
+    store_videos(tmp_path / "anew", "demo", {"v1": toy_features(40)})
+    push_pull.push(tmp_path / "anew", str(share))
+    if is_open:
+        monkeypatch.setattr(reading, "REMOTE_REFRESH", 0)
+        deadline = time.monotonic() + 60
+        while len(store["demo"]) > 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    else:
+        store = featstore.open(share, local=tmp_path / "local")
+    np.testing.assert_array_equal(store["demo"]["v1"].data, expected(toy_features(40)))
+    assert len(store["demo"]) == 1
+
+
+def test_no_share_is_ingested_into_a_local_folder(share, tmp_path):
+    featstore.open(share, local=tmp_path / "local")
+    with pytest.raises(StoreError, match="has single records of"):
+        ingest_share([], tmp_path / "local", "demo", Share(0, 1), encoder=ToyEncoder())
 
 
 def test_a_server_that_does_not_answer_holds_up_no_lookup_of_what_is_there(

@@ -16,7 +16,7 @@ from featstore.defaults import REMOTE_CONNECT_TIMEOUT, REMOTE_RETRIES, REMOTE_TI
 from featstore.errors import MissingExtra, StoreDamaged, StoreError, StoreNotFound
 from featstore.store.shards.manifest_list import MAX_NUMBER, list_name
 from featstore.store.shards.places import GOOD_COPY, verified_pieces
-from featstore.store.shards.remote.obstore_words import ask, explain, refuse_forked, short
+from featstore.store.shards.remote.obstore_words import REFUSES, ask, explain, refuse_forked, short
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -176,7 +176,7 @@ class BucketPlace:
     def _lists(self, folder: str) -> dict[str, int]:
         """Return the newest list of shards in `folder` of a web server, which lists no files: numbers have no gaps."""
         there, beyond = 0, 1
-        while self._has(f"{folder}/{list_name(beyond)}"):
+        while self._has(f"{folder}/{list_name(beyond)}", there):
             there, beyond = beyond, 2 * beyond
             if beyond > MAX_NUMBER:
                 raise StoreError(
@@ -185,13 +185,14 @@ class BucketPlace:
                 )
         while beyond - there > 1:
             middle = (there + beyond) // 2
-            if self._has(f"{folder}/{list_name(middle)}"):
+            if self._has(f"{folder}/{list_name(middle)}", there):
                 there = middle
             else:
                 beyond = middle
         return {list_name(there): 0} if there else {}
 
-    def _has(self, name: str) -> bool:
+    def _has(self, name: str, beside: int) -> bool:
+        """Return whether an object is there. `beside` others, S3 refuses who may not list one that is not there."""
         import obstore
 
         try:
@@ -199,6 +200,10 @@ class BucketPlace:
                 ask(obstore.head, self._store, name)
         except StoreNotFound:
             return False
+        except StoreError as exc:
+            if beside and REFUSES in exc.found:
+                return False
+            raise
         return True
 
     def refuse_writing(self) -> None:

@@ -26,7 +26,7 @@ from featstore.store.paths import (
     is_dataset_name,
     make_folder,
 )
-from featstore.store.shards.manifest_list import MAX_LIST_BYTES, list_name, read_list
+from featstore.store.shards.manifest_list import MAX_LIST_BYTES, list_name, list_number, read_list
 from featstore.store.shards.places import LocalPlace, shard_file
 from featstore.store.shards.remote.bucket import BucketPlace, is_url
 from featstore.store.shards.remote.hub import HubPlace
@@ -166,14 +166,28 @@ def copy_list(
         return None
     here, name = LocalPlace(folder), shard_file(dataset, list_name(found.number))
     there = here.names(shard_file(dataset))
-    if list_name(found.number) in there and not mend:
-        return found
+    if not mend:
+        before = _list_here(here, dataset)
+        if before == found:
+            return found
+        # Of a dataset that was made anew there the numbers begin anew, too.
+        mend = before is None or before.number >= found.number
     for row in found.shards:
         if row.index_name not in there or (mend and not _is_whole(here, dataset, row)):
             data, _ = read_index(place, dataset, row)
             here.put(shard_file(dataset, row.index_name), data)
     here.put(name, place.read(name, MAX_LIST_BYTES))
+    for later in there:
+        if list_number(later) > found.number:
+            (folder / shard_file(dataset, later)).unlink(missing_ok=True)
     return found
+
+
+def _list_here(here: LocalPlace, dataset: str) -> ShardList | None:
+    """Return the newest list in the local folder, None if it is damaged."""
+    with contextlib.suppress(StoreDamaged, StoreMismatch):
+        return read_list(here, dataset)
+    return None
 
 
 def _is_whole(here: LocalPlace, dataset: str, row: ShardRow) -> bool:

@@ -20,6 +20,7 @@ _AWS = (
     "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (AWS_SESSION_TOKEN too, if there is one), or "
     "AWS_SKIP_SIGNATURE=true for a bucket that anyone may read"
 )
+REFUSES = "refuses these credentials"
 _REFUSED = ("403 Forbidden", "401 Unauthorized")
 _used_in: list[int] = []  # the process in which obstore was first used, to which its threads belong
 
@@ -74,7 +75,7 @@ def explain(said: str, where: str) -> tuple[str, str]:
     others = "set the environment variables by which obstore is told its credentials"
     credentials = _AWS if where.startswith("s3") else others
     if any(words in said for words in _REFUSED) or "necessary privileges" in said:
-        return "refuses these credentials", credentials
+        return REFUSES, credentials
     if "169.254." in said or "nable to load credentials" in said or "ssing credentials" in said:
         return "cannot be asked without credentials", credentials
     if "Range request not supported" in said:

@@ -103,7 +103,7 @@ class RemoteReader(ShardReader):
                 found = copy_list(place_of(self._url), self.path.name, self.path.parent)
                 if found is not None and self._newest is not None:
                     # Not all lists are copied, so the one after this one may never come.
-                    self._newest = self._newest if self._newest.txn_id == found.number else None
+                    self._newest = self._newest if self._newest.shards == found else None
         finally:
             self._asked = time.monotonic()
             self._asking.release()

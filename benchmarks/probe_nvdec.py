@@ -35,7 +35,7 @@ def main(flips: int, out: Path | None) -> None:
         work = Path(folder)
         facts = machine(("av", "featstore"), work)
         clip = make_clip(
-            work / "ball.mp4", width=1280, height=720, fps=24, frames=120, draw=draw_noisy_ball
+            work / "ball.mp4", width=1280, height=720, fps=24, frames=48, draw=draw_noisy_ball
         )
         right = frames_of(clip, gpu=False)
         assert right is not None
@@ -50,7 +50,7 @@ def main(flips: int, out: Path | None) -> None:
         for damage, counts in outcomes.items()
         for what, count in counts.most_common()
     ]
-    text = f"{describe(facts)}\nH.264, 1280 x 720, 120 frames\n\n{table(('damage', 'frames', 'clips'), rows)}\n"
+    text = f"{describe(facts)}\nH.264, 1280 x 720, 48 frames\n\n{table(('damage', 'frames', 'clips'), rows)}\n"
     click.echo(text, nl=False)
     if out is not None:
         write_results(out, "probe_nvdec", text, {"machine": facts, "outcomes": outcomes})

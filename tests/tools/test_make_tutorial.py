@@ -8,6 +8,7 @@ from make_tutorial import PAGE, code_cells, run_cells
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_the_cells_of_the_tutorial_print_what_is_on_the_page(monkeypatch):
     monkeypatch.chdir(PAGE.parent)
     page = json.loads(PAGE.read_text(encoding="utf-8"))

@@ -109,13 +109,14 @@ class ShardReader:
         self._indices: dict[str, Index] = {}
         self._lock = threading.Lock()
         self._newest: ShardSnapshot | None = None
+        self._newest_list = self._next_list = ""
         self._list_file: tuple[int, ...] = ()
         tell_of_forks(self)
 
     def snapshot(self) -> ShardSnapshot:
         """Return the newest commit; StoreNotFound if there is none any more."""
         newest = self._newest
-        if newest is not None and self._is_newest(newest.txn_id):
+        if newest is not None and self._is_newest():
             return newest
         with self._lock:
             return self._read()
@@ -124,11 +125,8 @@ class ShardReader:
         """Renew the lock, which a thread of the parent may hold."""
         self._lock = threading.Lock()
 
-    def _is_newest(self, number: int) -> bool:
-        folder = self._folder
-        return not os.path.lexists(f"{folder}/{list_name(number + 1)}") and (
-            _identify(f"{folder}/{list_name(number)}") == self._list_file
-        )
+    def _is_newest(self) -> bool:
+        return not _identify(self._next_list) and _identify(self._newest_list) == self._list_file
 
     def _read(self) -> ShardSnapshot:
         shards = read_list(self._place, self.path.name)
@@ -137,7 +135,10 @@ class ShardReader:
             raise StoreNotFound(
                 f"there is no dataset in {self.path}; make it with featstore ingest"
             )
-        list_file = _identify(f"{self._folder}/{list_name(shards.number)}")
+        self._newest_list, self._next_list = (
+            f"{self._folder}/{list_name(number)}" for number in (shards.number, shards.number + 1)
+        )
+        list_file = _identify(self._newest_list)
         for row in shards.shards:
             if row.index_xxh3 not in self._indices:
                 _, self._indices[row.index_xxh3] = read_index(self._place, self.path.name, row)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from concurrent.futures import wait
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import RecordError, StoreDamaged, StoreNotFound
 from featstore.records.record import Record, parse
 from featstore.store.engine.locks import ingest_lock
-from featstore.store.engine.snapshot import CachedRecord
+from featstore.store.engine.snapshot import CachedRecord, address_of
 from featstore.store.lost import explain_absent
 from featstore.store.manifest import MANIFEST_KEY, Manifest, check_name, unpack_manifest
 from featstore.store.paths import dataset_path, refuse_shards
@@ -26,6 +25,7 @@ from featstore.store.rows import (
     video_key,
 )
 from featstore.store.shards.opening import open_snapshot
+from featstore.system.file_map import is_evicted
 
 if TYPE_CHECKING:
     import os
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from featstore.store.shards.base import DatasetSnapshot
 
 VERIFY = ("first", "always", "never")  # when a payload is
+_MANY_BYTES = 1 << 20  # of a record that faults alone would read slowly, were it evicted
 
 
 def open_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> DatasetSnapshot:
@@ -193,6 +194,7 @@ def find_record(snapshot: DatasetSnapshot, dataset: str, digest: str, video: str
 def _find_record(
     snapshot: DatasetSnapshot, dataset: str, digest: str, video: str
 ) -> tuple[memoryview, Record] | None:
+    """Return the bytes and the record that `find_record` is asked for; what of it is on disk alone is on its way."""
     key = video_key(digest, video)
     row, value = read_sets(snapshot, digest).get(digest), snapshot.get("records", key)
     if row is None or value is None:
@@ -201,6 +203,7 @@ def _find_record(
                 f"video {video!r} has a row in the catalog of {snapshot.path} and no record; the store is damaged"
             )
         return None
+    snapshot.prefault(value)
     try:
         record = parse(value)
     except RecordError as exc:
@@ -255,6 +258,8 @@ def find_verified(
             # Nothing of it is read again, so its scales are not verified again.
             value = snapshot.view(cached.place)
             record = Record(cached.header, value[cached.scales], value[cached.payload])
+            if len(value) > _MANY_BYTES and is_evicted(address_of(record.payload)):
+                snapshot.prefault(value)
         else:
             found = _find_record(snapshot, dataset, digest, video)
             if found is None:
@@ -270,9 +275,8 @@ def find_verified(
             cache.put(key, cached)
         records.append(record)
         if always or (verify == "first" and not cached.verified):
-            due.append((key, cached, record, snapshot.prefault(record.payload)))
-    for key, cached, record, pieces in due:
-        wait(pieces)  # faults read a cold disk at half its speed
+            due.append((key, cached, record))
+    for key, cached, record in due:
         record.verify()
         cache.put(key, cached._replace(verified=True))
     return records

@@ -22,6 +22,7 @@ def _function(name: str, *arguments: Any, result: Any = c_int) -> Any:
 
 mmap = _function("mmap", c_void_p, c_size_t, c_int, c_int, c_int, c_longlong, result=c_void_p)
 munmap = _function("munmap", c_void_p, c_size_t)
+madvise = _function("madvise", c_void_p, c_size_t, c_int)
 mincore = _function("mincore", c_void_p, c_size_t, c_void_p)
 fallocate = _function("fallocate", c_int, c_int, c_int64, c_int64)
 renameat2 = _function("renameat2", c_int, c_char_p, c_int, c_char_p, c_uint)

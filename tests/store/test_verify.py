@@ -43,7 +43,7 @@ def test_features_that_were_verified_are_not_verified_again(cache, monkeypatch):
     store_videos(cache, "demo", {"a": toy_features(1)})
     verified = []
     real = Record.verify
-    monkeypatch.setattr(Record, "verify", lambda self: (verified.append(1), real(self)))
+    monkeypatch.setattr(Record, "verify", lambda *args: (verified.append(1), real(*args)))
     for verify, expected in (("never", 0), ("first", 1), ("always", 4)):
         verified.clear()
         dataset = FeatureStore(cache, verify=verify)["demo"]

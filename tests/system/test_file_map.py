@@ -1,9 +1,9 @@
+import ctypes
 import gc
 import mmap
 import os
 import sys
 import tempfile
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,66 +11,109 @@ import pytest
 from toys import run_python, store_videos, toy_features
 
 import featstore
+from featstore.errors import StoreError
 from featstore.store.maintenance.seal import seal_dataset
-from featstore.system import file_map
+from featstore.system import file_map, libc
 from featstore.system.file_map import (
-    ADVICE_BYTES,
-    PIECE_BYTES,
+    READ_AHEAD_BYTES,
+    FileMap,
+    FixedMap,
     hides_pages,
+    is_evicted,
     is_resident,
     prefault,
     shows_pages,
 )
 
 
-def resident_pages(memory: mmap.mmap) -> int:
-    address = np.frombuffer(memory, dtype=np.uint8).ctypes.data
-    pages = range(address, address + len(memory), mmap.PAGESIZE)
+def resident_pages(memory: FixedMap) -> int:
+    pages = range(memory.address, memory.address + memory.length, mmap.PAGESIZE)
     return sum(is_resident(page, 1) for page in pages)
 
 
-def dropped(path: Path) -> mmap.mmap:
+PIECE = 2 << 20
+
+
+def dropped(path: Path) -> FixedMap:
     """Map a file that was made and dropped from the page cache."""
-    path.write_bytes(os.urandom(PIECE_BYTES * 2 + 5))
+    path.write_bytes(os.urandom(2 * PIECE + 5))
     fd = os.open(path, os.O_RDONLY)
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    memory = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
     os.close(fd)
+    memory = FixedMap(path)
     if resident_pages(memory) > pages_of(memory) // 2:
         pytest.skip("the file system keeps its pages")
     return memory
 
 
-def pages_of(memory: mmap.mmap) -> int:
-    return -(-len(memory) // mmap.PAGESIZE)
+def pages_of(memory: FixedMap) -> int:
+    return -(-memory.length // mmap.PAGESIZE)
 
 
-@pytest.mark.parametrize("hidden", [False, True])
-def test_what_was_dropped_from_the_file_map_is_there_again(tmp_path, monkeypatch, hidden):
+def touch(memory: FixedMap, offset: int, length: int) -> None:
+    """Wait for what is on its way."""
+    assert len(ctypes.string_at(memory.address + offset, length)) == length
+
+
+def test_what_was_dropped_from_the_file_map_is_there_again(tmp_path):
     """Most of it: a busy system may take pages away again meanwhile."""
     memory = dropped(tmp_path / "file")
-    monkeypatch.setattr(file_map, "hides_pages", lambda fd: hidden)
-    for future in prefault(tmp_path / "file", 0, len(memory)):
-        future.result()
-    memory[:]  # waits for what is on its way
+    prefault(memory, memory.address, memory.length)
+    touch(memory, 0, memory.length)
     assert resident_pages(memory) > pages_of(memory) // 2
 
 
-def test_a_file_that_hides_its_pages_is_asked_for_and_not_copied(tmp_path, monkeypatch):
-    """All its pages may be there already, and nobody can tell."""
+def test_no_more_is_read_than_what_is_asked_for(tmp_path):
+    memory = dropped(tmp_path / "file")
+    before = resident_pages(memory)
+    prefault(memory, memory.address + PIECE // 2, PIECE)
+    touch(memory, PIECE // 2, PIECE)
+    assert resident_pages(memory) <= before + PIECE // mmap.PAGESIZE
+
+
+@pytest.mark.parametrize("most", [READ_AHEAD_BYTES, 3 * PIECE])
+def test_a_file_is_asked_for_in_parts_that_the_system_reads_whole(tmp_path, monkeypatch, most):
+    """Also one that hides its pages: all may be there already, and nobody can tell."""
     path = tmp_path / "file"
-    path.write_bytes(bytes(PIECE_BYTES + 7))
+    path.write_bytes(bytes(PIECE + 7))
     asked = []
     monkeypatch.setattr(file_map, "hides_pages", lambda fd: True)
-    monkeypatch.setattr(os, "preadv", lambda *a: pytest.fail("read again"))
-    monkeypatch.setattr(os, "posix_fadvise", lambda fd, *words: asked.append(words))
-    for future in prefault(path, 3, PIECE_BYTES + 4):
-        future.result()
-    starts = [*range(3, PIECE_BYTES, ADVICE_BYTES), PIECE_BYTES + 3]
-    assert [start for start, _, _ in sorted(asked)] == starts
-    assert sum(size for _, size, _ in asked) == PIECE_BYTES + 4
-    assert max(size for _, size, _ in asked) == ADVICE_BYTES
+    monkeypatch.setattr(file_map, "_read_ahead_bytes", lambda fd: most)
+    memory = FixedMap(path)
+    monkeypatch.setattr(libc, "madvise", lambda *words: asked.append(words))
+    prefault(memory, memory.address + 3, PIECE + 4)
+    starts = range(0, PIECE + 7, most)
+    assert [at - memory.address for at, _, _ in asked] == [*starts]
+    assert sum(size for _, size, _ in asked) == PIECE + 7
+    assert max(size for _, size, _ in asked) == min(most, PIECE + 7)
+
+
+def test_what_is_in_memory_is_not_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(bytes(5000))
+    memory = FixedMap(tmp_path / "file")
+    monkeypatch.setattr(libc, "madvise", lambda *words: pytest.fail("asked"))
+    touch(memory, 0, 5000)
+    prefault(memory, memory.address, 5000)
+
+
+def test_a_page_that_was_dropped_is_called_evicted(tmp_path):
+    memory = dropped(tmp_path / "file")
+    page = memory.address + mmap.PAGESIZE
+    assert is_evicted(page + 5) or is_resident(page, 1)
+    touch(memory, mmap.PAGESIZE, 1)
+    assert not is_evicted(page + 5)
+
+
+def test_a_file_that_was_cut_short_is_an_error_and_no_end(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(5000))
+    with path.open("rb") as file:
+        memory = FileMap(file.fileno())
+    assert memory.read(4096, 904) == bytes(904)
+    os.truncate(path, 100)
+    with pytest.raises(StoreError, match="the file ends before 904 bytes at 4096"):
+        memory.read(4096, 904)
 
 
 AS_NOBODY = """
@@ -82,11 +125,10 @@ os.setgid(65534)
 os.setuid(65534)
 for name in ("cold", "writable"):
     path = os.path.join(sys.argv[1], name)
-    fd = os.open(path, os.O_RDONLY)
-    print(hides_pages(fd))
+    print(hides_pages(os.open(path, os.O_RDONLY)))
     if name == "cold":
-        for future in prefault(path, 0, os.fstat(fd).st_size):
-            future.result()
+        memory = FixedMap(path)
+        prefault(memory, memory.address, memory.length)
 time.sleep(1)
 features = featstore.get(os.path.join(sys.argv[1], "cache"), "demo", "a")
 print(shows_pages(features.owner.address), is_resident(features.data.ctypes.data, 1))
@@ -133,31 +175,3 @@ def test_a_file_of_ones_own_hides_no_page(tmp_path):
 def test_memory_in_use_is_resident():
     values = np.ones(100_000, np.uint8)
     assert is_resident(values.ctypes.data, len(values))
-
-
-def test_a_file_that_is_gone_is_no_error(tmp_path):
-    for future in prefault(tmp_path / "nowhere", 0, 100):
-        assert future.result() is None
-
-
-def test_what_is_being_read_is_not_read_again(tmp_path, monkeypatch):
-    """A look-up waits for what was read ahead of it, not behind what was asked for since."""
-    go, read = threading.Event(), []
-
-    def read_piece(path, offset, length):
-        read.append((offset, length))
-        if offset:
-            go.wait(10)
-
-    monkeypatch.setattr(file_map, "_read_piece", read_piece)
-    first = prefault(tmp_path / "file", 0, PIECE_BYTES + 7)
-    first[0].result(10)  # also where a part of it is there
-    again = prefault(tmp_path / "file", 0, PIECE_BYTES + 7)
-    assert again == first
-    go.set()
-    for future in first:
-        future.result(10)
-    assert sorted(read) == [(0, PIECE_BYTES), (PIECE_BYTES, 7)]
-    for future in prefault(tmp_path / "file", 0, 1):
-        future.result(10)
-    assert len(read) == 3

@@ -15,12 +15,10 @@ import numpy as np
 from featstore.store.engine.pages import damaged
 from featstore.store.engine.settings import CACHED_RECORDS, MAX_ROW_BYTES
 from featstore.store.engine.tree import Place
-from featstore.store.paths import DATA_FILE
-from featstore.system.file_map import is_resident, prefault
+from featstore.system.file_map import prefault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from concurrent.futures import Future
     from pathlib import Path
 
     import lmdb
@@ -136,11 +134,9 @@ class Snapshot:
         """Return the bytes of the file."""
         return self.mapping.file_bytes()
 
-    def prefault(self, value: memoryview) -> list[Future[None]]:
+    def prefault(self, value: memoryview) -> None:
         """Start to read the pages of `value`, which `get` gave, from disk; nothing if they are in memory."""
-        if is_resident(address_of(value), len(value)):
-            return []
-        return prefault(self.path / DATA_FILE, *self.place(value))
+        prefault(self.mapping, address_of(value), len(value))
 
     def read_ahead(self, key: bytes) -> None:
         """Start to read the record of `key` from disk, without waiting; nothing if there is none."""

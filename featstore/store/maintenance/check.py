@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import wait
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -180,7 +179,7 @@ def whole_entry(
     misfit = header.misfit(spec, dataset) if spec is not None else ""
     if misfit:
         raise StoreError(f"its record is not of its feature set: {misfit}", remedy=INGEST_AGAIN)
-    wait(snapshot.prefault(record.payload))  # faults read a cold disk at half its speed
+    snapshot.prefault(record.payload)  # faults read a cold disk at half its speed
     record.verify()
     return Entry.of(header, len(value))
 

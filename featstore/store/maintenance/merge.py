@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from concurrent.futures import wait
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -244,7 +243,7 @@ class _Merge:
         header = parse(record).header
         if header.spec != digest or video_key(digest, header.video_id) != key:
             raise StoreError(name_other(header, key))
-        wait(self._snapshot.prefault(record))  # faults read a cold disk at half its speed
+        self._snapshot.prefault(record)  # faults read a cold disk at half its speed
         return record, header.video_id
 
 

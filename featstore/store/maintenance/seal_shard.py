@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from concurrent.futures import wait
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -118,7 +117,7 @@ def _indexed(snapshot: Snapshot, key: bytes, row: bytes) -> IndexedRecord:
     value = snapshot.get("records", key)
     try:
         record = parse(value or memoryview(b""))
-        wait(snapshot.prefault(record.payload))  # faults read a cold disk at half its speed
+        snapshot.prefault(record.payload)  # faults read a cold disk at half its speed
         record.verify()
     except RecordError as exc:
         raise StoreDamaged(

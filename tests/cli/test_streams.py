@@ -82,7 +82,7 @@ def test_a_line_of_progress_has_a_line_of_its_own_beside_the_bar_of_a_terminal(
     terminal, its_end = pty.openpty()
     words = f"ingest --encoder toy --videos {sample_clips} --dataset demo --cache-dir {tmp_path} --min-free 1MB"
     with subprocess.Popen(
-        [sys.executable, "-m", "featstore", *words.split()],
+        [sys.executable, "-m", "featstore", *words.split(), "--nframe", "6"],
         stdout=subprocess.DEVNULL,
         stderr=its_end,
         env=python_env() | {"TERM": "xterm"},

@@ -47,8 +47,7 @@ run()
 """
 
 
-@pytest.mark.parametrize("times", [1, 2])
-@pytest.mark.parametrize("send", [os.kill, os.killpg])
+@pytest.mark.parametrize(("send", "times"), [(os.kill, 1), (os.killpg, 2)])
 def test_an_interrupted_evaluation_ends_with_130_and_leaves_no_decoder(
     kit, clips, tmp_path, send, times
 ):

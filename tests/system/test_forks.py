@@ -83,7 +83,10 @@ def test_the_package_uses_no_cached_property_with_a_lock():
             (isinstance(node, ast.ImportFrom) and node.module == "functools")
             and any(alias.name == "cached_property" for alias in node.names)
         )
-        or (isinstance(node, ast.Attribute) and ast.unparse(node) == "functools.cached_property")
+        or (
+            (isinstance(node, ast.Attribute) and node.attr == "cached_property")
+            and ast.unparse(node) == "functools.cached_property"
+        )
     ]
     assert locked == []
 

@@ -22,6 +22,7 @@ from featstore.sampling import Sampling
 from featstore.store.catalog import read_manifest
 from featstore.store.engine import snapshot
 from featstore.store.engine.environment import open_environment
+from featstore.store.maintenance import check
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.repair import repair_dataset
 from featstore.store.manifest import MANIFEST_KEY, Counts
@@ -183,6 +184,17 @@ def test_payloads_are_read_in_before_their_checksums(cache, monkeypatch):
         assert walk(cache, "demo").problems == []
         assert done == ["read in", "verified"] * 2
         done.clear()
+
+
+def test_the_disk_reads_the_next_record_while_one_is_verified(cache, monkeypatch):
+    store_videos(cache, "demo", {"a": A, "b": B, "c": A})
+    monkeypatch.setattr(check, "_LARGE_BYTES", 0)
+    done, real = [], Record.verify
+    monkeypatch.setattr(snapshot.Snapshot, "read_ahead", lambda self, key: done.append(key))
+    monkeypatch.setattr(Record, "verify", lambda self: done.append(b"verified") or real(self))
+    assert check_dataset(cache, "demo").problems == []
+    keys = [*open_environment(cache / "demo").snapshot().keys("catalog")]
+    assert done == [b"verified", keys[2], b"verified", b"verified"]
 
 
 def test_a_set_without_a_row_is_found(damaged):

@@ -1,4 +1,4 @@
-"""lmms-eval itself, unedited, on tasks of its own over small clips: some three minutes on two cores.
+"""lmms-eval itself, unedited, on tasks of its own over small clips.
 
 LMMS_EVAL_PYTHON names the Python of an environment that has it and featstore: tools/setup_lmms_eval.sh makes one.
 """
@@ -11,17 +11,22 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from make_sample_clips import make_sample_clips
+from make_tiny_checkpoint import make_tiny_checkpoint
+from make_tiny_video_model import FAMILIES, make_tiny_video_model
 
 import featstore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 sys.path.insert(0, str(Path(__file__).parent))
 from lmms_tasks import ASKED, DATASETS, QUESTIONS, TASKS, VIDEOS, lay_out
 
 PYTHON = os.environ.get("LMMS_EVAL_PYTHON", "")
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
 pytestmark = [
     pytest.mark.skipif(
         not PYTHON, reason="LMMS_EVAL_PYTHON names no Python that has lmms-eval and featstore"
@@ -35,13 +40,26 @@ NFRAME = 8
 class Place(NamedTuple):
     folder: Path
     env: dict[str, str]
+    forks: subprocess.Popen[str]
 
-    def run(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [PYTHON, "-m", *words], capture_output=True, text=True, env=self.env, cwd=self.folder
-        )
-        assert done.returncode == code, f"{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
-        return done
+    def run(self, *words: str, code: int = 0) -> str:
+        """Run a module as python -m does, and return what it wrote on stderr."""
+        out, err = self.folder / "out.txt", self.folder / "err.txt"
+        if (
+            words[0] == "torch.distributed.run"
+        ):  # its workers start with a fresh interpreter in any case
+            with out.open("w") as out_file, err.open("w") as err_file:
+                files = {"stdout": out_file, "stderr": err_file}
+                command = [PYTHON, "-m", *words]
+                found = subprocess.run(command, env=self.env, cwd=self.folder, **files).returncode
+        else:
+            assert self.forks.stdin is not None
+            assert self.forks.stdout is not None
+            self.forks.stdin.write(json.dumps([words, str(out), str(err)]) + "\n")
+            self.forks.stdin.flush()
+            found = int(self.forks.stdout.readline())
+        assert found == code, f"{out.read_text()[-4000:]}\n{err.read_text()[-8000:]}"
+        return err.read_text()
 
     def evaluate(
         self,
@@ -50,18 +68,19 @@ class Place(NamedTuple):
         program: tuple[str, ...] = ("lmms_eval",),
         arguments: str = "",
         tasks: tuple[str, ...] = TASKS,
+        model: str = "longva_cached",
+        checkpoint: str = "checkpoint",
         code: int = 0,
     ) -> str:
         """Run an evaluation and return what it wrote on stderr."""
-        model = f"pretrained=checkpoint,cache_dir=store,max_frames_num={NFRAME}{arguments}"
-        done = self.run(
+        told = f"pretrained={checkpoint},cache_dir=store,max_frames_num={NFRAME}{arguments}"
+        return self.run(
             *program,
-            *("--model", "longva_cached", "--model_args", model, "--tasks", ",".join(tasks)),
+            *("--model", model, "--model_args", told, "--tasks", ",".join(tasks)),
             *("--output_path", work, "--log_samples", "--predict_only"),
             *("--gen_kwargs", "max_new_tokens=4", *options),
             code=code,
         )
-        return done.stderr
 
     def samples(self, work: str, task: str) -> list[dict[str, Any]]:
         [file] = (self.folder / work).rglob(f"*_samples_{task}.jsonl")
@@ -81,20 +100,29 @@ def counted(errors: str) -> tuple[int, int]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("lmms")
-    for tool, out in (("make_tiny_checkpoint", "checkpoint"), ("make_sample_clips", "clips")):
-        subprocess.run([sys.executable, TOOLS / f"{tool}.py", folder / out], check=True)
+    make_tiny_checkpoint(folder / "checkpoint")
+    make_sample_clips(folder / "clips")
     home = lay_out(folder, sorted((folder / "clips").glob("*.mp4")))
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     env |= {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
     env |= {"HF_DATASETS_CACHE": str(folder / "tables"), "CUDA_VISIBLE_DEVICES": ""}
-    place = Place(folder, env)
-    place.run(
-        *("featstore", "ingest", "--lmms-tasks", *TASKS, "--model-path", "checkpoint"),
-        *("--cache-dir", "store", "--nframe", str(NFRAME)),
-    )
-    return place
+    env |= {"OMP_NUM_THREADS": "1"}
+    with (folder / "forks.txt").open("w") as errors:
+        forks = subprocess.Popen(
+            [PYTHON, Path(__file__).parent / "lmms_forks.py"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=env, cwd=folder,
+        )  # fmt: skip
+    with forks:
+        place = Place(folder, env, forks)
+        place.run(
+            *("featstore", "ingest", "--lmms-tasks", *TASKS, "--model-path", "checkpoint"),
+            *("--cache-dir", "store", "--nframe", str(NFRAME)),
+        )
+        yield place
+        assert forks.stdin is not None
+        forks.stdin.close()
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +205,56 @@ def test_two_processes_share_the_questions_and_the_store(place, stored):
     assert misses == 0
     assert hits >= sum(QUESTIONS.values())  # one with fewer questions asks its last one again
     assert place.answers("ranks") == stored
+
+
+def test_another_video_model_answers_from_one_ingest_and_damage_costs_one_video(place):
+    """--model featstore_video; then a record that is damaged, whose video alone has no answer."""
+    make_tiny_video_model(place.folder / "qwen", "qwen3_vl")
+    place.run(
+        *("featstore", "ingest", "--lmms-tasks", "videomme", "--model-path", "qwen"),
+        *("--encoder", "qwen_vl", "--sampling", "qwen", "--nframe", str(NFRAME)),
+        *("--encoder-option", "min_pixels=200704", "--cache-dir", "store"),
+    )
+    about = {"model": "featstore_video", "checkpoint": "qwen", "tasks": ("videomme",)}
+    errors = place.evaluate("qwen_answers", arguments=",on_miss=error", **about)
+    assert counted(errors) == (QUESTIONS["videomme"], 0)
+    answers = [row["filtered_resps"] for row in place.samples("qwen_answers", "videomme")]
+    assert all(any(given) for given in answers)
+    damage(place.folder / "store" / "Video-MME", "b")
+    launcher = ("featstore", "lmms-eval", "--")
+    errors = place.evaluate(
+        "damaged", program=launcher, arguments=",on_miss=error", code=1, **about
+    )
+    assert "lmms-eval left questions unanswered, about:\n  Video-MME/b\n" in errors
+    left = [row["filtered_resps"] for row in place.samples("damaged", "videomme")]
+    assert left[::2] == answers[::2]
+    assert [any(given) for given in left[1::2]] == [False, False]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_featstore_video_is_asked_and_answers_as_lmms_eval_s_own_class(place, family):
+    """Uncached: the same token ids, grid, times and answers."""
+    if subprocess.run([PYTHON, "-c", "import torchvision"], capture_output=True).returncode:
+        pytest.skip("lmms-eval's own classes need torchvision")
+    checkpoint = make_tiny_video_model(place.folder / f"peer_{family}", family)
+    stated = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    (checkpoint / "chat_template.jinja").write_text(stated["chat_template"])
+    done = subprocess.run(
+        [PYTHON, Path(__file__).parent / "lmms_peers.py", "clips", family, checkpoint],
+        capture_output=True, text=True, env=place.env, cwd=place.folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    for theirs, ours in zip(found["theirs"], found["ours"], strict=True):
+        assert ours == theirs
+
+
+def damage(dataset: Path, video: str) -> None:
+    """Change bytes of a video's features of the newest set."""
+    *_, newest = featstore.open(dataset.parent)[dataset.name].sets.values()
+    kept = bytes(memoryview(newest[video].data).cast("B")[:64])
+    file = dataset / "data.mdb"
+    place = file.read_bytes().index(kept)
+    with file.open("r+b") as there:
+        there.seek(place)
+        there.write(bytes(64))

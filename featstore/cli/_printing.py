@@ -99,6 +99,8 @@ def print_table(
 ) -> None:
     """Print rows of values below the names of their columns, numbers aligned right; nothing if there is no row.
 
+    On a terminal that is too narrow, texts that are the same in each row are said once, at the end.
+
     Args:
         names: name of each column.
         rows: a value for each column.
@@ -107,6 +109,10 @@ def print_table(
     if not rows:
         return
     formats = formats or {}
+    same = _set_apart(names, rows, formats) if sys.stdout.isatty() and len(rows) <= _LINES else {}
+    if same:
+        kept = [i for i, name in enumerate(names) if name not in same]
+        names, rows = [names[i] for i in kept], [tuple(row[i] for i in kept) for row in rows]
     head, line, columns = [], [], []
     for i, name in enumerate(names):
         to_text = formats.get(name)
@@ -126,6 +132,31 @@ def print_table(
     texts = map(str.rstrip, map("  ".join(line).__mod__, zip(*columns, strict=True)))
     for lines in _portions(map(plain_line, texts)):
         click.echo("\n".join(lines))
+    if said := ", ".join(f"{name} {text}" for name, text in same.items() if text):
+        click.echo(f"  {'all: ' * (len(rows) > 1)}{plain_line(said)}")
+
+
+def _set_apart(
+    names: Sequence[str],
+    rows: Sequence[tuple[Any, ...]],
+    formats: Mapping[str, Callable[[Any], str]],
+) -> dict[str, str]:
+    """Return, by name, the texts that fill columns for which the terminal is too narrow, the last columns first."""
+    texts: list[list[str]] = []
+    for i, name in enumerate(names):
+        to_text = formats.get(name) or f"{{:{_NUMBERS.get(type(rows[0][i]), '')}}}".format
+        texts.append([*_column(rows, i, to_text)])
+    widths = [
+        max(map(_cells(), [name, *column])) for name, column in zip(names, texts, strict=True)
+    ]
+    over = sum(widths) + 2 * (len(names) - 1) - shutil.get_terminal_size().columns
+    found: dict[str, str] = {}
+    for i in reversed(range(1, len(names))):
+        is_text = names[i] in formats or type(rows[0][i]) not in _NUMBERS
+        if over > 0 and is_text and len({*texts[i]}) == 1:
+            found[names[i]] = texts[i][0]
+            over -= widths[i] + 2
+    return found
 
 
 def _column(

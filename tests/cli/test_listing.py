@@ -12,6 +12,7 @@ from toys import REPOSITORY, store_videos, toy_features, toy_spec
 import featstore
 from featstore.cli import main
 from featstore.cli._patterns import expand, fits
+from featstore.cli._printing import print_table
 from featstore.decoding.video_file import Video
 from featstore.pipeline.listing import check_listing
 from featstore.pipeline.plan import make_plan
@@ -207,3 +208,18 @@ def test_features_are_written_into_a_pipe_that_stays_one(cache):
 def test_the_page_says_how_a_shell_completes():
     page = (REPOSITORY / "docs" / "terminal.md").read_text(encoding="utf-8")
     assert "_FEATSTORE_COMPLETE=bash_source featstore" in page
+
+
+def test_a_table_too_wide_for_the_terminal_says_once_what_all_rows_have(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "24")
+    names = ("video_id", "frames", "size", "decoder", "doubt", "storage")
+    rows = [("映画", 8, 1.0, "pyav", "", "int8"), ("b", 8, 2.0, "pyav", "", "bf16")]
+    print_table(names, rows, {"size": "{:.0f} B".format})
+    head, first, _, said = capsys.readouterr().out.splitlines()
+    assert head.split() == ["video_id", "frames", "size", "storage"]
+    assert first == "映画           8   1 B  int8"
+    assert said == "  all: decoder pyav"
+    monkeypatch.setenv("COLUMNS", "200")
+    print_table(names, rows)
+    assert len(capsys.readouterr().out.splitlines()) == 3

@@ -13,7 +13,9 @@ from toys import store_videos, toy_features, toy_spec
 
 import featstore
 from featstore.errors import FeatureNotFound, StoreMismatch
+from featstore.store.maintenance.push_pull import push
 from featstore.store.maintenance.remove import remove_set
+from featstore.store.shards.remote.reading import FetchedRecords
 from featstore.torch import FeatureDataset, TensorCache, prefetch, prefetching, to_tensor
 
 VIDEOS = {f"v{i}": toy_features(i) for i in range(6)}
@@ -112,6 +114,24 @@ def test_no_more_is_looked_up_than_asked_for_ahead(cache_dir, ahead):
     found.close()
     with pytest.raises(ValueError, match="ahead is -1; it must be 0 or more"):
         next(prefetch(source, VIDEOS, ahead=-1))
+
+
+def test_records_from_elsewhere_are_fetched_several_at_once(cache_dir, tmp_path, monkeypatch):
+    push(cache_dir, str(tmp_path / "share"))
+    demo = featstore.open(tmp_path / "share", local=tmp_path / "local")["demo"]
+    fetch, several, begun = FetchedRecords._fetch, threading.Barrier(3), itertools.count()
+
+    def fetch_together(*given):
+        if next(begun) < 3:  # none of these comes before all have begun
+            several.wait(timeout=60)
+        fetch(*given)
+
+    monkeypatch.setattr(FetchedRecords, "_fetch", fetch_together)
+    names = sorted(VIDEOS)
+    found = dict(prefetch(demo, names, ahead=2))
+    assert list(found) == names
+    for name, x in found.items():
+        assert torch.equal(x, to_tensor(featstore.get(cache_dir, "demo", name)))
 
 
 def test_two_may_prefetch_at_once(cache_dir):

@@ -28,6 +28,12 @@ def weight(item: pytest.Item) -> int:
     return max((WEIGHTS.get(mark.name, 1) for mark in item.iter_markers()), default=1)
 
 
+def repeats(item: pytest.Item, number: int) -> bool:
+    """Whether the case of this `number` of a test does again what others did: examples, races and large tables."""
+    of_examples = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+    return number > 20 or of_examples or any(map(item.get_closest_marker, ("fuzz", "race")))
+
+
 def examples(number: int, **options: Any) -> settings:
     """Settings of `number` examples, or of their share in a quick run."""
     share = number * settings().max_examples // FULL

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from shard_contract import SPEC, VIDEOS, make_parts
-from toys import expected, store_videos, toy_features
+from toys import REPOSITORY, expected, run_python, store_videos, toy_features
 
 from featstore.errors import RecordError, StoreDamaged, StoreError, StoreMismatch, StoreNotFound
 from featstore.store.default_set import set_default
@@ -200,6 +200,28 @@ def test_no_descriptor_is_held_and_a_full_table_of_files_is_a_store_error(served
     with pytest.raises(StoreError, match="ulimit -n"):
         store["v/0"]
     assert len(kept) == len(VIDEOS)
+
+
+FEW_FILES = """
+import resource, sys
+import featstore
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
+demo = featstore.open(sys.argv[1])["demo"]
+held = [demo[video] for video in demo]
+print(len(held))
+"""
+
+
+@pytest.mark.slow
+def test_more_shards_than_a_process_may_open_files_are_read_and_held(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    from bench_union import write_shards
+
+    store_videos(tmp_path / "one", "demo", {f"v{n}": toy_features(n) for n in range(80)})
+    write_shards(tmp_path / "one", tmp_path / "cache", 80, "demo")
+    done = run_python(FEW_FILES, tmp_path / "cache")
+    assert done.stdout == "80\n", done.stderr
 
 
 def test_what_would_change_a_sealed_shard_is_refused(served):

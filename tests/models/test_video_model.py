@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -162,11 +163,10 @@ def ask(checkpoint, family, sample_clips, tmp_path_factory):
             sampling=sampling_of(family), **sizes_of(family), **options,
         )  # fmt: skip
 
-        def logits(question, video):
+        def logits(question, video, **options):
             kept = Logits()
-            model.generate_ids(
-                question, video, path=paths[video], max_new_tokens=NEW, logits_processor=[kept]
-            )
+            options |= {"max_new_tokens": NEW, "logits_processor": [kept]}
+            model.generate_ids(question, video, path=paths[video], **options)
             return kept.all
 
         return SimpleNamespace(model=model, logits=logits, videos=list(paths), paths=paths)
@@ -230,6 +230,23 @@ def test_kept_prefixes_change_nothing_between_questions_on_two_videos(ask, live,
                     assert torch.equal(found.argmax(-1), at_once.argmax(-1))
                     assert (found - at_once).abs().max() < 1e-4
     assert len(asked.model._answerer.prefixes) == 0  # closed
+
+
+def test_a_question_may_have_its_own_message_frames_and_timing(ask, cache, family):
+    asked, question = ask(cache, prefix_cache=0), QUESTIONS[0]
+    parts, seen, video = [{"type": "video"}, {"type": "text", "text": question}], [], "blink"
+    with asked.model:
+        plain = asked.logits(question, video)
+        shaped = asked.logits(lambda clip: seen.append(clip.frames) or parts, video)
+        assert torch.equal(shaped, plain)
+        assert not torch.equal(asked.logits(lambda clip: parts[::-1], video)[:1], plain[:1])
+        six = asked.logits(question, video, sampling=replace(sampling_of(family), nframe=6))
+        assert torch.equal(six, asked.logits(question, video, nframe=6))
+        timed = asked.logits(question, video, sampled_fps=0.25)
+    assert [len(frames) for frames in seen] == [4]
+    assert torch.equal(timed, plain) == (
+        family != "qwen2_5_vl"
+    )  # which alone places frames in time
 
 
 def test_the_vision_side_is_not_loaded_and_features_matter(ask, cache, family):

@@ -133,7 +133,7 @@ def _row(found: ShareStatus, now: float) -> dict[str, Any]:
 def _print_run(dataset: str, run: dict[str, Any]) -> None:
     click.echo(
         f"{dataset}: {run['stored']} of {how_many(run['videos'], 'video')} stored, {run['failed']} failed, "
-        f"{format_bytes(run['record_bytes'])} by these processes"
+        f"{format_bytes(run['record_bytes'])} written"
     )
     if run["seconds_left"] is not None:
         click.echo(f"  {run['videos_per_second']:.2f} videos/s, {clock(run['seconds_left'])} left")

@@ -51,7 +51,7 @@ def test_each_share_has_a_row_and_all_of_them_a_sentence(status):
     assert head.split() == [*names, "host", "seen"]
     assert rows[0].split()[:8] == ["0-of-2", "done", "100", "99", "1", "0", "9.10", "node-1"]
     assert rows[1].split()[:3] == ["1-of-2", "running,", "silent"]
-    assert rows[2] == "demo: 109 of 150 videos stored, 1 failed, 10 B by these processes"
+    assert rows[2] == "demo: 109 of 150 videos stored, 1 failed, 10 B written"
     assert "  failed: 1 x no frame" in rows
     assert rows[-2].startswith("  silent for more than a minute: 1-of-2; ")
     assert rows[-1].endswith(f" free in {done.cache}")

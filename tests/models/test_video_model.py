@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -240,8 +239,10 @@ def test_a_question_may_have_its_own_message_frames_and_timing(ask, cache, famil
         shaped = asked.logits(lambda clip: seen.append(clip.frames) or parts, video)
         assert torch.equal(shaped, plain)
         assert not torch.equal(asked.logits(lambda clip: parts[::-1], video)[:1], plain[:1])
-        six = asked.logits(question, video, sampling=replace(sampling_of(family), nframe=6))
-        assert torch.equal(six, asked.logits(question, video, nframe=6))
+        if family == "qwen2_5_vl":  # one is enough: other frames take another decode worker
+            six = asked.logits(question, video, sampling=Sampling(6, "qwen"))
+            assert torch.equal(six, asked.logits(question, video, nframe=6))
+            assert not torch.equal(six[:1], plain[:1])
         timed = asked.logits(question, video, sampled_fps=0.25)
     assert [len(frames) for frames in seen] == [4]
     assert torch.equal(timed, plain) == (

@@ -233,7 +233,11 @@ def test_kept_prefixes_change_nothing_between_questions_on_two_videos(ask, live,
 
 def test_a_question_may_have_its_own_message_frames_and_timing(ask, cache, family):
     asked, question = ask(cache, prefix_cache=0), QUESTIONS[0]
-    parts, seen, video = [{"type": "video"}, {"type": "text", "text": question}], [], "blink"
+    parts, seen, video = (
+        [{"type": "video"}, {"type": "text", "text": question}],
+        [],
+        "bouncing_ball",
+    )
     with asked.model:
         plain = asked.logits(question, video)
         shaped = asked.logits(lambda clip: seen.append(clip.frames) or parts, video)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,9 @@ from featstore.system.filesystems import refuse_network
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
 
+    from featstore.records.record import Record
     from featstore.store.rows import FeatureSet
 
 AHEAD_BYTES = 256 << 20  # of records that are read from disk while others are written and synced
@@ -155,10 +158,10 @@ class _Merge:
             if self._is_stopped(stop):  # or the set would be made and stay empty
                 break
             add_set_of(self._writer, row)
-            for key in self._read_ahead(row.spec.digest):
+            for key, record in self._read_ahead(row.spec.digest):
                 if self._is_stopped(stop):
                     break
-                self._take(key, row.spec.digest)
+                self._take(key, record, row.spec.digest)
                 if self._writer.due:
                     self.commit()
             for failure in read_failures(self._snapshot, row.spec.digest) if failures else ():
@@ -178,26 +181,32 @@ class _Merge:
         self.summary.interrupted = stop is not None and stop.is_set()
         return self.summary.interrupted
 
-    def _read_ahead(self, digest: str) -> Iterator[bytes]:
-        """Yield the keys of a feature set, while the records of those that follow are read from disk."""
-        waiting: deque[tuple[bytes, int]] = deque()
+    def _read_ahead(self, digest: str) -> Iterator[tuple[bytes, Future[Record] | None]]:
+        """Yield the keys of a feature set, each with its record, which another thread reads and verifies until then."""
+        waiting: deque[tuple[bytes, Future[Record] | None, int]] = deque()
         size = 0
-        for key in self._source.keys(digest):
-            found = 0
-            with contextlib.suppress(FeatstoreError):  # met again when the video is copied
-                entry = read_entry(self._snapshot, key)
-                if entry is not None and not self._writer.has(digest, entry.video_id):
-                    found = entry.record_bytes
-                    self._snapshot.read_ahead(key)
-            waiting.append((key, found))
-            size += found
-            while size > AHEAD_BYTES or len(waiting) > AHEAD_VIDEOS:
-                key, found = waiting.popleft()
-                size -= found
-                yield key
-        yield from (key for key, _ in waiting)
+        reader = ThreadPoolExecutor(1, "featstore-merge")
+        try:
+            for key in self._source.keys(digest):
+                found, record = 0, None
+                with contextlib.suppress(FeatstoreError):  # met again when the video is copied
+                    entry = read_entry(self._snapshot, key)
+                    if entry is not None and not self._writer.has(digest, entry.video_id):
+                        found = entry.record_bytes
+                        self._snapshot.read_ahead(key)
+                        record = reader.submit(self._read, key, digest)
+                waiting.append((key, record, found))
+                size += found
+                while size > AHEAD_BYTES or len(waiting) > AHEAD_VIDEOS:
+                    key, record, found = waiting.popleft()
+                    size -= found
+                    yield key, record
+            while waiting:
+                yield waiting.popleft()[:2]
+        finally:
+            reader.shutdown(cancel_futures=True)
 
-    def _take(self, key: bytes, digest: str) -> None:
+    def _take(self, key: bytes, coming: Future[Record] | None, digest: str) -> None:
         name, entry = key.decode(errors="replace"), None
         with contextlib.suppress(StoreDamaged):  # a damaged row; the record tells as much
             entry = read_entry(self._snapshot, key)
@@ -206,29 +215,27 @@ class _Merge:
             if self._is_there(digest, name):
                 return
         try:
-            record, video = self._read(key, digest)
+            record = coming.result() if coming else self._read(key, digest)
         except FeatstoreError as exc:
             # To copy what can be read is what is being done about a damaged page.
             self.summary.failures.append((name, exc.found if SALVAGE in exc.remedy else str(exc)))
             return
-        if entry is None and self._is_there(digest, video):
+        if entry is None and self._is_there(digest, record.header.video_id):
             return
         try:
-            self._put(record)
+            self._put(key, record)
         except (RecordError, StoreMismatch, ValueError) as exc:
             self.summary.failures.append((name, str(exc)))
 
-    def _put(self, record: memoryview) -> None:
+    def _put(self, key: bytes, record: Record) -> None:
         if self._source.dataset == self._writer.dataset:
-            self._writer.put_whole(record)
+            self._writer.put(record.header, self._snapshot.get("records", key) or memoryview(b""))
             return
-        parsed = parse(record)
-        parsed.verify()
-        if parsed.header.dataset != self._source.dataset:
-            raise StoreMismatch(f"its record is of dataset {parsed.header.dataset!r}")
-        header = replace(parsed.header, dataset=self._writer.dataset)
-        prefix = pack_prefix(header, bytes(parsed.scales), len(parsed.payload))
-        self._writer.put(header, memoryview(b"".join((prefix, parsed.payload))))
+        if record.header.dataset != self._source.dataset:
+            raise StoreMismatch(f"its record is of dataset {record.header.dataset!r}")
+        header = replace(record.header, dataset=self._writer.dataset)
+        prefix = pack_prefix(header, bytes(record.scales), len(record.payload))
+        self._writer.put(header, memoryview(b"".join((prefix, record.payload))))
 
     def _is_there(self, digest: str, video: str) -> bool:
         # Outside of what is caught: what the target raises is not damage in the source.
@@ -236,15 +243,16 @@ class _Merge:
         self.summary.skipped += there
         return there
 
-    def _read(self, key: bytes, digest: str) -> tuple[memoryview, str]:
-        record = self._snapshot.get("records", key)
-        if record is None:
+    def _read(self, key: bytes, digest: str) -> Record:
+        value = self._snapshot.get("records", key)
+        if value is None:
             raise StoreError("it has a row but no record")
-        header = parse(record).header
-        if header.spec != digest or video_key(digest, header.video_id) != key:
-            raise StoreError(name_other(header, key))
-        self._snapshot.prefault(record)  # faults read a cold disk at half its speed
-        return record, header.video_id
+        record = parse(value)
+        if record.header.spec != digest or video_key(digest, record.header.video_id) != key:
+            raise StoreError(name_other(record.header, key))
+        self._snapshot.prefault(value)  # faults read a cold disk at half its speed
+        record.verify()
+        return record
 
 
 def add_set_of(writer: FeatureWriter, row: FeatureSet) -> None:

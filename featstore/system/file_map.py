@@ -154,14 +154,15 @@ def is_resident(address: int, length: int) -> bool:
 
 def is_evicted(address: int) -> bool:
     """Return whether the page at `address` is not in the page cache; False if the system does not say."""
-    page = address - address % mmap.PAGESIZE
-    found = _resident_pages(page, 1) if shows_pages(address) else None
-    return found is not None and found not in _RESIDENT
+    found = ctypes.c_char(1)
+    if libc.mincore is not None and shows_pages(address):
+        libc.mincore(address - address % mmap.PAGESIZE, 1, ctypes.byref(found))
+    return found.value not in _RESIDENT
 
 
 def shows_pages(address: int) -> bool:
     """Return whether the system says which pages of the map at `address` are in memory."""
-    return not any(start <= address < end for start, end in [*_hidden.items()])
+    return not _hidden or not any(start <= address < end for start, end in [*_hidden.items()])
 
 
 def hides_pages(fd: int) -> bool:

@@ -212,7 +212,7 @@ def _check_dataset(stated: str, folder: ImportedFolder) -> None:
     if stated not in (folder.dataset, os.path.basename(os.path.abspath(folder.path))):
         raise ValueError(
             f"it is of dataset {stated!r:.80}, not {folder.dataset!r}; import it into that one, and rename that with "
-            "featstore mv"
+            "featstore mv, or name its own folder, if that has the name of its dataset"
         )
 
 

@@ -131,6 +131,12 @@ def describe_mismatch(
         origin: The options that name the checkpoint that makes the wanted features, for the command in the remedy.
         follows: What is done about it without the user, in place of the remedy.
     """
+    family, stored_families = wanted.encoder.family, {s.spec.encoder.family for s in sets}
+    if family not in stored_families:  # hardly a field is alike
+        return (
+            f"dataset {path.name!r} in {path.parent} holds no features of {family}, only of "
+            f"{', '.join(sorted(stored_families))}\n{follows or _how_to_make(path, wanted, origin)}"
+        )
     nearest = min(sets, key=lambda found: len(found.spec.diff(wanted)))
     lines = []
     for field, here, there in nearest.spec.diff(wanted):

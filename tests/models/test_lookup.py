@@ -155,6 +155,13 @@ def test_what_does_not_fit_is_told_where_no_set_does(cache):
     assert "beside it" in lookup.explain(longer, "toy", "")
 
 
+def test_features_of_another_encoder_are_named_and_not_compared_field_by_field(cache):
+    store_videos(cache, "demo", {"b": B}, spec=SPEC)
+    other = replace(SPEC, encoder=replace(SPEC.encoder, family="qwen_vl"))
+    told = Lookup(cache).explain(FeatureRequest("demo", "a", None, other), "toy", "they are made")
+    assert told.endswith("holds no features of qwen_vl, only of toy\nthey are made")
+
+
 def test_what_makes_the_features_is_named_by_the_options_of_the_models_checkpoint(cache):
     """Where no set serves, whoever asks."""
     longva = replace(SPEC, encoder=replace(SPEC.encoder, family="longva", weights="9" * 64))

@@ -209,33 +209,42 @@ def _set_facts(described: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _list_videos(there: Dataset, rows: Iterator[Entry], as_json: bool, as_csv: bool) -> None:
-    from featstore.formats.facts import entries_json
+    from featstore.formats.facts import IMPORTED, entries_json
     from featstore.store.rows import Entry
+
+    # Of imported features nobody knows from which file they are, nor how exact.
+    first, end = Entry._fields.index("size"), Entry._fields.index("created")
+
+    def known(row: Entry) -> tuple[Any, ...]:
+        unknown = (None,) * (end - first)
+        return row if row.doubt != IMPORTED else (*row[:first], *unknown, *row[end:])
 
     if as_json:
         print_json_rows(entries_json(there.name, rows))
         return
     if as_csv:
         names = ("dataset", "feature_set", *Entry._fields[1:])
-        print_csv(dict(zip(names, (there.name, *row), strict=True)) for row in rows)
+        print_csv(dict(zip(names, (there.name, *known(row)), strict=True)) for row in rows)
         return
     # Of a million videos no Python runs for each of the values.
     start = Entry._fields.index("values")
     places = *map(Entry._fields.index, _VIDEOS), slice(start, start + len(_STORAGE))
     feature_set, lossless, size = there.feature_set, 0, 0
 
-    def counted() -> Iterator[Entry]:
+    def counted() -> Iterator[tuple[Any, ...]]:
         nonlocal lossless, size
         for entry in rows:
             lossless += feature_set.is_lossless(entry)
             size += entry.record_bytes
-            yield entry
+            yield known(entry)
 
     found = [*map(itemgetter(*places), counted())]
     formats: dict[str, Callable[[Any], str]] = {
         "size": lru_cache(format_bytes),
         "storage": _storage_of,
     }
+    if any(row[_VIDEOS.index("token_p99")] is None for row in found):
+        formats["token_p99"] = lambda error: "unknown" if error is None else f"{error:.6f}"
     print_table((*_heads(_VIDEOS), "storage"), found, formats)
     say(f"{how_many(len(found), 'video')}, {format_bytes(size)}")
     if lossless:

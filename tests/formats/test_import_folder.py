@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -216,6 +217,16 @@ def test_a_pt_cache_keeps_its_bits_and_is_marked_as_imported(cache, pt):
     assert found.header.video_path == "/data/videos/sub/a.mp4"
     assert found.header.layout.tokens_per_unit == TOKENS
     assert check_dataset(cache, "demo").problems == []
+
+
+def test_an_error_that_nobody_knows_is_not_listed_as_zero(cache, pt):
+    run(pt, ".pt", cache)
+    words = ["ls", "--dataset", "demo", "--cache-dir", str(cache)]
+    table, rows = (CliRunner().invoke(main, [*words, *more]).stdout for more in ([], ["--csv"]))
+    assert "unknown" in table
+    assert "0.000000" not in table
+    [row, _] = csv.DictReader(rows.splitlines())
+    assert {row[name] for name in ("token_p99", "cosine", "size", "xxh3_128")} == {""}
 
 
 SHAPES = {

@@ -64,6 +64,7 @@ class IngestSummary:
         needed_bytes: the most that the planned records take.
         workers: processes that decoded.
         encoders: devices that encoded.
+        begun: its writer holds the dataset.
         stored: videos committed.
         failures: videos that failed.
         record_bytes: bytes committed.
@@ -96,6 +97,7 @@ class IngestSummary:
     budget: ErrorBudget = field(default_factory=ErrorBudget)
     workers: int = 1
     encoders: int = 1
+    begun: bool = False
     stored: int = 0
     failures: list[Failure] = field(default_factory=list)
     record_bytes: int = 0
@@ -156,7 +158,7 @@ class IngestSummary:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON, in the words of featstore.formats.facts."""
         plain = asdict(self)
-        for name in ("spec", "budget", "failures", "restored"):
+        for name in ("spec", "budget", "begun", "failures", "restored"):
             del plain[name]
         for name, rows in (
             ("failed", self.failures),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -84,6 +85,10 @@ def test_an_ingest_says_nothing_before_it_may_write(tmp_path):
     with Heartbeat(place, "demo") as heartbeat:
         heartbeat.watch(summary)
         assert not [*tmp_path.iterdir()]
+        summary.begun = True  # before a video is decoded
+        while not (tmp_path / "demo/status.json").exists():
+            time.sleep(0.02)
+        assert [said.state for said in read_statuses(place, "demo")[0]] == ["starting"]
         summary.busy["decode"], summary.stored = 1.0, 3
         heartbeat.finish(summary)
     [said], _ = read_statuses(place, "demo")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 EVERY_SECONDS = 10.0
 EVERY_SECONDS_ALONE = 2.0
+_LOOK_SECONDS = 0.2  # whether it has begun
 ALONE = "0-of-1"  # the share of an ingest that takes all videos, into one file; what it says lies beside that
 ALONE_FILE = "status.json"
 OLD_SECONDS = 60.0
@@ -103,7 +104,7 @@ class Heartbeat:
         *,
         on: bool = True,
     ):
-        """Begin, unless it is not `on`; without a number of videos, when the first was decoded: all are in its plan."""
+        """Begin, unless it is not `on`; without a number of videos, when the writer has begun: all are in its plan."""
         self.state = "starting"
         of_share = shard_file(dataset, f"{STATUS_FOLDER}/{share}.json")
         self._place, self._name = (
@@ -149,20 +150,24 @@ class Heartbeat:
             self.state = "interrupted" if issubclass(kind, KeyboardInterrupt) else "error"
         self._write()
 
+    @property
+    def _begun(self) -> bool:
+        # Another ingest may be at work on the one file, until this one holds the dataset's lock.
+        return self._videos is not None or any(summary.begun for summary in self._rounds)
+
     def _beat(self) -> None:
         every = EVERY_SECONDS_ALONE if self._videos is None else EVERY_SECONDS
-        while not self._ended.wait(every):
+        while not self._ended.wait(every if self._begun else _LOOK_SECONDS):
             self._write()
 
     def _write(self) -> None:
-        # Another ingest may be at work on the one file: before a video was decoded this one may not hold its lock.
-        begun = self._videos is not None or any(any(s.busy.values()) for s in self._rounds)
-        if self._on and begun:
+        if self._on and self._begun:
             with contextlib.suppress(StoreError):
                 self._place.put(self._name, pack_status(self._status()))
 
     def _status(self) -> ShareStatus:
         rounds = [*self._rounds]
+        idle = self.state == "running" and not any(any(found.busy.values()) for found in rounds)
         first = rounds[:1]  # whose plan says what was there before
         failures = [row for summary in rounds for row in [*summary.failures]]
         new = sum(summary.stored for summary in rounds)
@@ -171,7 +176,7 @@ class Heartbeat:
         planned = sum(summary.planned for summary in first) + stored + before
         return ShareStatus(
             share=self._share,
-            state=self.state,
+            state="starting" if idle else self.state,
             videos=planned if self._videos is None else self._videos,
             stored=stored + new,
             new=new,

@@ -71,6 +71,7 @@ def start_writer(
     )
     writer = WriterProcess(setup, log=log)
     stack.callback(writer.close)
+    summary.begun = True
     return writer
 
 

@@ -41,13 +41,13 @@ def refuse_missing(device: torch.device) -> None:
     if not torch.cuda.is_available():
         raise FeatstoreError(
             f"device is {str(device)!r}, but torch {torch.__version__} sees no GPU",
-            remedy="use --device cpu, or install a torch built for this machine's driver",
+            remedy="use device=\"cpu\" (on the command line --device cpu), or install a torch built for this machine's driver",
         )
     count = torch.cuda.device_count()
     if (device.index or 0) >= count:
         raise FeatstoreError(
             f"device is {str(device)!r}, but the GPUs here are {count}, the first is cuda:0",
-            remedy="name one of them with --device",
+            remedy="name one of them with device= (on the command line --device)",
         )
 
 

@@ -414,7 +414,7 @@ def test_its_repr_is_a_line_that_says_what_it_is(tiny):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused(tiny):
-    with pytest.raises(FeatstoreError, match="sees no GPU; use --device cpu"):
+    with pytest.raises(FeatstoreError, match='sees no GPU; use device="cpu"'):
         LongVAEncoder(tiny, device="cuda")
 
 

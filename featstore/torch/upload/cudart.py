@@ -41,7 +41,8 @@ def refuse_missing(device: torch.device) -> None:
     if not torch.cuda.is_available():
         raise FeatstoreError(
             f"device is {str(device)!r}, but torch {torch.__version__} sees no GPU",
-            remedy="use device=\"cpu\" (on the command line --device cpu), or install a torch built for this machine's driver",
+            remedy='use device="cpu" (on the command line --device cpu), or install a torch built for this '
+            "machine's driver",
         )
     count = torch.cuda.device_count()
     if (device.index or 0) >= count:

@@ -51,6 +51,17 @@ def get_encoder(name: str, **options: Any) -> Encoder:
     return encoder
 
 
+def check_encoder(encoder: Any) -> Encoder:
+    """Return an encoder object; TypeError if it is none, as a name."""
+    if not hasattr(encoder, "identity"):
+        raise TypeError(
+            f"encoder is {encoder!r}, not an encoder object; pass featstore.encoders.get_encoder(NAME, ...), NAME one "
+            f"of {', '.join(ENCODERS)}"
+        )
+    found: Encoder = encoder
+    return found
+
+
 def encoder_class(name: str) -> Any:
     """Return the class of an encoder by its name; raise as `get_encoder` if it cannot be imported."""
     if name not in ENCODERS:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from featstore.decoding.video_file import Video, identity_of
+from featstore.encoders.registry import EncoderRecipe, check_encoder
 from featstore.errors import StoreFull, StoreMismatch
 from featstore.pipeline.listing import Listing, list_videos
 from featstore.pipeline.make_record import record_room
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from featstore.encoders.base import Encoder
-    from featstore.encoders.registry import EncoderRecipe
     from featstore.pipeline.plan import Plan
     from featstore.pipeline.summary import Progress
     from featstore.records.storage import Storage
@@ -133,7 +133,7 @@ def ingest(
     path = check_target(cache_dir, dataset, options)
     listing = videos if isinstance(videos, Listing) else list_videos(videos)
     recipes = encoder if isinstance(encoder, list) else []
-    built = encoder[0].build() if isinstance(encoder, list) else encoder
+    built = recipes[0].build() if recipes else check_encoder(encoder)
     decoder = identity_of(options.decoder)
     spec = FeatureSpec(built.identity, sampling or Sampling(), decoder, built.preprocessing)
     before = None

@@ -6,6 +6,7 @@ import importlib
 
 import pytest
 
+import featstore
 from featstore.encoders.registry import ENCODERS, EncoderRecipe, get_encoder
 from featstore.errors import FeatstoreError
 
@@ -75,3 +76,9 @@ def test_an_encoder_that_cannot_be_imported_says_so(install, value):
 def test_an_option_that_an_encoder_does_not_have_is_a_value_error():
     with pytest.raises(ValueError, match=r"cannot be built so: .*'colour'"):
         get_encoder("toy", colour=1)
+
+
+def test_a_name_where_an_encoder_is_expected_is_refused_in_words(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(TypeError, match=r"encoder is 'longva', .*\.get_encoder\(NAME"):
+        featstore.ingest(tmp_path, tmp_path / "cache", "demo", encoder="longva")

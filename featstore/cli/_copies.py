@@ -13,7 +13,7 @@ from featstore.cli._interrupts import INTERRUPTED, stop_on_signals
 from featstore.cli._log_options import log_options
 from featstore.cli._options import (
     SOME_FAILED,
-    cache_dir_option,
+    filled_cache_dir_option,
     json_option,
     max_size_option,
     min_free_option,
@@ -57,7 +57,7 @@ def copy_options(dataset_help: str, *, renames: bool = False) -> Callable[[FC], 
     return option_group(
         click.argument("source", type=folder, metavar="SOURCE_CACHE"),
         click.option("--dataset", required=True, help=dataset_help),
-        cache_dir_option,
+        filled_cache_dir_option,
         *([name] if renames else []),
         min_free_option,
         max_size_option,

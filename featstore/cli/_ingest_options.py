@@ -15,8 +15,8 @@ from featstore.cli._encoder_options import ENCODER_OPTIONS, encoder_recipe
 from featstore.cli._options import (
     FiniteRange,
     VariadicOption,
-    cache_dir_option,
     dtype_option,
+    filled_cache_dir_option,
     in_gib,
     json_option,
     max_size_option,
@@ -93,7 +93,7 @@ ingest_options = option_group(
     ),
     model_option,
     tower_option,
-    cache_dir_option,
+    filled_cache_dir_option,
     *ENCODER_OPTIONS,
     nframe_option,
     click.option(

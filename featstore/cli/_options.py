@@ -140,15 +140,29 @@ class VariadicOption(click.Option):
             registered.process = take_all
 
 
-cache_dir_option = click.option(
-    "--cache-dir",
-    required=True,
-    envvar=defaults.CACHE_DIR_VARIABLE,
-    show_envvar=True,
-    callback=not_empty,
-    type=click.Path(file_okay=False),
-    help="The cache directory; each folder in it is a dataset.",
-)
+def _cache_dir_option(callback: Callable[..., str | None]) -> Callable[[FC], FC]:
+    return click.option(
+        "--cache-dir",
+        required=True,
+        envvar=defaults.CACHE_DIR_VARIABLE,
+        show_envvar=True,
+        callback=callback,
+        type=click.Path(file_okay=False),
+        help="The cache directory; each folder in it is a dataset.",
+    )
+
+
+def _may_be_filled(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Refuse a folder that holds other things and no dataset, as a slip in the name gives."""
+    from featstore.store.lost import refuse_other_folder
+
+    if not_empty(ctx, option, value) and not ctx.resilient_parsing:
+        refuse_other_folder(str(value))
+    return value
+
+
+cache_dir_option = _cache_dir_option(not_empty)
+filled_cache_dir_option = _cache_dir_option(_may_be_filled)  # of commands that make datasets
 dataset_option = click.option(
     "--dataset", required=True, shell_complete=complete_dataset, help="Name of the dataset."
 )

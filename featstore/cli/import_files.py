@@ -9,7 +9,7 @@ import click
 from featstore.cli._copies import copying, exit_unless_whole, print_copied
 from featstore.cli._log_options import log_options
 from featstore.cli._options import (
-    cache_dir_option,
+    filled_cache_dir_option,
     json_option,
     max_size_option,
     min_free_option,
@@ -44,7 +44,7 @@ _from_options = option_group(
 @click.command("import")
 @_from_options
 @click.option("--dataset", required=True, help="Name of the dataset to fill.")
-@cache_dir_option
+@filled_cache_dir_option
 @click.option(
     "--nframe",
     type=click.IntRange(1, 65536),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 
 from featstore.cli._log_options import log_options
-from featstore.cli._options import cache_dir_option, datasets_option, json_option
+from featstore.cli._options import datasets_option, filled_cache_dir_option, json_option
 from featstore.cli._printing import print_json
 from featstore.cli.push import show
 
 
 @click.command()
 @click.argument("url", metavar="URL")
-@cache_dir_option
+@filled_cache_dir_option
 @datasets_option
 @json_option
 @log_options

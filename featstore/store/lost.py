@@ -16,6 +16,7 @@ from featstore.store.paths import (
     LMDB_LOCK_FILE,
     META_FILE,
     SEAL_FILE,
+    SHARDS_FOLDER,
     WRITE_LOCK_FILE,
     absolute,
     dataset_names,
@@ -24,7 +25,8 @@ from featstore.store.paths import (
 
 # Made beside a data file and never before it; an ingest that was killed early leaves other locks.
 _TRACES = (LMDB_LOCK_FILE, WRITE_LOCK_FILE, SEAL_FILE)
-_LOCKS = (INGEST_LOCK_FILE, FLIGHT_LOCK_FILE, WRITE_LOCK_FILE)
+# What an ingest makes before that, its locks and what featstore status shows.
+_EARLY = (INGEST_LOCK_FILE, FLIGHT_LOCK_FILE, WRITE_LOCK_FILE, SHARDS_FOLDER, "status.json")
 _MAX_META_BYTES = 64 << 20
 
 
@@ -53,6 +55,18 @@ def refuse_no_cache(cache_dir: str | os.PathLike[str]) -> None:
             f"there is no dataset in {cache_dir}; name the folder that contains the datasets' folders, or make one "
             "with featstore ingest"
         )
+
+
+def refuse_other_folder(cache_dir: str | os.PathLike[str]) -> None:
+    """Raise StoreNotFound if a dataset is not to be made in `cache_dir`: it holds other things, and never held one."""
+    if os.path.isdir(cache_dir):
+        try:
+            refuse_no_cache(cache_dir)
+        except StoreNotFound as exc:
+            raise StoreNotFound(
+                f"{cache_dir} holds other things and no dataset, so it is not taken for a cache directory; name one, "
+                "or a new or empty folder, with --cache-dir"
+            ) from exc
 
 
 def closed_datasets(cache_dir: str | os.PathLike[str]) -> dict[str, str]:
@@ -111,11 +125,11 @@ def _has_traces(folder: Path) -> bool:
 
 
 def _is_begun(folder: Path) -> bool:
-    """Return whether it has a dataset's name and nothing in it but an ingest's locks, or something for a data file."""
+    """Return whether it has a dataset's name and no file but an ingest's first ones, or something for a data file."""
     if not is_dataset_name(folder.name) or not folder.is_dir():
         return False
     return os.path.lexists(folder / DATA_FILE) or all(
-        name.startswith((".", DATA_FILE)) or name in _LOCKS for name in os.listdir(folder)
+        name.startswith((".", DATA_FILE)) or name in _EARLY for name in os.listdir(folder)
     )
 
 

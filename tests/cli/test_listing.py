@@ -17,6 +17,7 @@ from featstore.decoding.video_file import Video
 from featstore.pipeline.listing import check_listing
 from featstore.pipeline.plan import make_plan
 from featstore.store.engine.environment import open_snapshot
+from featstore.store.lost import refuse_other_folder
 from featstore.store.rows import Failure, video_key
 from featstore.store.writer import FeatureWriter
 
@@ -136,6 +137,33 @@ def test_a_folder_that_is_no_cache_is_an_error(tmp_path, command):
     assert f"there is no dataset in {tmp_path}" in done.stderr
     with pytest.raises(featstore.StoreNotFound, match="there is no dataset in"):
         featstore.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("ingest", "--encoder", "toy", "--videos", "."),
+        ("merge", "."),
+        ("cp", "."),
+        ("mv", "."),
+        ("import", "--from-npy", "."),
+        ("pull", "."),
+    ],
+)
+def test_no_dataset_is_made_among_other_things(tmp_path, words):
+    (tmp_path / "a.md").touch()
+    done = run(tmp_path, *words, "--dataset", "demo")
+    assert (done.exit_code, os.listdir(tmp_path)) == (1, ["a.md"])
+    assert f"{tmp_path} holds other things and no dataset" in done.stderr
+
+
+def test_a_dataset_is_made_in_a_folder_that_is_empty_or_in_which_an_ingest_began(tmp_path):
+    refuse_other_folder(tmp_path / "new")
+    refuse_other_folder(tmp_path)
+    for name in ("one/status.json", "one/ingest.lock", "many/shards/status/0-of-2.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        refuse_other_folder(tmp_path)
 
 
 def test_a_cache_of_which_all_datasets_were_removed_is_one(cache):

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from itertools import islice
 from typing import TYPE_CHECKING
+
+from click.shell_completion import BashComplete, add_completion_class
 
 from featstore.errors import FeatstoreError
 
 if TYPE_CHECKING:
     import click
+    from click.shell_completion import CompletionItem
 
 _MAX_VIDEOS = 500  # more are no help to who presses a key
+_UNSAFE = re.compile(r"[^\w@%+=:,./-]")  # in a word of bash outside quotes
+
+
+class _BashComplete(BashComplete):
+    """What click gives to bash, which, unlike zsh and fish, takes a completion as if it were typed."""
+
+    def format_completion(self, item: CompletionItem[str]) -> str:
+        """Return the line that click's script reads, without -r: it takes one of two backslashes."""
+        words, at = os.environ["COMP_WORDS"].split("\n"), int(os.environ["COMP_CWORD"])
+        if not "".join(words[at : at + 1]).startswith(("'", '"')):
+            item.value = _UNSAFE.sub(r"\\\g<0>", item.value)
+        return super().format_completion(item).replace("\\", "\\\\")
+
+
+add_completion_class(_BashComplete)
 
 
 def complete_dataset(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

@@ -72,7 +72,9 @@ def rm(
     from featstore.store.reader import FeatureStore
 
     if any(set(video) & set(_WILD) for video in videos):
-        videos = tuple(expand(videos, _known(cache_dir, dataset, spec)))
+        known = dict.fromkeys(_known(cache_dir, dataset, spec))
+        videos = tuple(expand(videos, known))
+        yes = yes or not any(video in known for video in videos)  # nothing is removed
     if dry_run:
         _show(cache_dir, dataset, videos, spec, as_json=as_json)
         return
@@ -101,10 +103,11 @@ def rm(
             place = f"{how_many(gone, 'video')} from {place}"
         noun = "record" if videos else "video"  # of a video there is one in each set
         counts = f"{how_many(removed.videos, noun)} and {how_many(removed.failures, 'failure')}"
-        click.echo(
-            f"removed {place}, {counts}, {format_bytes(removed.record_bytes)}; the space is used by later ingests, or "
-            f"given back by {command_line('compact', cache_dir=cache_dir, dataset=dataset)}"
-        )
+        line = f"removed {place}, {counts}, {format_bytes(removed.record_bytes)}"
+        if removed.record_bytes:
+            given_back = command_line("compact", cache_dir=cache_dir, dataset=dataset)
+            line += f"; the space is used by later ingests, or given back by {given_back}"
+        click.echo(line)
         if was_default and not videos:
             left = FeatureStore(cache_dir)[dataset]
             rows = left.sets.rows()

@@ -101,6 +101,9 @@ def test_rm_shows_what_it_would_remove_and_removes_that(cache):
     assert sorted(featstore.open(cache)["demo"]) == ["a", "sub/c"]
     missing = run(cache, "rm", "--dataset", "demo", "--video", "x*", "--dry-run")
     assert (missing.exit_code, missing.stdout.splitlines()[-1]) == (3, "  not there: x*")
+    missing = run(cache, "rm", "--dataset", "demo", "--video", "x*")  # which asks nothing
+    said = "removed 0 videos from demo, 0 records and 0 failures, 0 B\n  not there: x*\n"
+    assert (missing.exit_code, missing.output) == (3, said)
     assert run(cache, "check").exit_code == 0
 
 

@@ -40,7 +40,7 @@ def status(
 ) -> None:
     """Show how far `featstore ingest` is, at work or ended, from any terminal; with --json a line for each share.
 
-    An ingest without --shard is the share 0-of-1. What each says last is a few seconds old.
+    An ingest without --shard is called ingest. What each says last is a few seconds old.
     """
     from featstore.pipeline.cluster.heartbeat import read_statuses
     from featstore.store.paths import dataset_path, is_dataset_name

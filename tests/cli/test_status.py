@@ -93,6 +93,7 @@ def test_an_ingest_says_nothing_before_it_may_write(tmp_path):
         heartbeat.finish(summary)
     [said], _ = read_statuses(place, "demo")
     assert (said.state, said.videos, said.stored, said.new, said.left) == ("done", 5, 5, 3, 0)
+    assert said.share == "ingest"
 
 
 def test_what_failed_is_written_as_a_manifest_or_the_command_says_why_not(status, tmp_path):

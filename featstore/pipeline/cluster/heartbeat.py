@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EVERY_SECONDS = 10.0
 EVERY_SECONDS_ALONE = 2.0
 _LOOK_SECONDS = 0.2  # whether it has begun
-ALONE = "0-of-1"  # the share of an ingest that takes all videos, into one file; what it says lies beside that
+ALONE = "ingest"  # in place of the share, of an ingest without shares, into one file; what it says lies beside that
 ALONE_FILE = "status.json"
 OLD_SECONDS = 60.0
 MAX_FAILURES = 10_000
@@ -46,7 +46,7 @@ class ShareStatus:
     """What a share said of itself last.
 
     Attributes:
-        share: as `3-of-8`.
+        share: as `3-of-8`; ALONE without shares.
         state: `starting`, `running`, `sealing`; or `done`, `interrupted`, `full`, `stopped`, `error`.
         videos: how many it has to see to.
         stored: how many were stored before or are by now.

@@ -102,7 +102,7 @@ class FeatureDataset(Dataset[torch.Tensor]):
         generator: torch.Generator | None = None,
         ahead: int = 2,
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield `(video, tensor)` for each video, prepared ahead in a thread.
+        """Yield `(video, tensor)` of one video after the other, which differ in rows, prepared ahead in a thread.
 
         Args:
             device: where the tensors (rows, width) go, the CPU by default.

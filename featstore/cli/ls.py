@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from functools import lru_cache
+from itertools import chain, islice
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import click
 
 from featstore.cli._completion import complete_dataset, complete_video
 from featstore.cli._options import (
+    SOME_FAILED,
     cache_dir_option,
     json_option,
     open_set,
@@ -88,8 +90,7 @@ def ls(
         raise click.UsageError("--json and --csv each say what is printed: leave one out")
     if dataset is None:
         given = {"failed": failed, "spec": spec, "nframe": nframe, "video": patterns, "sort": sort}
-        option = next((name for name, value in given.items() if value), "")
-        if option:
+        if option := next((name for name, value in given.items() if value), ""):
             raise click.UsageError(
                 f"--{option} selects videos of a dataset: name the dataset with --dataset"
             )
@@ -97,16 +98,17 @@ def ls(
         return
     if failed and sort in ("bytes", "error"):
         raise click.UsageError(f"videos that failed have no {sort}: leave out --sort")
-    there, problems = open_set(cache_dir, dataset, spec, nframe), list[str]()
+    there, problems, none_fits = open_set(cache_dir, dataset, spec, nframe), list[str](), False
     rows = _rows(there, "failures" if failed else "catalog", problems)
     if patterns:
         rows = filter(lambda row: fits(row.video_id, patterns), rows)
+        rows, none_fits = chain(first := [*islice(rows, 1)], rows), not (first or failed)
     if sort or not as_json:
         rows = iter(_sorted(rows, sort))
     (_list_failures if failed else _list_videos)(there, rows, as_json, as_csv)
     others = len(there.sets) - 1
     if spec is None and nframe is None and others > 0:
-        sets = "1 other feature set" if others == 1 else f"{others} other feature sets"
+        sets = how_many(others, "other feature set")
         say(f"{dataset} has {sets}: list them without --dataset, name one with --spec")
     if problems:
         for problem in problems:
@@ -114,6 +116,9 @@ def ls(
         check = command_line("check", cache_dir=cache_dir, dataset=dataset)
         say(f"featstore: {dataset} has rows that cannot be read; {check} says what is lost")
         sys.exit(1)
+    if none_fits:
+        say(f"featstore: no video of {dataset} fits {plain_line(' or '.join(patterns))}")
+        sys.exit(SOME_FAILED)
 
 
 def _rows(there: Dataset, table: str, problems: list[str]) -> Iterator[Any]:

@@ -58,6 +58,13 @@ def test_ls_lists_the_videos_that_fit_and_counts_them(cache):
     assert [row["video_id"] for row in rows] == ["b-1"]
 
 
+def test_ls_says_that_no_video_fits(cache):
+    for words in ([], ["--json"], ["--csv"]):
+        done = run(cache, "ls", "--dataset", "demo", "--video", "zzz*", *words)
+        said = "featstore: no video of demo fits zzz*"
+        assert (done.exit_code, done.stderr.splitlines()[-1]) == (3, said)
+
+
 def test_ls_lists_the_newest_the_largest_or_the_worst_first(cache):
     rows = [*featstore.open(cache)["demo"].rows()]
     for by, field in {"created": "created", "bytes": "record_bytes", "error": "token_p99"}.items():

@@ -177,9 +177,10 @@ def _is_folder(place: Path) -> bool:
 
 def _unlisted(place: str | Path, exc: Exception) -> ListingError:
     reason = getattr(exc, "strerror", None) or exc
-    return ListingError(
-        f"{place} cannot be listed: {reason}; --videos takes folders and video files that can be read"
-    )
+    remedy = "--videos takes folders and video files that can be read"
+    if isinstance(exc, FileNotFoundError) and set(str(place)) & set("*?["):
+        remedy = "as a pattern leave it unquoted, for the shell to put in the files that fit it"
+    return ListingError(f"{place} cannot be listed: {reason}; {remedy}")
 
 
 def _walk(folder: Path) -> Iterator[Video]:

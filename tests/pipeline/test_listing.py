@@ -213,6 +213,14 @@ def test_a_place_that_cannot_be_is_refused_in_words(tmp_path, place):
         list_videos([tmp_path / place])
 
 
+def test_a_quoted_pattern_is_refused_with_the_remedy(tmp_path):
+    touch(tmp_path, "a.mp4")
+    with pytest.raises(
+        ListingError, match=r"\*.mp4 cannot be listed: .*; as a pattern leave it unq"
+    ):
+        list_videos([tmp_path / "*.mp4"])
+
+
 def test_an_empty_place_does_not_stand_for_the_current_folder(tmp_path, monkeypatch):
     """As `--videos "$FOLDER"` is where the variable is not set."""
     touch(tmp_path, "a.mp4")

@@ -107,8 +107,7 @@ def show(
             }
         )
         return
-    click.echo(
-        f"{plain_line(out)}: {how_many(len(strip.captions), 'column')}, {width} x {height} pixels"
-    )
+    columns_text = how_many(len(strip.captions), "column")
+    click.echo(plain_line(f"{out}: {video_id}, {columns_text}, {width} x {height} pixels"))
     for note in strip.notes:
         click.echo(f"  {plain_line(note)}")

@@ -32,7 +32,7 @@ def test_it_writes_a_png_and_says_what_is_not_in_it(words, tmp_path):
     assert done.exit_code == 0, done.output
     size = "{} x {} pixels".format(*size_of(tmp_path / "eye.png"))
     first, no_frames, extra = done.stdout.splitlines()
-    assert first == f"{tmp_path / 'eye.png'}: 3 columns, {size}"
+    assert first == f"{tmp_path / 'eye.png'}: an eye, 3 columns, {size}"
     assert "no frames: " in no_frames
     assert "one row that belongs to no frame" in extra
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -94,6 +95,20 @@ def test_an_ingest_says_nothing_before_it_may_write(tmp_path):
     [said], _ = read_statuses(place, "demo")
     assert (said.state, said.videos, said.stored, said.new, said.left) == ("done", 5, 5, 3, 0)
     assert said.share == "ingest"
+
+
+def test_the_time_to_start_does_not_count_for_the_pace():
+    said = ShareStatus("ingest", "running", 50, 11, 11, started=0.0, time=30.0, paced=(10, 5.0))
+    assert said.rate == 2.0
+    assert replace(said, paced=(2, 5.0)).rate == 11 / 30  # too few to tell
+
+
+def test_what_an_earlier_release_wrote_is_read(tmp_path):
+    plain = json.loads(pack_status(ShareStatus("ingest", "done", 5, 5, 5, time=10.0)))
+    del plain["paced"]
+    LocalPlace(tmp_path).put("demo/status.json", json.dumps(plain).encode())
+    [said], wrong = read_statuses(LocalPlace(tmp_path), "demo")
+    assert (said.rate, wrong) == (0.5, [])
 
 
 def test_what_failed_is_written_as_a_manifest_or_the_command_says_why_not(status, tmp_path):

@@ -27,6 +27,7 @@ _LOOK_SECONDS = 0.2  # whether it has begun
 ALONE = "ingest"  # in place of the share, of an ingest without shares, into one file; what it says lies beside that
 ALONE_FILE = "status.json"
 OLD_SECONDS = 60.0
+_PACE_VIDEOS, _PACE_SECONDS = 3, 3.0  # from which on these tell how fast it is
 MAX_FAILURES = 10_000
 MAX_STATUS_BYTES = 64 << 20
 RUNNING = ("starting", "running", "sealing")
@@ -57,6 +58,7 @@ class ShareStatus:
         time: when it said so.
         host: its machine.
         pid: its process.
+        paced: videos that this process saw to since one was stored first, and in how many seconds.
         failures: of this process, the first ones.
     """
 
@@ -71,13 +73,16 @@ class ShareStatus:
     time: float = 0.0
     host: str = ""
     pid: int = 0
+    paced: tuple[int, float] = (0, 0.0)
     failures: list[FailedVideo] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
-        """Return videos seen to each second by this process."""
-        seconds = self.time - self.started
-        return (self.new + len(self.failures)) / seconds if seconds > 0 else 0.0
+        """Return videos seen to each second by this process, as the bar does: soon without the time to start."""
+        videos, seconds = self.paced
+        if videos < _PACE_VIDEOS or seconds < _PACE_SECONDS:
+            videos, seconds = self.new + len(self.failures), self.time - self.started
+        return videos / seconds if seconds > 0 else 0.0
 
     @property
     def left(self) -> int:
@@ -113,6 +118,7 @@ class Heartbeat:
         )
         self._share, self._videos, self._started = share, videos, time.time()
         self._rounds: list[IngestSummary] = []
+        self._first: tuple[int, float] | None = None  # videos seen to once one was stored, and when
         self._on = on
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="featstore-status", daemon=True)
@@ -174,6 +180,10 @@ class Heartbeat:
         before = sum(len(found.failed_before) + len(found.clashes) for found in first)
         stored = sum(summary.skipped for summary in first)
         planned = sum(summary.planned for summary in first) + stored + before
+        now, ended = time.time(), new + len(failures)
+        if new and self._first is None:
+            self._first = ended, now
+        done, since = self._first or (ended, now)
         return ShareStatus(
             share=self._share,
             state="starting" if idle else self.state,
@@ -183,9 +193,10 @@ class Heartbeat:
             failed=before + len(failures),
             record_bytes=sum(summary.record_bytes for summary in rounds),
             started=self._started,
-            time=time.time(),
+            time=now,
             host=socket.gethostname(),
             pid=os.getpid(),
+            paced=(ended - done, now - since),
             failures=[
                 FailedVideo(row.video_id, row.video_path, row.reason)
                 for row in failures[:MAX_FAILURES]
@@ -208,8 +219,11 @@ def read_statuses(place: FilePlace, dataset: str) -> tuple[list[ShareStatus], li
     for name in files:
         try:
             plain = json.loads(place.read(name, MAX_STATUS_BYTES))
+            if isinstance(plain, dict):
+                plain.setdefault("paced", [0, 0.0])  # earlier releases wrote none
             status = build(ShareStatus, plain)
-            numbers = (status.videos, status.stored, status.new, status.failed, status.record_bytes)
+            seen = (status.stored, status.new, status.failed, status.paced[0])
+            numbers = (status.videos, *seen, status.record_bytes)
             if not all(0 <= number < 1 << 63 for number in numbers):
                 raise ValueError(f"its numbers cannot be, as {numbers!r:.80}")
             found.append(status)

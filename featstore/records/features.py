@@ -72,7 +72,7 @@ class Features:
     @cached_property
     def scales(self) -> Scales:
         """The float32 scales, whose product is that of a value: (rows, 1), (1, width) or both, (1, 1), or none."""
-        return tuple(scale[0] for scale in _scales([self._record]))
+        return _scales(np.frombuffer(bytes(self._record.scales), "<f4"), self.header)
 
     def dequantize(self, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Return the features as float32.
@@ -136,18 +136,19 @@ def dequantize_many(
                 stored = b"".join([decompress(r.payload, raw_bytes, storage) for r in some])
                 values = np.frombuffer(stored, STORED_DTYPES[storage.values])
                 values = values.reshape(len(some), *shape)
-                dequantize(values, _scales(some), storage.values, out[start:stop])
+                joined = b"".join([record.scales for record in some])
+                scales = np.frombuffer(joined, "<f4").reshape(len(some), -1)
+                dequantize(values, _scales(scales, some[0].header), storage.values, out[start:stop])
             start = stop
     return out
 
 
-def _scales(records: Sequence[Record]) -> Scales:
-    """Return the scales of records of one shape and storage, each (records, ...)."""
-    header, scales, at = records[0].header, [], 0
-    table = np.frombuffer(b"".join([record.scales for record in records]), dtype="<f4")
-    table = table.reshape(len(records), -1)
+def _scales(table: NDArray[np.float32], header: Header) -> Scales:
+    """Return the scales of features like the header's from their numbers, (..., numbers), each (..., rows, width)."""
+    scales, at = [], 0
     for rows, width in header.storage.scale_shapes(*header.shape):
-        scales.append(table[:, at : at + rows * width].reshape(-1, rows, width))
+        part = table[..., at : at + rows * width]
+        scales.append(part.reshape(*table.shape[:-1], rows, width))
         at += rows * width
     return tuple(scales)
 

@@ -258,7 +258,9 @@ def find_verified(
             # Nothing of it is read again, so its scales are not verified again.
             value = snapshot.view(cached.place)
             record = Record(cached.header, value[cached.scales], value[cached.payload])
-            if len(value) > _MANY_BYTES and is_evicted(address_of(record.payload)):
+            is_large = len(value) > _MANY_BYTES
+            # Not at each of many lookups in a row: asking takes as long as looking up.
+            if is_large and cache.paused() and is_evicted(address_of(record.payload)):
                 snapshot.prefault(value)
         else:
             found = _find_record(snapshot, dataset, digest, video)

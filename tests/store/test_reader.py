@@ -316,9 +316,11 @@ def test_a_dataset_without_a_set_says_so(cache):
 
 
 def test_features_of_another_encoder_are_refused_with_what_differs_and_the_command(cache):
-    spec = store_videos(cache, "demo", {"a": A})
-    encoder = dataclasses.replace(spec.encoder, weights="9" * 64, family="longva")
-    other = dataclasses.replace(spec, encoder=encoder)
+    longva = dataclasses.replace(toy_spec().encoder, family="longva")
+    spec = store_videos(
+        cache, "demo", {"a": A}, spec=dataclasses.replace(toy_spec(), encoder=longva)
+    )
+    other = dataclasses.replace(spec, encoder=dataclasses.replace(longva, weights="9" * 64))
     with pytest.raises(StoreMismatch) as caught:
         FeatureStore(cache)["demo"].lookup("a", spec=other)
     message = str(caught.value)

@@ -6,6 +6,7 @@ A bare LMDB view outlives its transaction without any error, and shows other byt
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 TABLES = {
     name: f"{name}/".encode() for name in ("manifest", "specs", "catalog", "failures", "records")
 }
+
+_READING = 1e-3  # seconds: less than large records take to read from disk
 
 
 class CachedRecord(NamedTuple):
@@ -63,6 +66,12 @@ class Cache:
         self.sets: tuple[int, Any] = (-1, None)
         self._records: OrderedDict[bytes, CachedRecord] = OrderedDict()
         self._lock = threading.Lock()
+        self._called = 0.0
+
+    def paused(self) -> bool:
+        """Return whether the last call is a millisecond ago, so that a large record may have been read since."""
+        before, self._called = self._called, time.monotonic()
+        return self._called - before > _READING
 
     def get(self, key: bytes) -> CachedRecord | None:
         """Return what is known of the record under `key`, or None."""

@@ -16,6 +16,8 @@ from featstore.cli._options import (
     spec_option,
     which_nframe_option,
 )
+from featstore.cli._streams import say
+from featstore.cli._words import how_many
 from featstore.errors import plain_line
 from featstore.formats.names import EXPORTED
 from featstore.system.filesystems import format_bytes
@@ -85,4 +87,10 @@ def export(
         f"{format_bytes(done.file_bytes)} in {plain_line(out)}"
     )
     print_copied(done, done.exported, sentence, as_json=as_json)
+    others = len(there.sets) - 1
+    if spec is None and nframe is None and others > 0:
+        say(
+            f"exported set {there.feature_set.spec.digest[:8]}; {dataset} has "
+            f"{how_many(others, 'other feature set')}: featstore ls lists them, --spec names one"
+        )
     exit_unless_whole(done)

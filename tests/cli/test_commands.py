@@ -603,6 +603,9 @@ def test_all_commands_mean_the_default_set_until_another_is_named(store, tmp_pat
         "3 videos, 12.5 KiB\ndemo has 1 other feature set: list them without --dataset, name one with --spec\n"
     )
     assert json.loads(run("get", *at, "blink", "--json").stdout)["feature_set"] == first
+    exported = run("export", *at, "--to", "npy", "--out", tmp_path / "out")
+    said = f"exported set {first[:8]}; demo has 1 other feature set: featstore ls lists them, "
+    assert exported.stderr.endswith(f"{said}--spec names one\n")
     other = run("ls", *at, "--spec", second[:4])
     assert len(other.stdout.splitlines()) == 2
     assert other.stderr == "1 video, 4.1 KiB\n"

@@ -140,6 +140,22 @@ class VariadicOption(click.Option):
             registered.process = take_all
 
 
+class VideoCommand(click.Command):
+    """A command whose argument is the id of a video."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Say of an option that there is not how an id is given that begins as one."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as exc:
+            if exc.possibilities:  # it was meant as an option
+                raise
+            hint = "an id that begins with - goes last, after two dashes: -- ID"
+            raise click.NoSuchOption(
+                exc.option_name, f"No such option {exc.option_name!r}; {hint}.", ctx=ctx
+            ) from None
+
+
 def _cache_dir_option(callback: Callable[..., str | None]) -> Callable[[FC], FC]:
     return click.option(
         "--cache-dir",

@@ -8,6 +8,7 @@ import click
 
 from featstore.cli._completion import complete_video
 from featstore.cli._options import (
+    VideoCommand,
     cache_dir_option,
     dataset_option,
     json_option,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from featstore.records.features import Features
 
 
-@click.command()
+@click.command(cls=VideoCommand)
 @cache_dir_option
 @dataset_option
 @which_nframe_option

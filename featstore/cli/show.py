@@ -12,6 +12,7 @@ from featstore.cli._completion import complete_video
 from featstore.cli._files import write_file
 from featstore.cli._options import (
     FiniteRange,
+    VideoCommand,
     cache_dir_option,
     dataset_option,
     json_option,
@@ -27,7 +28,7 @@ from featstore.errors import plain_line
 _SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", "": "PNG"}
 
 
-@click.command()
+@click.command(cls=VideoCommand)
 @cache_dir_option
 @dataset_option
 @which_nframe_option

@@ -58,6 +58,13 @@ def test_ls_lists_the_videos_that_fit_and_counts_them(cache):
     assert [row["video_id"] for row in rows] == ["b-1"]
 
 
+@pytest.mark.parametrize("command", ["get", "show"])
+def test_an_id_that_looks_like_an_option_is_told_how_it_is_given(cache, command):
+    done = run(cache, command, "--dataset", "demo", "-dash")
+    assert (done.exit_code, "after two dashes: -- ID" in done.stderr) == (2, True)
+    assert "'-dash'" in run(cache, command, "--dataset", "demo", "--", "-dash").stderr
+
+
 def test_ls_says_that_no_video_fits(cache):
     for words in ([], ["--json"], ["--csv"]):
         done = run(cache, "ls", "--dataset", "demo", "--video", "zzz*", *words)

@@ -49,7 +49,10 @@ def _print_dataset(row: dict[str, Any]) -> None:
         for problem in row["problems"]:
             click.echo(f"{row['dataset']}: {plain_line(problem)}")
         return
-    videos, failures = how_many(row["videos"], "video"), how_many(row["failures"], "failure")
+    noun = (
+        "record" if len(row["feature_sets"]) > 1 else "video"
+    )  # of a video there is one in each set
+    videos, failures = how_many(row["videos"], noun), how_many(row["failures"], "failure")
     click.echo(
         f"{row['dataset']}: {videos}, {format_bytes(row['record_bytes'])} of records in a file of "
         f"{format_bytes(row['file_bytes'])}, {failures}, format {row['format']}, {row['engine']}, "

@@ -89,8 +89,9 @@ def report(
     write_file(out, page.encode())
     videos = sum(there.videos for there in survey.sets)
     size = sum(there.record_bytes for there in survey.sets)
+    noun = "record" if len(survey.sets) > 1 else "video"  # of a video there is one in each set
     click.echo(
-        f"{plain_line(out)}: {how_many(videos, 'video')} in {how_many(len(survey.sets), 'feature set')}, "
+        f"{plain_line(out)}: {how_many(videos, noun)} in {how_many(len(survey.sets), 'feature set')}, "
         f"{format_bytes(size)} of records"
     )
     for name, why in survey.errors.items():

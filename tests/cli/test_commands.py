@@ -621,7 +621,9 @@ def test_all_commands_mean_the_default_set_until_another_is_named(store, tmp_pat
     assert json.loads(run("get", *at, "blink", "--json").stdout)["feature_set"] == second
     sets = json.loads(run("ls", "--cache-dir", tmp_path, "--json").stdout)
     assert {row["feature_set"]: row["default"] for row in sets} == {first: False, second: True}
-    assert f"set {second}, the default: 1 video, 4 frames," in run("info", *at).stdout
+    described = run("info", *at).stdout
+    assert described.startswith("demo: 4 records, ")
+    assert f"set {second}, the default: 1 video, 4 frames," in described
     meta = json.loads((tmp_path / "cache_meta.json").read_text())
     assert meta["datasets"]["demo"]["default_set"] == second
 

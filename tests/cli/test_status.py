@@ -103,14 +103,6 @@ def test_the_time_to_start_does_not_count_for_the_pace():
     assert replace(said, paced=(2, 5.0)).rate == 11 / 30  # too few to tell
 
 
-def test_what_an_earlier_release_wrote_is_read(tmp_path):
-    plain = json.loads(pack_status(ShareStatus("ingest", "done", 5, 5, 5, time=10.0)))
-    del plain["paced"]
-    LocalPlace(tmp_path).put("demo/status.json", json.dumps(plain).encode())
-    [said], wrong = read_statuses(LocalPlace(tmp_path), "demo")
-    assert (said.rate, wrong) == (0.5, [])
-
-
 def test_what_failed_is_written_as_a_manifest_or_the_command_says_why_not(status, tmp_path):
     assert status("--failed", tmp_path / "failed.jsonl").exit_code == 0
     (line,) = (tmp_path / "failed.jsonl").read_text().splitlines()

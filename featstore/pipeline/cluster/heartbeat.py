@@ -218,10 +218,7 @@ def read_statuses(place: FilePlace, dataset: str) -> tuple[list[ShareStatus], li
     found, wrong = [], []
     for name in files:
         try:
-            plain = json.loads(place.read(name, MAX_STATUS_BYTES))
-            if isinstance(plain, dict):
-                plain.setdefault("paced", [0, 0.0])  # earlier releases wrote none
-            status = build(ShareStatus, plain)
+            status = build(ShareStatus, json.loads(place.read(name, MAX_STATUS_BYTES)))
             seen = (status.stored, status.new, status.failed, status.paced[0])
             numbers = (status.videos, *seen, status.record_bytes)
             if not all(0 <= number < 1 << 63 for number in numbers):

@@ -254,6 +254,29 @@ def test_a_question_may_have_its_own_message_frames_and_timing(ask, cache, famil
     )  # which alone places frames in time
 
 
+def test_a_kept_prefix_serves_no_other_timing_and_none_without_a_cache(ask, cache):
+    ways = ({}, {"sampled_fps": 0.25}, {"use_cache": False}, {"sampled_fps": 24.0}, {})
+    for question in QUESTIONS[:1]:
+        found = {}
+        for kept in (0, 1):
+            asked = ask(cache, prefix_cache=kept)
+            with asked.model:
+                found[kept] = [asked.logits(question, "blink", **way) for way in ways]
+        for plain, prefixed in zip(found[0], found[1], strict=True):
+            assert (plain - prefixed).abs().max() < 1e-4
+
+
+def test_a_question_with_a_place_for_a_video_and_a_rate_that_is_none_are_refused(ask, cache):
+    asked = ask(cache)
+    with asked.model:
+        token = asked.model._prompter._processor.video_token
+        with pytest.raises(ValueError, match="has 2 places for a video"):
+            asked.logits(f"Is {token} red?", "blink")
+        for rate in (0, -1.0, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match="sampled_fps is"):
+                asked.logits(QUESTIONS[0], "blink", sampled_fps=rate)
+
+
 def test_the_vision_side_is_not_loaded_and_features_matter(ask, cache, family):
     asked = ask(cache)
     with asked.model:

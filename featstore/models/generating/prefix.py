@@ -49,6 +49,7 @@ class PrefixCache:
         """Return whether generating with `config` can start from a prefix: one token at a time, on one sequence."""
         return (
             self._videos > 0
+            and config.use_cache is not False
             and config.get_generation_mode()
             in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
             and (config.num_return_sequences or 1) == 1

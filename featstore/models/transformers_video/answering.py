@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
+from xxhash import xxh3_128_digest
 
 from featstore.models.generating.base import PromptAnswerer, generate_options
 from featstore.models.generating.prefix import CACHE
@@ -64,7 +65,8 @@ class VideoAnswerer(PromptAnswerer):
             if video.identity is None or not self.prefixes.serves(settings.config):
                 return self._generate(settings, given, mm_encoder_outputs=self._seen(video))
             shared = ids[:, : prompt.shared]
-            key = (tuple(shared[0].tolist()), video.identity)
+            placed = positions[..., : prompt.shared].cpu().numpy().tobytes()  # also by the rate
+            key = (tuple(shared[0].tolist()), xxh3_128_digest(placed), video.identity)
             with self.prefixes.extended(
                 key, lambda: self._prefix(shared, positions[..., : prompt.shared], facts, video)
             ) as cache:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
 from featstore.checkpoints.config_fields import read_json
@@ -69,7 +70,7 @@ def load_video_language(
                 output_loading_info=True,
             )
         tokenizer: Any = AutoTokenizer.from_pretrained(name)  # nosec B615 # what the user names
-    except (OSError, ValueError, RuntimeError, KeyError) as exc:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as exc:
         raise CheckpointError(f"transformers cannot load {files} ({exc!s:.300})") from exc
     missing = sorted(key for key in info["missing_keys"] if not _sees(key, family))
     if missing:

@@ -6,6 +6,7 @@ frames and their rate; so the processor's methods are called on an object that h
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib import import_module
 from types import SimpleNamespace
@@ -67,7 +68,16 @@ class Prompter:
 
         Raises:
             CheckpointError: the template has no place for a video.
+            ValueError: the conversation has several, or `sampled_fps` is no rate.
         """
+        if sampled_fps is not None and not 0 < sampled_fps < math.inf:
+            raise ValueError(f"sampled_fps is {sampled_fps!r:.80}; give frames per second, or None")
+        token = self._processor.video_token
+        if text.count(token) > 1:
+            raise ValueError(
+                f"the conversation has {text.count(token)} places for a video, and one video is asked about; ask "
+                f"without {token!r} in words of your own"
+            )
         units, height, width = clip.grid or (len(clip.frames), 0, 0)
         grid = np.array([[units, height * self._merge, width * self._merge]])
         videos = {

@@ -63,7 +63,7 @@ def test_a_name_is_there_for_sure_once_its_folder_was_synced(tmp_path):
 
 @pytest.mark.skipif(compiler() is None, reason="no C compiler: the logger cannot be built")
 def test_power_losses_lose_nothing_that_was_acknowledged(tmp_path):
-    figures = run_drill("power", "--losses", 80, "--steps", 20, "--folder", tmp_path)
+    figures = run_drill("power", "--losses", 150, "--steps", 20, "--folder", tmp_path)
     *ours, control = figures["rows"]
     assert all(row["acknowledged"] > 10 for row in ours)
     assert control["lost"] > 0  # a store that does not sync

@@ -45,6 +45,10 @@ REMOTE_CONNECT_TIMEOUT = 5.0  # seconds
 REMOTE_RETRIES = 3  # of a request that fails; a server that is gone is named after about a second
 REMOTE_REFRESH = 60.0  # seconds until a dataset's list of shards is asked for again
 
+# Progress.
+PACE_VIDEOS = 3  # since the first one was done, before which a rate says nothing
+PACE_SECONDS = 3.0  # likewise
+
 # Answering.
 ON_MISS = "encode"  # features that are missing are made and stored
 PREFIX_CACHE = 1  # videos whose keys and values stay on the device: 1 GB each at 128 frames, 7B

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from featstore.cli._printing import clock
 from featstore.cli._streams import console, is_quiet, note
 from featstore.cli._words import how_many
+from featstore.defaults import PACE_SECONDS, PACE_VIDEOS
 from featstore.system.filesystems import format_bytes
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 _LINE_SECONDS = 10.0
 _BAR_WIDTH = 14  # with its text it fits 60 columns: a terminal that is made narrower would break a longer line in two
 _NOTEBOOK = "JPY_PARENT_PID"  # of what a Jupyter kernel starts: its terminal cannot move up to draw a bar again
-_PACE_VIDEOS = 3
-_PACE_SECONDS = 3.0
 
 
 @contextmanager
@@ -146,7 +145,7 @@ class _Pace:
             self._first = (ended, progress.seconds) if progress.done else None
             return 0.0
         videos, seconds = ended - self._first[0], progress.seconds - self._first[1]
-        return videos / seconds if videos >= _PACE_VIDEOS and seconds >= _PACE_SECONDS else 0.0
+        return videos / seconds if videos >= PACE_VIDEOS and seconds >= PACE_SECONDS else 0.0
 
 
 def _texts(progress: Progress, rate: float, done: str) -> tuple[str, str]:

@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+def how_many_stored(videos: int, sets: int) -> str:
+    """Return how many are stored; of several feature sets as records: of a video there is one in each set."""
+    return how_many(videos, "record" if sets > 1 else "video")
+
+
 def counts_text(counts: Mapping[str, int]) -> str:
     """Return how many there are of each, the most first, as `pyav 40, decord 12`."""
     most_first = sorted(counts.items(), key=lambda row: (-row[1], row[0]))

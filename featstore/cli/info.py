@@ -14,6 +14,7 @@ from featstore.cli._words import (
     errors_text,
     geometry_text,
     how_many,
+    how_many_stored,
     preprocessing_text,
     sampling_text,
 )
@@ -49,10 +50,8 @@ def _print_dataset(row: dict[str, Any]) -> None:
         for problem in row["problems"]:
             click.echo(f"{row['dataset']}: {plain_line(problem)}")
         return
-    noun = (
-        "record" if len(row["feature_sets"]) > 1 else "video"
-    )  # of a video there is one in each set
-    videos, failures = how_many(row["videos"], noun), how_many(row["failures"], "failure")
+    videos = how_many_stored(row["videos"], len(row["feature_sets"]))
+    failures = how_many(row["failures"], "failure")
     click.echo(
         f"{row['dataset']}: {videos}, {format_bytes(row['record_bytes'])} of records in a file of "
         f"{format_bytes(row['file_bytes'])}, {failures}, format {row['format']}, {row['engine']}, "

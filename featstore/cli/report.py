@@ -14,7 +14,7 @@ from featstore.cli._log_options import log_options
 from featstore.cli._options import cache_dir_option, json_option, named_values
 from featstore.cli._printing import print_json
 from featstore.cli._streams import note, say
-from featstore.cli._words import how_many
+from featstore.cli._words import how_many, how_many_stored
 from featstore.errors import plain_line
 from featstore.fields import all_finite, time_text
 from featstore.system.filesystems import format_bytes
@@ -89,9 +89,9 @@ def report(
     write_file(out, page.encode())
     videos = sum(there.videos for there in survey.sets)
     size = sum(there.record_bytes for there in survey.sets)
-    noun = "record" if len(survey.sets) > 1 else "video"  # of a video there is one in each set
+    sets = len(survey.sets)
     click.echo(
-        f"{plain_line(out)}: {how_many(videos, noun)} in {how_many(len(survey.sets), 'feature set')}, "
+        f"{plain_line(out)}: {how_many_stored(videos, sets)} in {how_many(sets, 'feature set')}, "
         f"{format_bytes(size)} of records"
     )
     for name, why in survey.errors.items():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from featstore.errors import RecordError, StoreDamaged, StoreNotFound
 from featstore.records.record import Record, parse
 from featstore.store.engine.locks import ingest_lock
+from featstore.store.engine.settings import LARGE_RECORD_BYTES
 from featstore.store.engine.snapshot import CachedRecord, address_of
 from featstore.store.lost import explain_absent
 from featstore.store.manifest import MANIFEST_KEY, Manifest, check_name, unpack_manifest
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from featstore.store.shards.base import DatasetSnapshot
 
 VERIFY = ("first", "always", "never")  # when a payload is
-_MANY_BYTES = 1 << 20  # of a record that faults alone would read slowly, were it evicted
 
 
 def open_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> DatasetSnapshot:
@@ -258,7 +258,7 @@ def find_verified(
             # Nothing of it is read again, so its scales are not verified again.
             value = snapshot.view(cached.place)
             record = Record(cached.header, value[cached.scales], value[cached.payload])
-            is_large = len(value) > _MANY_BYTES
+            is_large = len(value) > LARGE_RECORD_BYTES
             # Not at each of many lookups in a row: asking takes as long as looking up.
             if is_large and cache.paused() and is_evicted(address_of(record.payload)):
                 snapshot.prefault(value)

@@ -17,6 +17,7 @@ from featstore.store.paths import (
     META_FILE,
     SEAL_FILE,
     SHARDS_FOLDER,
+    STATUS_FILE,
     WRITE_LOCK_FILE,
     absolute,
     dataset_names,
@@ -26,7 +27,7 @@ from featstore.store.paths import (
 # Made beside a data file and never before it; an ingest that was killed early leaves other locks.
 _TRACES = (LMDB_LOCK_FILE, WRITE_LOCK_FILE, SEAL_FILE)
 # What an ingest makes before that, its locks and what featstore status shows.
-_EARLY = (INGEST_LOCK_FILE, FLIGHT_LOCK_FILE, WRITE_LOCK_FILE, SHARDS_FOLDER, "status.json")
+_EARLY = (INGEST_LOCK_FILE, FLIGHT_LOCK_FILE, WRITE_LOCK_FILE, SHARDS_FOLDER, STATUS_FILE)
 _MAX_META_BYTES = 64 << 20
 
 

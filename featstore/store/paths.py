@@ -31,6 +31,7 @@ FLIGHT_LOCK_FILE = "flight.lock"
 WRITE_LOCK_FILE = "write.lock"
 SEAL_FILE = "sealed"
 META_FILE = "cache_meta.json"
+STATUS_FILE = "status.json"  # what an ingest without shares says of itself
 SHARDS_FOLDER = "shards"
 _DATASET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 

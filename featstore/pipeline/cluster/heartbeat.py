@@ -13,8 +13,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from featstore.defaults import PACE_SECONDS, PACE_VIDEOS
 from featstore.errors import StoreError, plain_line
 from featstore.fields import build, to_plain
+from featstore.store.paths import STATUS_FILE
 from featstore.store.shards.places import STATUS_FOLDER, shard_file
 
 if TYPE_CHECKING:
@@ -25,9 +27,7 @@ EVERY_SECONDS = 10.0
 EVERY_SECONDS_ALONE = 2.0
 _LOOK_SECONDS = 0.2  # whether it has begun
 ALONE = "ingest"  # in place of the share, of an ingest without shares, into one file; what it says lies beside that
-ALONE_FILE = "status.json"
 OLD_SECONDS = 60.0
-_PACE_VIDEOS, _PACE_SECONDS = 3, 3.0  # from which on these tell how fast it is
 MAX_FAILURES = 10_000
 MAX_STATUS_BYTES = 64 << 20
 RUNNING = ("starting", "running", "sealing")
@@ -80,7 +80,7 @@ class ShareStatus:
     def rate(self) -> float:
         """Return videos seen to each second by this process, as the bar does: soon without the time to start."""
         videos, seconds = self.paced
-        if videos < _PACE_VIDEOS or seconds < _PACE_SECONDS:
+        if videos < PACE_VIDEOS or seconds < PACE_SECONDS:
             videos, seconds = self.new + len(self.failures), self.time - self.started
         return videos / seconds if seconds > 0 else 0.0
 
@@ -114,7 +114,7 @@ class Heartbeat:
         of_share = shard_file(dataset, f"{STATUS_FOLDER}/{share}.json")
         self._place, self._name = (
             place,
-            of_share if videos is not None else f"{dataset}/{ALONE_FILE}",
+            of_share if videos is not None else f"{dataset}/{STATUS_FILE}",
         )
         self._share, self._videos, self._started = share, videos, time.time()
         self._rounds: list[IngestSummary] = []
@@ -214,7 +214,7 @@ def read_statuses(place: FilePlace, dataset: str) -> tuple[list[ShareStatus], li
     folder = shard_file(dataset, STATUS_FOLDER)
     shares = filter(re.compile(r"[0-9]+-of-[0-9]+\.json").fullmatch, place.names(folder))
     files = [f"{folder}/{name}" for name in sorted(shares, key=_share_order)]
-    files += [f"{dataset}/{ALONE_FILE}"] * (ALONE_FILE in place.names(dataset))
+    files += [f"{dataset}/{STATUS_FILE}"] * (STATUS_FILE in place.names(dataset))
     found, wrong = [], []
     for name in files:
         try:

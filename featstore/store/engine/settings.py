@@ -15,6 +15,8 @@ TABLE_BYTES = 64 << 10
 KEPT_ENVIRONMENTS = 16
 # Records of an environment whose parsed headers are kept, some 2 KB each.
 CACHED_RECORDS = 16_384
+# Bytes of a record that the disk takes longer to give than it takes to ask for.
+LARGE_RECORD_BYTES = 1 << 20
 # On 64-bit Linux: type, whence, start, length, pid (0, as locks on open files want it), padding to 8 bytes.
 FLOCK = struct.Struct("hhqqi0q")
 # Of a row of the catalog; a longer one is refused.

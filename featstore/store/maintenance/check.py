@@ -12,6 +12,7 @@ from featstore.records.record import parse
 from featstore.store.catalog import open_dataset, read_manifest
 from featstore.store.changes import count_rows, is_manifest_lost, rebuild_manifest
 from featstore.store.engine.pages import SALVAGE
+from featstore.store.engine.settings import LARGE_RECORD_BYTES
 from featstore.store.manifest import MANIFEST_KEY
 from featstore.store.paths import is_sharded
 from featstore.store.rows import (
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 REPAIR = "run featstore check --repair"
 MEND_SHARD = f"{GOOD_COPY}; or copy what can be read to another cache with featstore merge and ingest the rest there"
 INGEST_AGAIN = f"{REPAIR}, then ingest it again"
-_LARGE_BYTES = 1 << 20  # of a record that the disk takes longer to give than it takes to ask for
 
 
 @dataclass
@@ -221,7 +221,7 @@ def _check_tables(
         # While the checksum of one is computed, the disk is at work on the next. What is wrong with that is said later.
         with contextlib.suppress(FeatstoreError):
             after = next(following, None)
-            if after is not None and report.record_bytes > report.videos * _LARGE_BYTES:
+            if after is not None and report.record_bytes > report.videos * LARGE_RECORD_BYTES:
                 snapshot.read_ahead(after)
         yield from _check_video(snapshot, key, row, known, report, on_video)
     for key in snapshot.keys("records"):

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from featstore.records.record import Record
     from featstore.store.rows import FeatureSet
 
+    _Whole = tuple[memoryview, Record]  # the bytes of a record, and what is in them
+
 AHEAD_BYTES = 256 << 20  # of records that are read from disk while others are written and synced
 AHEAD_VIDEOS = 1_000
 
@@ -181,9 +183,9 @@ class _Merge:
         self.summary.interrupted = stop is not None and stop.is_set()
         return self.summary.interrupted
 
-    def _read_ahead(self, digest: str) -> Iterator[tuple[bytes, Future[Record] | None]]:
+    def _read_ahead(self, digest: str) -> Iterator[tuple[bytes, Future[_Whole] | None]]:
         """Yield the keys of a feature set, each with its record, which another thread reads and verifies until then."""
-        waiting: deque[tuple[bytes, Future[Record] | None, int]] = deque()
+        waiting: deque[tuple[bytes, Future[_Whole] | None, int]] = deque()
         size = 0
         reader = ThreadPoolExecutor(1, "featstore-merge")
         try:
@@ -206,7 +208,7 @@ class _Merge:
         finally:
             reader.shutdown(cancel_futures=True)
 
-    def _take(self, key: bytes, coming: Future[Record] | None, digest: str) -> None:
+    def _take(self, key: bytes, coming: Future[_Whole] | None, digest: str) -> None:
         name, entry = key.decode(errors="replace"), None
         with contextlib.suppress(StoreDamaged):  # a damaged row; the record tells as much
             entry = read_entry(self._snapshot, key)
@@ -215,7 +217,7 @@ class _Merge:
             if self._is_there(digest, name):
                 return
         try:
-            record = coming.result() if coming else self._read(key, digest)
+            value, record = coming.result() if coming else self._read(key, digest)
         except FeatstoreError as exc:
             # To copy what can be read is what is being done about a damaged page.
             self.summary.failures.append((name, exc.found if SALVAGE in exc.remedy else str(exc)))
@@ -223,13 +225,13 @@ class _Merge:
         if entry is None and self._is_there(digest, record.header.video_id):
             return
         try:
-            self._put(key, record)
+            self._put(value, record)
         except (RecordError, StoreMismatch, ValueError) as exc:
             self.summary.failures.append((name, str(exc)))
 
-    def _put(self, key: bytes, record: Record) -> None:
+    def _put(self, value: memoryview, record: Record) -> None:
         if self._source.dataset == self._writer.dataset:
-            self._writer.put(record.header, self._snapshot.get("records", key) or memoryview(b""))
+            self._writer.put(record.header, value)
             return
         if record.header.dataset != self._source.dataset:
             raise StoreMismatch(f"its record is of dataset {record.header.dataset!r}")
@@ -243,7 +245,7 @@ class _Merge:
         self.summary.skipped += there
         return there
 
-    def _read(self, key: bytes, digest: str) -> Record:
+    def _read(self, key: bytes, digest: str) -> _Whole:
         value = self._snapshot.get("records", key)
         if value is None:
             raise StoreError("it has a row but no record")
@@ -252,7 +254,7 @@ class _Merge:
             raise StoreError(name_other(record.header, key))
         self._snapshot.prefault(value)  # faults read a cold disk at half its speed
         record.verify()
-        return record
+        return value, record
 
 
 def add_set_of(writer: FeatureWriter, row: FeatureSet) -> None:

@@ -188,7 +188,7 @@ def test_payloads_are_read_in_before_their_checksums(cache, monkeypatch):
 
 def test_the_disk_reads_the_next_record_while_one_is_verified(cache, monkeypatch):
     store_videos(cache, "demo", {"a": A, "b": B, "c": A})
-    monkeypatch.setattr(check, "_LARGE_BYTES", 0)
+    monkeypatch.setattr(check, "LARGE_RECORD_BYTES", 0)
     done, real = [], Record.verify
     monkeypatch.setattr(snapshot.Snapshot, "read_ahead", lambda self, key: done.append(key))
     monkeypatch.setattr(Record, "verify", lambda self: done.append(b"verified") or real(self))

@@ -83,6 +83,7 @@ _MEANINGS = {
     "Cannot create buffer source": "it states no size or no pixel format",
     "Error sending packet": "a frame is damaged",
     "Error decoding frame": "a frame is damaged",
+    "run_.load()": "a frame is damaged",  # its thread has ended by one, and it is asked for the next
     "Error fetch filtered frame": "a frame cannot be converted",
     "Unable to handle EOF": "decord does not reach its last frames",
     "Error seeking keyframe": "it has no key frame to begin with",

@@ -73,6 +73,11 @@ def test_no_line_of_source_is_shown():
         assert decord_decoder._reason(RuntimeError(text)) == "It broke."
 
 
+def test_a_decoder_that_a_damaged_frame_ended_is_told_in_words():
+    text = "[01:02:03] /build/src/threaded_decoder.cc:187: Check failed: run_.load()"
+    assert decord_decoder._reason(RuntimeError(text)) == "a frame is damaged"
+
+
 def test_what_fails_where_memory_is_scarce_may_be_sound(tmp_path):
     path = tmp_path / "damaged.mp4"
     path.write_bytes(b"no video")

@@ -112,9 +112,16 @@ def test_decoders_and_encoders_die_with_their_parent(videos, cache, module):
 )
 def test_an_interrupt_ends_with_130_and_the_same_command_goes_on(videos, cache, number, devices):
     words = command(videos, cache, "--device", devices)
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # under nohup it is ignored
+    )
     assert process.stderr is not None
     process.stderr.readline()  # the plan is out: work begins
+    time.sleep(0.3)
     process.send_signal(number)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130

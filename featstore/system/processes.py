@@ -30,6 +30,7 @@ import msgpack
 from featstore.errors import FeatstoreError, retold
 from featstore.fields import build, to_plain
 from featstore.system import libc
+from featstore.system.filesystems import format_bytes
 from featstore.system.forks import no_fork, tell_of_forks
 
 if TYPE_CHECKING:
@@ -55,14 +56,24 @@ class Slots:
 
     @classmethod
     def create(cls, count: int, slot_bytes: int) -> Slots:
-        """Reserve the memory; pages are taken when first written."""
+        """Reserve the memory; pages are taken when first written. Raises FeatstoreError if a limit forbids so much."""
         slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         if hasattr(os, "memfd_create"):
             fd = os.memfd_create("featstore")
         else:
             with tempfile.TemporaryFile() as file:
                 fd = os.dup(file.fileno())
-        os.ftruncate(fd, count * slot_bytes)
+        try:
+            os.ftruncate(fd, count * slot_bytes)
+        except OSError as exc:
+            os.close(fd)
+            if exc.errno != errno.EFBIG:
+                raise
+            limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+            raise FeatstoreError(
+                f"{format_bytes(count * slot_bytes)} of memory are needed that processes share, which counts as a "
+                f"file, and this process may make none above {format_bytes(limit)}; allow more with ulimit -f unlimited"
+            ) from exc
         return cls(fd, count, slot_bytes)
 
     def __post_init__(self) -> None:

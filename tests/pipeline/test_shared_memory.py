@@ -1,10 +1,13 @@
 """How much is in flight, and on how many cores it is decoded."""
 
 import os
+import resource
 
 import pytest
 
 from featstore.encoders.toy import ToyEncoder
+from featstore.errors import FeatstoreError
+from featstore.pipeline.ingest import ingest
 from featstore.pipeline.shared_memory import Memory
 from featstore.records.storage import Storage
 from featstore.sampling import Sampling
@@ -27,6 +30,19 @@ def test_so_many_slots_are_reserved_whatever_there_is_to_do(nframe, batch, encod
     memory = Memory.reserve(spec, Storage(), workers=16, encoders=encoders, batch_frames=batch)
     assert (memory.frame_slots.count, memory.record_slots.count) == slots
     memory.close()
+
+
+def test_shared_memory_beyond_the_limit_on_files_is_refused_before_any_work(sample_clips, cache):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(
+            FeatstoreError, match=r"MiB of memory are needed .* none above 1.0 MiB; .*ulimit -f"
+        ):
+            ingest(sample_clips, cache, "demo", encoder=ToyEncoder(), sampling=Sampling(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((cache / "demo").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -87,11 +88,12 @@ def rm(
     elif chosen:
         removed = remove_set(cache_dir, dataset, chosen)
     else:
+        link = _link(cache_dir, dataset)
         taken = remove_dataset(cache_dir, dataset)
         if as_json:
             print_json({"dataset": dataset, "file_bytes": taken})
         else:
-            click.echo(f"removed {dataset}, {format_bytes(taken)}")
+            click.echo(f"removed {link or f'{dataset}, {format_bytes(taken)}'}")
         return
     write_cache_meta(cache_dir)
     if as_json:
@@ -126,6 +128,15 @@ def rm(
         sys.exit(SOME_FAILED)
 
 
+def _link(cache_dir: str, dataset: str) -> str:
+    """Return that `dataset` is a link, which is all that is removed; empty if it is a folder."""
+    from featstore.store.paths import dataset_path
+
+    path = dataset_path(cache_dir, dataset)
+    target = plain_line(os.path.realpath(path))
+    return f"the link {dataset}; {target} stays as it is" if path.is_symlink() else ""
+
+
 def _sets(cache_dir: str, dataset: str, spec: str | None) -> list[Dataset]:
     there = open_set(cache_dir, dataset, spec)
     return [there] if spec else [*there.sets.values()]
@@ -151,6 +162,9 @@ def _show(
         failed = [row for row in failed if row.video_id in wanted]
     ids = {row.video_id for row in entries} | {row.video_id for row in failed}
     missing = [video for video in videos if video not in ids]
+    link = "" if videos or spec else _link(cache_dir, dataset)
+    if link:
+        entries, failed = [], []
     size = sum(row.record_bytes for row in entries)
     if as_json:
         counts = {"videos": len(entries), "failures": len(failed), "record_bytes": size}
@@ -172,7 +186,7 @@ def _show(
         )
         what = "" if videos else f"all of {place}: "
         counted = f"{how_many(len(entries), 'record')} and {how_many(len(failed), 'failure')}"
-        click.echo(f"would remove {what}{counted}, {format_bytes(size)}")
+        click.echo(f"would remove {link or f'{what}{counted}, {format_bytes(size)}'}")
         for video in missing:
             click.echo(f"  not there: {plain_line(video)}")
     if missing:
@@ -187,6 +201,9 @@ def _ask(cache_dir: str, dataset: str, videos: tuple[str, ...], spec: str | None
         _confirm(f"Remove what is left of {dataset}, whose file is gone?")
         return
     if dataset not in dataset_names(cache_dir):
+        return
+    if not (videos or spec) and (link := _link(cache_dir, dataset)):
+        _confirm(f"Remove {link}?")
         return
     place = f"feature set {spec} of {dataset}" if spec else dataset
     if not spec and is_sealed(dataset_path(cache_dir, dataset)):

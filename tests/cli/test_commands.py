@@ -520,6 +520,30 @@ def test_rm_asks_and_removes(store, tmp_path):
     assert json.loads((tmp_path / "cache_meta.json").read_text())["datasets"] == {}
 
 
+def test_rm_of_a_link_says_that_what_it_leads_to_stays(store, tmp_path):
+    """It said that all records would go, and that nothing had been there: `removed demo, 0 B`."""
+    store(("--limit", 1))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "demo").symlink_to(tmp_path / "demo")
+    words = ["rm", "--cache-dir", str(other), "--dataset", "demo"]
+    said = f"the link demo; {tmp_path / 'demo'} stays as it is"
+    assert f"Remove {said}?" in CliRunner().invoke(main, words, input="n\n").stderr
+    assert run(*words, "--dry-run").stdout == f"would remove {said}\n"
+    assert json.loads(run(*words, "--dry-run", "--json").stdout)["record_bytes"] == 0
+    assert run(*words, "--yes").stdout == f"removed {said}\n"
+    assert [*other.iterdir()] == []
+    assert len(listed(tmp_path)) == 1
+
+
+def test_rm_clears_a_link_that_leads_nowhere(store, tmp_path):
+    store(("--limit", 1))
+    (tmp_path / "demo").rename(tmp_path / "gone")
+    (tmp_path / "demo").symlink_to(tmp_path / "nowhere")
+    assert run("rm", "--cache-dir", tmp_path, "--dataset", "demo", "--yes").exit_code == 0
+    assert not (tmp_path / "demo").is_symlink()
+
+
 def listed(cache: Path) -> list[str]:
     rows = json.loads(run("ls", "--cache-dir", cache, "--dataset", "demo", "--json").stdout)
     return sorted(row["video_id"] for row in rows)

@@ -76,6 +76,8 @@ def remove_dataset(cache_dir: str | os.PathLike[str], dataset: str) -> int:
             raise explain_absent(cache_dir, dataset)
         if not path.is_dir():  # the whole folder is gone
             _forget(cache_dir, dataset)
+            if path.is_symlink():
+                _clear(path)
             return 0
     with ingest_lock(path):
         return remove_held(cache_dir, dataset)

@@ -11,7 +11,7 @@ from featstore.cli._log_options import log_options
 from featstore.cli._options import cache_dir_option, json_option, one_dataset_option
 from featstore.cli._printing import print_json
 from featstore.cli._progress import show_count
-from featstore.cli._words import how_many
+from featstore.cli._words import how_many, how_many_stored
 from featstore.errors import FeatstoreError, StoreError, StoreNotFound, plain_line
 from featstore.system.filesystems import format_bytes
 
@@ -46,11 +46,13 @@ def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> N
         )
     reports: list[CheckReport] = []
     for name in names:
+        sets = 0
         try:
             if name in lost:
                 report = CheckReport(name, problems=[lost[name]])
             else:
-                with show_count(_videos(cache_dir, name), f"reading {name}", "read") as count:
+                stored, sets = _counts(cache_dir, name)
+                with show_count(stored, f"reading {name}", "read") as count:
                     check_or_repair = repair_dataset if repair else check_dataset
                     report = check_or_repair(
                         cache_dir, name, on_video=lambda entry: count(entry.record_bytes)
@@ -61,7 +63,7 @@ def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> N
             report = CheckReport(name, problems=[str(exc)])
         reports.append(report)
         if not as_json:
-            _print_report(report)
+            _print_report(report, sets)
     if repair:
         write_cache_meta(cache_dir)
     if as_json:
@@ -70,17 +72,18 @@ def check(cache_dir: str, dataset: str | None, repair: bool, as_json: bool) -> N
         sys.exit(1)
 
 
-def _videos(cache_dir: str, dataset: str) -> int | None:
-    """Return how many videos there are to read; None if the manifest cannot tell."""
+def _counts(cache_dir: str, dataset: str) -> tuple[int | None, int]:
+    """Return how many records there are to read, None if the manifest cannot tell, and of how many feature sets."""
     from featstore.store.describe import describe_dataset
 
     try:
-        return int(describe_dataset(cache_dir, dataset, rows=False)["videos"])
+        found = describe_dataset(cache_dir, dataset, rows=False)
     except FeatstoreError:
-        return None
+        return None, 0
+    return int(found["videos"]), len(found["feature_sets"])
 
 
-def _print_report(report: CheckReport) -> None:
+def _print_report(report: CheckReport, sets: int) -> None:
     repaired: list[str] = getattr(report, "repaired", [])
     verdict = "clean" if not report.problems else how_many(len(report.problems), "problem")
     if repaired:
@@ -88,7 +91,7 @@ def _print_report(report: CheckReport) -> None:
             verdict if report.problems else "none left"
         )
     click.echo(
-        f"{report.dataset}: {how_many(report.videos, 'video')}, {format_bytes(report.record_bytes)} read, "
+        f"{report.dataset}: {how_many_stored(report.videos, sets)}, {format_bytes(report.record_bytes)} read, "
         f"{how_many(report.failures, 'failure')} on record: {verdict}"
     )
     for problem in [*repaired, *report.problems]:

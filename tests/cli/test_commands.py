@@ -611,8 +611,9 @@ def test_ls_lists_a_dataset_whose_last_feature_set_was_removed(store, tmp_path):
     ]
 
 
-def test_rm_of_a_dataset_counts_the_videos_of_all_its_sets(store, tmp_path):
+def test_rm_and_check_count_the_records_of_all_sets_as_records(store, tmp_path):
     two_sets(store)
+    assert run("check", "--cache-dir", tmp_path).stdout.startswith("demo: 4 records, ")
     words = ["rm", "--cache-dir", str(tmp_path), "--dataset", "demo"]
     asked = CliRunner().invoke(main, words, input="n\n")
     assert "Remove demo with 4 records?" in asked.stderr

@@ -45,7 +45,7 @@ class CheckReport:
 
     Attributes:
         dataset: The dataset's name.
-        videos: Finished videos, of all feature sets.
+        videos: Finished videos of each feature set.
         record_bytes: Bytes of the records of those without a problem.
         failures: Videos that failed.
         problems: A sentence each; none means clean.
@@ -147,7 +147,7 @@ def find_problems(
     except StoreDamaged as exc:
         counted = "" if manifest is None else f" of {sum(c.videos for c in manifest.sets.values())}"
         yield Problem(
-            f"{exc.found}; the check ended there, after {report.videos}{counted} videos",
+            f"{exc.found}; the check ended there, after {report.videos}{counted} records",
             remedy=SALVAGE if SALVAGE in exc.remedy else exc.remedy,
         )
     except FeatstoreError as exc:

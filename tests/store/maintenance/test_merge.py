@@ -348,7 +348,7 @@ def test_what_is_on_sound_pages_is_copied(large, cache, table):
     gone = [key for key in lost if key.startswith(TABLES["records"])]
     [problem] = check_dataset(large, "demo").problems
     counted = " of 60" if table == "catalog" else "( of 60)?"
-    assert re.search(rf"the check ended there, after \d+{counted} videos; ", problem), problem
+    assert re.search(rf"the check ended there, after \d+{counted} records; ", problem), problem
     assert "featstore merge" in problem
     assert "featstore check" not in problem
     summary = merge_dataset(large, cache, "demo", min_free=0)

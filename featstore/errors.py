@@ -23,12 +23,15 @@ Each message says what was found and what was expected; the remedy, printed afte
 from __future__ import annotations
 
 import errno
+import functools
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _MOST_COMPARED = 10_000  # names, which takes a third of a second
 
 
@@ -179,6 +182,39 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
         near = difflib.get_close_matches(name, known)
     return f"did you mean {' or '.join(map(repr, near[:3]))}? " if near else ""
+
+
+def explain_keywords(**elsewhere: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function answer a keyword that it does not know with a TypeError that says what it takes.
+
+    Args:
+        elsewhere: by a keyword that is often tried, where the same is said.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        code = function.__code__
+        known = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        takes_others = code.co_flags & 8
+        name = function.__qualname__.removesuffix(".__init__")
+
+        @functools.wraps(function)
+        def explained(*args: P.args, **named: P.kwargs) -> R:
+            for keyword in named:
+                if keyword in elsewhere or not (takes_others or keyword in known):
+                    said = no_keyword(keyword, known)
+                    hint = f"; {elsewhere[keyword]}" if keyword in elsewhere else ""
+                    raise TypeError(f"{name} takes no {said}{hint}")
+            return function(*args, **named)
+
+        return explained
+
+    return decorate
+
+
+def no_keyword(keyword: str, known: Iterable[str]) -> str:
+    """Return a keyword that a function does not know, what it may be a slip of, and what the function takes."""
+    known = [name for name in known if name != "self"]
+    return f"{keyword!r}; {did_you_mean(keyword, known)}it takes {', '.join(known)}"
 
 
 def _stem(name: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import FeatstoreError
+from featstore.errors import FeatstoreError, no_keyword
 from featstore.system.forks import import_attribute, no_fork
 
 if TYPE_CHECKING:
@@ -38,8 +38,14 @@ def get_encoder(name: str, **options: Any) -> Encoder:
         FeatstoreError: an encoder of another package cannot be imported, or calls its family by another name.
     """
     cls = encoder_class(name)
+    takes = inspect.signature(cls)
+    known = takes.parameters
+    takes_all = any(each.kind is each.VAR_KEYWORD for each in known.values())
+    for unknown in () if takes_all else options.keys() - known.keys():
+        said = no_keyword(unknown, known)
+        raise ValueError(f"the encoder {name!r} cannot be built so: it takes no {said}")
     try:
-        inspect.signature(cls).bind(**options)
+        takes.bind(**options)
     except TypeError as exc:
         raise ValueError(f"the encoder {name!r} cannot be built so: {exc}") from None
     encoder: Encoder = cls(**options)

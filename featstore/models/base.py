@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from featstore.models.source_options import SourceOptions
     from featstore.sampling import Sampling
 
+CHOOSES_FRAMES = "frames are chosen by sampling=featstore.Sampling(NFRAME)"
 Model = TypeVar("Model", bound="CachedModel")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from featstore.decoding.video_file import Video, identity_of
 from featstore.encoders.registry import EncoderRecipe, check_encoder
-from featstore.errors import StoreFull, StoreMismatch
+from featstore.errors import StoreFull, StoreMismatch, explain_keywords
 from featstore.pipeline.listing import Listing, list_videos
 from featstore.pipeline.make_record import record_room
 from featstore.pipeline.options import IngestOptions
@@ -65,6 +65,7 @@ class Engine(Protocol):
         ...
 
 
+@explain_keywords(nframe="sampling=featstore.Sampling(NFRAME) says it")
 def ingest(
     videos: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Video],
     cache_dir: str | os.PathLike[str],
@@ -295,6 +296,5 @@ def _check_space(
     if max_size is not None and taken + need > max_size:
         raise StoreFull(
             f"the videos need {format_bytes(need)}, {cache_dir} takes {format_bytes(taken)} already and may take "
-            f"{format_bytes(max_size)}; "
-            f"{fewer if taken + one <= max_size else ''}raise --max-size"
+            f"{format_bytes(max_size)}; {fewer if taken + one <= max_size else ''}raise --max-size"
         )

@@ -74,8 +74,10 @@ def test_an_encoder_that_cannot_be_imported_says_so(install, value):
 
 
 def test_an_option_that_an_encoder_does_not_have_is_a_value_error():
-    with pytest.raises(ValueError, match=r"cannot be built so: .*'colour'"):
+    with pytest.raises(ValueError, match=r"cannot be built so: .*'colour'; it takes grid, hidden_"):
         get_encoder("toy", colour=1)
+    with pytest.raises(ValueError, match="did you mean 'grid'"):
+        get_encoder("toy", gird=1)
 
 
 def test_a_name_where_an_encoder_is_expected_is_refused_in_words(tmp_path):

@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from featstore.checkpoints.config_fields import AS_PUBLISHED
 from featstore.defaults import MAX_NEW_TOKENS
-from featstore.errors import CheckpointError
+from featstore.errors import CheckpointError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +29,7 @@ _SAMPLING = {
 }
 # Arguments of transformers' generate that are not part of its config and useful here.
 _HOOKS = {"logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer"}
+_OF_THE_QUESTION = {"dataset", "path", "nframe", "video", "images", "sampling", "system"}
 # Fields that are ids of tokens; the end may be several.
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _FROM_THE_HUB = "transformers fetches code from the Hub for it, and no code is fetched here"
@@ -109,8 +110,9 @@ def read_options(stated: Mapping[str, Any], options: Mapping[str, Any]) -> Gener
     """
     unknown = sorted(options.keys() - config_fields() - _HOOKS)
     if unknown:
+        near = did_you_mean(unknown[0], {*config_fields(), *_HOOKS, *_OF_THE_QUESTION})
         raise TypeError(
-            f"{unknown[0]!r} is not an option of generate; it takes those of transformers' GenerationConfig, "
+            f"{unknown[0]!r} is not an option of generate; {near}it takes those of transformers' GenerationConfig, "
             f"{', '.join(sorted(_HOOKS))}"
         )
     for name in sorted(options.keys() & _REFUSED.keys()):

@@ -10,7 +10,8 @@ from PIL import Image
 
 from featstore import defaults
 from featstore.encoders.longva.encoder import LongVAEncoder
-from featstore.models.base import CachedModel, check_options
+from featstore.errors import explain_keywords
+from featstore.models.base import CHOOSES_FRAMES, CachedModel, check_options
 from featstore.models.finite import refuse_not_finite, refuse_too_large
 from featstore.models.generating.settings import read_options
 from featstore.models.longva.generation import Answerer
@@ -47,6 +48,7 @@ class CachedLongVA(CachedModel):
     _encoder: LongVAEncoder
     _answerer: Answerer
 
+    @explain_keywords(nframe=CHOOSES_FRAMES, fps=CHOOSES_FRAMES)
     def __init__(
         self,
         checkpoint: str | os.PathLike[str],

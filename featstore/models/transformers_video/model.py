@@ -10,7 +10,8 @@ from featstore import defaults
 from featstore.checkpoints.config_fields import read_config
 from featstore.checkpoints.files import open_files
 from featstore.encoders.registry import get_encoder
-from featstore.models.base import CachedModel, check_options
+from featstore.errors import explain_keywords
+from featstore.models.base import CHOOSES_FRAMES, CachedModel, check_options
 from featstore.models.generating.settings import read_options
 from featstore.models.source_options import SourceOptions
 from featstore.models.transformers_video.answering import VideoAnswerer
@@ -45,6 +46,7 @@ class CachedVideoModel(CachedModel):
 
     _answerer: VideoAnswerer
 
+    @explain_keywords(nframe=CHOOSES_FRAMES, fps=CHOOSES_FRAMES)
     def __init__(
         self,
         checkpoint: str | os.PathLike[str],

@@ -169,7 +169,7 @@ def test_clips_of_v_jepa_2_may_be_of_another_length_and_overlap(checkpoints):
         ("dinov2", {"layer": "last"}, "write -1"),
         ("clip", {"pool": "joint", "layer": 1}, "of the last layer"),
         ("clip", {"dtype": "int8"}, "dtype is 'int8'"),
-        ("clip", {"colour": "red"}, "unexpected keyword argument 'colour'"),
+        ("clip", {"colour": "red"}, "takes no 'colour'; it takes checkpoint, "),
     ],
 )
 def test_an_option_that_the_model_does_not_have_is_refused(checkpoints, kind, options, message):

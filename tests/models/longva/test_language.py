@@ -285,3 +285,5 @@ def test_without_a_generation_config_the_ends_are_the_configs(altered):
 def test_an_unknown_option_is_refused_by_name(tiny):
     with pytest.raises(TypeError, match="'max_tokens' is not an option of generate"):
         read_options(load(tiny).generation, {"max_tokens": 5})
+    with pytest.raises(TypeError, match="did you mean 'nframe'"):
+        read_options({}, {"nframes": 5})

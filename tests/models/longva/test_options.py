@@ -6,8 +6,10 @@ import pytest
 import torch
 from transformers import LogitsProcessor
 
+import featstore
 from featstore.checkpoints.config_fields import ConfigFields
 from featstore.errors import CheckpointError
+from featstore.models import CachedLongVA, CachedVideoModel
 from featstore.models.generating.settings import config_fields, read_options, read_stated
 from featstore.models.longva.generation import generate
 from featstore.models.longva.language import load_language
@@ -29,6 +31,22 @@ def ask(language):
         return generate(language, embeds, settings)
 
     return answer
+
+
+@pytest.mark.parametrize(
+    ("call", "keyword", "hint"),
+    [
+        (CachedLongVA, "nframe", "; frames are chosen by sampling=featstore.Sampling"),
+        (CachedLongVA, "samplng", "did you mean 'sampling'"),
+        (CachedVideoModel, "nframe", "; frames are chosen by sampling=featstore.Sampling"),
+        (featstore.ingest, "nframe", "sampling=featstore.Sampling"),
+        (featstore.ingest, "min_free", "it takes videos, cache_dir"),
+    ],
+)
+def test_a_keyword_that_is_not_known_is_answered_with_those_that_are(call, keyword, hint):
+    with pytest.raises(TypeError, match=rf"takes no '{keyword}'; .*it takes .*") as told:
+        call("nowhere", **{keyword: 4})
+    assert hint in str(told.value)
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,15 @@ from __future__ import annotations
 import errno
 import functools
 import shlex
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import ParamSpec, TypeVar
 
-P = ParamSpec("P")
-R = TypeVar("R")
+    P = ParamSpec("P")
+    R = TypeVar("R")
+
 _MOST_COMPARED = 10_000  # names, which takes a third of a second
 
 

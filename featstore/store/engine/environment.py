@@ -107,7 +107,7 @@ class Environment:
         """Return whether it reads without liblmdb, because the dataset is sealed."""
         return self._handle is None
 
-    def is_current(self, path: Path | None = None) -> bool:
+    def is_current(self, path: Path | str | None = None) -> bool:
         """Return whether the files that it opened are those in the folder `path`, by default its own."""
         path = path or self.path
         if identify(f"{path}/{DATA_FILE}") != self.data_file:
@@ -229,13 +229,15 @@ class Keeper:
         """Open nothing yet."""
         self.environment: Environment | None = None
         self._path = path
+        self._folder = str(path)  # made once, not at each lookup
         self._used = 0
 
     def open(self) -> Environment:
         """Return the environment of the files that are there now."""
-        environment = open_environment(self._path)
         self._used = next(_uses)
-        if self.environment is not environment:
+        environment = self.environment
+        if environment is None or not environment.is_current(self._folder):
+            environment = open_environment(self._path)
             with lock:
                 self.environment = environment
                 _keepers.add(self)
@@ -243,7 +245,7 @@ class Keeper:
                 keeping.sort(key=lambda keeper: keeper._used)
                 for keeper in keeping[:-KEPT_ENVIRONMENTS]:
                     keeper.environment = None
-            sweep()
+        sweep()
         return environment
 
 
@@ -266,6 +268,8 @@ def _keep_inherited() -> None:
     # In a forked child: keep the parent's environments as they are, for good, and open our own from now on.
     _inherited.extend(_environments.values())
     _environments.clear()
+    for keeper in _keepers:
+        keeper.environment = None
     leave_inherited()
     lock.release()
 

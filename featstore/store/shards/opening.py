@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import TYPE_CHECKING
 
@@ -57,8 +56,10 @@ class CommitsKeeper:
             return self._shards
         self._shards = None
         if self._keeper.environment is not None or not is_sharded(self._path):
-            with contextlib.suppress(StoreNotFound):
+            try:
                 return self._keeper.open()
+            except StoreNotFound:
+                pass
         found = open_commits(self._path)
         self._shards = found if is_sharded(self._path) else None
         return found

@@ -418,6 +418,34 @@ store_videos(cache, "demo", {"b": toy_features(2)})
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_forked_child_opens_what_its_parent_keeps_open_anew(cache):
+    store_videos(cache, "demo", {"a": A})
+    keeper = Keeper(cache / "demo")
+    parents = keeper.open()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(writing, b"own" if keeper.open() is not parents else b"its parent's")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(reading, 20) == b"own"
+    assert keeper.open() is parents
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_keeper_follows_a_link_to_where_it_points_now(cache, tmp_path):
+    for name in ("before", "after"):
+        store_videos(cache, name, {name: A})
+    link = tmp_path / "link"
+    link.symlink_to(cache / "before")
+    held, through = open_environment(cache / "before"), Keeper(link)
+    assert through.open() is held, "opened under another name"
+    link.unlink()
+    link.symlink_to(cache / "after")
+    assert through.open() is open_environment(cache / "after")
+
+
 def test_a_reader_leaves_no_file_in_a_folder_that_was_made_again_while_it_opened_it(
     cache, monkeypatch
 ):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from featstore.decoding.video_file import Video
-from featstore.errors import ListingError
+from featstore.errors import ListingError, plain_line
 from featstore.store.paths import check_video_id
 
 if TYPE_CHECKING:
@@ -24,9 +24,11 @@ _NAMES = (
     "mts mxf nut ogm ogv rm rmvb ts vob webm wmv y4m"
 )
 VIDEO_SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
+MOST_TOLD = 100  # of what is odd about a listing, in one message
 MAX_MANIFEST_BYTES = 256 << 20  # a million videos take some 100 MB
 
 
+_OWN_ID = "rename the file, or give it an id in a manifest (--manifest, columns video_id and path)"
 # Also as a `Path` has it, with one slash; a drive of Windows has one letter.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,3}")
 
@@ -54,12 +56,17 @@ def list_videos(places: Iterable[str | os.PathLike[str] | Video]) -> Listing:
         places: folders, video files, and `Video`s, which keep their ids. A `~` stands for the home folder.
 
     Raises:
-        ListingError: if a place is a URL, does not exist or holds no video, if a folder in it cannot be read, or as
-            `check_listing` does.
+        ListingError: if places are URLs, do not exist or hold no video, if a folder in one cannot be read, or as
+            `check_listing` does. It tells of all that is odd, before any work.
     """
     videos: list[Video] = []
+    odd: list[str] = []
     for place in places:
-        videos += [place] if isinstance(place, Video) else _find_videos(place)
+        try:
+            videos += [place] if isinstance(place, Video) else _find_videos(place)
+        except ListingError as exc:
+            odd.append(str(exc))
+    _refuse(odd, "places cannot be listed")
     return check_listing(videos)
 
 
@@ -71,20 +78,27 @@ def read_listing(file: str | os.PathLike[str]) -> Listing:
             begins with `~`.
 
     Raises:
-        ListingError: if a line cannot be read, which it names, or as `check_listing` does.
+        ListingError: if lines cannot be read, which it names, or as `check_listing` does.
     """
     file = Path(file)
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".tsv": _read_csv}
     reader = readers.get(file.suffix.lower())
     if reader is None:
         raise ListingError(f"{file} ends in {file.suffix!r}; a manifest is .jsonl, .csv or .tsv")
+    videos: list[Video] = []
+    odd: list[str] = []
     try:
         found = os.stat(file)
         if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_MANIFEST_BYTES:
             raise ListingError(
                 f"{file} has {found.st_size} bytes, or is not a file; a manifest is one of at most {MAX_MANIFEST_BYTES}"
             )
-        videos = [_listed(file, line, row) for line, row in reader(file)]
+        for line, row in reader(file):
+            try:
+                videos.append(_listed(file, line, row))
+            except ListingError as exc:
+                odd.append(str(exc))
+        _refuse(odd, f"lines of {file} name no video")
     except ListingError:
         raise
     except UnicodeDecodeError as exc:
@@ -136,24 +150,34 @@ def check_listing(videos: Iterable[Video]) -> Listing:
     """Return `videos`, each once.
 
     Raises:
-        ListingError: if an id names several files, or cannot be an id.
+        ListingError: if ids name several files, or cannot be ids. It names them all, before any work: what has no id
+            of its own cannot be recorded as a failure.
     """
     seen: dict[str, Video] = {}
-    twice: list[str] = []
+    odd: list[str] = []
     for video in videos:
         try:
             check_video_id(video.video_id)
         except ValueError as exc:
-            raise ListingError(f"{video.path}: {exc}; give it an id in a manifest") from exc
+            odd.append(f"{video.path}: {exc}")
+            continue
         first = seen.setdefault(video.video_id, video)
         if first is not video and first.path != video.path:
-            twice.append(f"\n  {video.video_id!r}: {first.path} and {video.path}")
-    if twice:
-        raise ListingError(
-            f"{len(twice)} video ids name more than one file; give each its own in a manifest "
-            f"(--manifest, columns video_id and path):{''.join(twice[:5])}"
-        )
+            both = f"{first.path} and {video.path}"
+            odd.append(f"the id {video.video_id!r} names more than one file, {both}")
+    _refuse(odd, "videos have no id of their own", _OWN_ID)
     return Listing(seen.values())
+
+
+def _refuse(odd: list[str], what: str, remedy: str = "") -> None:
+    """Raise ListingError with all that is odd, if anything is, and how many there are of `what`."""
+    then = f"; {remedy}" if remedy else ""
+    if len(odd) == 1:
+        raise ListingError(plain_line(odd[0]) + then)
+    if odd:
+        told = [plain_line(each) for each in odd[:MOST_TOLD]]
+        more = [f"and {len(odd) - MOST_TOLD} more"] if len(odd) > MOST_TOLD else []
+        raise ListingError("\n  ".join([f"{len(odd)} {what}{then}:", *told, *more]))
 
 
 def _find_videos(given: str | os.PathLike[str]) -> list[Video]:

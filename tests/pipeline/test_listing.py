@@ -7,6 +7,7 @@ import pytest
 
 from featstore.decoding.video_file import Video
 from featstore.errors import ListingError
+from featstore.pipeline import listing
 from featstore.pipeline.listing import check_listing, list_videos, read_listing
 
 
@@ -122,9 +123,38 @@ def test_a_place_without_videos_is_refused(tmp_path, missing):
         list_videos([tmp_path / missing])
 
 
+def test_all_that_is_odd_in_a_folder_is_told_at_once(tmp_path):
+    """The first name that cannot be an id hid the others; of two files of a name only five pairs were shown."""
+    touch(
+        tmp_path,
+        "good.mp4",
+        "b\x07.mp4",
+        "c\n.mp4",
+        *(f"{i}.{end}" for i in range(7) for end in ("avi", "mkv")),
+    )
+    with pytest.raises(ListingError) as told:
+        list_videos([tmp_path])
+    head, *lines = str(told.value).split("\n")
+    assert head.startswith("9 videos have no id of their own; rename the file, or give it an id")
+    assert len(lines) == 9
+    assert not any("good" in line for line in lines)
+    touch(tmp_path, *(f"{i}\a.mp4" for i in range(listing.MOST_TOLD)))
+    with pytest.raises(ListingError, match=r"(?s)^109 videos.*\n  and 9 more$"):
+        list_videos([tmp_path])
+
+
+def test_all_lines_and_all_places_that_name_no_video_are_told_at_once(tmp_path):
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("video_id,path\na,a.mp4\n,b.mp4\nc,\n")
+    with pytest.raises(ListingError, match=r"(?s)^2 lines of .* name no video:\n.*line 3.*line 4"):
+        read_listing(manifest)
+    with pytest.raises(ListingError, match=r"(?s)^2 places cannot be listed:\n.*nowhere.*gone"):
+        list_videos([tmp_path / "nowhere", tmp_path / "gone"])
+
+
 def test_two_files_of_one_id_are_refused_and_both_are_named(tmp_path):
     touch(tmp_path, "a.mp4", "a.webm")
-    with pytest.raises(ListingError, match=r"'a': .*a\.mp4 and .*a\.webm"):
+    with pytest.raises(ListingError, match=r"'a' names more than one file, .*a\.mp4 and .*a\.webm"):
         list_videos([tmp_path])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from featstore.records.features import Features
+
+# Of memory that is not page-locked CUDA copies so many bytes without waiting for what is before them on the stream.
+_ASYNCHRONOUS = 64 << 10
 
 
 def to_tensor(
@@ -118,28 +122,35 @@ def _put(
     """Return `out`, or a new tensor, filled on the GPU `device`; the features' memory is read when it returns."""
     values: NDArray[np.uint8] = features.data.reshape(-1).view(np.uint8)
     ours, copies = torch.cuda.current_stream(device), copy_stream(device)
-    # Memory of the copy stream, so that copies do not wait for kernels of the caller.
-    with torch.cuda.stream(copies):
-        stored = torch.empty(features.shape, dtype=kind, device=device)
     owner = features.owner if features.header.storage.codec == "raw" else None
-    uploading = upload(values, stored.view(-1).view(torch.uint8), owner=owner, way=way)
-    try:
-        pieces = chain(
-            [next(uploading)], uploading
-        )  # the first is on its way while the rest is prepared
-        with torch.cuda.stream(copies):
-            scales = tuple(alias(scale).to(device, non_blocking=True) for scale in features.scales)
-        scaled = copies.record_event()
-        if out is None:
-            out = torch.empty(features.shape, dtype=dtype, device=device)
-        ours.wait_event(scaled)
-        _fill_piece_by_piece(out, stored, scales, pieces)
-    finally:
-        uploading.close()  # a traceback would keep it, and the slots that other uploads wait for
-        crossed = copies.record_event()
-        copies.wait_stream(ours)
-        crossed.synchronize()  # from here on the caller may drop the map
+    with torch.cuda.stream(copies):
+        # Memory of the copy stream, so that copies do not wait for kernels of the caller.
+        stored = torch.empty(features.shape, dtype=kind, device=device)
+        uploading = upload(values, stored.view(-1).view(torch.uint8), owner=owner, way=way)
+        try:
+            # The first is on its way while the rest is prepared.
+            pieces = chain([next(uploading)], uploading)
+            scales = tuple(_to_gpu(scale, device) for scale in features.scales)
+            ours.wait_event(copies.record_event())
+            if out is None:
+                with torch.cuda.stream(ours):
+                    out = torch.empty(features.shape, dtype=dtype, device=device)
+            _fill_piece_by_piece(out, stored, scales, pieces, ours)
+        finally:
+            uploading.close()  # a traceback would keep it, and the slots that other uploads wait for
+            crossed = copies.record_event()
+            copies.wait_stream(ours)
+            crossed.synchronize()  # from here on the caller may drop the map
     return out
+
+
+def _to_gpu(scale: NDArray[np.float32], device: torch.device) -> torch.Tensor:
+    """Copy a scale on the current stream, without waiting for what is on its way there before."""
+    here = alias(scale)
+    if scale.nbytes > _ASYNCHRONOUS:
+        with contextlib.suppress(RuntimeError):  # no page-locked memory is available
+            here = torch.empty(scale.shape, dtype=torch.float32, pin_memory=True).copy_(here)
+    return here.to(device, non_blocking=True)
 
 
 def _fill_piece_by_piece(
@@ -147,18 +158,19 @@ def _fill_piece_by_piece(
     stored: torch.Tensor,
     scales: tuple[torch.Tensor, ...],
     pieces: Iterator[tuple[int, torch.cuda.Event]],
+    stream: torch.cuda.Stream,
 ) -> None:
-    """Dequantize the rows of each piece while the next one crosses."""
-    ours = torch.cuda.current_stream(out.device)
+    """Dequantize the rows of each piece on `stream` while the next one crosses."""
     row_bytes = stored.shape[1] * stored.itemsize
     done, waiting = 0, next(pieces, None)
     while waiting is not None:
         crossed, event = waiting
         waiting = next(pieces, None)  # started before this one is dequantized
-        ours.wait_event(event)
         rows = slice(done, crossed // row_bytes)
         if rows.start < rows.stop:
-            _fill(out[rows], stored[rows], part(scales, rows))
+            with torch.cuda.stream(stream):
+                stream.wait_event(event)
+                _fill(out[rows], stored[rows], part(scales, rows))
             done = rows.stop
 
 

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 import weakref
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -61,16 +62,15 @@ class Runtime:
 @pytest.fixture
 def runtime(monkeypatch):
     stream, empty = Stream(), torch.empty
-    for module in (conversion, staged, transfer):
-        monkeypatch.setattr(module, "copy_stream", lambda device: stream)
+    monkeypatch.setattr(conversion, "copy_stream", lambda device: stream)
     monkeypatch.setattr(transfer, "refuse_missing", lambda device: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
     for name in ("device", "stream"):
         monkeypatch.setattr(torch.cuda, name, lambda which: contextlib.nullcontext())
     monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=0, **how: empty(*size, **how))
-    monkeypatch.setattr(staged, "SLOTS", 3)
-    monkeypatch.setattr(staged, "SLOT_BYTES", 1 << 14)
-    monkeypatch.setattr(transfer, "PIECE_BYTES", 7000)
+    monkeypatch.setattr(staged, "PIECE_BYTES", 7000)
+    monkeypatch.setattr(staged, "_LAST_PIECE_BYTES", 1000)
+    monkeypatch.setattr(conversion, "_ASYNCHRONOUS", 1000)
     monkeypatch.setattr(registered, "SMALLEST", 1)
     found, maps = Runtime(), weakref.WeakKeyDictionary()
     monkeypatch.setattr(registered, "_maps", maps)
@@ -82,10 +82,11 @@ def runtime(monkeypatch):
         known.starts.clear()
 
 
-@pytest.fixture(params=first_is_quick([4096, 10_000, 1 << 20]))
+@pytest.fixture(params=first_is_quick([(4096, 12), (10_000, 4), (1000, 2), (1 << 20, 1)]))
 def ring(request, monkeypatch, runtime):
     """Slots that hold no whole number of rows, of which few there are, and one that holds all."""
-    ring = staged.Ring(slot_bytes=request.param, threads=4)
+    slot_bytes, slots = request.param
+    ring = staged.Ring(slot_bytes=slot_bytes, slots=slots, threads=4)
     monkeypatch.setattr(staged, "_ring", (os.getpid(), ring))
     yield ring
     ring.close()
@@ -171,8 +172,10 @@ def test_an_upload_that_is_given_up_waits_for_what_was_begun(ring, monkeypatch):
     given_up = ring.upload(values, torch.zeros(len(values), dtype=torch.uint8))
     next(given_up)
     given_up.close()
-    slots, slot_bytes = ring._memory.shape
-    assert len(copied) == min(slots, -(-len(values) // slot_bytes))
+    begun = len(copied)
+    time.sleep(0.2)
+    assert 0 < begun == len(copied)
+    assert ring._work.empty()
 
 
 @pytest.mark.parametrize("way", first_is_quick(["staged", "registered", "pageable"]))
@@ -187,6 +190,18 @@ def test_a_map_is_let_go_of_with_the_last_who_uses_it(ring, tmp_path, way):
     del features, store
     gc.collect()
     assert owner() is None
+
+
+@pytest.mark.parametrize("unit", [1, 3000, 1 << 20])
+def test_pieces_are_whole_slots_and_ever_smaller(runtime, unit):
+    for count in (1, 1000, 2999, 7001, 50_000, 100_001):
+        ends = [0, *staged.piece_ends(count, unit)]
+        sizes = [end - start for start, end in pairwise(ends)]
+        assert ends[-1] == count
+        assert all(end % unit == 0 for end in ends[:-1])
+        assert sizes == sorted(sizes, reverse=True)
+        assert 0 < sizes[-1] <= max(1000, unit)
+        assert sizes[0] <= max(7000, unit)
 
 
 def test_a_ring_whose_threads_cannot_be_started_is_let_go_of(runtime, monkeypatch):

@@ -5,6 +5,8 @@ They give the bits of `featstore.torch.kernels.eager`, on the current GPU, which
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -76,7 +78,12 @@ def store_and_measure(
 def _both(scales: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return two scales, of which one may be 1: multiplying by it changes no bit."""
     first, *more = scales
-    return first, more[0] if more else first.new_ones((1, 1))
+    return first, more[0] if more else _one(first.device)
+
+
+@functools.cache
+def _one(device: torch.device) -> torch.Tensor:
+    return torch.ones((1, 1), device="cpu").to(device)  # waits: kernels of any stream may read it
 
 
 def _steps(t: torch.Tensor, c: torch.Tensor) -> list[int]:

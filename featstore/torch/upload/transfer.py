@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from featstore.errors import FeatstoreError
-from featstore.torch.upload.cudart import copy_stream, find_device, refuse_missing
+from featstore.torch.upload.cudart import find_device, refuse_missing
 from featstore.torch.upload.registered import (
     register_record,
     unregister_replaced,
     why_not_registered,
 )
-from featstore.torch.upload.staged import shared_ring
+from featstore.torch.upload.staged import piece_ends, shared_ring
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -29,16 +29,13 @@ if TYPE_CHECKING:
     from featstore.records.features import Features
 
 WAYS = ("auto", "registered", "staged", "pageable")
-# Bytes per copy: large enough that the GPU's copy engine never waits for the next piece, small enough that little is
-# left to dequantize after the last one.
-PIECE_BYTES = 16 << 20
 log = logging.getLogger("featstore.torch")
 
 
 def upload(
     values: NDArray[np.uint8], out: torch.Tensor, *, owner: object = None, way: str = "auto"
 ) -> Generator[tuple[int, torch.cuda.Event]]:
-    """Copy `values`, uint8 of one axis, to `out`, as many bytes on a GPU, in pieces.
+    """Copy `values`, uint8 of one axis, to `out`, as many bytes on a GPU, in pieces, each on the stream current then.
 
     Args:
         values: the bytes; they must stay valid until the last event passed.
@@ -108,13 +105,11 @@ def alias(values: NDArray[Any]) -> torch.Tensor:
 
 def _copy(values: NDArray[np.uint8], out: torch.Tensor) -> Iterator[tuple[int, torch.cuda.Event]]:
     # A piece is started when it is requested: the caller's work in between takes no time if it is faster than the copy.
-    source = alias(values)
-    stream = copy_stream(out.device)
-    for start in range(0, len(values), PIECE_BYTES):
-        stop = min(start + PIECE_BYTES, len(values))
-        with torch.cuda.stream(stream):
-            out[start:stop].copy_(source[start:stop], non_blocking=True)
-        yield stop, stream.record_event()
+    source, start = alias(values), 0
+    for end in piece_ends(len(values)):
+        out[start:end].copy_(source[start:end], non_blocking=True)
+        yield end, torch.cuda.current_stream(out.device).record_event()
+        start = end
 
 
 class _Alias:

@@ -87,7 +87,7 @@ class Lookup:
             raise DatasetNotFound(
                 lost
                 or f"{name_present(self.cache_dir, request.dataset)}; make it with featstore ingest, or have the model "
-                "encode what is missing, with on_miss='encode'"
+                "encode what is missing, with on_miss=encode"
             ) from exc
         refuse(dataset, request.video, request.spec, origin)
 

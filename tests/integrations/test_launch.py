@@ -67,6 +67,12 @@ def test_a_dataset_that_fails_does_not_end_the_run_but_is_reported(
     assert done.exists()
 
 
+def test_a_model_that_there_is_not_is_refused_before_run_py_works(run):
+    """run.py ended in `KeyError: 'LongVA-7b-Cached'`."""
+    with pytest.raises(FeatstoreError, match=r"no model .*did you mean 'LongVA-7B-Cached'.*Qwen3"):
+        run("--model", "LongVA-7B-Cached", "LongVA-7b-Cached", "--data", "MLVU_128frame")
+
+
 def test_nothing_loads_torch_before_run_py_hands_out_the_gpus(kit, tmp_path):
     """In a process of its own, by the command."""
     command = [sys.executable, "-m", "featstore", "vlmeval", "--cache-dir", str(tmp_path / "cache")]

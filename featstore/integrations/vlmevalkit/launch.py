@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from featstore.errors import FeatstoreError, MissingExtra
-from featstore.integrations.vlmevalkit.find_vlmevalkit import find_run_py
+from featstore.errors import FeatstoreError, MissingExtra, did_you_mean
+from featstore.integrations.vlmevalkit.find_vlmevalkit import find_run_py, import_vlmevalkit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +29,8 @@ def run_vlmevalkit(
 
     Raises:
         MissingExtra: If run.py is not found, or is too old.
-        FeatstoreError: If after the run a question has no answer, or scoring failed. VLMEvalKit itself only logs that.
+        FeatstoreError: If there is no model of a name, or if after the run a question has no answer or scoring failed,
+            which VLMEvalKit itself only logs.
     """
     path = find_run_py(run_py)
     run = _load(path)
@@ -38,6 +40,7 @@ def run_vlmevalkit(
     from featstore.integrations.vlmevalkit.registry import register
 
     register(**options)
+    _refuse_unknown(arguments)
     outcome = Outcome(run)
     let_reuse_go_on(run)
     unanswerable.clear()
@@ -56,6 +59,23 @@ def run_vlmevalkit(
         return  # rank 0 writes the predictions, and reports for all
     if problems := outcome.problems():
         raise FeatstoreError(_message(problems, unanswerable))
+
+
+def _refuse_unknown(arguments: Sequence[str]) -> None:
+    """Raise FeatstoreError for a model of `--model` that VLMEvalKit does not have: run.py would end in a KeyError."""
+    from featstore.integrations.vlmevalkit.registry import CACHED, MODELS, VIDEO_MODELS
+
+    if "--model" not in arguments or any(word.startswith("--base-url") for word in arguments):
+        return  # at a URL any name is a model
+    asked = arguments[arguments.index("--model") + 1 :]
+    there = import_vlmevalkit("vlmeval.config").supported_VLM
+    for name in takewhile(lambda word: not word.startswith("-"), asked):
+        if name not in there:
+            ours = ", ".join(known + CACHED for known in (*MODELS, *VIDEO_MODELS))
+            raise FeatstoreError(
+                f"VLMEvalKit has no model {name!r}; {did_you_mean(name, there)}those that answer from stored features "
+                f"are {ours}; --checkpoint NAME=CHECKPOINT adds others of LongVA"
+            )
 
 
 def _message(problems: list[str], unanswerable: dict[str, str]) -> str:

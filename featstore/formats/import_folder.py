@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from featstore.formats.imported import ImportedVideo
+    from featstore.records.header import Header
     from featstore.store.rows import FeatureSet
 
 
@@ -209,7 +210,7 @@ class _Import:
             self._summary.failures.append((str(file), str(exc)))
             return
         self._seen[key] = file
-        self._count(video.feature_set)
+        self._count(video.feature_set, header)
 
     def commit(self) -> None:
         """Make durable what was put."""
@@ -240,8 +241,14 @@ class _Import:
             entry = None
         return -inf if entry is None else entry.created
 
-    def _count(self, row: FeatureSet) -> None:
+    def _count(self, row: FeatureSet, header: Header) -> None:
         sets, digest = self._summary.sets, row.spec.digest
         sets[digest] = sets.get(digest, 0) + 1
-        if row.spec.imported:
-            self._summary.unknown = UNKNOWN_PARTS
+        if not row.spec.imported:
+            return
+        told = self._summary.unknown
+        self._summary.unknown = told or UNKNOWN_PARTS
+        if row.spec.encoder.geometry.by_video and len(told) <= len(UNKNOWN_PARTS):
+            frames = f" of {header.nframe} frames" if header.nframe > 1 else ""
+            which = f"which rows are a frame's (as in {header.layout.rows} rows{frames})"
+            self._summary.unknown = (*UNKNOWN_PARTS, which)

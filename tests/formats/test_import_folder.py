@@ -25,6 +25,7 @@ from featstore.formats.export import export_dataset
 from featstore.formats.import_folder import import_folder
 from featstore.formats.names import FEATURE_FILES, INDEX, SET_FILE
 from featstore.records.storage import GRANULARITIES, Storage
+from featstore.spec import UNKNOWN_PARTS
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.seal import seal_dataset
 from featstore.store.reader import FeatureStore
@@ -397,6 +398,19 @@ def test_plain_files_of_others_are_named_by_their_paths(cache, tmp_path):
     assert {
         os.path.basename(name) for name, _ in run(folder, ".npy", cache / "3", nframe=5).failures
     } >= {"a.npy"}
+
+
+def test_rows_that_no_number_of_frames_fits_are_told_among_what_is_unknown(cache, tmp_path):
+    """A file of 17 frames and 2,304 rows was taken as one unit, and nothing was said of it."""
+    rows = toy_features(1).reshape(-1, WIDTH)
+    embeds = torch.from_numpy(rows)
+    odd = {"vision_embeds": embeds, "scale": None, "quantization": "fp32", "shape": rows.shape}
+    save(tmp_path / "pt", cached("b", nframe=len(rows) - 1, **odd))
+    unknown = run(tmp_path / "pt", ".pt", cache).unknown
+    told = f"which rows are a frame's (as in {len(rows)} rows of {len(rows) - 1} frames)"
+    assert unknown == (*UNKNOWN_PARTS, told)
+    save(tmp_path / "good", cached("a"))
+    assert run(tmp_path / "good", ".pt", cache).unknown == UNKNOWN_PARTS
 
 
 def test_plain_safetensors_are_read_with_their_scales(cache, tmp_path):

@@ -191,7 +191,9 @@ def _encoder_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_report(report: Any) -> None:
-    click.echo(f"compared with {plain_line(report.spec.describe())}")
+    click.echo(
+        f"compared with {plain_line(report.spec.describe())}; encoded again in {report.dtype}"
+    )
     rows = [
         (
             row.video_id,

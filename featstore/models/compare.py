@@ -89,6 +89,7 @@ class CompareReport:
         dataset: the dataset's name.
         spec: the feature set that was compared.
         limits: what is allowed.
+        dtype: what the fresh features were computed in; the stored ones, as `spec` says.
         rows: the videos that were compared.
         failures: video id -> why it could not be compared.
     """
@@ -96,6 +97,7 @@ class CompareReport:
     dataset: str
     spec: FeatureSpec
     limits: Limits
+    dtype: str
     rows: list[Comparison] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -143,6 +145,7 @@ class CompareReport:
         return {
             "dataset": self.dataset,
             "feature_set": self.spec.digest,
+            "dtype": self.dtype,
             "limits": dict(zip(words, vars(self.limits).values(), strict=True)),
             "videos": videos,
             "passed": passed,
@@ -196,7 +199,7 @@ def compare(
     if samples < 1:
         raise ValueError(f"samples is {samples}; it must be 1 or more")
     chosen = choose(dataset, encoder, nframe, spec, decoder)
-    report = CompareReport(dataset.name, chosen, limits or Limits())
+    report = CompareReport(dataset.name, chosen, limits or Limits(), encoder.identity.dtype)
     entries = sorted(dataset.sets[chosen.digest].entries(), key=lambda entry: entry.video_id)
     random.Random(seed).shuffle(entries)
     on_demand = OnDemandEncoder(

@@ -146,7 +146,7 @@ def test_a_comparison_and_a_study(stored):
     spec = FeatureStore(stored)["demo"].feature_set.spec
     error = QuantError(1.0, 0.0, 0.0, float("inf"), 0.0)
     for rows in ([Comparison("a", error)], [Comparison("a", error, identical=True)], []):
-        report = CompareReport("demo", spec, Limits(), rows, {"b": "gone"})
+        report = CompareReport("demo", spec, Limits(), "fp32", rows, {"b": "gone"})
         fits(report.to_dict(), "compare")
     study = Study("demo")
     run_study(study, {"a": lambda: torch.ones(4, 8)}, storages=[Storage("int8", "channel")])

@@ -145,7 +145,9 @@ def test_the_command_prints_json_and_exits_3_where_a_file_was_replaced(stored, t
     shown = CliRunner().invoke(main, [*words, "--samples", "1", "--max-relative-l2", "0"])
     assert shown.exit_code == 1
     first, *_ = shown.stdout.splitlines()
-    assert first == f"compared with {Dataset(cache, 'demo').feature_set.spec.describe()}"
+    spec = Dataset(cache, "demo").feature_set.spec
+    assert first == f"compared with {spec.describe()}; encoded again in fp32"
+    assert report["dtype"] == "fp32"
     assert "beyond the limits" in shown.stdout
 
 

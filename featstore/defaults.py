@@ -67,5 +67,4 @@ MIN_IDENTICAL = 0.0  # share of identical answers, 0 to 1; int8 may change some
 
 # Pictures.
 STRIP_COLUMNS = 8  # frames of a strip: as wide as a screen
-STRIP_FILE = "strip.png"
 REPORT_FILE = "report.html"

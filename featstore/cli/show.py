@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import BytesIO
 from pathlib import Path
 
@@ -37,8 +38,7 @@ _SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ""
     "-o",
     "--out",
     type=click.Path(dir_okay=False),
-    default=defaults.STRIP_FILE,
-    help="The file to write: .png, .jpg or .webp.",
+    help="The file to write: .png, .jpg or .webp.  [default: strip-ID.png]",
 )
 @click.option(
     "--columns",
@@ -64,7 +64,7 @@ def show(
     dataset: str,
     nframe: int | None,
     spec: str | None,
-    out: str,
+    out: str | None,
     columns: int,
     path: str | None,
     decode_timeout: float,
@@ -76,6 +76,9 @@ def show(
     Like colours mean tokens that are alike to the encoder: if their shapes are those of the frames, the features are
     this video's. Frames are shown if the file is there and is the one that was encoded; otherwise features only.
     """
+    if out is None:  # a name for each video: one name for all would replace the last picture
+        named = re.sub(r"[^\w.-]", "_", video_id).encode()[-200:].decode(errors="ignore")
+        out = f"strip-{named}.png"
     suffix = Path(out).suffix.lower()
     if suffix not in _SUFFIXES:
         raise click.BadParameter(

@@ -79,3 +79,11 @@ def test_a_picture_is_written_as_its_suffix_says(words, tmp_path):
     odd = CliRunner().invoke(main, [*words, "an eye", "-o", str(tmp_path / "eye.gif")])
     assert (odd.exit_code, (tmp_path / "eye.gif").exists()) == (2, False)
     assert "pictures are written as .png, .jpg" in " ".join(odd.stderr.split())
+
+
+def test_each_video_has_a_picture_of_its_own_name(words, tmp_path, monkeypatch):
+    """All were strip.png, the last one in place of the others."""
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, [*words[:-2], "an eye", "--json"])
+    assert json.loads(done.stdout)["file"] == "strip-an_eye.png"
+    assert size_of("strip-an_eye.png")[0] > 0

@@ -1,20 +1,23 @@
 """How long does a stored record take to become a bf16 tensor on the GPU?
 
-Beside featstore's ways stand what one would otherwise use, one file a video, and the limit: the same bytes from
-page-locked memory with the same kernel. Needs a CUDA GPU:
+Beside featstore's ways stand what one would otherwise use (gpu_peers.py has the fast ones), one file a video, and the
+limit: the same bytes from page-locked memory with the same kernel. Needs a CUDA GPU:
 
     python benchmarks/bench_read_gpu.py
 
 It takes some five minutes and 8 GB of a real disk. Parts can be left out with --parts.
 
 hot:     from a video's id to its tensor; all in the page cache. Ways take turns, so that each sees the same machine.
+many:    the same for 12 videos in one call.
+kinds:   records with two scales, and lossless ones, by every way; against the limit of their own bytes.
 cold:    all records once, in a fresh process, the files evicted before; against reading the same file from end to end.
 readers: several processes that read hot records to one GPU at once.
-tune:    sizes of the pieces that cross, and threads that copy.
+tune:    sizes of the pieces that cross, slots, threads that copy, and pread in place of copying from the map.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import statistics
 import subprocess
@@ -30,6 +33,7 @@ from unittest import mock
 import click
 import numpy as np
 import torch
+from gpu_peers import peers_of_bytes, peers_of_safetensors, write_peer_files
 from large_records import Records, write_files, write_store
 from measure import (
     RESULTS,
@@ -49,12 +53,14 @@ from measure import (
 from safetensors.torch import load_file
 
 import featstore
-from featstore.torch import explain, to_tensor
+from featstore.torch import explain, prefetch, to_tensor
 from featstore.torch.kernels.dequantize import dequantize_into
-from featstore.torch.upload import staged, transfer
+from featstore.torch.upload import staged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from gpu_peers import Peer
 
     Way = Callable[[str], torch.Tensor]
 
@@ -67,10 +73,16 @@ PACKAGES = (
     "lz4",
     "zstandard",
     "safetensors",
+    "fastsafetensors",
+    "instanttensor",
+    "kvikio-cu13",
 )
-PARTS = ("hot", "cold", "readers", "tune")
+PARTS = ("hot", "many", "kinds", "cold", "readers", "tune")
 LIMIT = "limit: page-locked memory, same kernel"
 ROUNDS = 4
+MANY = 12
+KINDS = ("int8/channel_token", "bf16")
+WAYS = ("pageable", "staged", "registered")
 
 COLD = """
 import sys, time, torch, featstore
@@ -122,10 +134,6 @@ def peers(folder: Path) -> dict[str, Way]:
         data = torch.load(folder / f"{name}.pt", weights_only=True)
         return (data["data"].cuda().float() * data["scale"].cuda()).to(torch.bfloat16)
 
-    def int8(name: str) -> torch.Tensor:
-        data = load_file(folder / f"{name}.int8.safetensors", device="cuda")
-        return (data["data"].float() * data["scale"]).to(torch.bfloat16)
-
     def bf16(name: str) -> torch.Tensor:
         return load_file(folder / f"{name}.bf16.safetensors", device="cuda")["features"]
 
@@ -133,8 +141,37 @@ def peers(folder: Path) -> dict[str, Way]:
         ".pt, dequantized on the CPU": pt_cpu,
         ".pt, dequantized on the GPU": pt_gpu,
         "safetensors bf16": bf16,
-        "safetensors int8": int8,
     }
+
+
+def int8_peers(folder: Path, records: Records) -> dict[str, tuple[Peer, str]]:
+    """Return the ways that bring int8 and a scale, and how their files' names end; those that work here."""
+    found = {label: (peer, ".bytes") for label, peer in peers_of_bytes(records.shape).items()}
+    found |= {label: (peer, ".safetensors") for label, peer in peers_of_safetensors().items()}
+    expected = dict(zip(records.names, records.values(), strict=True))
+    for label, (peer, suffix) in [*found.items()]:
+        paths = [folder / f"{name}{suffix}" for name in records.names]
+        try:
+            pairs = peer(paths)
+        except Exception as exc:  # a library that does not work on this machine
+            click.echo(f"{label} is left out: {exc!r}", err=True)
+            del found[label]
+            continue
+        for (values, scale), name in zip(pairs, records.names, strict=True):
+            if not np.array_equal(values.cpu().numpy(), expected[name]):
+                raise click.ClickException(f"{label} gives other values for {name}")
+            if not np.array_equal(scale.cpu().numpy(), records.scale()):
+                raise click.ClickException(f"{label} gives another scale for {name}")
+    return found
+
+
+def dequantized(peer: Peer, paths: list[Path]) -> list[torch.Tensor]:
+    """Return what a peer brings, as bf16."""
+    tensors = []
+    for values, scale in peer(paths):
+        tensors.append(torch.empty(values.shape, dtype=torch.bfloat16, device="cuda"))
+        dequantize_into(tensors[-1], values, (scale,))
+    return tensors
 
 
 def ours(store: featstore.FeatureStore, codecs: list[str], names: list[str]) -> dict[str, Way]:
@@ -159,9 +196,9 @@ def ours(store: featstore.FeatureStore, codecs: list[str], names: list[str]) -> 
     return ways
 
 
-def limit(store: featstore.FeatureStore, names: list[str]) -> Way:
-    """Return the way that has the bytes in page-locked memory and the scale on the GPU."""
-    held = {name: store["raw"][name] for name in names}
+def limit(dataset: featstore.Dataset, names: list[str]) -> Way:
+    """Return the way that has the bytes in page-locked memory and the scales on the GPU."""
+    held = {name: dataset[name] for name in names}
     pinned = {
         name: torch.from_numpy(np.array(found.data)).pin_memory() for name, found in held.items()
     }
@@ -171,17 +208,20 @@ def limit(store: featstore.FeatureStore, names: list[str]) -> Way:
     }
 
     def call(name: str) -> torch.Tensor:
-        out = torch.empty(pinned[name].shape, dtype=torch.bfloat16, device="cuda")
-        dequantize_into(out, pinned[name].to("cuda", non_blocking=True), scales[name])
+        stored = pinned[name].to("cuda", non_blocking=True)
+        if not scales[name]:
+            return stored.view(torch.bfloat16)
+        out = torch.empty(stored.shape, dtype=torch.bfloat16, device="cuda")
+        dequantize_into(out, stored, scales[name])
         return out
 
     return call
 
 
-def check(ways: dict[str, Way], store: featstore.FeatureStore, names: list[str]) -> None:
+def check(ways: dict[str, Way], dataset: featstore.Dataset, names: list[str]) -> None:
     """End the run where a way gives other bits than the CPU."""
     for name in names:
-        expected = to_tensor(store["raw"][name])
+        expected = to_tensor(dataset[name])
         for label, call in ways.items():
             if not torch.equal(call(name).cpu(), expected):
                 raise click.ClickException(f"{label} gives other bits than the CPU for {name}")
@@ -286,22 +326,35 @@ def tune(store: featstore.FeatureStore, names: list[str], repeats: int) -> dict[
     """Return the median milliseconds of a record by the sizes and threads it crosses with."""
     found = {}
 
-    def median(way: str) -> float:
+    def median(dataset: str, way: str) -> float:
         call = partial(to_tensor, device="cuda", way=way)
         seconds = [
-            _time(partial(call, store["raw"][names[i % len(names)]])) for i in range(repeats)
+            _time(partial(call, store[dataset][names[i % len(names)]])) for i in range(repeats)
         ]
         return statistics.median(seconds[repeats // 4 :]) * 1e3
 
-    for mib in (4, 8, 16, 32, 64):
-        with mock.patch.object(transfer, "PIECE_BYTES", mib << 20):
-            found[f"registered, pieces of {mib} MiB"] = median("registered")
-    for mib in (1, 2, 4, 8):
-        for threads in (8, 12, 16):
-            ring = staged.Ring(slot_bytes=mib << 20, threads=threads)
-            with mock.patch.object(staged, "_ring", (os.getpid(), ring)):
-                found[f"staged, slots of {mib} MiB, {threads} threads"] = median("staged")
-            ring.close()
+    for mib in (8, 16, 32, 64):
+        with mock.patch.object(staged, "PIECE_BYTES", mib << 20):
+            found[f"registered, pieces of {mib} MiB"] = median("raw", "registered")
+    memory: Any = store["raw-staged"][names[0]].owner
+
+    def pread(target: int, source: int, size: int) -> None:
+        buffer = (ctypes.c_char * size).from_address(target)
+        if os.preadv(memory._fd, [buffer], source - memory.address) != size:
+            raise OSError("less was read than asked for")
+
+    sizes = [(0.5, 128), (1, 64), (2, 16), (2, 32), (4, 16)]
+    for copy, how in ((ctypes.memmove, "copied from the map"), (pread, "pread")):
+        for mib, slots in sizes:
+            for threads in (8, 12, 16):
+                ring = staged.Ring(slot_bytes=int(mib * 2**20), slots=slots, threads=threads)
+                with (
+                    mock.patch.object(staged, "_ring", (os.getpid(), ring)),
+                    mock.patch.object(staged, "_copy", copy),
+                ):
+                    label = f"staged, {slots} slots of {mib} MiB, {threads} threads, {how}"
+                    found[label] = median("raw-staged", "staged")
+                ring.close()
     return found
 
 
@@ -312,7 +365,8 @@ How to read it
 - Trust ratios, not milliseconds. "limit" is the limit's median over this one's; "vs" names how many times longer a
   way takes than featstore registered, the look-up included.
 - The limit copies first and dequantizes then; ours dequantizes one piece while the next crosses, so it may pass it.
-- Codecs: GB/s are of features, not of what is read.
+- Codecs: GB/s are of features, not of what is read. Kinds: GB/s are of what crosses to the GPU.
+- Peers bring int8 and its scale, which featstore's kernel dequantizes; "values alone" is without that.
 - Every way gave the CPU's bits for two records before it was timed.
 """
 
@@ -332,6 +386,11 @@ def render(data: dict[str, Any], records: Records) -> str:
     if "hot" in data:
         parts.append(_hot_table(data["hot"], records))
         parts.append("\n".join(f"{name}: {said}" for name, said in data["explained"].items()))
+    if "many" in data:
+        rows = [(label, f"{each:.2f}") for label, each in data["many"].items()]
+        parts.append(table((f"{MANY} videos in one call", "ms a video"), rows))
+    if "kinds" in data:
+        parts.append(_kinds_table(data["kinds"]))
     for part, unit, title in (
         ("cold", "GB/s", "cold, from disk"),
         ("readers", "GB/s", "processes at once, all together"),
@@ -362,6 +421,17 @@ def _hot_table(hot: dict[str, dict[str, float]], records: Records) -> str:
     return table(("hot", "count", "median", "p90", "p99", "max", "GB/s", "limit", "vs"), rows)
 
 
+def _kinds_table(kinds: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for kind, found in kinds.items():
+        best = found["ways"][LIMIT]["median_s"]
+        for label, each in found["ways"].items():
+            rate = f"{found['bytes'] / each['median_s'] / 1e9:.1f}"
+            times = [show_time(each[f"{name}_s"]) for name in ("median", "p90")]
+            rows.append((f"{kind}: {label}", *times, rate, f"{best / each['median_s']:.0%}"))
+    return table(("kinds", "median", "p90", "GB/s", "limit"), rows)
+
+
 def plot(path: Path, data: dict[str, Any]) -> str:
     """Draw what was measured; return what became of it."""
     panels = {}
@@ -378,7 +448,10 @@ def plot(path: Path, data: dict[str, Any]) -> str:
 @click.option("--repeats", default=200, show_default=True, help="Timed calls of a way.")
 @click.option("--codecs", default="raw,lz4,zstd", show_default=True, help="raw, and others.")
 @click.option(
-    "--parts", default="hot,cold,readers", show_default=True, help=f"Of {', '.join(PARTS)}."
+    "--parts",
+    default="hot,many,kinds,cold,readers",
+    show_default=True,
+    help=f"Of {', '.join(PARTS)}.",
 )
 @click.option(
     "--workdir",
@@ -414,36 +487,128 @@ def main(
         if "cold" in wanted:  # before this process maps the stores: mapped pages stay
             click.echo("cold", err=True)
             data["cold"] = cold(folder, kinds, records)
-        if "hot" in wanted:
-            click.echo("hot", err=True)
-            data |= _measure_hot(folder, kinds, records, repeats)
-        if "tune" in wanted:
-            click.echo("tune", err=True)
-            data["tune"] = tune(featstore.open(folder), records.names[:4], repeats)
-        if "readers" in wanted:
-            click.echo("readers", err=True)
-            data["readers"] = readers(folder, Records(min(4, videos), frames), repeats)
+        few = Records(min(MANY, videos), frames)
+        for way in ("pageable", "staged"):
+            write_store(folder, f"raw-{way}", few, "raw")
+        store = featstore.open(folder)
+        for part, measure in (
+            ("hot", partial(_measure_hot, store, kinds, few, repeats)),
+            ("many", partial(_measure_many, store, few, max(4, repeats // 10))),
+            ("kinds", partial(_measure_kinds, folder, Records(min(2, videos), frames), repeats)),
+            ("tune", lambda: {"tune": tune(store, few.names[:4], max(8, repeats // 5))}),
+            (
+                "readers",
+                lambda: {"readers": readers(folder, Records(min(4, videos), frames), repeats)},
+            ),
+        ):
+            if part in wanted:
+                click.echo(part, err=True)
+                found = measure()
+                data |= found
+                click.echo(_glance(found), err=True)
     text = render(data, records)
     write_results(out, "bench_read_gpu", text, data)
     click.echo(text, nl=False)
     click.echo(plot(out / "bench_read_gpu.png", data), err=True)
 
 
-def _measure_hot(folder: Path, kinds: list[str], records: Records, repeats: int) -> dict[str, Any]:
-    files = folder / "files"
-    files.mkdir()
+def _measure_hot(
+    store: featstore.FeatureStore, kinds: list[str], records: Records, repeats: int
+) -> dict[str, Any]:
     few = Records(min(4, records.videos), records.frames)
+    files = store.cache_dir / "files"
+    files.mkdir(exist_ok=True)
     write_files(files, few)
-    for way in ("pageable", "staged"):
-        write_store(folder, f"raw-{way}", few, "raw")
-    store = featstore.open(folder)
-    ways = {**peers(files), **ours(store, kinds, few.names), LIMIT: limit(store, few.names)}
-    check(ways, store, few.names[:2])
-    seconds = time_ways(ways, few.names, repeats)
+    write_peer_files(files, few)
+    ways, alone = peers(files), {}
+    for label, (peer, suffix) in int8_peers(files, few).items():
+        ways[label] = lambda name, peer=peer, end=suffix: dequantized(
+            peer, [files / f"{name}{end}"]
+        )[0]
+        alone[f"{label}, values alone"] = lambda name, peer=peer, end=suffix: peer(
+            [files / f"{name}{end}"]
+        )
+    ways |= {**ours(store, kinds, few.names), LIMIT: limit(store["raw"], few.names)}
+    check(ways, store["raw"], few.names[:2])
+    seconds = time_ways(alone | ways, few.names, repeats)
     return {
         "hot": {label: Summary.of(each).to_dict() for label, each in seconds.items()},
         "explained": {codec: explain(store[codec]["v0"]) for codec in kinds},
     }
+
+
+def _measure_many(
+    store: featstore.FeatureStore, records: Records, repeats: int
+) -> dict[str, dict[str, float]]:
+    """Return milliseconds a video, of all in one call."""
+    files, names = store.cache_dir / "files", records.names
+    files.mkdir(exist_ok=True)
+    write_peer_files(files, records)
+    ways: dict[str, Callable[[], list[torch.Tensor]]] = {}
+    for label, (peer, suffix) in int8_peers(files, records).items():
+        paths = [files / f"{name}{suffix}" for name in names]
+        ways[label] = partial(dequantized, peer, paths)
+
+    def each(dataset: str, way: str) -> list[torch.Tensor]:
+        return [to_tensor(store[dataset].lookup(n), device="cuda", way=way) for n in names]
+
+    ways["featstore prefetch"] = lambda: [
+        x for _, x in prefetch(store["raw-staged"], names, device="cuda")
+    ]
+    ways["featstore staged"] = partial(each, "raw-staged", "staged")
+    ways["featstore registered"] = partial(each, "raw", "registered")
+    best = limit(store["raw"], names)
+    ways[LIMIT] = lambda: [best(name) for name in names]
+    expected = [to_tensor(store["raw"][name]) for name in names]
+    for label, call in ways.items():
+        if not all(torch.equal(a.cpu(), b) for a, b in zip(call(), expected, strict=True)):
+            raise click.ClickException(f"{label} gives other bits than the CPU")
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for _ in range(repeats):
+        for label, call in ways.items():
+            seconds[label].append(_time(call))
+    found = {label: statistics.median(s) / len(names) * 1e3 for label, s in seconds.items()}
+    return {"many": found}
+
+
+def _measure_kinds(folder: Path, records: Records, repeats: int) -> dict[str, Any]:
+    """Return for each kind its bytes, and the seconds of each way and of the limit."""
+    found = {}
+    for kind in KINDS:
+        stored = {way: f"{kind.replace('/', '-')}-{way}" for way in WAYS}
+        for name in stored.values():
+            write_store(folder, name, records, "raw", kind)
+        store = featstore.open(folder)
+
+        def call(dataset: Any, way: str, name: str) -> torch.Tensor:
+            return to_tensor(dataset.lookup(name), device="cuda", way=way)
+
+        ways = {f"featstore {way}": partial(call, store[stored[way]], way) for way in WAYS}
+        if kind == "bf16":
+            write_store(folder, "planes", records, "planes", kind)
+            label = "featstore planes, decompressed on the CPU"
+            ways[label] = partial(call, store["planes"], "staged")
+        ways[LIMIT] = limit(store[stored["registered"]], records.names)
+        check(ways, store[stored["staged"]], records.names)
+        seconds = time_ways(ways, records.names, repeats // 2)
+        found[kind] = {
+            "bytes": store[stored["staged"]][records.names[0]].nbytes,
+            "ways": {label: Summary.of(each).to_dict() for label, each in seconds.items()},
+        }
+    return {"kinds": found}
+
+
+def _glance(found: dict[str, Any]) -> str:
+    """Return the medians of a part, to be seen at once."""
+    lines = []
+    for part in found.values():
+        for label, each in part.items():
+            ways = each["ways"] if isinstance(each, dict) and "ways" in each else {"": each}
+            for way, value in ways.items():
+                shown = f"{value['median_s'] * 1e3:8.3f} ms" if isinstance(value, dict) else value
+                shown = f"{shown:8.3f}" if isinstance(shown, float) else shown
+                lines.append(f"  {shown}  {label} {way}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

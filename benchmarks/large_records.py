@@ -68,23 +68,37 @@ class Records:
         """Return the scale of all, one a channel."""
         return np.random.default_rng(1).uniform(0.001, 0.1, size=(1, DIM)).astype(np.float32)
 
+    def token_scale(self) -> NDArray[np.float32]:
+        """Return the scale of all, one a token, of those that have one."""
+        rng = np.random.default_rng(2)
+        return rng.uniform(0.5, 2, size=(self.shape[0], 1)).astype(np.float32)
 
-def write_store(folder: Path, dataset: str, records: Records, codec: str) -> int:
-    """Write the records to a dataset, and return the bytes of the last one."""
+
+def write_store(
+    folder: Path, dataset: str, records: Records, codec: str, kind: str = "int8/channel"
+) -> int:
+    """Write the records to a dataset, as int8 with such scales or as bf16; return the bytes of the last one."""
     toy = ToyEncoder()
     encoder = dataclasses.replace(
-        toy.identity, geometry=Geometry(TOKENS_A_FRAME, DIM), dtype="fp16"
+        toy.identity,
+        geometry=Geometry(TOKENS_A_FRAME, DIM),
+        dtype="bf16" if kind == "bf16" else "fp16",
     )
     spec = FeatureSpec(encoder, Sampling(records.frames), "none", toy.preprocessing)
-    storage = Storage("int8", "channel", codec)
+    storage = Storage(*kind.split("/"), codec=codec)
     header = _header(spec, storage, dataset)
-    buffer = memoryview(bytearray(ROOM + records.nbytes))
-    scale = records.scale().tobytes()
+    buffer = memoryview(bytearray(ROOM + storage.payload_bytes(records.shape)))
+    scales = {"channel": [records.scale()], "none": []}
+    scales["channel_token"] = [records.token_scale(), records.scale()]
+    scale = b"".join(each.tobytes() for each in scales[storage.granularity])
     stored = 0
     with FeatureWriter(folder, dataset, min_free=1 << 30) as writer:
         writer.add_set(spec, storage, origin="random")
         for name, values in zip(records.names, records.values(), strict=True):
             named = dataclasses.replace(header, video_id=name)
+            if storage.values == "bf16":
+                whole = torch.from_numpy(values).float() * torch.from_numpy(records.scale())
+                values = whole.to(torch.bfloat16).view(torch.int16).numpy()
             buffer[ROOM:] = memoryview(values).cast("B")
             payload = slice(ROOM, len(buffer))
             stored = writer.put(*pack_record(named, scale, buffer, payload)).record_bytes

@@ -15,13 +15,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import DynamicCache, Qwen2Model
+from transformers import Qwen2Model
 from transformers.generation.configuration_utils import GenerationMode
+
+from featstore.models.generating.growing import growing_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
 
-    from transformers import GenerationConfig
+    from transformers import DynamicCache, GenerationConfig
 
 # The argument of a model's forward that takes keys and values: `cache` from transformers 5.24 on.
 CACHE = (
@@ -42,13 +44,18 @@ class PrefixCache:
         self._model = model.model  # without the head: a prefix needs no logits
         kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
         full = all(kind == "full_attention" for kind in kinds)
-        self._videos = videos if full else 0  # a sliding window forgets what would be cut back to
+        self._full = full  # a sliding window forgets what would be cut back to
+        self._videos = videos if full else 0
         self._kept: OrderedDict[Hashable, DynamicCache] = OrderedDict()
 
     def serves(self, config: GenerationConfig) -> bool:
         """Return whether generating with `config` can start from a prefix: one token at a time, on one sequence."""
+        return self._videos > 0 and self.extends(config)
+
+    def extends(self, config: GenerationConfig) -> bool:
+        """Return whether generating with `config` extends one cache, that of `growing_cache` if it is given one."""
         return (
-            self._videos > 0
+            self._full
             and config.use_cache is not False
             and config.get_generation_mode()
             in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
@@ -61,7 +68,7 @@ class PrefixCache:
     @torch.inference_mode()
     def prefill(self, embeds: torch.Tensor) -> DynamicCache:
         """Return the keys and values of the prefix `embeds` (1, P, D)."""
-        cache = DynamicCache()
+        cache = growing_cache()
         self._model(inputs_embeds=embeds, use_cache=True, **{CACHE: cache})
         return cache
 

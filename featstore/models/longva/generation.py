@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from featstore.models.generating.base import PromptAnswerer, generate_options
+from featstore.models.generating.graphs import StepGraphs
+from featstore.models.generating.growing import growing_cache
 from featstore.models.generating.prefix import CACHE
 from featstore.models.generating.restoring import configs_restored
 from featstore.models.longva.prompt import splice
@@ -55,6 +57,8 @@ class Answerer(PromptAnswerer):
         super().__init__(language.model, statistics, prefix_cache=prefix_cache)
         self._language = language
         self._device = device
+        self._steps = StepGraphs(language.model)
+        self._steps.make()
 
     def answer(
         self,
@@ -83,6 +87,12 @@ class Answerer(PromptAnswerer):
                 unread = embeds.new_zeros(1, rows - embeds.shape[1], embeds.shape[2])
                 return self._generate(torch.cat((unread, embeds), dim=1), settings, cache)
 
+    def close(self) -> None:
+        """Let go of the prefixes and the graphs."""
+        with self._lock:
+            super().close()
+            self._steps.clear()
+
     def _may_share(self, visuals: Sequence[VisualInput], rows: int) -> bool:
         """Return whether another prompt may start with the same rows: those of a known video, nothing cut off."""
         limit = self._language.max_length
@@ -105,7 +115,9 @@ class Answerer(PromptAnswerer):
     def _generate(
         self, embeds: torch.Tensor, settings: GenerationSettings, cache: Any = None
     ) -> list[int]:
-        with self._statistics.timed("seconds_generating"):
+        if cache is None and self.prefixes.extends(settings.config):
+            cache = growing_cache()
+        with self._statistics.timed("seconds_generating"), self._steps.used():
             return generate(self._language, embeds, settings, cache)
 
 

@@ -98,7 +98,10 @@ class EncoderStreams:
                 torch.cuda.Stream()  # type: ignore[no-untyped-call]
                 for _ in range(3)
             )
-        torch.cuda.synchronize(device)  # the encoder's weights were put there on another stream
+        # The encoder's weights were put there on another stream. Waiting for the whole device would fail while another
+        # thread captures a graph.
+        for stream in (torch.cuda.default_stream(device), torch.cuda.current_stream(device)):
+            stream.synchronize()
         with self._on(self._up):
             shape = (DEPTH, batch_bytes)
             self._frames = torch.empty(shape, dtype=torch.uint8, device=device)

@@ -1,0 +1,230 @@
+"""Further tokens: keys and values that grow in place, and steps in CUDA graphs, which change no bit of an answer.
+
+Without a GPU, a double stands for CUDA's graphs: it computes anew what was recorded, into the same tensors.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+from featstore.models.generating import graphs
+from featstore.models.generating.graphs import StepGraphs
+from featstore.models.generating.growing import growing_cache
+from featstore.models.generating.prefix import CACHE
+
+TOKENS = 6
+
+
+class Recorder:
+    """Stands for the recorder of CUDA graphs."""
+
+    def __init__(self, device):
+        pass
+
+    def record(self, run):
+        run()
+        results = run()
+
+        def replay():
+            now = run()
+            if isinstance(
+                results, tuple
+            ):  # the other result is an input, which is written in place
+                for held, new in zip(results, now, strict=True):
+                    held.copy_(new)
+            return results
+
+        return replay
+
+
+class Wrong(Recorder):
+    """Records what differs in the last bits."""
+
+    def record(self, run):
+        replay = super().record(run)
+
+        def wrong():
+            results = replay()
+            if not isinstance(results, tuple):
+                results.mul_(1.01)
+            return results
+
+        return wrong
+
+
+class Fails(Recorder):
+    def record(self, run):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def make_model(device="cpu", dtype=torch.float32, **sizes):
+    config = Qwen2Config(
+        **{"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+        | {"num_attention_heads": 4, "num_key_value_heads": 2}
+        | sizes
+    )
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(config).to(device, dtype).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+@pytest.fixture
+def use_double(monkeypatch):
+    def use(recorder):
+        monkeypatch.setattr(graphs, "_serves", lambda model: True)
+        monkeypatch.setattr(graphs, "_Recorder", recorder)
+
+    return use
+
+
+def ask(model, cache=None, steps=None, seed=1, **options):
+    """Return the ids and the logits of an answer."""
+    logits = []
+
+    def keep(ids, scores):
+        logits.append(scores.clone())
+        return scores
+
+    generator = torch.Generator().manual_seed(seed)
+    embeds = torch.randn(1, 9, model.config.hidden_size, generator=generator)
+    given = {} if cache is None else {CACHE: cache}
+    config = GenerationConfig(
+        max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, pad_token_id=0,
+        eos_token_id=1, **options,
+    )  # fmt: skip
+    steps = steps or StepGraphs(model)
+    with torch.inference_mode(), steps.used():
+        ids = model.generate(
+            inputs_embeds=embeds.to(model.device, model.dtype),
+            generation_config=config,
+            logits_processor=[keep],
+            **given,
+        )
+    return ids, torch.cat(logits)
+
+
+def same(one, other):
+    return all(map(torch.equal, one, other))
+
+
+# Keys and values
+
+
+def test_keys_and_values_grow_in_place_and_are_those_of_transformers():
+    caches = growing_cache(), DynamicCache()
+    torch.manual_seed(0)
+    places = set()
+    with torch.inference_mode():
+        for rows in (5, 1, 1, -2, 3, 400, 1):
+            new = torch.randn(2, 1, 2, abs(rows), 8)
+            for cache in caches:
+                if rows < 0:
+                    cache.crop(rows)
+                else:
+                    cache.update(*new, 0)
+            ours, theirs = (cache.layers[0] for cache in caches)
+            assert torch.equal(ours.keys, theirs.keys)
+            assert torch.equal(ours.values, theirs.values)
+            places.add(ours.keys.data_ptr())
+    assert len(places) == 2  # the 400 rows had no room
+
+
+def test_what_was_put_in_their_place_is_appended_to():
+    cache, rows = growing_cache(), torch.randn(3, 1, 2, 4, 8)
+    cache.update(rows[0], rows[0], 0)
+    cache.batch_repeat_interleave(2)
+    more = rows[1].expand(2, 2, 4, 8)
+    keys, _ = cache.update(more, more, 0)
+    assert torch.equal(keys[1], torch.cat((rows[0], rows[1]), dim=-2)[0])
+
+
+def test_an_answer_from_growing_keys_has_the_same_bits(model):
+    assert same(ask(model), ask(model, growing_cache()))
+
+
+# Graphs
+
+
+@pytest.mark.parametrize("cache", [lambda: None, growing_cache])
+def test_steps_in_graphs_have_the_bits_of_the_layers(model, use_double, cache):
+    use_double(Recorder)
+    steps, expected = StepGraphs(model), [ask(model, seed=seed) for seed in (1, 2)]
+    for seed in (1, 2, 1):
+        assert same(ask(model, cache(), steps, seed), expected[seed - 1])
+        assert len(steps._graphs) == 2
+
+
+@pytest.mark.parametrize("recorder", [Wrong, Fails])
+def test_graphs_that_differ_or_fail_are_given_up_and_the_answer_is_as_without(
+    model, use_double, recorder
+):
+    expected = ask(model)
+    use_double(recorder)
+    steps = StepGraphs(model)
+    for _ in range(2):
+        assert same(ask(model, None, steps), expected)
+        assert not steps._graphs
+
+
+def test_graphs_are_made_before_the_first_answer(model, use_double):
+    use_double(Recorder)
+    steps = StepGraphs(model)
+    steps.make()
+    made = steps._graphs[0]
+    assert same(ask(model, None, steps), ask(model, None))
+    assert steps._graphs[0] is made
+
+
+def test_several_sequences_are_computed_without_graphs(model, use_double):
+    expected = ask(model, num_beams=2)
+    use_double(Recorder)
+    steps = StepGraphs(model)
+    assert same(ask(model, None, steps, num_beams=2), expected)
+    assert not steps._graphs
+
+
+def test_graphs_are_made_anew_for_other_weights(use_double):
+    use_double(Recorder)
+    model = make_model()
+    steps = StepGraphs(model)
+    ask(model, None, steps)
+    before = steps._graphs[0]
+    weight = model.model.layers[1].mlp.up_proj.weight
+    held, weight.data = weight.data, weight.data.clone()
+    ask(model, None, steps)
+    assert steps._graphs[0] is not before
+    assert torch.equal(held, weight)
+
+
+def test_the_layers_are_as_they_were_however_an_answer_ends(model, use_double):
+    use_double(Recorder)
+    steps = StepGraphs(model)
+    with pytest.raises(KeyboardInterrupt), steps.used():
+        raise KeyboardInterrupt
+    assert not any("forward" in vars(layer) for layer in model.model.layers)
+
+
+def test_no_graphs_are_made_on_a_cpu(model):
+    steps = StepGraphs(model)
+    ask(model, None, steps)
+    assert not steps._graphs
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_steps_in_graphs_have_the_same_bits_on_a_gpu(dtype):
+    model = make_model("cuda", dtype, hidden_size=512, intermediate_size=1024)
+    steps, expected = StepGraphs(model), ask(model, None)
+    for _ in range(2):
+        assert same(ask(model, growing_cache(), steps), expected)
+        assert len(steps._graphs) == 2
+    held = torch.cuda.memory_allocated()
+    steps.clear()
+    assert torch.cuda.memory_allocated() < held

@@ -1,7 +1,8 @@
 """How long does a question take, with the features computed each time, stored, and with the prefix kept?
 
-LongVA-7B's real shapes with random weights (a vocabulary of 512, so that no download is needed), 128 frames of real
-clips, 8 new tokens. Needs a CUDA GPU and 40 GB of disk for the checkpoint:
+LongVA-7B's real shapes and number of tokens with random weights, so that no download is needed; 128 frames of real
+clips, 8 new tokens. Questions come sorted by video, or one on each video in turn, with one prefix kept or all. Needs a
+CUDA GPU and 20 GB of disk for the checkpoint:
 
     python benchmarks/bench_eval.py CLIP.mp4 [CLIP.mp4 ...] --out benchmarks/results
 """
@@ -26,17 +27,21 @@ import featstore
 from featstore.decoding.video_file import Video
 from featstore.encoders import LongVAEncoder
 from featstore.models import CachedLongVA
+from featstore.models.generating.prefix import PrefixCache
 from featstore.pipeline.on_demand import OnDemandEncoder
 from featstore.sampling import Sampling
 
 TOOL = Path(__file__).parents[1] / "tools" / "make_tiny_checkpoint.py"
-HIDDEN, LAYERS, WIDE, HEADS, KV_HEADS, VOCABULARY = 3584, 28, 18944, 28, 4, 576
+HIDDEN, LAYERS, WIDE, HEADS, KV_HEADS, VOCABULARY = 3584, 28, 18944, 28, 4, 152064
 TOWER_HIDDEN, TOWER_LAYERS, TOWER_WIDE = 1024, 24, 4096
+ENTRIES = (
+    151643  # of the tokenizer beside its special tokens; the model's vocabulary is cut to both
+)
 TOKENS = 8
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of every tensor of LongVA-7B but for its vocabulary."""
+    """Return name -> shape of every tensor of LongVA-7B."""
     found: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
         "lm_head.weight": (VOCABULARY, HIDDEN),
@@ -88,6 +93,7 @@ def make_checkpoint(folder: Path, *, language: bool = True) -> Path:
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     tool.make_tiny_checkpoint(folder)
+    fill_vocabulary(folder / "tokenizer.json")
     config = json.loads((folder / "config.json").read_text())
     config |= {
         "hidden_size": HIDDEN,
@@ -119,19 +125,43 @@ def make_checkpoint(folder: Path, *, language: bool = True) -> Path:
     return folder
 
 
-def seconds_a_question(model: CachedLongVA, clips: list[Path], questions: int) -> float:
-    """Return the mean seconds of a question where each video has `questions` of them, asked one after another."""
+def fill_vocabulary(path: Path) -> None:
+    """Give a tokenizer as many entries as Qwen2's has, which no text is cut into."""
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first = len(vocabulary)
+    vocabulary |= {f"<entry {number}>": number for number in range(first, ENTRIES)}
+    for token in tokenizer["added_tokens"]:
+        token["id"] += ENTRIES - first
+    path.write_text(json.dumps(tokenizer))
+
+
+def seconds_a_question(
+    model: CachedLongVA, clips: list[Path], questions: int, *, kept: int = 0, in_turn: bool = False
+) -> float:
+    """Return the mean seconds of a question where each video has `questions` of them.
+
+    Args:
+        model: the model.
+        clips: the videos.
+        questions: the number of questions of each.
+        kept: the number of videos whose prefixes are kept; at first there are none.
+        in_turn: one question on each video, then the next on each; otherwise all of a video one after another.
+    """
+    asked = [(clip, number) for clip in clips for number in range(questions)]
+    if in_turn:
+        asked.sort(key=lambda pair: pair[1])
+    model._answerer.prefixes = PrefixCache(model._language.model, kept)
     begun = time.perf_counter()
-    for clip in clips:
-        for number in range(questions):
-            model.generate(
-                f"Question {number}: what happens in this video, and why does it?",
-                clip.stem,
-                dataset="bench",
-                path=clip,
-                max_new_tokens=TOKENS,
-                min_new_tokens=TOKENS,
-            )
+    for clip, number in asked:
+        model.generate(
+            f"Question {number}: what happens in this video, and why does it?",
+            clip.stem,
+            dataset="bench",
+            path=clip,
+            max_new_tokens=TOKENS,
+            min_new_tokens=TOKENS,
+        )
     torch.cuda.synchronize()
     return (time.perf_counter() - begun) / (len(clips) * questions)
 
@@ -198,13 +228,19 @@ def main(
             steps = parts_of(checkpoint, videos, model)
         del model
         torch.cuda.empty_cache()
-        for label, kept in (("cached", 0), ("cached, prefix kept", 1)):
-            with CachedLongVA(checkpoint, folder / "cache", prefix_cache=kept) as model:
-                seconds_a_question(model, videos, 1)  # stores what is missing
-                found[label] = {n: seconds_a_question(model, videos, n) for n in questions}
-                statistics_text = str(model.statistics)
-            del model
-            torch.cuda.empty_cache()
+        with CachedLongVA(checkpoint, folder / "cache") as model:
+            seconds_a_question(model, videos, 1)  # stores what is missing
+            for label, kept, in_turn in (
+                ("cached", 0, False),
+                ("prefix kept", 1, False),
+                ("prefix kept, in turn", 1, True),
+                ("all prefixes kept, in turn", len(videos), True),
+            ):
+                found[label] = {
+                    n: seconds_a_question(model, videos, n, kept=kept, in_turn=in_turn)
+                    for n in questions
+                }
+            statistics_text = str(model.statistics)
     finally:
         shutil.rmtree(folder)
     for n in questions:

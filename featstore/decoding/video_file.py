@@ -56,7 +56,7 @@ _HASH_BLOCK_BYTES = 4 << 20
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Video:
     """One video: its id and the path of its file, which is made absolute."""
 

@@ -9,8 +9,8 @@ import contextlib
 import os
 import time
 from dataclasses import dataclass, field
-from itertools import compress, islice
-from operator import not_
+from itertools import compress, islice, tee
+from operator import itemgetter, not_
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from featstore.store import open_snapshot
 from featstore.store.catalog import read_manifest, read_set
 from featstore.store.manifest import Counts
 from featstore.store.paths import dataset_path
-from featstore.store.rows import Failure, set_key, unpack_entry, unpack_failure, video_key
+from featstore.store.rows import Failure, entries_of, set_key, unpack_failure, video_key
 from featstore.store.selection import wanted_set
 
 if TYPE_CHECKING:
@@ -147,13 +147,15 @@ def make_plan(
         counts = read_manifest(snapshot).sets.get(digest, Counts())
         if options.resume and not options.retry_failed:
             rows = _known_rows(snapshot, "failures", counts.failures, places, digest)
-            for _, place, data in rows:
+            for place, data in rows:
                 with contextlib.suppress(StoreDamaged):  # not known why it failed: work again
                     failure = unpack_failure(data)
                     if not _is_worth_again(failure, videos[place].path, wanted.storage_since):
                         failures[place] = failure
-        for key, place, data in _known_rows(snapshot, "catalog", counts.videos, places, digest):
-            entry, video = unpack_entry(key, data), videos[place]
+        known_places, rows = tee(_known_rows(snapshot, "catalog", counts.videos, places, digest))
+        entries = entries_of(digest, map(itemgetter(1), rows))
+        for (place, _), entry in zip(known_places, entries, strict=True):
+            video = videos[place]
             if not was_replaced(entry, video.path, entry.video_path):
                 otherwise[place] = bool(wanted.storage_since) and wanted.differs(entry)
                 stored[place] = options.resume and not otherwise[place]
@@ -187,8 +189,8 @@ def make_plan(
 
 def _known_rows(
     snapshot: DatasetSnapshot, table: str, count: int, places: dict[bytes, int], digest: str
-) -> Iterator[tuple[bytes, int, bytes]]:
-    """Yield the key, the place in the listing and the row of each listed video that has one of the `count` in a table.
+) -> Iterator[tuple[int, bytes]]:
+    """Yield the place in the listing and the row of each listed video that has one of the `count` in a table.
 
     Args:
         snapshot: of the dataset.
@@ -199,14 +201,12 @@ def _known_rows(
     """
     if len(places) <= FEW_VIDEOS or len(places) * 8 <= count:
         for key, place in places.items():
-            data = snapshot.read(table, key)
-            if data is not None:
-                yield key, place, data
+            if (data := snapshot.read(table, key)) is not None:
+                yield place, data
         return
     for key, data in snapshot.rows(table, set_key(digest)):
-        known = places.get(key)
-        if known is not None:
-            yield key, known, data
+        if (known := places.get(key)) is not None:
+            yield known, data
 
 
 def _left_out(video: Video, before: str, digest: str) -> Failure:

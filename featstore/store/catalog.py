@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from featstore.errors import RecordError, StoreDamaged, StoreNotFound
@@ -18,7 +17,7 @@ from featstore.store.rows import (
     Entry,
     Failure,
     FeatureSet,
-    entry_of,
+    entries_of,
     set_key,
     unpack_entry,
     unpack_failure,
@@ -143,7 +142,7 @@ def read_entry(snapshot: DatasetSnapshot, key: bytes) -> Entry | None:
 
 def read_entries(snapshot: DatasetSnapshot, digest: str) -> Iterator[Entry]:
     """Yield the rows of the finished videos of a feature set, whose digest is in the keys and not in the rows."""
-    return map(partial(entry_of, digest), snapshot.values("catalog", set_key(digest)))
+    return entries_of(digest, snapshot.values("catalog", set_key(digest)))
 
 
 def read_failures(snapshot: DatasetSnapshot, digest: str) -> Iterator[Failure]:

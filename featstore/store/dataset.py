@@ -24,8 +24,8 @@ from featstore.store.default_set import choose_set
 from featstore.store.lost import explain_absent
 from featstore.store.manifest import Counts, check_name
 from featstore.store.paths import dataset_path
-from featstore.store.rows import check_digest, video_key
-from featstore.store.selection import explain_missing, find_own, find_set
+from featstore.store.rows import video_key
+from featstore.store.selection import check_digest, explain_missing, find_own, find_set
 from featstore.store.shards.opening import CommitsKeeper
 
 if TYPE_CHECKING:

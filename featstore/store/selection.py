@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from featstore.errors import FeatureNotFound, StoreMismatch, command_line, plain
 from featstore.sampling import check_nframe
 from featstore.spec import CHECKPOINT_FAMILY, FeatureSpec
 from featstore.store.catalog import has_entry, read_failure, read_manifest, read_set
-from featstore.store.rows import video_key
+from featstore.store.rows import DIGEST_DIGITS, video_key
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -58,6 +59,15 @@ def select(
     if len(fitting) == 1:
         return fitting[0]
     raise StoreMismatch(_refuse(sets.values(), fitting, path, nframe, spec))
+
+
+def check_digest(digest: str) -> None:
+    """Raise ValueError unless `digest` is empty or can be a whole one."""
+    if digest and not re.fullmatch(f"[0-9a-f]{{{DIGEST_DIGITS}}}", digest):
+        raise ValueError(
+            f"digest is {digest!r:.80}, a whole one has {DIGEST_DIGITS} hex digits; by first digits a set is found "
+            "among the dataset's `sets`"
+        )
 
 
 def find_own(sets: Mapping[str, FeatureSet], path: Path, digest: str) -> FeatureSet:

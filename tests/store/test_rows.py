@@ -9,7 +9,15 @@ from toys import toy_spec
 from featstore.errors import StoreDamaged
 from featstore.records.storage import Storage
 from featstore.store.engine.settings import MAX_ROW_BYTES
-from featstore.store.rows import Entry, FeatureSet, pack_row, unpack_entry, video_key
+from featstore.store.rows import (
+    Entry,
+    FeatureSet,
+    entries_of,
+    entry_of,
+    pack_row,
+    unpack_entry,
+    video_key,
+)
 
 DIGEST = "0123456789abcdef" * 2
 ENTRY = Entry(
@@ -88,6 +96,39 @@ def test_a_flipped_byte_of_a_row_is_refused(at):
     data[at] ^= 1
     with pytest.raises(StoreDamaged, match="its checksum is not that of what it holds"):
         unpack_entry(KEY, bytes(data))
+
+
+VIDEOS = [pack_row(ENTRY._replace(video_id=f"v\udcff{number}")) for number in range(130)]
+
+
+def test_many_rows_are_those_that_each_is_on_its_own():
+    found = [*entries_of(DIGEST, iter(VIDEOS))]
+    assert found == [entry_of(DIGEST, data) for data in VIDEOS]
+    assert {type(entry) for entry in found} == {Entry}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        row_of([]),
+        row_of(7),
+        row_of(dict.fromkeys(range(21), 0)),
+        row_of([*ENTRY[1:], 1.0]),
+        pack_row(ENTRY._replace(created=1)),
+        VIDEOS[0][:-1] + b"\1",
+        VIDEOS[0] + VIDEOS[0],
+        VIDEOS[0][:11],
+        b"",
+    ],
+)
+def test_of_many_rows_one_that_is_not_right_is_refused_and_those_before_it_come(wrong):
+    with pytest.raises(StoreDamaged) as alone:
+        entry_of(DIGEST, wrong)
+    rows = entries_of(DIGEST, [*VIDEOS[:70], wrong, *VIDEOS[70:]])
+    assert [next(rows).video_id for _ in range(70)] == [f"v\udcff{number}" for number in range(70)]
+    with pytest.raises(StoreDamaged) as among:
+        next(rows)
+    assert str(among.value) == str(alone.value)
 
 
 def test_a_key_that_is_no_digest_is_told_as_far_as_it_can_be():

@@ -104,8 +104,19 @@ class Tree:
 
     def keys(self, prefix: bytes) -> Iterator[bytes]:
         """Yield the keys that begin with `prefix`, in order."""
-        for key, _, _ in self._nodes(prefix):
-            yield key
+        if self._meta.root is None:
+            return
+        last = b""
+        for page, first, high in self._leaves(self._meta.root, self._meta.depth, prefix):
+            for start in page.nodes[first:]:
+                key = self._key(page, start)
+                if key <= last:
+                    raise self._wrong(page.number, "its keys are out of order")
+                if not key.startswith(prefix):
+                    self._check_order(page, b"", high)
+                    return
+                last = key
+                yield key
 
     def rows(
         self, prefix: bytes, read: Callable[[Place], bytes]
@@ -146,21 +157,6 @@ class Tree:
                 return
             last = keys[-1] if keys else last
 
-    def _nodes(self, prefix: bytes) -> Iterator[tuple[bytes, _Page, int]]:
-        if self._meta.root is None:
-            return
-        last = b""
-        for page, first, high in self._leaves(self._meta.root, self._meta.depth, prefix):
-            for start in page.nodes[first:]:
-                key = self._key(page, start)
-                if key <= last:
-                    raise self._wrong(page.number, "its keys are out of order")
-                if not key.startswith(prefix):
-                    self._check_order(page, b"", high)
-                    return
-                last = key
-                yield key, page, start
-
     def _leaves(
         self, number: int, levels: int, start: bytes, low: bytes = b"", high: bytes | None = None
     ) -> Iterator[tuple[_Page, int, bytes | None]]:
@@ -170,17 +166,27 @@ class Tree:
         that is damaged ends a walk, or hides where it begins, only on its first and its last leaf: there the order of
         all keys is checked, here and by who ends the walk; in between by who compares each key with the last.
         """
+        limit = self._limit()  # once a branch: if the file is cut short, a read says so
         if levels == 1:
-            page = self._page(number, LEAF, self._limit())
-            if start:
-                self._check_order(page, low, high)
-            yield page, self._search(page, start) if start else 0, high
+            yield self._leaf(number, limit, start, low, high)
             return
-        branch = self._branch(number, self._limit())
+        branch = self._branch(number, limit)
         first = bisect_right(branch.keys, start)
         for at, child in enumerate(branch.children[first:], first):
-            yield from self._leaves(child, levels - 1, start, *branch.bounds(at, low, high))
+            bounds = branch.bounds(at, low, high)
+            if levels > 2:
+                yield from self._leaves(child, levels - 1, start, *bounds)
+            else:
+                yield self._leaf(child, limit, start, *bounds)
             start = b""
+
+    def _leaf(
+        self, number: int, limit: int, start: bytes, low: bytes, high: bytes | None
+    ) -> tuple[_Page, int, bytes | None]:
+        page = self._page(number, LEAF, limit)
+        if start:
+            self._check_order(page, low, high)
+        return page, self._search(page, start) if start else 0, high
 
     def _check_order(self, page: _Page, low: bytes, high: bytes | None) -> None:
         """Raise StoreDamaged unless the keys of a leaf ascend, from `low` on and before `high`."""

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from featstore.errors import FeatstoreError, RecordError, how_many
+from featstore.errors import FeatstoreError, RecordError, StoreDamaged, how_many
 from featstore.records.record import has_whole_prefix, parse
 from featstore.store.catalog import open_dataset, read_manifest
 from featstore.store.changes import CatalogTransaction, is_manifest_lost, rebuild_manifest
@@ -34,10 +34,12 @@ from featstore.store.rows import (
     DIGEST_DIGITS,
     Entry,
     Failure,
-    is_newer_row,
+    FeatureSet,
+    build_row,
     pack_row,
     unpack_entry,
     unpack_failure,
+    unpack_row,
     video_key,
 )
 from featstore.store.writer import MAX_REASON_CHARACTERS
@@ -169,7 +171,7 @@ class _Mending:
         """Mend it, and return what was done; None if nothing was, row or record being of a newer release."""
         if problem.table != "records":
             row = self._snapshot.read(problem.table, problem.key)
-            if row is not None and is_newer_row(problem.table, problem.key, row):
+            if row is not None and _is_newer_row(problem.table, problem.key, row):
                 return None
         if problem.table == "failures":
             self._txn.delete_failure(problem.key)
@@ -237,3 +239,19 @@ class _Mending:
     def _header(self, key: bytes) -> Header | None:
         value = self._snapshot.get("records", key)
         return None if value is None else parse(value).header
+
+
+def _is_newer_row(table: str, key: bytes, data: bytes) -> bool:
+    """Return whether a row is undamaged and unknown to this release: its checksum is right, its content is not."""
+    try:
+        plain = unpack_row(data)
+    except StoreDamaged:
+        return False
+    try:
+        if table == "catalog":
+            unpack_entry(key, data)
+        else:
+            build_row({"specs": FeatureSet, "failures": Failure}[table], plain)
+    except StoreDamaged:
+        return True
+    return False

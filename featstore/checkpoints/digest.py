@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from featstore.checkpoints.tensors import check_tensor, open_tensors
+from featstore.checkpoints.tensors import check_dtype, check_tensor, open_tensors
 from featstore.errors import CheckpointError
 from featstore.system.forks import cached_property
 
@@ -80,6 +80,8 @@ class DigestedWeights:
         names = sorted(self.tensors)
         threads = min(MAX_HASH_THREADS, os.cpu_count() or 1)
         with self._opened() as opened, ThreadPoolExecutor(threads) as pool:
+            for path, key in self.tensors.values():
+                check_dtype(opened[path], path, key)
 
             def read(name: str) -> tuple[Kept, str]:
                 path, key = self.tensors[name]

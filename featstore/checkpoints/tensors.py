@@ -121,10 +121,15 @@ def check_tensor(
         raise CheckpointError(
             f"{path} has {name!r} of shape {found}, its config makes it {shape}; do config and weights belong together?"
         )
-    dtype = header.get_dtype()
+    check_dtype(opened, path, name)
+
+
+def check_dtype(opened: Any, path: Path, name: str) -> None:
+    """Raise CheckpointError unless a tensor of an open file is a plain float: no value may be taken for a weight."""
+    dtype = opened.get_slice(name).get_dtype()
     if dtype not in FLOATS:
         raise CheckpointError(
-            f"{path} has {name!r} as {dtype}, expected one of {', '.join(FLOATS)}; {remedy_for_dtype(dtype)}"
+            f"{path} has {name!r:.200} as {dtype}, expected one of {', '.join(FLOATS)}; {remedy_for_dtype(dtype)}"
         )
 
 

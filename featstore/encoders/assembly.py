@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
+from featstore.checkpoints.config_fields import AS_PUBLISHED
 from featstore.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
 
+    from featstore.checkpoints.config_fields import ConfigFields
     from featstore.checkpoints.files import Files
+
+
+def build_config(fields: ConfigFields, kind: str) -> Any:
+    """Return transformers' config of a model type; code that comes with a checkpoint is not run.
+
+    Raises:
+        CheckpointError: a field is none that transformers can follow; the message names it.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    try:
+        return CONFIG_MAPPING[kind].from_dict(deepcopy(fields.values))
+    except Exception as exc:  # what a config's own checks raise has no common class
+        raise CheckpointError(
+            f"{fields.origin} is no config of {kind!r} to the installed transformers ({exc!s:.300}); {AS_PUBLISHED}, "
+            "or another release of transformers"
+        ) from exc
 
 
 def assemble(
@@ -35,8 +55,15 @@ def assemble(
     """
     import torch
 
-    with torch.device("meta"):
-        model = cls(config)
+    try:
+        with torch.device("meta"):
+            model = cls(config)
+    except (
+        Exception
+    ) as exc:  # a field of a right type that the class knows no module for: they share no class
+        raise CheckpointError(
+            f"transformers' {cls.__name__} cannot be built as {files}/config.json says ({exc!r:.300}); {AS_PUBLISHED}"
+        ) from exc
     model.set_attn_implementation("sdpa")
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}

@@ -11,6 +11,7 @@ from featstore.checkpoints.digest import DigestedWeights
 from featstore.checkpoints.files import Files, open_files
 from featstore.checkpoints.quantized import quantized_config
 from featstore.checkpoints.tensors import find_shard, list_tensors
+from featstore.encoders.assembly import build_config
 from featstore.errors import CheckpointError
 from featstore.preprocessing import ShortestEdgeCrop
 
@@ -150,6 +151,7 @@ def read_video_checkpoint(checkpoint: str, model_types: tuple[str, ...]) -> Vide
     vision = config.get("vision_config")
     if not isinstance(vision, dict):
         raise config.wrong("vision_config", "an object")
+    build_config(config, config.text("model_type"))  # names a field of a wrong type before any work
     processor = _read_processor(files)
     for name in _ALWAYS:
         if processor.get(name) not in (None, True):

@@ -64,6 +64,9 @@ class LlavaOnevisionEncoder(TorchEncoder):
             raise found.processor.wrong(
                 "size", f"height and width = {image}, the tower's image_size"
             )
+        crop = found.processor.get("crop_size") or {}
+        if found.processor.get("do_center_crop") and crop != {"height": image, "width": image}:
+            raise found.processor.wrong("do_center_crop", "false: frames are not cropped here")
         self._resize = ExactResize(
             height=image,
             width=image,

@@ -88,6 +88,16 @@ class QwenVLEncoder(TorchEncoder):
             CheckpointError: the checkpoint is another model's, is incomplete, or needs what featstore does not do.
             ValueError: a device, dtype or number is invalid.
         """
+        limits = {
+            "min_pixels": min_pixels,
+            "max_pixels": max_pixels,
+            "total_pixels": total_pixels,
+        }
+        for name, pixels in limits.items():
+            if pixels is not None and pixels < 1:
+                raise ValueError(
+                    f"{name} is {pixels}; it must be at least 1, or None for the default"
+                )
         super().__init__(checkpoint, device=device, dtype=dtype, batch_frames=batch_frames)
         self.checkpoint = found = read_video_checkpoint(checkpoint, tuple(MODELS))
         known = MODELS[found.model_type]

@@ -15,6 +15,7 @@ from featstore.checkpoints.config_fields import ConfigFields, read_config
 from featstore.checkpoints.files import Files, open_files
 from featstore.checkpoints.quantized import quantized_config
 from featstore.checkpoints.tensors import find_shard, list_tensors
+from featstore.encoders.assembly import build_config
 from featstore.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def read_vision(checkpoint: str | Path) -> VisionCheckpoint:
     if fields.get("quantization_config") is not None:
         raise quantized_config(fields)
     family = FAMILIES[kind]
-    config = _build_config(fields, kind)
+    config = build_config(fields, kind)
     if kind in ("clip", "siglip"):
         nested = fields.get("vision_config")
         if not isinstance(nested, dict):
@@ -224,19 +225,6 @@ def read_vision(checkpoint: str | Path) -> VisionCheckpoint:
     if getattr(config, "num_channels", getattr(config, "in_chans", 3)) != 3:
         raise fields.wrong("num_channels", "3: frames are RGB")
     return VisionCheckpoint(files, family, config, fields)
-
-
-def _build_config(fields: ConfigFields, kind: str) -> Any:
-    """Return transformers' config; code that comes with a checkpoint is not run."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    try:
-        return CONFIG_MAPPING[kind].from_dict(dict(fields.values))
-    except Exception as exc:  # what a config's own checks raise has no common class
-        raise CheckpointError(
-            f"{fields.origin} is no config of {kind!r} to the installed transformers ({exc!s:.300}); use the file as "
-            "the model's authors published it, or another release of transformers"
-        ) from exc
 
 
 def find_vision_tensors(found: VisionCheckpoint, *, pool: str) -> dict[str, tuple[Path, str]]:

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
 from featstore.checkpoints.config_fields import read_json
-from featstore.checkpoints.tensors import list_tensors
+from featstore.checkpoints.tensors import check_dtype, find_shard, list_tensors, open_tensors
 from featstore.errors import CheckpointError
 from featstore.models.generating.settings import IDS, plain_config, read_stated
 
@@ -56,6 +55,7 @@ def load_video_language(
     """
     auto: Any = AutoModelForImageTextToText
     listing = list_tensors(files)  # refuses pickles and quantized weights
+    _check_dtypes(files, listing)
     name = str(files)
     try:
         config: Any = AutoConfig.from_pretrained(name)  # nosec B615 # what the user names
@@ -70,7 +70,7 @@ def load_video_language(
                 output_loading_info=True,
             )
         tokenizer: Any = AutoTokenizer.from_pretrained(name)  # nosec B615 # what the user names
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as exc:
+    except Exception as exc:  # transformers' own, of no common class
         raise CheckpointError(f"transformers cannot load {files} ({exc!s:.300})") from exc
     missing = sorted(key for key in info["missing_keys"] if not _sees(key, family))
     if missing:
@@ -84,6 +84,16 @@ def load_video_language(
     return VideoLanguage(
         model.to(device).eval().requires_grad_(False), tokenizer, _stated(files, config)
     )
+
+
+def _check_dtypes(files: Files, listing: dict[str, str]) -> None:
+    """Refuse weights that are no floats: transformers would convert the numbers, without the scales they need."""
+    for shard in sorted(set(listing.values())):
+        path = find_shard(files, shard, shard)
+        with open_tensors(path) as opened:
+            for name in opened.keys():  # noqa: SIM118, an open safetensors file is not a mapping
+                if not name.endswith("position_ids"):  # which old checkpoints have as integers
+                    check_dtype(opened, path, name)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from featstore.checkpoints.config_fields import read_json
+from featstore.checkpoints.config_fields import AS_PUBLISHED, read_json
 from featstore.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -42,20 +42,29 @@ class Prompter:
     """Makes the prompts of one checkpoint."""
 
     def __init__(self, files: Files, config: Any, tokenizer: Any) -> None:
-        """Read the template; CheckpointError if there is none."""
+        """Read the template; CheckpointError if there is none, or it cannot be followed."""
         self._tokenizer, self._config = tokenizer, config
-        self._template = _template(files, tokenizer)
+        self._template, self._template_file = _template(files, tokenizer)
         vision = config.vision_config
         self._merge = getattr(vision, "spatial_merge_size", 1)
         self._pair = getattr(vision, "temporal_patch_size", 1)
         self._video_id: int = config.video_token_id
         self._processor = _processor(config, tokenizer)
+        shown = [{"type": "video"}, {"type": "text", "text": "What is this?"}]
+        if self._processor.video_token not in self.text([{"role": "user", "content": shown}]):
+            raise self._no_place()
 
     def text(self, messages: list[dict[str, Any]]) -> str:
-        """Return the conversation as the template writes it."""
-        written: str = self._tokenizer.apply_chat_template(
-            messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
-        )
+        """Return the conversation as the template writes it; CheckpointError if the template fails."""
+        try:
+            written: str = self._tokenizer.apply_chat_template(
+                messages, chat_template=self._template, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as exc:  # it is a program: jinja's errors, and Python's
+            raise CheckpointError(
+                f"the chat template in {self._template_file} cannot be followed ({type(exc).__name__}: {exc!s:.300}); "
+                f"{AS_PUBLISHED}"
+            ) from exc
         return written
 
     def prompt(self, text: str, clip: SampledClip, sampled_fps: float | None = None) -> VideoPrompt:
@@ -92,9 +101,7 @@ class Prompter:
         ids = torch.tensor([self._tokenizer(whole).input_ids])
         places = (ids[0] == self._video_id).nonzero()
         if not len(places):
-            raise CheckpointError(
-                "the checkpoint's chat template has no place for a video; use its authors' own"
-            )
+            raise self._no_place()
         facts = {"attention_mask": torch.ones_like(ids)}
         if clip.grid is not None and hasattr(self._config.vision_config, "temporal_patch_size"):
             rate = sampled_fps or len(clip.frames) / clip.total_frames * clip.fps
@@ -107,6 +114,11 @@ class Prompter:
             ):  # Qwen2.5-VL places tokens in time
                 facts["second_per_grid_ts"] = torch.tensor([self._pair / rate])
         return VideoPrompt(ids, int(places[-1]) + 1, facts)
+
+    def _no_place(self) -> CheckpointError:
+        return CheckpointError(
+            f"the chat template in {self._template_file} has no place for a video; {AS_PUBLISHED}"
+        )
 
 
 def _processor(config: Any, tokenizer: Any) -> Any:
@@ -131,14 +143,16 @@ def _processor(config: Any, tokenizer: Any) -> Any:
     return processor
 
 
-def _template(files: Files, tokenizer: Any) -> str:
+def _template(files: Files, tokenizer: Any) -> tuple[str, str]:
+    """Return the chat template and the file that it is in."""
     path = files.find("chat_template.jinja")
     if path is not None:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8"), str(path)
     stated = read_json(files, "chat_template.json")
-    found = stated.text("chat_template") if stated is not None else tokenizer.chat_template
-    if not isinstance(found, str):
+    if stated is not None:
+        return stated.text("chat_template"), stated.origin
+    if not isinstance(tokenizer.chat_template, str):
         raise CheckpointError(
             f"{files} has no chat template; fetch chat_template.jinja or chat_template.json"
         )
-    return found
+    return tokenizer.chat_template, f"{files}/tokenizer_config.json"

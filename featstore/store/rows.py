@@ -255,9 +255,8 @@ def _unpack_alike(rows: list[bytes]) -> list[Any]:
     array = b"\xdd" + len(rows).to_bytes(4, "big") + b"".join(packed)
     found: list[Any] = msgpack.unpackb(array, unicode_errors="surrogatepass")
     # What is of as many values and no list has values of other types.
-    sizes, types = [*map(len, found)], [*map(type, chain.from_iterable(found))]
-    alike = sizes == [len(_ENTRY_TYPES)] * len(rows) and types == _ENTRY_TYPES * len(rows)
-    return found if alike else []
+    alike = [*map(len, found)] == [len(_ENTRY_TYPES)] * len(rows)
+    return found if alike and [*map(type, chain(*found))] == _ENTRY_TYPES * len(rows) else []
 
 
 @lru_cache(maxsize=256)

@@ -3,7 +3,7 @@
 A token of a 7B model is 1,365 kernels, which take 6 ms to run and 28 to launch one by one. The graphs hold the same
 kernels as transformers' own forward, in the same order, so that the answers stay the same: the first step of each layer
 is computed both ways, and unless all bits agree no graph is used. Attention depends on how long the prompt has become,
-and is launched as ever.
+and is launched as ever; it is left out of the comparison, for cuDNN's gives other last bits each time.
 """
 
 from __future__ import annotations
@@ -25,25 +25,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _log = logging.getLogger(__name__)
+_NEAR = 0.03  # of what attention gives twice, in bf16
 
 
 class StepGraphs:
-    """The graphs of one model, made as it computes its first one-token step; used by one thread at a time."""
+    """The graphs of one model; used by one thread at a time."""
 
     def __init__(self, model: Any) -> None:
         """Take a model; one that is not known here, or not on a GPU, is left as it is."""
         self._model = model.model
         self._layers = list(model.model.layers) if _serves(model) else []
         self._weights = [weight for layer in self._layers for weight in layer.parameters()]
-        self._attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
         self._failed = False
         self.clear()
 
     def clear(self) -> None:
         """Let go of all graphs and their memory."""
-        self._graphs: dict[int, _LayerGraphs] = {}
-        self._inputs: _Inputs | None = None
-        self._recorder: _Recorder | None = None
+        self._graphs: dict[int, tuple[Callable[[], Any], Callable[[], Any]]] = {}
+        self._inputs: Any = None  # the _Inputs of the graphs
         self._conditions: Any = None
 
     def make(self) -> None:
@@ -84,13 +83,23 @@ class StepGraphs:
         layer = self._layers[number]
         if not self._is_step(args, given):
             return type(layer).forward(layer, *args, **given)
-        (hidden,) = args
-        graphs = self._graphs.get(number)
-        if graphs is not None:
-            return self._replay(graphs, hidden, given)
-        result = type(layer).forward(layer, hidden, **given)
+        if number in self._graphs:
+            before, after = self._graphs[number]
+            self._inputs.set(args[0], given["position_embeddings"])
+            query, *new = before()
+            keys, values = given[CACHE].update(*new, layer.self_attn.layer_idx)
+            self._attend(layer, query, keys, values, given)
+            return after()
+        hidden, attended = args[0].clone(), []
+        watch = layer.self_attn.o_proj.register_forward_pre_hook(
+            lambda _, inputs: attended.append(inputs[0].clone())
+        )
         try:
-            self._make(number, hidden, result, given)
+            result = type(layer).forward(layer, *args, **given)
+        finally:
+            watch.remove()
+        try:
+            self._make(number, hidden, attended[0], result, given)
         except Exception as exc:  # no memory, say, or a thread that waits for the whole GPU
             self._give_up(str(exc))
         return result
@@ -106,54 +115,38 @@ class StepGraphs:
             and torch.is_inference_mode_enabled()
         )
 
-    def _replay(self, graphs: _LayerGraphs, hidden: torch.Tensor, given: dict[str, Any]) -> Any:
-        assert self._inputs is not None
-        self._inputs.set(hidden, given["position_embeddings"])
-        query, key, value = graphs.before()
-        attention = graphs.layer.self_attn
-        keys, values = given[CACHE].update(key, value, attention.layer_idx)
-        self._attention(graphs.layer, query, keys, values, given)
-        return graphs.after()
-
-    def _attention(
-        self,
-        layer: Any,
-        query: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        given: dict[str, Any],
+    def _attend(
+        self, layer: Any, query: Any, keys: Any, values: Any, given: dict[str, Any]
     ) -> None:
         """Attend as the layer itself would."""
-        assert self._inputs is not None
-        attention = layer.self_attn
-        more = {k: v for k, v in given.items() if k not in _TAKEN}
-        result, _ = self._attend(
-            attention, query, keys, values, None, dropout=0.0, scaling=attention.scaling,
-            sliding_window=None, **more,
-        )  # fmt: skip
+        scaling = layer.self_attn.scaling
+        taken = ("attention_mask", "position_embeddings", CACHE)
+        more = {name: value for name, value in given.items() if name not in taken}
+        result, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](
+            layer.self_attn, query, keys, values, None, dropout=0.0, scaling=scaling, **more
+        )
         self._inputs.attended.copy_(result.reshape(1, 1, -1))
 
     def _make(
-        self, number: int, hidden: torch.Tensor, result: torch.Tensor, given: dict[str, Any]
+        self, number: int, hidden: Any, attended: Any, result: Any, given: dict[str, Any]
     ) -> None:
-        """Make the graphs of a layer that has just computed `result`, and compare."""
+        """Make the graphs of a layer that has just computed `attended` and `result`, and compare."""
         layer, rotary = self._layers[number], given["position_embeddings"]
-        if self._inputs is None or self._recorder is None:
-            self._inputs = _Inputs(layer, hidden, rotary)
-            self._recorder = _Recorder(hidden.device)
-        inputs, hidden = self._inputs, hidden.clone()
+        inputs = self._inputs = self._inputs or _Inputs(layer, hidden, rotary)
         inputs.set(hidden, rotary)
-        graphs = _LayerGraphs(layer, inputs, self._recorder)
+        before = inputs.record(partial(_before, layer, inputs))
+        after = inputs.record(partial(_after, layer, inputs))
         inputs.set(hidden, rotary)
-        query, key, value = graphs.before()
+        query, key, value = before()
         held = given[CACHE].layers[layer.self_attn.layer_idx]
-        same = torch.equal(key, held.keys[..., -1:, :])
-        same &= torch.equal(value, held.values[..., -1:, :])
-        self._attention(layer, query, held.keys, held.values, given)
-        if not (same and torch.equal(graphs.after(), result)):
+        self._attend(layer, query, held.keys, held.values, given)
+        error = (inputs.attended - attended).abs().max() / attended.abs().max()
+        inputs.attended.copy_(attended)
+        pairs = (key, held.keys[..., -1:, :]), (value, held.values[..., -1:, :]), (after(), result)
+        if error < _NEAR and all(torch.equal(ours, theirs) for ours, theirs in pairs):
+            self._graphs[number] = before, after
+        else:
             self._give_up(f"layer {number} computes other bits in a graph")
-            return
-        self._graphs[number] = graphs
 
     def _give_up(self, why: str) -> None:
         _log.info("tokens are computed without CUDA graphs: %s", why)
@@ -162,15 +155,14 @@ class StepGraphs:
 
 
 class _Inputs:
-    """The tensors that all graphs of a model read from."""
+    """The tensors that all graphs of a model read, and the memory they share: they run in the order of their making."""
 
-    def __init__(
-        self, layer: Any, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
-    ) -> None:
+    def __init__(self, layer: Any, hidden: Any, rotary: Any) -> None:
         self.hidden = torch.empty_like(hidden)
         self.rotary = tuple(map(torch.empty_like, rotary))
         self.attended = hidden.new_empty((1, 1, layer.self_attn.o_proj.in_features))
         self._rotary_set: Any = None
+        self._stream: Any = None
 
     def set(self, hidden: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> None:
         """Take a layer's inputs, but for those that are there: all layers share the rotary embeddings of a step."""
@@ -181,45 +173,16 @@ class _Inputs:
             for held, given in zip(self.rotary, rotary, strict=True):
                 held.copy_(given)
 
-
-class _LayerGraphs:
-    """What a layer computes before and after its attention; both return the same tensors each time."""
-
-    def __init__(self, layer: Any, inputs: _Inputs, recorder: _Recorder) -> None:
-        self.layer = layer
-        self.before = recorder.record(partial(_before, layer, inputs))
-        self.after = recorder.record(partial(_after, layer, inputs))
-
-
-def _before(layer: Any, inputs: _Inputs) -> tuple[torch.Tensor, ...]:
-    attention, hidden = layer.self_attn, layer.input_layernorm(inputs.hidden)
-    query, key, value = (
-        project(hidden).view(1, 1, -1, attention.head_dim).transpose(1, 2)
-        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    return *apply_rotary_pos_emb(query, key, *inputs.rotary), value
-
-
-def _after(layer: Any, inputs: _Inputs) -> torch.Tensor:
-    hidden = inputs.hidden + layer.self_attn.o_proj(inputs.attended)
-    wide = layer.mlp(layer.post_attention_layernorm(hidden))
-    return torch.add(hidden, wide, out=inputs.hidden)  # the next layer's input
-
-
-class _Recorder:
-    """Makes graphs that share their memory: they run one after another, in the order in which they are made."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._pool = torch.cuda.graph_pool_handle()
-
     def record(self, run: Callable[[], Any]) -> Callable[[], Any]:
         """Return what computes `run` anew, and returns the tensors that hold the results, each time the same."""
-        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        device = self.hidden.device
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._pool = torch.cuda.graph_pool_handle()
+        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+        collects = gc.isenabled()
         self._stream.wait_stream(here)
         # By hand: `with torch.cuda.graph` collects all garbage each time, which takes longer than all else here.
-        collects = gc.isenabled()
         with torch.cuda.stream(self._stream):
             run()  # libraries get their workspaces outside the graph
             try:
@@ -241,16 +204,27 @@ class _Recorder:
         return replay
 
 
-_TAKEN = frozenset({"attention_mask", "position_embeddings", CACHE})
+def _before(layer: Any, inputs: _Inputs) -> tuple[torch.Tensor, ...]:
+    attention, hidden = layer.self_attn, layer.input_layernorm(inputs.hidden)
+    query, key, value = (
+        project(hidden).view(1, 1, -1, attention.head_dim).transpose(1, 2)
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    return *apply_rotary_pos_emb(query, key, *inputs.rotary), value
+
+
+def _after(layer: Any, inputs: _Inputs) -> torch.Tensor:
+    hidden = inputs.hidden + layer.self_attn.o_proj(inputs.attended)
+    wide = layer.mlp(layer.post_attention_layernorm(hidden))
+    return torch.add(hidden, wide, out=inputs.hidden)  # the next layer's input
 
 
 def _serves(model: Any) -> bool:
-    config = model.config
     return (
         model.device.type == "cuda"
         and model.dtype in (torch.float16, torch.bfloat16)
         and type(model) is Qwen2ForCausalLM
-        and config._attn_implementation == "sdpa"
+        and model.config._attn_implementation == "sdpa"
         and all(type(layer) is Qwen2DecoderLayer for layer in model.model.layers)
         and all(layer.self_attn.sliding_window is None for layer in model.model.layers)
     )

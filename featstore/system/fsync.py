@@ -1,4 +1,4 @@
-"""Names that outlive a power loss: a file's content is on disk once it is synced, its name once its folder is."""
+"""What outlives a power loss: a file's content is on disk once it is synced, its name once its folder is."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import contextlib
 import errno
 import os
 import secrets
+import threading
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
+
+from featstore.system import libc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_SYNC_FILE_RANGE_WRITE = 2
+_EARLY_BYTES = 8 << 20
+_EARLY_SECONDS = 0.002  # in which a fast disk writes some MiB
 DRAFT = ".writing-"  # how the name of a file begins that is being written
 # The answers of file systems that cannot sync a folder, and of a folder that may be entered but not read.
 _CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM)
@@ -32,6 +38,37 @@ def sync_dir(path: str | os.PathLike[str]) -> None:
 def sync_file(path: str | os.PathLike[str]) -> None:
     """Make durable what the file `path` holds; raise OSError."""
     _sync(path, 0)
+
+
+@contextlib.contextmanager
+def written_early(fd: int, size: int) -> Iterator[None]:
+    """Have the disk write what the block puts into a file while it still does, so that its sync finds little left.
+
+    This makes nothing durable: the kernel may write what is not synced at any time, and is asked to do it now. Where it
+    fails, each descriptor that syncs the file is told so.
+
+    Args:
+        fd: The file.
+        size: Bytes that the block writes; nothing is done for few.
+    """
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.wait(_EARLY_SECONDS):
+            libc.sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)  # to the end, without waiting
+
+    asking = threading.Thread(target=ask, name="write-early", daemon=True)
+    if libc.sync_file_range is None or size < _EARLY_BYTES:
+        yield
+        return
+    try:
+        with contextlib.suppress(RuntimeError):  # the process may have no more threads
+            asking.start()
+        yield
+    finally:
+        done.set()
+        if asking.ident is not None:
+            asking.join()  # the descriptor may be closed next
 
 
 def make_durable_folder(path: Path) -> None:

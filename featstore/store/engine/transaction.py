@@ -41,6 +41,7 @@ from featstore.store.paths import (
     refuse_shards,
 )
 from featstore.system.filesystems import refuse_network
+from featstore.system.fsync import written_early
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,6 +96,7 @@ class WriteTransaction:
         refuse_network(path)
         self._pid = os.getpid()
         self._path = path
+        self._put_bytes = 0
         lock = txn = None
         try:
             lock = self._lock = write_lock(path)
@@ -128,6 +130,7 @@ class WriteTransaction:
         # To put over a larger value of the same transaction LMDB leaves pages behind that belong to nothing.
         self._do(self._txn.delete, TABLES[table] + key)
         self._do(self._txn.put, TABLES[table] + key, value)
+        self._put_bytes += len(value)
 
     def delete(self, table: str, key: bytes) -> bool:
         """Delete a value; return whether it was there."""
@@ -137,7 +140,8 @@ class WriteTransaction:
     def commit(self) -> None:
         """Make durable what was put; on an error nothing of it is visible."""
         try:
-            self._do(self._txn.commit)
+            with written_early(self.environment.file, self._put_bytes):
+                self._do(self._txn.commit)
             self._settle()
             leave_note(self._lock, self.environment)
         finally:
@@ -178,10 +182,8 @@ class WriteTransaction:
         deadline = time.monotonic() + OTHERS_WAIT
         while (found := _mark_of_others(self.environment)) is not None:
             if time.monotonic() >= deadline:
-                name, advice = (
-                    LMDB_LOCK_FILE,
-                    "keep whatever deletes lock files away from the cache",
-                )
+                name = LMDB_LOCK_FILE
+                advice = "keep whatever deletes lock files away from the cache"
                 if found == SEALED:
                     name, advice = SEAL_FILE, "lift a seal with featstore seal --undo only"
                 raise StoreLocked(

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import shutil
 import threading
@@ -19,6 +20,7 @@ from featstore.store.maintenance.compact import compact_dataset
 from featstore.store.maintenance.remove import remove_videos
 from featstore.store.maintenance.repair import repair_dataset
 from featstore.store.paths import (
+    DATA_FILE,
     INGEST_LOCK_FILE,
     LMDB_LOCK_FILE,
     SEAL_FILE,
@@ -395,3 +397,19 @@ def test_a_sealed_file_that_cannot_be_opened_to_be_copied_names_the_dataset(cach
     with pytest.raises(StoreFull, match=f"^{cache}/demo: the map of"):
         hold_still(cache / "demo", sealed=True).__enter__()
     (cache / "demo" / SEAL_FILE).unlink()
+
+
+def test_the_disk_writes_a_data_file_while_a_commit_still_puts_into_it(tmp_path, monkeypatch):
+    early = []
+
+    @contextlib.contextmanager
+    def written_early(fd, size):
+        early.append((os.fstat(fd).st_ino, size))
+        yield
+
+    monkeypatch.setattr(transaction, "written_early", written_early)
+    make_file(tmp_path, "manifest", b"k", b"m")
+    with WriteTransaction(tmp_path) as txn:
+        txn.put("records", b"k", bytes(9000))
+        txn.put("catalog", b"k", b"row")
+    assert early == [(os.stat(tmp_path / DATA_FILE).st_ino, 9003)]

@@ -4,6 +4,7 @@ import mmap
 import os
 import sys
 import tempfile
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,44 @@ def test_a_file_is_asked_for_in_parts_that_the_system_reads_whole(tmp_path, monk
     assert [at - memory.address for at, _, _ in asked] == [*starts]
     assert sum(size for _, size, _ in asked) == PIECE + 7
     assert max(size for _, size, _ in asked) == min(most, PIECE + 7)
+
+
+LARGE = 2 << 20
+
+
+def hole(path: Path, length: int) -> FixedMap:
+    """Map a file of which no page was ever in memory."""
+    path.touch()
+    os.truncate(path, length)
+    return FixedMap(path)
+
+
+def test_around_a_large_record_nothing_is_read_when_it_is_touched(tmp_path):
+    memory = hole(tmp_path / "file", 60 << 20)
+    start, length = (10 << 20) + 5 * mmap.PAGESIZE, (30 << 20) + 3 * mmap.PAGESIZE
+    prefault(memory, memory.address + start, length)
+    touch(memory, start, length)
+    assert resident_pages(memory) <= length // mmap.PAGESIZE
+
+
+def test_of_a_large_record_only_what_is_short_of_large_pages_is_asked_for(tmp_path, monkeypatch):
+    memory = hole(tmp_path / "file", 64 << 20)
+    memory.read_ahead_bytes = LARGE
+    asked = []
+    monkeypatch.setattr(libc, "madvise", lambda *words: asked.append(words) or 0)
+    monkeypatch.setattr(file_map, "_has_large_pages", True)
+    monkeypatch.setattr(file_map, "_ends", deque())
+    prefault(memory, memory.address + LARGE + 4096, 20 * LARGE)
+    readings = [(at - memory.address, size) for at, size, how in asked if how == file_map._WILLNEED]
+    assert readings == [(LARGE + 4096, LARGE - 4096), (21 * LARGE, 4096)]
+    tails = [(at - memory.address, size) for at, size, how in asked if how == file_map._RANDOM]
+    assert tails == [(17 * LARGE, 4 * LARGE)]
+    asked.clear()
+    for _ in range(file_map._MAX_ENDS):
+        prefault(memory, memory.address, 8 * LARGE)
+    again = [(at - memory.address, size) for at, size, how in asked if how == file_map._NORMAL]
+    assert again == tails
+    assert len(file_map._ends) == file_map._MAX_ENDS
 
 
 def test_what_is_in_memory_is_not_asked_for(tmp_path, monkeypatch):

@@ -149,7 +149,7 @@ def _to_gpu(scale: NDArray[np.float32], device: torch.device) -> torch.Tensor:
     here = alias(scale)
     if scale.nbytes > _ASYNCHRONOUS:
         with contextlib.suppress(RuntimeError):  # no page-locked memory is available
-            here = torch.empty(scale.shape, dtype=torch.float32, pin_memory=True).copy_(here)
+            here = torch.empty_like(here, pin_memory=True).copy_(here)
     return here.to(device, non_blocking=True)
 
 

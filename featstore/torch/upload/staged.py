@@ -55,7 +55,9 @@ class Ring:
     ) -> None:
         """Allocate the memory and start the threads."""
         self.spoiled = False
-        self._memory = torch.empty((slots, slot_bytes), dtype=torch.uint8, pin_memory=True)
+        self._memory = torch.empty(
+            (slots, slot_bytes), dtype=torch.uint8, device="cpu", pin_memory=True
+        )
         self._passed: list[torch.cuda.Event | None] = [None] * slots
         self._next = 0
         self._lock = threading.Lock()

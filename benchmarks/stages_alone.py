@@ -249,7 +249,7 @@ def steady_rate(begun: float, ends: list[float]) -> float:
     first = ends[skipped - 1]
     if ends[-1] == first:
         return len(ends) / (first - begun)
-    return (len(ends) - skipped) / (ends[-1] - first)
+    return sum(end > first for end in ends) / (ends[-1] - first)  # a commit ends several at once
 
 
 def at_real_size(spec: FeatureSpec) -> FeatureSpec:

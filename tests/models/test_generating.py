@@ -1,18 +1,21 @@
-"""Further tokens: keys and values that grow in place, and steps in CUDA graphs, which change no bit of an answer.
+"""Faster answers of the same bits: keys and values that grow in place, fused prompts, one-token steps in CUDA graphs.
 
 Without a GPU, a double stands for CUDA's graphs: it computes anew what was recorded, into the same tensors.
 """
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
-from featstore.models.generating import graphs
-from featstore.models.generating.graphs import StepGraphs
+from featstore.models.generating import graphs, layers
 from featstore.models.generating.growing import growing_cache
+from featstore.models.generating.layers import FastLayers
 from featstore.models.generating.prefix import CACHE
 
 TOKENS = 6
@@ -48,6 +51,30 @@ def fail(inputs, run):
     raise RuntimeError("operation not permitted when stream is capturing")
 
 
+class Kernels:
+    """Stands for the fused kernels, in torch's operations."""
+
+    def rms_norm(self, hidden, norm, update=None):
+        total = hidden if update is None else update.add_(hidden)
+        return total, norm(total)
+
+    def rotate(self, heads, cosines, sines):
+        split = heads.view(1, heads.shape[1], -1, cosines.shape[-1]).transpose(1, 2)
+        heads.copy_(
+            apply_rotary_pos_emb(split, split, cosines, sines)[0].transpose(1, 2).flatten(2)
+        )
+
+    def silu_multiply(self, gate, up):
+        return torch.nn.functional.silu(gate, inplace=True).mul_(up)
+
+
+class WrongKernels(Kernels):
+    """Differs in the last bits."""
+
+    def silu_multiply(self, gate, up):
+        return super().silu_multiply(gate, up) * (1 + 1e-6)
+
+
 def make_model(device="cpu", dtype=torch.float32, **sizes):
     config = Qwen2Config(
         **{"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
@@ -67,7 +94,7 @@ def model():
 @pytest.fixture
 def use_double(monkeypatch):
     def use(record):
-        monkeypatch.setattr(graphs, "_serves", lambda model: True)
+        monkeypatch.setattr(layers, "_serves", lambda model: True)
         monkeypatch.setattr(graphs._Inputs, "record", record)
 
     return use
@@ -88,7 +115,7 @@ def ask(model, cache=None, steps=None, seed=1, **options):
         max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, pad_token_id=0,
         eos_token_id=1, **options,
     )  # fmt: skip
-    steps = steps or StepGraphs(model)
+    steps = steps or FastLayers(model)
     with torch.inference_mode(), steps.used():
         ids = model.generate(
             inputs_embeds=embeds.to(model.device, model.dtype),
@@ -138,16 +165,43 @@ def test_an_answer_from_growing_keys_has_the_same_bits(model):
     assert same(ask(model), ask(model, growing_cache()))
 
 
+# Fused kernels
+
+
+@pytest.mark.parametrize(("kernels", "fused"), [(Kernels, True), (WrongKernels, False)])
+@pytest.mark.parametrize("prefix", [False, True])
+def test_prompts_from_fused_kernels_have_the_same_bits_or_they_are_not_used(
+    model, use_double, monkeypatch, kernels, fused, prefix
+):
+    def start():
+        cache = growing_cache()
+        if prefix:  # the rest of the prompt has a mask
+            embeds = torch.randn(1, 4, 64, generator=torch.Generator().manual_seed(3))
+            with torch.inference_mode():
+                model.model(inputs_embeds=embeds, use_cache=True, **{CACHE: cache})
+        return cache
+
+    expected = ask(model, start())
+    use_double(record)
+    monkeypatch.setattr(layers, "fused_passes", lambda: True)
+    monkeypatch.setitem(sys.modules, "featstore.torch.kernels.language", kernels())
+    monkeypatch.setattr("featstore.torch.kernels.language", kernels(), raising=False)
+    steps = FastLayers(model)
+    steps.make()
+    assert (steps._halves is not None) is fused
+    assert same(ask(model, start(), steps), expected)
+
+
 # Graphs
 
 
 @pytest.mark.parametrize("cache", [lambda: None, growing_cache])
 def test_steps_in_graphs_have_the_bits_of_the_layers(model, use_double, cache):
     use_double(record)
-    steps, expected = StepGraphs(model), [ask(model, seed=seed) for seed in (1, 2)]
+    steps, expected = FastLayers(model), [ask(model, seed=seed) for seed in (1, 2)]
     for seed in (1, 2, 1):
         assert same(ask(model, cache(), steps, seed), expected[seed - 1])
-        assert len(steps._graphs) == 2
+        assert len(steps._steps._graphs) == 2
 
 
 @pytest.mark.parametrize("recorder", [record_wrongly, fail])
@@ -156,10 +210,10 @@ def test_graphs_that_differ_or_fail_are_given_up_and_the_answer_is_as_without(
 ):
     expected = ask(model)
     use_double(recorder)
-    steps = StepGraphs(model)
+    steps = FastLayers(model)
     for _ in range(2):
         assert same(ask(model, None, steps), expected)
-        assert not steps._graphs
+        assert not steps._steps._graphs
 
 
 def test_graphs_are_made_though_attention_gives_other_last_bits_each_time(
@@ -173,62 +227,63 @@ def test_graphs_are_made_though_attention_gives_other_last_bits_each_time(
         return exact(*args, **options) * (1 + 1e-6 * (len(calls) % 2))
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
-    steps = StepGraphs(model)
+    steps = FastLayers(model)
     steps.make()
-    assert len(steps._graphs) == 2
+    assert len(steps._steps._graphs) == 2
 
 
 def test_graphs_are_made_before_the_first_answer(model, use_double):
     use_double(record)
-    steps = StepGraphs(model)
+    steps = FastLayers(model)
     steps.make()
-    made = steps._graphs[0]
+    made = steps._steps._graphs[0]
     assert same(ask(model, None, steps), ask(model, None))
-    assert steps._graphs[0] is made
+    assert steps._steps._graphs[0] is made
 
 
 def test_several_sequences_are_computed_without_graphs(model, use_double):
     expected = ask(model, num_beams=2)
     use_double(record)
-    steps = StepGraphs(model)
+    steps = FastLayers(model)
     assert same(ask(model, None, steps, num_beams=2), expected)
-    assert not steps._graphs
+    assert not steps._steps._graphs
 
 
 def test_graphs_are_made_anew_for_other_weights(use_double):
     use_double(record)
     model = make_model()
-    steps = StepGraphs(model)
+    steps = FastLayers(model)
     ask(model, None, steps)
-    before = steps._graphs[0]
+    before = steps._steps._graphs[0]
     weight = model.model.layers[1].mlp.up_proj.weight
     held, weight.data = weight.data, weight.data.clone()
     ask(model, None, steps)
-    assert steps._graphs[0] is not before
+    assert steps._steps._graphs[0] is not before
     assert torch.equal(held, weight)
 
 
 def test_the_layers_are_as_they_were_however_an_answer_ends(model, use_double):
     use_double(record)
-    steps = StepGraphs(model)
+    steps = FastLayers(model)
     with pytest.raises(KeyboardInterrupt), steps.used():
         raise KeyboardInterrupt
     assert not any("forward" in vars(layer) for layer in model.model.layers)
 
 
 def test_no_graphs_are_made_on_a_cpu(model):
-    steps = StepGraphs(model)
+    steps = FastLayers(model)
     ask(model, None, steps)
-    assert not steps._graphs
+    assert not steps._steps._graphs
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_steps_in_graphs_have_the_same_bits_on_a_gpu(dtype):
+def test_answers_on_a_gpu_are_fused_and_in_graphs_and_have_the_same_bits(dtype):
     model = make_model("cuda", dtype, hidden_size=512, intermediate_size=1024)
-    steps = StepGraphs(model)
+    steps = FastLayers(model)
     steps.make()
-    assert len(steps._graphs) == 2
+    assert steps._halves is not None
+    assert len(steps._steps._graphs) == 2
     with sdpa_kernel(SDPBackend.MATH):  # cuDNN's gives other last bits each time
         expected = ask(model)
         for _ in range(2):
@@ -236,3 +291,15 @@ def test_steps_in_graphs_have_the_same_bits_on_a_gpu(dtype):
     held = torch.cuda.memory_allocated()
     steps.clear()
     assert torch.cuda.memory_allocated() < held
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_fused_silu_has_the_bits_of_torchs_for_every_value(dtype):
+    from featstore.torch.kernels.language import silu_multiply
+
+    every = torch.arange(1 << 16, dtype=torch.int32, device="cuda").to(torch.int16).view(dtype)
+    for factor in (1.0, -3.14159, 60000.0):
+        up = torch.full_like(every, factor)
+        expected = torch.nn.functional.silu(every) * up
+        assert torch.equal(silu_multiply(every.clone(), up).nan_to_num(), expected.nan_to_num())

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from featstore.models.generating.base import PromptAnswerer, generate_options
-from featstore.models.generating.graphs import StepGraphs
 from featstore.models.generating.growing import growing_cache
+from featstore.models.generating.layers import FastLayers
 from featstore.models.generating.prefix import CACHE
 from featstore.models.generating.restoring import configs_restored
 from featstore.models.longva.prompt import splice
@@ -57,8 +57,8 @@ class Answerer(PromptAnswerer):
         super().__init__(language.model, statistics, prefix_cache=prefix_cache)
         self._language = language
         self._device = device
-        self._steps = StepGraphs(language.model)
-        self._steps.make()
+        self._layers = FastLayers(language.model)
+        self._layers.make()
 
     def answer(
         self,
@@ -88,10 +88,10 @@ class Answerer(PromptAnswerer):
                 return self._generate(torch.cat((unread, embeds), dim=1), settings, cache)
 
     def close(self) -> None:
-        """Let go of the prefixes and the graphs."""
+        """Let go of the prefixes and of graphs."""
         with self._lock:
             super().close()
-            self._steps.clear()
+            self._layers.clear()
 
     def _may_share(self, visuals: Sequence[VisualInput], rows: int) -> bool:
         """Return whether another prompt may start with the same rows: those of a known video, nothing cut off."""
@@ -117,7 +117,7 @@ class Answerer(PromptAnswerer):
     ) -> list[int]:
         if cache is None and self.prefixes.extends(settings.config):
             cache = growing_cache()
-        with self._statistics.timed("seconds_generating"), self._steps.used():
+        with self._statistics.timed("seconds_generating"), self._layers.used():
             return generate(self._language, embeds, settings, cache)
 
 

@@ -77,22 +77,13 @@ def ingest(shard: str | None, shard_dir: str | None, **options: Any) -> None:
 
         for source in sources:
             check_target(options["cache_dir"], source.dataset, work)
-    from featstore.pipeline.cluster.heartbeat import Heartbeat
-    from featstore.store.shards.places import LocalPlace
-
     encoder, engine = choose_engine(options)
     if engine is not None:
         run = partial(run, engine=engine)
     summaries: list[IngestSummary] = []
     with stop_on_signals() as stop:
         for source in sources:
-            status = Heartbeat(LocalPlace(options["cache_dir"]), source.dataset, on=share is None)
-
-            def on_plan(plan: IngestSummary, status: Heartbeat = status) -> None:
-                status.watch(plan)
-                note(_plan_line(plan, options["cache_dir"]))
-
-            with show_progress() as on_progress, status:
+            with show_progress() as on_progress:
                 summary = run(
                     source.videos,
                     options["cache_dir"],
@@ -102,10 +93,9 @@ def ingest(shard: str | None, shard_dir: str | None, **options: Any) -> None:
                     storage=storage,
                     options=work,
                     stop=stop,
-                    on_plan=on_plan,
+                    on_plan=lambda plan: note(_plan_line(plan, options["cache_dir"])),
                     on_progress=on_progress,
                 )
-                status.finish(summary)
             summaries.append(summary)
             if not options["as_json"]:
                 _print_summary(summary)

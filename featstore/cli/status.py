@@ -19,7 +19,7 @@ from featstore.fields import time_text, to_plain
 from featstore.system.filesystems import format_bytes, free_bytes
 
 if TYPE_CHECKING:
-    from featstore.pipeline.cluster.heartbeat import ShareStatus
+    from featstore.pipeline.write.heartbeat import ShareStatus
 
 
 _TERMINAL_SECONDS, _LOG_SECONDS = 2.0, 10.0  # from one look to the next
@@ -38,11 +38,11 @@ _TERMINAL_SECONDS, _LOG_SECONDS = 2.0, 10.0  # from one look to the next
 def status(
     cache_dir: str, dataset: str | None, watch: bool, failed: str | None, as_json: bool
 ) -> None:
-    """Show how far `featstore ingest` is, at work or ended, from any terminal; with --json a line for each share.
+    """Show how far an ingest is, at work or ended, also one of Python; with --json a line for each share.
 
     An ingest without --shard is called ingest. What each says last is a few seconds old.
     """
-    from featstore.pipeline.cluster.heartbeat import read_statuses
+    from featstore.pipeline.write.heartbeat import read_statuses
     from featstore.store.paths import dataset_path, is_dataset_name
     from featstore.store.shards.places import LocalPlace
 
@@ -73,7 +73,7 @@ def _print(
     *,
     as_json: bool,
 ) -> None:
-    from featstore.pipeline.cluster.heartbeat import describe_run
+    from featstore.pipeline.write.heartbeat import describe_run
 
     now = time.time()
     shares = [(name, found) for name, (statuses, _) in said.items() for found in statuses]

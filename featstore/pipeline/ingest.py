@@ -20,6 +20,7 @@ from featstore.pipeline.plan import decode_order, make_plan, plan_ingest
 from featstore.pipeline.room import first_of
 from featstore.pipeline.scheduler import Scheduler
 from featstore.pipeline.summary import IngestSummary
+from featstore.pipeline.write.heartbeat import Heartbeat
 from featstore.pipeline.write.writer_client import start_writer
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
@@ -33,6 +34,7 @@ from featstore.store.paths import (
     stored_bytes,
 )
 from featstore.store.rows import Failure
+from featstore.store.shards.places import LocalPlace
 from featstore.system.cpus import default_workers
 from featstore.system.filesystems import format_bytes, free_bytes, refuse_network
 from featstore.system.processes import enough_descriptors
@@ -193,32 +195,22 @@ def ingest(
     make_folder(path)
     _check_space(cache_dir, summary, options)
     options = replace(options, replace_storage=plan.replaces_storage)
-    with enough_descriptors(), ExitStack() as stack:
+    told: dict[str, Any] = {"stop": stop, "on_progress": on_progress}
+    # Of a share, which is called with `most_bytes`, featstore status shows all rounds as one.
+    status = Heartbeat(LocalPlace(cache_dir), dataset, on=most_bytes is None)
+    with status, enough_descriptors(), ExitStack() as stack:
         try:
+            status.watch(summary)
             work = decode_order(plan.todo)
             if engine is not None:
-                engine.run(
-                    stack,
-                    summary,
-                    built,
-                    cache_dir,
-                    options,
-                    todo=work,
-                    replaced=plan.replaced,
-                    stop=stop,
-                    on_progress=on_progress,
-                )
+                told |= {"todo": work, "replaced": plan.replaced}
+                engine.run(stack, summary, built, cache_dir, options, **told)
             else:
-                Scheduler(
-                    stack,
-                    summary,
-                    built,
-                    recipes[: summary.encoders],
-                    partial(start_writer, stack, summary, built, cache_dir, options),
-                    options=options,
-                    stop=stop,
-                    on_progress=on_progress,
-                ).run(work, plan.replaced)
+                start = partial(start_writer, stack, summary, built, cache_dir, options)
+                used = recipes[: summary.encoders]
+                scheduler = Scheduler(stack, summary, built, used, start, options=options, **told)
+                scheduler.run(work, plan.replaced)
+            status.finish(summary)
         finally:
             summary.seconds = time.monotonic() - started
             write_cache_meta(cache_dir)

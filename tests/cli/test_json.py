@@ -13,7 +13,7 @@ from featstore.cli.status import _facts
 from featstore.fields import all_finite, time_text
 from featstore.models.compare import CompareReport, Comparison, Limits
 from featstore.models.study import Study, run_study
-from featstore.pipeline.cluster.heartbeat import ShareStatus
+from featstore.pipeline.write.heartbeat import ShareStatus
 from featstore.records.quantization import QuantError
 from featstore.records.storage import Storage
 from featstore.store.reader import FeatureStore

@@ -9,16 +9,17 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
+import featstore
 from featstore.cli import main
 from featstore.encoders.toy import ToyEncoder
-from featstore.pipeline.cluster.heartbeat import (
+from featstore.pipeline.summary import IngestSummary
+from featstore.pipeline.write.heartbeat import (
     FailedVideo,
     Heartbeat,
     ShareStatus,
     pack_status,
     read_statuses,
 )
-from featstore.pipeline.summary import IngestSummary
 from featstore.records.storage import Storage
 from featstore.sampling import Sampling
 from featstore.spec import FeatureSpec
@@ -95,6 +96,17 @@ def test_an_ingest_says_nothing_before_it_may_write(tmp_path):
     [said], _ = read_statuses(place, "demo")
     assert (said.state, said.videos, said.stored, said.new, said.left) == ("done", 5, 5, 3, 0)
     assert said.share == "ingest"
+
+
+def test_an_ingest_of_python_is_shown_too(sample_clips, tmp_path):
+    """Only the command wrote a status."""
+    options = featstore.IngestOptions(min_free=0, workers=1, limit=1)
+    sampling = Sampling(2)
+    featstore.ingest(
+        sample_clips, tmp_path, "demo", encoder=ToyEncoder(), sampling=sampling, options=options
+    )
+    [said], _ = read_statuses(LocalPlace(tmp_path), "demo")
+    assert (said.state, said.new, said.share) == ("done", 1, "ingest")
 
 
 def test_the_time_to_start_does_not_count_for_the_pace():

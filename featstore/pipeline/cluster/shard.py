@@ -17,10 +17,10 @@ import xxhash
 
 from featstore import defaults
 from featstore.errors import StoreError, StoreNotFound
-from featstore.pipeline.cluster.heartbeat import Heartbeat
 from featstore.pipeline.ingest import ingest
 from featstore.pipeline.listing import Listing, list_videos
 from featstore.pipeline.options import IngestOptions
+from featstore.pipeline.write.heartbeat import Heartbeat
 from featstore.store import open_snapshot
 from featstore.store.describe import write_cache_meta
 from featstore.store.maintenance.remove import remove_dataset

@@ -12,7 +12,10 @@ from toys import REPOSITORY
 from featstore.cli import main
 from featstore.encoders.toy import ToyEncoder
 from featstore.errors import StoreError, StoreMismatch
-from featstore.pipeline.cluster.heartbeat import (
+from featstore.pipeline.cluster.shard import Share, ingest_share, work_folder
+from featstore.pipeline.ingest import ingest
+from featstore.pipeline.options import IngestOptions
+from featstore.pipeline.write.heartbeat import (
     OLD_SECONDS,
     FailedVideo,
     ShareStatus,
@@ -20,9 +23,6 @@ from featstore.pipeline.cluster.heartbeat import (
     pack_status,
     read_statuses,
 )
-from featstore.pipeline.cluster.shard import Share, ingest_share, work_folder
-from featstore.pipeline.ingest import ingest
-from featstore.pipeline.options import IngestOptions
 from featstore.sampling import Sampling
 from featstore.store.maintenance.seal_shard import seal_shard
 from featstore.store.paths import stored_bytes

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from binascii import hexlify
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import chain, islice
@@ -204,7 +203,7 @@ def video_key(digest: str, video_id: str) -> bytes:
     if not isinstance(video_id, str):
         raise TypeError(f"a video id is text, not {video_id!r:.200}")
     data = video_id.encode("utf-8", "surrogatepass")
-    return digest.encode() + hexlify(hashlib.md5(data, usedforsecurity=False).digest())
+    return (digest + hashlib.md5(data, usedforsecurity=False).hexdigest()).encode()
 
 
 def pack_row(row: object) -> bytes:
@@ -238,24 +237,25 @@ def entry_of(digest: str, data: bytes) -> Entry:
 
 def entries_of(digest: str, rows: Iterable[bytes]) -> Iterator[Entry]:
     """Yield each of `rows` as `entry_of` returns it; millions take less time so."""
-    rows = iter(rows)
+    return chain.from_iterable(_some_entries((digest,), iter(rows)))
+
+
+def _some_entries(first: tuple[str], rows: Iterator[bytes]) -> Iterator[Iterable[Entry]]:
     while some := [*islice(rows, _AT_ONCE)]:
         found: list[Any] = []
         with contextlib.suppress(Exception):  # said below of the row that it is about
             found = _unpack_alike(some)
-        entries = [_new(Entry, [digest, *row]) for row in found]
-        yield from entries or map(partial(entry_of, digest), some)
+        yield [_new(Entry, first + row) for row in found] or map(partial(entry_of, *first), some)
 
 
-def _unpack_alike(rows: list[bytes]) -> list[Any]:
+def _unpack_alike(rows: list[bytes]) -> Any:
     """Return the values of rows of videos; none, or any exception, if one is not such a row."""
     packed = [row[11:] for row in rows]
     if [row[:11] for row in rows] != [_START + xxhash.xxh3_64_digest(data) for data in packed]:
         return []
     array = b"\xdd" + len(rows).to_bytes(4, "big") + b"".join(packed)
-    found: list[Any] = msgpack.unpackb(array, unicode_errors="surrogatepass")
-    # What is of as many values and no list has values of other types.
-    alike = [*map(len, found)] == [len(_ENTRY_TYPES)] * len(rows)
+    found = msgpack.unpackb(array, unicode_errors="surrogatepass", use_list=False)
+    alike = [*map(len, found)] == [len(_ENTRY_TYPES)] * len(rows)  # no list: other types
     return found if alike and [*map(type, chain(*found))] == _ENTRY_TYPES * len(rows) else []
 
 

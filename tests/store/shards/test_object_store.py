@@ -1,7 +1,9 @@
 """Datasets in a real S3 server, while connections break, processes are killed and the server goes."""
 
+import http.server
 import json
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -306,6 +308,42 @@ def test_without_obstore_the_command_to_install_it_is_named(monkeypatch, tmp_pat
 def test_a_web_server_that_is_not_there_is_named(tmp_path):
     with pytest.raises(StoreError, match=r"127\.0\.0\.1:9 does not answer"):
         featstore.open("http://127.0.0.1:9", local=tmp_path / "local")["demo"]
+
+
+@pytest.mark.parametrize(
+    ("code", "headers", "body", "kind", "said"),
+    [
+        (200, {}, b"<html>log in</html>", StoreError, "without ranges of bytes"),
+        (400, {}, b"<?xml?><Code>AuthorizationHeaderMalformed</Code>", StoreError, "AWS_REGION"),
+        (405, {}, b"", StoreError, r"as such a store does .*, and AWS_ENDPOINT_URL, http://127"),
+        (
+            503,
+            {},
+            b"busy",
+            StoreError,
+            "answers with 503 .*; it is overloaded or broken: try again",
+        ),
+        (206, {"Content-Range": "bytes 0-2/3"}, b"abc", StoreDamaged, "it was cut short; put a"),
+    ],
+)
+def test_a_server_that_answers_wrongly_is_said_to(monkeypatch, code, headers, body, kind, said):
+    """All of it was `does not answer; see whether its server is up`."""
+
+    class Wrong(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(code)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.send_header("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT")
+            self.end_headers()
+            self.wfile.write(body)
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Wrong) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        point_at(f"http://127.0.0.1:{server.server_port}", monkeypatch)
+        with pytest.raises(kind, match=rf"s3://feat/x\b.*{said}"):
+            BucketPlace("s3://feat/x").read_into("demo/shards/a", 4, memoryview(bytearray(9)))
+        server.shutdown()
 
 
 @pytest.mark.usefixtures("s3")

@@ -234,7 +234,7 @@ class BucketPlace:
                 raise StoreNotFound(
                     f"there is no bucket {self.where}", remedy="make it first, or correct its name"
                 ) from exc
-            if "416 Range" in said:
+            if "416 Range" in said or "Wanted range starting at" in said:
                 raise StoreDamaged(
                     f"{self.where}/{name} has no {length} bytes at {offset}: it was cut short",
                     remedy=GOOD_COPY,

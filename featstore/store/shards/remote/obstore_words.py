@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from concurrent.futures import Future
 from functools import partial
@@ -22,6 +23,9 @@ _AWS = (
 )
 REFUSES = "refuses these credentials"
 _REFUSED = ("403 Forbidden", "401 Unauthorized")
+_NO_RANGES = ("Range request not supported", "Received non-partial response")
+_OTHER_REGION = ("without LOCATION", "AuthorizationHeaderMalformed", "PermanentRedirect")
+_NO_STORE = ("invalid list response", "extract metadata", "without LOCATION")
 _used_in: list[int] = []  # the process in which obstore was first used, to which its threads belong
 
 
@@ -78,10 +82,22 @@ def explain(said: str, where: str) -> tuple[str, str]:
         return REFUSES, credentials
     if "169.254." in said or "nable to load credentials" in said or "ssing credentials" in said:
         return "cannot be asked without credentials", credentials
-    if "Range request not supported" in said:
+    if any(words in said for words in _NO_RANGES):
         return (
             "answers without ranges of bytes, by which records are read",
             "have a web server that knows ranges serve the files (python -m http.server does not)",
+        )
+    if any(words in said for words in _OTHER_REGION) and where.startswith("s3"):
+        return "is in another region than it was asked in", "set AWS_REGION to the bucket's region"
+    code = re.search(r"status code: (\d{3})", said)
+    if code and (code[1] == "429" or code[1] > "499"):
+        return f"answers with {code[1]}", "it is overloaded or broken: try again later"
+    if code or any(words in said for words in _NO_STORE):
+        told = os.environ.get("AWS_ENDPOINT_URL") if where.startswith("s3") else None
+        server = f", and AWS_ENDPOINT_URL, {told}," if told else ""
+        return (
+            "does not answer as such a store does",
+            f"see whether this URL{server} is the store's",
         )
     return "does not answer", "see whether its server is up and reached from here, then try again"
 

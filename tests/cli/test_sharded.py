@@ -15,7 +15,7 @@ SET = SPEC.digest[:8]
 OUT = "featstore merge"  # the way out of shards
 # The dataset is C/demo, and {} the test's folder.
 WORKS = {
-    "check": ["check --cache-dir C", "9 videos, "],
+    "check": ["check --cache-dir C", "9 records, "],
     "cp": ["cp C --dataset demo --cache-dir {}/to --as other --min-free 0", "other: 9 copied"],
     "export": ["export --cache-dir C --dataset demo --to npz --out {}/out", "8 videos"],
     "get": ["get v/1 --cache-dir C --dataset demo --out {}/v.npz", "v/1"],

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from featstore.records.header import Header
     from featstore.records.quantization import Scales
 
-_AT_ONCE = 1 << 20  # values of small records that are dequantized at once
+_AT_ONCE = 1 << 19  # values of small records that are dequantized at once, in a cache
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -210,7 +210,7 @@ def test_a_dataset_that_is_not_there_is_told_with_those_that_are(cache):
     assert lookup.find(wanted) is None
     there = "did you mean 'demo'? the datasets there are: demo"
     assert lookup.explain(wanted, "toy", "") == f"{absent}{there}"
-    with pytest.raises(DatasetNotFound, match=r"are: demo; make it .*on_miss='encode'$"):
+    with pytest.raises(DatasetNotFound, match=r"are: demo; make it .*on_miss=encode$"):
         lookup.refuse(wanted, "toy")
 
 

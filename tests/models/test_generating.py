@@ -19,6 +19,7 @@ from featstore.models.generating.layers import FastLayers
 from featstore.models.generating.prefix import CACHE
 
 TOKENS = 6
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
 def record(inputs, run):
@@ -277,6 +278,7 @@ def test_no_graphs_are_made_on_a_cpu(model):
 
 
 @pytest.mark.gpu
+@needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_answers_on_a_gpu_are_fused_and_in_graphs_and_have_the_same_bits(dtype):
     model = make_model("cuda", dtype, hidden_size=512, intermediate_size=1024)
@@ -294,6 +296,7 @@ def test_answers_on_a_gpu_are_fused_and_in_graphs_and_have_the_same_bits(dtype):
 
 
 @pytest.mark.gpu
+@needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_fused_silu_has_the_bits_of_torchs_for_every_value(dtype):
     from featstore.torch.kernels.language import silu_multiply

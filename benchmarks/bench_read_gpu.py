@@ -17,7 +17,6 @@ tune:    sizes of the pieces that cross, slots, threads that copy, and pread in 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import statistics
 import subprocess
@@ -323,7 +322,7 @@ def _python(program: str, *words: object) -> str:
 
 
 def tune(store: featstore.FeatureStore, names: list[str], repeats: int) -> dict[str, float]:
-    """Return the median milliseconds of a record by the sizes and threads it crosses with."""
+    """Return the median milliseconds of a record by the sizes it crosses with."""
     found = {}
 
     def median(dataset: str, way: str) -> float:
@@ -336,25 +335,10 @@ def tune(store: featstore.FeatureStore, names: list[str], repeats: int) -> dict[
     for mib in (8, 16, 32, 64):
         with mock.patch.object(staged, "PIECE_BYTES", mib << 20):
             found[f"registered, pieces of {mib} MiB"] = median("raw", "registered")
-    memory: Any = store["raw-staged"][names[0]].owner
-
-    def pread(target: int, source: int, size: int) -> None:
-        buffer = (ctypes.c_char * size).from_address(target)
-        if os.preadv(memory._fd, [buffer], source - memory.address) != size:
-            raise OSError("less was read than asked for")
-
-    sizes = [(0.5, 128), (1, 64), (2, 16), (2, 32), (4, 16)]
-    for copy, how in ((ctypes.memmove, "copied from the map"), (pread, "pread")):
-        for mib, slots in sizes:
-            for threads in (8, 12, 16):
-                ring = staged.Ring(slot_bytes=int(mib * 2**20), slots=slots, threads=threads)
-                with (
-                    mock.patch.object(staged, "_ring", (os.getpid(), ring)),
-                    mock.patch.object(staged, "_copy", copy),
-                ):
-                    label = f"staged, {slots} slots of {mib} MiB, {threads} threads, {how}"
-                    found[label] = median("raw-staged", "staged")
-                ring.close()
+    for mib, slots in ((2, 16), (4, 8), (8, 4), (8, 8), (16, 3)):
+        ring = staged.Ring(slot_bytes=mib << 20, slots=slots)
+        with mock.patch.object(staged, "_ring", (os.getpid(), ring)):
+            found[f"staged, {slots} slots of {mib} MiB"] = median("raw-staged", "staged")
     return found
 
 

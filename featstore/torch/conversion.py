@@ -14,7 +14,8 @@ from featstore.torch.kernels.dequantize import dequantize_into
 from featstore.torch.kernels.eager import part
 from featstore.torch.kernels.quantize import TORCH_DTYPES
 from featstore.torch.upload.cudart import copy_stream, find_device, numbered
-from featstore.torch.upload.transfer import WAYS, alias, upload
+from featstore.torch.upload.staged import alias
+from featstore.torch.upload.transfer import WAYS, upload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

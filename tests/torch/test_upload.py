@@ -8,9 +8,10 @@ import gc
 import mmap
 import os
 import threading
-import time
 import weakref
 from itertools import pairwise
+from unittest import mock
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -86,10 +87,9 @@ def runtime(monkeypatch):
 def ring(request, monkeypatch, runtime):
     """Slots that hold no whole number of rows, of which few there are, and one that holds all."""
     slot_bytes, slots = request.param
-    ring = staged.Ring(slot_bytes=slot_bytes, slots=slots, threads=4)
+    ring = staged.Ring(slot_bytes=slot_bytes, slots=slots)
     monkeypatch.setattr(staged, "_ring", (os.getpid(), ring))
-    yield ring
-    ring.close()
+    return ring
 
 
 @pytest.fixture(scope="module")
@@ -136,51 +136,36 @@ def test_an_upload_that_was_given_up_leaves_the_ring_usable(ring):
         assert torch.equal(out, torch.from_numpy(values))
 
 
-def test_an_upload_that_was_interrupted_is_followed_by_one_in_other_slots(ring, monkeypatch):
-    """Threads may still write into the slots: the next upload took their numbers for its own, and sent old bytes."""
+def test_an_upload_waits_for_what_an_interrupted_one_had_begun(ring, monkeypatch):
+    """The GPU may still read its slot: without its event the next upload would write into it."""
     values = np.random.default_rng(0).integers(0, 256, 100_001, dtype=np.uint8)
     out = torch.zeros(len(values), dtype=torch.uint8)
-
-    def interrupt(number, out):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(ring, "_send", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    waited = []
+    monkeypatch.setattr(Stream, "synchronize", lambda stream: waited.append(stream), raising=False)
+    interrupt = Mock(side_effect=KeyboardInterrupt)
+    with mock.patch.object(Stream, "record_event", interrupt), pytest.raises(KeyboardInterrupt):
         list(ring.upload(values, out))
-    other = staged.shared_ring()
-    assert other is not ring
-    for upload in (
-        ring.upload,
-        other.upload,
-    ):  # whoever waited for the spoiled one goes on with the other
+    for _ in range(2):
         out.zero_()
-        list(upload(values, out))
+        list(ring.upload(values, out))
         assert torch.equal(out, torch.from_numpy(values))
-    other.close()
+        assert len(waited) == 1, "once, and before anything is written"
 
 
-def test_an_upload_that_is_given_up_waits_for_what_was_begun(ring, monkeypatch):
-    copied, real = [], staged._copy
-
-    def copy(*words):
-        time.sleep(0.05)
-        real(*words)
-        copied.append(words)
-
-    monkeypatch.setattr(staged, "_copy", copy)
-    values = np.zeros(100_001, np.uint8)
-    given_up = ring.upload(values, torch.zeros(len(values), dtype=torch.uint8))
-    next(given_up)
-    given_up.close()
-    begun = len(copied)
-    time.sleep(0.2)
-    assert 0 < begun == len(copied)
-    assert ring._work.empty()
+def test_a_slot_is_filled_again_once_the_gpu_has_read_it(ring, monkeypatch):
+    values = np.random.default_rng(0).integers(0, 256, 100_001, dtype=np.uint8)
+    out, waited = torch.zeros(len(values), dtype=torch.uint8), []
+    monkeypatch.setattr(Event, "synchronize", lambda event: waited.append(event))
+    events = [event for _ in range(2) for _, event in ring.upload(values, out)]
+    slots, slot_bytes = ring._memory.shape
+    sent = 2 * -(-len(values) // slot_bytes)
+    assert len(waited) == max(0, sent - slots)
+    assert set(waited) - set(ring._passed) == set(waited), "of copies that are all done by now"
+    assert events[-1] is ring._passed[ring._next - 1]
 
 
 @pytest.mark.parametrize("way", first_is_quick(["staged", "registered", "pageable"]))
 def test_a_map_is_let_go_of_with_the_last_who_uses_it(ring, tmp_path, way):
-    """A thread that waited for work kept what it had copied last."""
     store_videos(tmp_path / "cache", "d", {"v": toy_features(0)})
     store = featstore.open(tmp_path / "cache")
     features = store["d"]["v"]
@@ -202,26 +187,6 @@ def test_pieces_are_whole_slots_and_ever_smaller(runtime, unit):
         assert sizes == sorted(sizes, reverse=True)
         assert 0 < sizes[-1] <= max(1000, unit)
         assert sizes[0] <= max(7000, unit)
-
-
-def test_a_ring_whose_threads_cannot_be_started_is_let_go_of(runtime, monkeypatch):
-    real, left = threading.Thread.start, [2]
-
-    def start(thread):
-        if not left[0]:
-            raise RuntimeError("can't start new thread")
-        left[0] -= 1
-        real(thread)
-
-    before = set(threading.enumerate())
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(threading.Thread, "start", start)
-    with pytest.raises(RuntimeError, match="can't start"):
-        staged.Ring(threads=4)
-    deadline = time.monotonic() + 20
-    while set(threading.enumerate()) - before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not set(threading.enumerate()) - before
 
 
 @pytest.mark.slow

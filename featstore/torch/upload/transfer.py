@@ -7,9 +7,8 @@ memory. Each falls back to the next if it is not available; `explain` tells whic
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from featstore.errors import FeatstoreError
@@ -19,11 +18,12 @@ from featstore.torch.upload.registered import (
     unregister_replaced,
     why_not_registered,
 )
-from featstore.torch.upload.staged import piece_ends, shared_ring
+from featstore.torch.upload.staged import alias, piece_ends, shared_ring
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from featstore.records.features import Features
@@ -98,11 +98,6 @@ def explain(features: Features, device: torch.device | str = "cuda") -> str:
     return f"staged: {reason}" if reason else "registered: the GPU reads the map itself"
 
 
-def alias(values: NDArray[Any]) -> torch.Tensor:
-    """Return a tensor on the memory of `values`; never return it to a caller, never write to it."""
-    return torch.from_numpy(np.asarray(_Alias(values)))
-
-
 def _copy(values: NDArray[np.uint8], out: torch.Tensor) -> Iterator[tuple[int, torch.cuda.Event]]:
     # A piece is started when it is requested: the caller's work in between takes no time if it is faster than the copy.
     source, start = alias(values), 0
@@ -110,12 +105,3 @@ def _copy(values: NDArray[np.uint8], out: torch.Tensor) -> Iterator[tuple[int, t
         out[start:end].copy_(source[start:end], non_blocking=True)
         yield end, torch.cuda.current_stream(out.device).record_event()
         start = end
-
-
-class _Alias:
-    """Read-only memory declared writable, because torch accepts no other; nothing in this folder writes to it."""
-
-    def __init__(self, values: NDArray[Any]) -> None:
-        self._keep = values
-        interface = dict(values.__array_interface__)
-        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}

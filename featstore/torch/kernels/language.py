@@ -52,8 +52,15 @@ def rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> t
     rows, half = heads.shape[1], cosines.shape[-1] // 2
     count = heads.shape[-1] // (2 * half)
     _rotate_kernel[(rows,)](
-        heads, cosines, sines, count, triton.next_power_of_2(count), half,
-        triton.next_power_of_2(half), num_warps=4,
+        heads,
+        cosines,
+        sines,
+        count,
+        triton.next_power_of_2(count),
+        half,
+        triton.next_power_of_2(half),
+        num_warps=4,
+        enable_fp_fusion=False,  # a product fused into a sum is not rounded
     )  # fmt: skip
     return heads
 

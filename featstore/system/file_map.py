@@ -220,17 +220,19 @@ def prefault(memory: MappedFile, address: int, length: int) -> None:
 
     Touching a page waits for it. Nothing else is read.
     """
-    if is_resident(address, length):
-        return
     start, end = address - address % mmap.PAGESIZE, address + length
+    resident = is_resident(address, length)
     if length < _LARGE_BYTES or not _reads_large_pages(memory):
-        _ask(memory, start, end)
+        if not resident:
+            _ask(memory, start, end)
         return
     first = start + (memory.address - start) % _LARGE_PAGE
     last = end - (end - memory.address) % _LARGE_PAGE
-    _ask(memory, start, first)
-    _ask(memory, last, end)
-    # The kernel reads two of its steps ahead of what is touched, whose least is two large pages.
+    if not resident:
+        _ask(memory, start, first)
+        _ask(memory, last, end)
+    # The kernel reads two of its steps ahead of what is touched, whose least is two large pages. Also from pages that
+    # are there, by marks that it left in them: a second process read 8 MiB more.
     tail = max(first, last - 2 * max(memory.read_ahead_bytes, 2 * _LARGE_PAGE))
     libc.madvise(tail, last - tail, _RANDOM)
     _ends.append((weakref.ref(memory), tail, last - tail))

@@ -224,8 +224,12 @@ def _check_tables(
             if after is not None and report.record_bytes > report.videos * LARGE_RECORD_BYTES:
                 snapshot.read_ahead(after)
         yield from _check_video(snapshot, key, row, known, report, on_video)
+    rows = snapshot.keys("catalog")
+    row = next(rows, b"")
     for key in snapshot.keys("records"):
-        if snapshot.read("catalog", key) is None:
+        while row and row < key:
+            row = next(rows, b"")
+        if row != key:
             yield Problem(
                 f"record {_name(key)} has no row in the catalog",
                 "records",

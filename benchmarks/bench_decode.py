@@ -6,8 +6,11 @@ decoder in turn:
     python benchmarks/bench_decode.py
 
 It takes some half hour, most of it for making the clips; --keep leaves them for the next time, --clips takes yours.
+--peer pyav decodes every frame up to the last wanted one, as PyAV's manual does; --peer torchcodec asks TorchCodec for
+the frames, with exact seeking. Both have one thread, as the others do, and the same resizing afterwards.
 
 cpu:     seconds of a core, of the whole process, starting it included.
+start:   seconds of a core until the decoder is imported, of which TorchCodec's are those of torch.
 memory:  the most it had resident.
 same:    whether all frames were those of decord, byte for byte.
 """
@@ -45,22 +48,52 @@ from measure import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PACKAGES = ("featstore", "av", "decord", "numpy", "pillow")
+PACKAGES = ("featstore", "av", "decord", "torchcodec", "numpy", "pillow")
 DECODERS = ("decord", "auto")
+PEERS = ("pyav", "torchcodec")
 RATE = 25
 
 # Decodes, then prints what became of it; the parent reads times and memory from the system.
 CHILD = """
-import hashlib, json, sys
+import hashlib, importlib, json, sys, time
 import numpy as np
 from featstore.decoding.video_file import decode
 from featstore.preprocessing import ShortestEdgeCrop
 from featstore.sampling import Sampling
 path, decoder, nframe = sys.argv[1], sys.argv[2], int(sys.argv[3])
+importlib.import_module({"decord": "decord", "torchcodec": "torchcodec.decoders"}.get(decoder, "av"))
+start = time.process_time()
 out = np.empty((nframe, 336, 336, 3), np.uint8)
 pre = ShortestEdgeCrop(shortest_edge=336, crop_height=336, crop_width=336)
-clip = decode(path, Sampling(nframe), pre, out, decoder=decoder)
-print(json.dumps({"decoder": clip.decoder, "frames": hashlib.md5(out.tobytes()).hexdigest()}))
+if decoder == "pyav":
+    import av
+    from featstore.decoding.frame_selection import FrameSelection
+    selection = FrameSelection(path, Sampling(nframe), pre, out)
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        selection.choose(stream.frames, float(stream.average_rate), decoder)
+        wanted = set(selection.wanted)
+        for index, frame in enumerate(container.decode(stream)):
+            if index in wanted:
+                selection.put(index, frame.to_ndarray(format="rgb24"))
+                wanted.remove(index)
+                if not wanted:
+                    break
+elif decoder == "torchcodec":
+    from torchcodec.decoders import VideoDecoder
+    from featstore.decoding.frame_selection import FrameSelection
+    selection = FrameSelection(path, Sampling(nframe), pre, out)
+    video = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1)
+    selection.choose(len(video), video.metadata.average_fps, decoder)
+    for first in range(0, nframe, 8):  # 50 MB of 1080p frames
+        some = selection.wanted[first : first + 8]
+        for index, frame in zip(some, video.get_frames_at(some).data.numpy() if some else ()):
+            selection.put(index, frame)
+else:
+    decoder = decode(path, Sampling(nframe), pre, out, decoder=decoder).decoder
+frames = hashlib.md5(out.tobytes()).hexdigest()
+print(json.dumps({"decoder": decoder, "frames": frames, "start": start}))
 """
 
 
@@ -94,6 +127,7 @@ class Row:
     asked: str
     took: str
     cpu: Summary
+    start_s: float
     wall: Summary
     memory_bytes: int
     ratio: float
@@ -161,12 +195,12 @@ def measure(path: Path, decoder: str, nframe: int) -> dict[str, Any]:
     }
 
 
-def compare(path: Path, nframe: int, repeats: int) -> list[Row]:
+def compare(path: Path, nframe: int, repeats: int, peers: tuple[str, ...]) -> list[Row]:
     """Return a row for each decoder; they take turns, so that a ratio compares neighbours in time."""
-    runs: dict[str, list[dict[str, Any]]] = {decoder: [] for decoder in DECODERS}
+    runs: dict[str, list[dict[str, Any]]] = {decoder: [] for decoder in DECODERS + peers}
     path.read_bytes()  # into the page cache
     for _ in range(repeats):
-        for decoder in DECODERS:
+        for decoder in runs:
             runs[decoder].append(measure(path, decoder, nframe))
     rows = []
     base = Summary.of([run["cpu"] for run in runs["decord"]]).median
@@ -178,6 +212,7 @@ def compare(path: Path, nframe: int, repeats: int) -> list[Row]:
                 decoder,
                 found[0]["decoder"],
                 cpu,
+                min(run["start"] for run in found),
                 Summary.of([run["wall"] for run in found]),
                 max(run["memory"] for run in found),
                 cpu.median / base,
@@ -188,7 +223,18 @@ def compare(path: Path, nframe: int, repeats: int) -> list[Row]:
 
 
 def show(rows: list[Row], nframe: int) -> str:
-    head = ("clip", "decoder", "taken", "cpu median", "max", "vs decord", "wall", "memory", "same")
+    head = (
+        "clip",
+        "decoder",
+        "taken",
+        "cpu median",
+        "max",
+        "start",
+        "vs decord",
+        "wall",
+        "memory",
+        "same",
+    )
     lines = [
         (
             row.clip,
@@ -196,6 +242,7 @@ def show(rows: list[Row], nframe: int) -> str:
             row.took,
             show_time(row.cpu.median),
             show_time(row.cpu.max),
+            show_time(row.start_s),
             show_ratio(row.ratio),
             show_time(row.wall.median),
             show_bytes(row.memory_bytes),
@@ -215,6 +262,7 @@ def show(rows: list[Row], nframe: int) -> str:
 @click.option(
     "--clips", multiple=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
+@click.option("--peer", "peers", multiple=True, type=click.Choice(PEERS), help="Measure it too.")
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Where clips are.")
 @click.option("--minutes", type=float, help="Length of the clips, in place of several minutes.")
 @click.option("--nframe", type=click.IntRange(1), default=128, show_default=True)
@@ -222,6 +270,7 @@ def show(rows: list[Row], nframe: int) -> str:
 def main(
     out: Path,
     clips: tuple[Path, ...],
+    peers: tuple[str, ...],
     keep: Path | None,
     minutes: float | None,
     nframe: int,
@@ -240,11 +289,11 @@ def main(
                 make_clip(kind, path)
             paths.append(path)
         sizes = {path.name: path.stat().st_size for path in paths}
-        rows = [row for path in paths for row in compare(path, nframe, repeats)]
+        rows = [row for path in paths for row in compare(path, nframe, repeats, peers)]
     text = f"bench_decode: what does decoding cost?\n\n{describe(facts)}\n\n{show(rows, nframe)}\n"
     click.echo(text, nl=False)
     data = {"machine": facts, "file_bytes": sizes, "rows": [row.to_dict() for row in rows]}
-    write_results(out, "bench_decode", text, data)
+    write_results(out, "bench_decode_peers" if peers else "bench_decode", text, data)
 
 
 if __name__ == "__main__":

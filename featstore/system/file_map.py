@@ -240,6 +240,15 @@ def prefault(memory: MappedFile, address: int, length: int) -> None:
         _forget_end()
 
 
+def read_ahead(memory: MappedFile, address: int, length: int) -> None:
+    """Have the system start to read mapped memory from disk, unless it is there, and do not wait for it.
+
+    For what is touched later. It comes in small pages, which some disks read slower than what is touched at once.
+    """
+    if not is_resident(address, length):
+        _ask(memory, address - address % mmap.PAGESIZE, address + length)
+
+
 def _ask(memory: MappedFile, start: int, end: int) -> None:
     """Have the system start to read what is mapped there, in small pages."""
     for at in range(start, end, memory.read_ahead_bytes):

@@ -1,3 +1,4 @@
+import ctypes
 import dataclasses
 import os
 import pickle
@@ -30,7 +31,7 @@ from featstore.sampling import Sampling
 from featstore.store import catalog
 from featstore.store.default_set import set_default
 from featstore.store.describe import describe_dataset
-from featstore.store.engine.snapshot import Snapshot
+from featstore.store.engine import snapshot
 from featstore.store.maintenance.check import check_dataset
 from featstore.store.maintenance.compact import compact_dataset
 from featstore.store.maintenance.merge import merge_dataset
@@ -582,9 +583,11 @@ def test_the_record_of_the_set_that_is_meant_is_read_ahead(cache, monkeypatch):
     store_videos(cache, "demo", {"a": A})
     eight = store_videos(cache, "demo", {"a": toy_features(2, 8)}, spec=toy_spec(8))
     read: list[str] = []
-    monkeypatch.setattr(
-        Snapshot, "prefault", lambda self, value: read.append(parse(value).header.spec)
-    )
+
+    def ask(memory, address, length):
+        read.append(parse(memoryview(ctypes.string_at(address, length))).header.spec)
+
+    monkeypatch.setattr(snapshot, "read_ahead", ask)
     dataset = FeatureStore(cache)["demo"]
     for choice in ({}, {"nframe": 8}, {"spec": eight}, {"spec": eight.digest[:6], "nframe": 8}):
         dataset.read_ahead("a", **choice)

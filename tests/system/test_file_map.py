@@ -132,6 +132,9 @@ def test_of_a_large_record_only_what_is_short_of_large_pages_is_asked_for(tmp_pa
     again = [(at - memory.address, size) for at, size, how in asked if how == file_map._NORMAL]
     assert again == tails
     assert len(file_map._ends) == file_map._MAX_ENDS
+    asked.clear()
+    file_map.read_ahead(memory, memory.address + 1, 20 * LARGE)
+    assert [how for _, _, how in asked] == [file_map._WILLNEED] * 21, "all, and at once"
 
 
 def test_what_is_in_memory_is_not_asked_for(tmp_path, monkeypatch):

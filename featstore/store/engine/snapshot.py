@@ -16,7 +16,7 @@ import numpy as np
 from featstore.store.engine.pages import damaged
 from featstore.store.engine.settings import CACHED_RECORDS, MAX_ROW_BYTES
 from featstore.store.engine.tree import Place
-from featstore.system.file_map import prefault
+from featstore.system.file_map import prefault, read_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,14 +144,14 @@ class Snapshot:
         return self.mapping.file_bytes()
 
     def prefault(self, value: memoryview) -> None:
-        """Start to read the pages of `value`, which `get` gave, from disk; nothing if they are in memory."""
+        """Have the pages of `value`, which `get` gave and which are about to be touched, read from disk if need be."""
         prefault(self.mapping, address_of(value), len(value))
 
     def read_ahead(self, key: bytes) -> None:
         """Start to read the record of `key` from disk, without waiting; nothing if there is none."""
         value = self.get("records", key)
         if value is not None:
-            self.prefault(value)
+            read_ahead(self.mapping, address_of(value), len(value))
 
     def read(self, table: str, key: bytes) -> bytes | None:
         """Return a copy of the value of `key`, or None; for small rows."""

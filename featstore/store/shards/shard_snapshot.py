@@ -112,7 +112,7 @@ class ShardSnapshot:
         return _part_of(view).memory
 
     def prefault(self, value: memoryview) -> None:
-        """Start to read a view's pages from disk; nothing if they are in memory."""
+        """Have a view's pages, which are about to be touched, read from disk if need be."""
         prefault(self.memory(value), address_of(value), len(value))
 
     def read_ahead(self, key: bytes) -> None:

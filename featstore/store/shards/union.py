@@ -21,7 +21,7 @@ from featstore.store.shards.index import MAX_INDEX_BYTES, unpack_index
 from featstore.store.shards.manifest_list import list_name, read_list
 from featstore.store.shards.places import GOOD_COPY, LocalPlace, shard_file
 from featstore.store.shards.shard_snapshot import ShardSnapshot
-from featstore.system.file_map import FixedMap, prefault
+from featstore.system.file_map import FixedMap, read_ahead
 from featstore.system.filesystems import unreliable_kind
 from featstore.system.forks import tell_of_forks
 
@@ -56,7 +56,7 @@ class MappedShards:
     def read_ahead(self, shard: ShardRow, record: RecordPlace) -> None:
         """Start to read a record from disk."""
         memory, offset = self.locate(shard, record)
-        prefault(memory, memory.address + offset, record.length)
+        read_ahead(memory, memory.address + offset, record.length)
 
     def after_fork(self) -> None:
         """Renew the lock, which a thread of the parent may hold; the maps are a child's too."""

@@ -24,6 +24,7 @@ from checkpoints import (  # fixtures
     reference,  # noqa: F401
     tiny,  # noqa: F401
 )
+from child_server import child_server, quick_children  # noqa: F401
 from quick import load_profile, repeats, weight
 
 from featstore.checkpoints import files

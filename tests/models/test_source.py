@@ -47,7 +47,7 @@ from featstore.store.rows import set_key, video_key
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_children")]
 
 
 class Encoder(ToyEncoder):

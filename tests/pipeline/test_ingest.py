@@ -30,7 +30,7 @@ from featstore.store.engine.locks import ingest_lock
 from featstore.store.maintenance.seal import seal_dataset
 from featstore.store.paths import stored_bytes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_children")]
 
 SIX = Sampling(6)
 PLAN = IngestOptions(dry_run=True)

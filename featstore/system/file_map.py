@@ -1,14 +1,4 @@
-"""A file in memory: its map, which of the map's pages are in the page cache, and how they get there before use.
-
-Faults on a cold map read a disk at half its speed or less, as the kernel looks a few pages ahead, or they read
-megabytes around a page, of records that nobody asked for. So the system is asked to read what is needed, all of it and
-no more: that keeps the disk's queue filled and copies nothing. Of a file whose pages it hides it is asked in any case.
-
-What it is asked for it reads into small pages, and a disk is busier with 16,000 of them than with their 63 MiB: on a
-virtual one that took 2.5 times as long as np.memmap, whose faults come to use large pages. So, of large records, only
-what is short of a large page at either end is asked for. The rest is read as it is touched, in large pages, and towards
-its end one at a time, since what the kernel reads ahead does not end with a record.
-"""
+"""A file in memory: its map, and which of the map's pages are in the page cache."""
 
 from __future__ import annotations
 
@@ -16,10 +6,7 @@ import contextlib
 import ctypes
 import mmap
 import os
-import re
-import sys
 import weakref
-from collections import deque
 from typing import Protocol
 
 from featstore.errors import StoreError
@@ -33,18 +20,8 @@ MORE_FILES = "close some files, or raise the limit on open ones (ulimit -n)"
 READ_AHEAD_BYTES = 128 << 10
 
 _MAP_FAILED = ctypes.c_void_p(-1).value
-_WILLNEED = 3  # MADV_WILLNEED, on Linux and macOS
-_NORMAL, _RANDOM, _HUGEPAGE = 0, 1, 14  # MADV_..., on Linux
-_LARGE_PAGE = 2 << 20
-_LARGE_PAGE_SIZE = "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"
-_LARGE_BYTES = 4 * _LARGE_PAGE  # of fewer, too much is short of a large page
-_MAX_ENDS = 64  # each costs two more areas of memory, of 65,530 that a process may have
-# Since this Linux, ext4 has large pages, and what faults read ahead is large whatever read_ahead_kb says.
-_RELEASE = (6, 16)
 _PAST_END = 1 << 50  # of any file
 _RESIDENT = bytes(range(1, 256, 2))  # what mincore says of a page in memory: the lowest bit is set
-# Where the kernel is told not to read ahead: the ends of the last large records; it drops such pages before others.
-_ends: deque[tuple[weakref.ref[MappedFile], int, int]] = deque()
 _hidden: dict[int, int] = {}  # maps of files that hide their pages: their first and last address
 
 
@@ -215,69 +192,6 @@ def _resident_pages(address: int, length: int) -> bytes | None:
     return found.raw
 
 
-def prefault(memory: MappedFile, address: int, length: int) -> None:
-    """Have the system read mapped memory from disk, unless it is there: at once, or large records as they are touched.
-
-    Touching a page waits for it. Nothing else is read.
-    """
-    start, end = address - address % mmap.PAGESIZE, address + length
-    resident = is_resident(address, length)
-    if length < _LARGE_BYTES or not _reads_large_pages(memory):
-        if not resident:
-            _ask(memory, start, end)
-        return
-    first = start + (memory.address - start) % _LARGE_PAGE
-    last = end - (end - memory.address) % _LARGE_PAGE
-    if not resident:
-        _ask(memory, start, first)
-        _ask(memory, last, end)
-    # The kernel reads two of its steps ahead of what is touched, whose least is two large pages. Also from pages that
-    # are there, by marks that it left in them: a second process read 8 MiB more.
-    tail = max(first, last - 2 * max(memory.read_ahead_bytes, 2 * _LARGE_PAGE))
-    libc.madvise(tail, last - tail, _RANDOM)
-    _ends.append((weakref.ref(memory), tail, last - tail))
-    while len(_ends) > _MAX_ENDS:
-        _forget_end()
-
-
-def read_ahead(memory: MappedFile, address: int, length: int) -> None:
-    """Have the system start to read mapped memory from disk, unless it is there, and do not wait for it.
-
-    For what is touched later. It comes in small pages, which some disks read slower than what is touched at once.
-    """
-    if not is_resident(address, length):
-        _ask(memory, address - address % mmap.PAGESIZE, address + length)
-
-
-def _ask(memory: MappedFile, start: int, end: int) -> None:
-    """Have the system start to read what is mapped there, in small pages."""
-    for at in range(start, end, memory.read_ahead_bytes):
-        libc.madvise(at, min(memory.read_ahead_bytes, end - at), _WILLNEED)
-
-
-def _reads_large_pages(memory: MappedFile) -> bool:
-    """Return whether faults on the map read large pages from now on, where the file system has them."""
-    return _has_large_pages and libc.madvise(memory.address, memory.length, _HUGEPAGE) == 0
-
-
-def _forget_end() -> None:
-    """Let the kernel read ahead again at the end of the record that was asked for longest ago."""
-    with contextlib.suppress(IndexError):  # another thread was faster
-        memory, start, length = _ends.popleft()
-        if memory() is not None:
-            libc.madvise(start, length, _NORMAL)
-
-
-def _find_large_pages() -> bool:
-    """Return whether this Linux is new enough, and its large pages are as large as they are taken for."""
-    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    if sys.platform != "linux" or release is None or tuple(map(int, release.groups())) < _RELEASE:
-        return False
-    with contextlib.suppress(OSError, ValueError), open(_LARGE_PAGE_SIZE, "rb") as file:
-        return int(file.read()) == _LARGE_PAGE
-    return False
-
-
 def _read_ahead_bytes(fd: int) -> int:
     """Return how many bytes of the open file Linux reads ahead if it is asked for as many or more."""
     device = os.fstat(fd).st_dev
@@ -285,6 +199,3 @@ def _read_ahead_bytes(fd: int) -> int:
     with contextlib.suppress(OSError, ValueError), open(name, "rb") as file:
         return max(READ_AHEAD_BYTES, int(file.read()) << 10)
     return READ_AHEAD_BYTES
-
-
-_has_large_pages = _find_large_pages()

@@ -4,8 +4,12 @@ import mmap
 import os
 import sys
 import tempfile
+import threading
+import time
 from collections import deque
 from pathlib import Path
+from queue import SimpleQueue
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ from toys import run_python, store_videos, toy_features
 import featstore
 from featstore.errors import StoreError
 from featstore.store.maintenance.seal import seal_dataset
-from featstore.system import file_map, libc
+from featstore.system import file_map, libc, reading_ahead
 from featstore.system.file_map import (
     READ_AHEAD_BYTES,
     FileMap,
@@ -22,9 +26,9 @@ from featstore.system.file_map import (
     hides_pages,
     is_evicted,
     is_resident,
-    prefault,
     shows_pages,
 )
+from featstore.system.reading_ahead import prefault, read_ahead
 
 
 def resident_pages(memory: FixedMap) -> int:
@@ -119,22 +123,65 @@ def test_of_a_large_record_only_what_is_short_of_large_pages_is_asked_for(tmp_pa
     memory.read_ahead_bytes = LARGE
     asked = []
     monkeypatch.setattr(libc, "madvise", lambda *words: asked.append(words) or 0)
-    monkeypatch.setattr(file_map, "_has_large_pages", True)
-    monkeypatch.setattr(file_map, "_ends", deque())
+    monkeypatch.setattr(reading_ahead, "_has_large_pages", True)
+    monkeypatch.setattr(reading_ahead, "_ends", deque())
     prefault(memory, memory.address + LARGE + 4096, 20 * LARGE)
-    readings = [(at - memory.address, size) for at, size, how in asked if how == file_map._WILLNEED]
+    readings = [
+        (at - memory.address, size) for at, size, how in asked if how == reading_ahead._WILLNEED
+    ]
     assert readings == [(LARGE + 4096, LARGE - 4096), (21 * LARGE, 4096)]
-    tails = [(at - memory.address, size) for at, size, how in asked if how == file_map._RANDOM]
+    tails = [(at - memory.address, size) for at, size, how in asked if how == reading_ahead._RANDOM]
     assert tails == [(17 * LARGE, 4 * LARGE)]
     asked.clear()
-    for _ in range(file_map._MAX_ENDS):
+    for _ in range(reading_ahead._MAX_ENDS):
         prefault(memory, memory.address, 8 * LARGE)
-    again = [(at - memory.address, size) for at, size, how in asked if how == file_map._NORMAL]
+    again = [(at - memory.address, size) for at, size, how in asked if how == reading_ahead._NORMAL]
     assert again == tails
-    assert len(file_map._ends) == file_map._MAX_ENDS
-    asked.clear()
-    file_map.read_ahead(memory, memory.address + 1, 20 * LARGE)
-    assert [how for _, _, how in asked] == [file_map._WILLNEED] * 21, "all, and at once"
+    assert len(reading_ahead._ends) == reading_ahead._MAX_ENDS
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_what_is_read_ahead_comes_without_being_touched(tmp_path, monkeypatch, large):
+    monkeypatch.setattr(reading_ahead, "_has_large_pages", large and reading_ahead._has_large_pages)
+    memory = hole(tmp_path / "file", 40 << 20)
+    start, length = (4 << 20) + 3, 20 << 20
+    read_ahead(memory, memory.address + start, length)
+    deadline = time.monotonic() + 30
+    while not is_resident(memory.address + start, length):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_ahead_of_use_large_records_are_read_in_a_thread_of_each_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading_ahead, "_has_large_pages", True)
+    monkeypatch.setattr(reading_ahead, "_toucher", reading_ahead._Toucher())
+    touched: SimpleQueue[int] = SimpleQueue()
+
+    def advise(at, size, how):
+        if how == reading_ahead._POPULATE_READ:
+            touched.put(at - memory.address)
+        return 0
+
+    memory = hole(tmp_path / "file", 64 << 20)
+    monkeypatch.setattr(libc, "madvise", advise)
+    for start in (0, 16 << 20, 32 << 20):
+        read_ahead(memory, memory.address + start, 10 << 20)
+    assert [touched.get(timeout=20) for _ in range(3)] == [0, 16 << 20, 32 << 20]
+    if (child := os.fork()) == 0:
+        read_ahead(memory, memory.address, 10 << 20)
+        os._exit(touched.get(timeout=20))
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_without_a_thread_large_records_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading_ahead, "_has_large_pages", True)
+    monkeypatch.setattr(reading_ahead, "_toucher", reading_ahead._Toucher())
+    monkeypatch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError))
+    memory, asked = hole(tmp_path / "file", 20 << 20), []
+    memory.read_ahead_bytes = 10 << 20
+    monkeypatch.setattr(libc, "madvise", lambda *words: asked.append(words[1:]) or 0)
+    read_ahead(memory, memory.address, memory.length)
+    assert [words for words in asked if words[1] == reading_ahead._WILLNEED] == [(10 << 20, 3)] * 2
 
 
 def test_what_is_in_memory_is_not_asked_for(tmp_path, monkeypatch):
@@ -167,6 +214,7 @@ def test_a_file_that_was_cut_short_is_an_error_and_no_end(tmp_path):
 AS_NOBODY = """
 import os, sys, time, featstore
 from featstore.system.file_map import *
+from featstore.system.reading_ahead import prefault
 [getattr(featstore, name) for name in featstore.__all__]
 os.setgroups([])
 os.setgid(65534)

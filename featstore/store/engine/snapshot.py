@@ -16,7 +16,7 @@ import numpy as np
 from featstore.store.engine.pages import damaged
 from featstore.store.engine.settings import CACHED_RECORDS, MAX_ROW_BYTES
 from featstore.store.engine.tree import Place
-from featstore.system.file_map import prefault, read_ahead
+from featstore.system.reading_ahead import prefault, read_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

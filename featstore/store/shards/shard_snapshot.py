@@ -16,7 +16,7 @@ from featstore.store.shards.table import (
     merge_manifests,
     merge_sets,
 )
-from featstore.system.file_map import prefault
+from featstore.system.reading_ahead import prefault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -21,9 +21,10 @@ from featstore.store.shards.index import MAX_INDEX_BYTES, unpack_index
 from featstore.store.shards.manifest_list import list_name, read_list
 from featstore.store.shards.places import GOOD_COPY, LocalPlace, shard_file
 from featstore.store.shards.shard_snapshot import ShardSnapshot
-from featstore.system.file_map import FixedMap, read_ahead
+from featstore.system.file_map import FixedMap
 from featstore.system.filesystems import unreliable_kind
 from featstore.system.forks import tell_of_forks
+from featstore.system.reading_ahead import read_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable

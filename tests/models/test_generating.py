@@ -6,6 +6,7 @@ Without a GPU, a double stands for CUDA's graphs: it computes anew what was reco
 from __future__ import annotations
 
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -74,6 +75,17 @@ class WrongKernels(Kernels):
 
     def silu_multiply(self, gate, up):
         return super().silu_multiply(gate, up) * (1 + 1e-6)
+
+
+class Sum(torch.nn.Module):
+    """What its parts give together, as of a projection and its adapter."""
+
+    def __init__(self, *parts):
+        super().__init__()
+        self.parts = torch.nn.ModuleList(parts)
+
+    def forward(self, x):
+        return sum(part(x) for part in self.parts)
 
 
 def make_model(device="cpu", dtype=torch.float32, **sizes):
@@ -261,6 +273,32 @@ def test_graphs_are_made_anew_for_other_weights(use_double):
     ask(model, None, steps)
     assert steps._steps._graphs[0] is not before
     assert torch.equal(held, weight)
+
+
+def test_hooks_on_parts_of_a_layer_are_called(model, use_double, monkeypatch):
+    """Graphs do not call them, nor do fused kernels those of attention."""
+    use_double(record)
+    steps, called = FastLayers(model), []
+    expected = ask(model, steps=steps)
+    hook = model.model.layers[1].mlp.register_forward_hook(lambda *words: called.append(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(steps._steps, "forward", Mock(side_effect=AssertionError))
+        assert same(ask(model, steps=steps), expected)
+    hook.remove()
+    assert len(called) == TOKENS
+    assert same(ask(model, steps=steps), expected)
+
+
+def test_graphs_are_made_anew_with_an_adapter(use_double):
+    use_double(record)
+    model = make_model()
+    steps = FastLayers(model)
+    before, graph = ask(model, steps=steps), steps._steps._graphs[0]
+    projection = model.model.layers[0].mlp.down_proj
+    adapter = torch.nn.Linear(projection.in_features, projection.out_features)
+    model.model.layers[0].mlp.down_proj = Sum(projection, adapter.requires_grad_(False))
+    assert not same(ask(model, steps=steps), before)
+    assert steps._steps._graphs[0] is not graph
 
 
 def test_the_layers_are_as_they_were_however_an_answer_ends(model, use_double):

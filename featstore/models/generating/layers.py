@@ -58,7 +58,10 @@ class FastLayers:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Let the model compute its layers so inside the block."""
+        """Let the model compute its layers so inside the block, unless somebody watches or changes what is in them."""
+        if any(map(_is_changed, self._layers)):
+            yield
+            return
         self._steps.check()
         try:
             for number, layer in enumerate(self._layers):
@@ -99,6 +102,14 @@ class FastLayers:
                 keys, values = given[CACHE].update(*new, layer.self_attn.layer_idx)
                 return self._halves.after(layer, hidden, attend(layer, query, keys, values, given))
         return type(layer).forward(layer, *args, **given)
+
+
+def _is_changed(layer: Any) -> bool:
+    """Return whether a part of a layer has a hook, or a forward of its own: neither would be called."""
+    return any(
+        part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
+        for part in layer.modules()
+    )
 
 
 def _knows(args: tuple[Any, ...], given: dict[str, Any]) -> bool:

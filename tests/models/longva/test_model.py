@@ -285,7 +285,7 @@ def test_encode_only_stores_nothing(model, clips, cache):
 
 def test_error_says_that_there_is_no_store(model, cache):
     asked = model(on_miss="error")
-    with pytest.raises(StoreNotFound, match=r"no dataset 'demo' in .*on_miss='encode'"):
+    with pytest.raises(StoreNotFound, match=r"no dataset 'demo' in .*on_miss=encode"):
         asked.generate(ASK, "blink")
     assert asked.statistics.misses == 1
     assert not cache.exists()

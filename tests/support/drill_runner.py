@@ -31,6 +31,6 @@ def run_drill(name: str, *options: object, timeout: float = 250) -> dict[str, An
     )
     assert done.stdout, done.stderr
     figures: dict[str, Any] = json.loads(done.stdout)
-    assert figures["problems"] == []
+    assert not figures["problems"], "\n".join(map(str, figures["problems"]))
     assert done.returncode == 0
     return figures

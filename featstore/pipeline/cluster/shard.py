@@ -272,7 +272,7 @@ def _leave(work: Path, dataset: str) -> None:
     if has_data(work / dataset):
         return
     with suppress(OSError):  # not there, or another share is at work beside it
-        os.unlink(work / META_FILE)
+        (work / META_FILE).unlink(missing_ok=True)  # a run that was killed here has removed it
         os.rmdir(work)
         os.rmdir(work.parent)
 

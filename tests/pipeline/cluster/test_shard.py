@@ -129,6 +129,16 @@ def test_what_a_killed_share_left_is_sealed_once(clips, cache, tmp_path):
 
 
 @pytest.mark.slow
+def test_folders_that_a_killed_share_was_about_to_remove_are_removed(clips, cache, tmp_path):
+    """It had removed the file in them, and who came next took that for another share's work."""
+    work = work_folder(cache, "demo", Share(0, 1), tmp_path / "scratch")
+    for _ in range(2):
+        run(clips, cache, shard_dir=tmp_path / "scratch")
+        assert not work.parent.exists()
+        work.mkdir(parents=True)
+
+
+@pytest.mark.slow
 def test_a_sealed_video_whose_file_changed_is_left_out_alone(clips, cache):
     run(clips, cache)
     shutil.copy(clips / "color_bars.mp4", clips / "blink.mp4")

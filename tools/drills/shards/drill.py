@@ -110,7 +110,7 @@ def judge(place: Path) -> list[str]:
             if found.get(video) != wanted.get(video)
         ]
         problems += check_dataset(place / name, DATASET).problems
-    left = [str(path) for path in place.glob("scratch/.shards*/*")]
+    left = [str(path.relative_to(place)) for path in place.glob("scratch/.shards*/**/*")]
     return problems + [f"{path} is left" for path in left]
 
 

@@ -30,7 +30,7 @@ from featstore.store.maintenance.merge import MergeSummary
 from featstore.store.paths import DATA_FILE
 from featstore.store.writer import FeatureWriter
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_children")]
 
 
 def run(*words: object) -> Result:

@@ -37,7 +37,7 @@ from featstore.store.maintenance.compact import compact_dataset
 from featstore.store.maintenance.merge import merge_dataset
 from featstore.torch import to_tensor
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_children")]
 
 STORAGES = [
     Storage("int8", "channel_token"),

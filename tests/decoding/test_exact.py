@@ -24,7 +24,7 @@ from featstore.pipeline.options import IngestOptions
 from featstore.preprocessing import ShortestEdgeCrop
 from featstore.sampling import Sampling
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_children")]
 
 EVERY = Sampling(512)
 SOME = Sampling(7)

@@ -20,7 +20,7 @@ from featstore.pipeline.options import IngestOptions
 from featstore.preprocessing import ShortestEdgeCrop, prepare_frame
 from featstore.sampling import Sampling
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_children")]
 
 AV1 = [name for name in CASES if name.startswith("av1")]
 SQUARE = ShortestEdgeCrop(shortest_edge=32, crop_height=32, crop_width=32)

@@ -13,7 +13,7 @@ from featstore.cli import main
 from featstore.cli._options import VariadicOption
 from featstore.store.reader import FeatureStore
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_children")]
 
 
 @pytest.fixture

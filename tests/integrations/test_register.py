@@ -12,7 +12,7 @@ from featstore.integrations import vlmevalkit
 from featstore.integrations.vlmevalkit.datasets import list_videos
 from featstore.integrations.vlmevalkit.registry import VIDEO_MODELS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_children")]
 
 CONFIGS = [
     "Video-MME_128frame",

@@ -29,7 +29,7 @@ from featstore.store.default_set import set_default
 from featstore.store.maintenance.remove import remove_set, remove_videos
 from featstore.store.writer import FeatureWriter
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_children")]
 
 PAGE = 4096
 

@@ -22,7 +22,7 @@ from featstore.pipeline.on_demand import OnDemandEncoder
 from featstore.records.storage import Storage
 from featstore.sampling import Sampling
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread", "quick_children")]
 
 EXACT = Storage("fp32", codec="planes")
 SMALL = {"min_pixels": 4 * 1024, "max_pixels": 12 * 1024}

@@ -43,7 +43,7 @@ from featstore.records.storage import GRANULARITIES, Storage
 from featstore.sampling import Sampling
 from featstore.store.maintenance.check import check_dataset
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread", "quick_children")]
 
 ASK = "What color is the ball?"
 NEW = {"max_new_tokens": 8}

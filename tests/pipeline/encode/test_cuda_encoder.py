@@ -34,7 +34,7 @@ from featstore.system.processes import Slots
 from featstore.torch import quantize as quantize_tensor
 from featstore.torch.kernels.quantize import queue_quantize, read_measures
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_children")]
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 LATE = 3

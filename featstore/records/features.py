@@ -67,7 +67,8 @@ class Features:
             RecordError: a compressed payload is damaged.
         """
         payload = decompress(self._record.payload, self.header.raw_bytes, self.header.storage)
-        return np.frombuffer(payload, dtype=self.dtype).reshape(self.header.shape)
+        found: NDArray[Any] = np.ndarray(self.header.shape, self.dtype, payload)
+        return found
 
     @cached_property
     def scales(self) -> Scales:

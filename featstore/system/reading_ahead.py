@@ -74,12 +74,13 @@ def read_ahead(memory: MappedFile, address: int, length: int) -> None:
     """Have the system read mapped memory from disk, unless it is there, for who touches it later; do not wait."""
     if is_resident(address, length):
         return
-    if not _comes_in_large_pages(memory, length) or not _toucher.take((memory, address, length)):
+    # Where the disk's queue is full, it takes until there is room in it to ask for a large record.
+    if length < _LARGE_BYTES or not _reader.take((memory, address, length)):
         _ask(memory, address - address % mmap.PAGESIZE, address + length)
 
 
-class _Toucher:
-    """A thread that has the kernel touch large records, one after another; one a process, when it is first needed."""
+class _Reader:
+    """A thread that has the system read large records, one after another; one a process, when it is first needed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -87,11 +88,11 @@ class _Toucher:
         tell_of_forks(self)
 
     def take(self, place: Place) -> bool:
-        """Touch a record in its turn; return False if no thread can be started."""
+        """Read a record in its turn; return False if no thread can be started."""
         with self._lock:
             if self._places is None:
                 places: SimpleQueue[Place] = SimpleQueue()
-                thread = threading.Thread(target=_touch, args=(places,), daemon=True)
+                thread = threading.Thread(target=_read, args=(places,), daemon=True)
                 try:
                     thread.start()
                 except RuntimeError:
@@ -101,17 +102,18 @@ class _Toucher:
         return True
 
     def after_fork(self) -> None:
-        """Start anew: the thread is the parent's."""
+        """Have no thread: it is the parent's."""
         self._lock = threading.Lock()
         self._places = None
 
 
-def _touch(places: SimpleQueue[Place]) -> None:
+def _read(places: SimpleQueue[Place]) -> None:
     while True:
         memory, address, length = places.get()
         prefault(memory, address, length)
-        start = address - address % mmap.PAGESIZE
-        libc.madvise(start, address + length - start, _POPULATE_READ)
+        if _comes_in_large_pages(memory, length):
+            start = address - address % mmap.PAGESIZE
+            libc.madvise(start, address + length - start, _POPULATE_READ)
         del memory  # it may be the last who holds the map
 
 
@@ -149,4 +151,4 @@ def _find_large_pages() -> bool:
 
 
 _has_large_pages = _find_large_pages()
-_toucher = _Toucher()
+_reader = _Reader()

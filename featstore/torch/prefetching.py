@@ -7,7 +7,6 @@ import os
 import queue
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -129,18 +128,15 @@ def prefetch(
 
 
 def _reading_ahead(source: Source, videos: Iterable[str], ahead: int) -> Iterator[str]:
-    """Yield `videos`, each after reading of the `ahead` next ones was requested.
-
-    That is done in a thread: a request waits while the disk's queue is full, and verifying and uploading need not.
-    """
+    """Yield `videos`, each after reading of the `ahead` next ones was requested."""
     asked: deque[str] = deque()
-    with ThreadPoolExecutor(1, "featstore-read-ahead") as reading:
-        for video in videos:
-            reading.submit(source.read_ahead, video)  # what it raises, its look-up does in its turn
-            asked.append(video)
-            if len(asked) > ahead:
-                yield asked.popleft()
-        yield from asked
+    for video in videos:
+        with contextlib.suppress(FeatstoreError):  # raised by its look-up, in its turn
+            source.read_ahead(video)
+        asked.append(video)
+        if len(asked) > ahead:
+            yield asked.popleft()
+    yield from asked
 
 
 def _side_stream(device: torch.device) -> torch.cuda.Stream | None:

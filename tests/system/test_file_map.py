@@ -154,7 +154,7 @@ def test_what_is_read_ahead_comes_without_being_touched(tmp_path, monkeypatch, l
 
 def test_ahead_of_use_large_records_are_read_in_a_thread_of_each_process(tmp_path, monkeypatch):
     monkeypatch.setattr(reading_ahead, "_has_large_pages", True)
-    monkeypatch.setattr(reading_ahead, "_toucher", reading_ahead._Toucher())
+    monkeypatch.setattr(reading_ahead, "_reader", reading_ahead._Reader())
     touched: SimpleQueue[int] = SimpleQueue()
 
     def advise(at, size, how):
@@ -175,7 +175,7 @@ def test_ahead_of_use_large_records_are_read_in_a_thread_of_each_process(tmp_pat
 
 def test_without_a_thread_large_records_are_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(reading_ahead, "_has_large_pages", True)
-    monkeypatch.setattr(reading_ahead, "_toucher", reading_ahead._Toucher())
+    monkeypatch.setattr(reading_ahead, "_reader", reading_ahead._Reader())
     monkeypatch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError))
     memory, asked = hole(tmp_path / "file", 20 << 20), []
     memory.read_ahead_bytes = 10 << 20

@@ -58,9 +58,7 @@ def assemble(
     try:
         with torch.device("meta"):
             model = cls(config)
-    except (
-        Exception
-    ) as exc:  # a field of a right type that the class knows no module for: they share no class
+    except Exception as exc:  # of a field that names no module, say: they share no class
         raise CheckpointError(
             f"transformers' {cls.__name__} cannot be built as {files}/config.json says ({exc!r:.300}); {AS_PUBLISHED}"
         ) from exc

@@ -134,7 +134,7 @@ class _Inputs:
                 held.copy_(given)
 
     def record(self, run: Callable[[], Any]) -> Callable[[], Any]:
-        """Return what computes `run` anew, and returns the tensors that hold the results, each time the same."""
+        """Return what computes `run` again and returns its results, each time in the same tensors."""
         device = self.hidden.device
         if self._stream is None:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -38,7 +38,7 @@ class FastLayers:
         self._halves: FusedHalves | None = None
 
     def make(self) -> None:
-        """Make and compare all that the first answer needs; meanwhile no other thread may wait for the whole GPU."""
+        """Make and compare all that the first answer needs; until then no other thread may wait for the whole GPU."""
         if not self._layers:
             return
         weight = next(self._layers[0].parameters())

@@ -61,7 +61,7 @@ def rotate(heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> t
         triton.next_power_of_2(half),
         num_warps=4,
         enable_fp_fusion=False,  # a product fused into a sum is not rounded
-    )  # fmt: skip
+    )
     return heads
 
 
